@@ -1,0 +1,59 @@
+"""Fixtures shared by all tests: tiny real checkpoints, the starter model, and a way to run a stage as its users do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / "tools"
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_esm2() -> Path:
+    return ROOT / "test-data" / "models" / "tiny_esm2"
+
+
+@pytest.fixture(scope="session")
+def tiny_t5() -> Path:
+    return ROOT / "test-data" / "models" / "tiny_t5"
+
+
+@pytest.fixture(scope="session")
+def starter() -> Path:
+    return TOOLS / "models" / "starter"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("REAL DATA ABSENT: ../shared/data is not beside this checkout, so this test proves nothing here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_stage() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs ``tools/<name>.py`` in a process of its own, as Galaxy does."""
+
+    def run(
+        name: str, *args: str | Path, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, args)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
+        )
+
+    return run

@@ -1,0 +1,1 @@
+"""Objectives, training, pretraining, baselines."""

@@ -1,0 +1,1 @@
+"""Checkpoints, families, packing, encoding, heads, bundles."""
