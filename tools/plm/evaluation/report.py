@@ -1,0 +1,139 @@
+"""Reports as ``tool_markdown``: text plus directives that embed a tool's own PNG and tabular outputs.
+
+Galaxy renders such a report for every user, but only its first 10,240 characters, and one wrong output name
+breaks all of it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+LIMIT = 10_240
+_CUT = " [shortened here: the tables have it all]"
+
+
+def image(output_name: str) -> str:
+    """Directive that shows a PNG output, named as the ``<data>`` in the tool's XML."""
+    return _directive("history_dataset_as_image", output_name)
+
+
+def table(output_name: str, title: str = "", footer: str = "") -> str:
+    """Directive that shows a tabular output with its header, a title above and a footer below."""
+    extra = {"compact": "true", "show_column_headers": "true"}
+    if title:
+        extra["title"] = title
+    if footer:
+        extra["footer"] = footer
+    return _directive("history_dataset_as_table", output_name, extra)
+
+
+def link(output_name: str) -> str:
+    """Directive that offers an output for download."""
+    return _directive("history_dataset_link", output_name)
+
+
+def _directive(name: str, output_name: str, extra: dict[str, str] | None = None) -> str:
+    if not re.fullmatch(r"\w+", output_name):
+        raise ValueError(f"not an output name: {output_name!r}")
+    options = "".join(f', {key}="{_quotable(value)}"' for key, value in (extra or {}).items())
+    return f'```galaxy\n{name}(output="{output_name}"{options})\n```'
+
+
+def _quotable(text: str) -> str:
+    # A directive's argument ends at a double quote and its parser counts brackets.
+    return " ".join(text.replace('"', "'").replace("(", "- ").replace(")", "").replace("`", "'").split())
+
+
+def plain(text: str) -> str:
+    """Text of the user's (names, ids) as Markdown that shows it literally, on one line."""
+    return re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", " ".join(str(text).split()))
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A figure as the reports write it: fixed digits, "undefined" for NaN."""
+    return "undefined" if value != value else f"{value:.{digits}f}"
+
+
+class Report:
+    """A report put together block by block; text beyond Galaxy's limit is shortened, directives never.
+
+    Args:
+        first_line: The one sentence a reader must see; it comes before the title.
+    """
+
+    def __init__(self, first_line: str = "") -> None:
+        self._blocks: list[tuple[bool, str]] = []  # (may be shortened, text)
+        if first_line:
+            self._blocks.append((False, f"**{_unfenced(first_line)}**"))
+
+    def heading(self, text: str, level: int = 2) -> Report:
+        """A heading of level 1 to 4."""
+        self._blocks.append((False, f"{'#' * level} {_unfenced(text)}"))
+        return self
+
+    def paragraph(self, text: str) -> Report:
+        """A paragraph of Markdown, lists included."""
+        self._blocks.append((True, _unfenced(text, keep_lines=True)))
+        return self
+
+    def bullets(self, lines: list[str]) -> Report:
+        """A list, one line an item."""
+        if lines:
+            self._blocks.append((True, "\n".join(f"- {_unfenced(line)}" for line in lines)))
+        return self
+
+    def rows(self, header: list[str], cells: list[list[str]]) -> Report:
+        """A small Markdown table; large ones are outputs shown by :meth:`table`."""
+        lines = [header, ["---"] * len(header), *cells]
+        text = "\n".join("| " + " | ".join(map(_unfenced, line)) + " |" for line in lines)
+        self._blocks.append((True, text))
+        return self
+
+    def image(self, output_name: str) -> Report:
+        """Shows a PNG output of the tool."""
+        self._blocks.append((False, image(output_name)))
+        return self
+
+    def table(self, output_name: str, title: str = "", footer: str = "") -> Report:
+        """Shows a tabular output of the tool."""
+        self._blocks.append((False, table(output_name, title, footer)))
+        return self
+
+    def link(self, output_name: str) -> Report:
+        """Offers an output for download."""
+        self._blocks.append((False, link(output_name)))
+        return self
+
+    def text(self) -> str:
+        """The whole report, at most 10,240 bytes; the longest paragraphs are shortened first."""
+        blocks = list(self._blocks)
+        while True:
+            joined = "\n\n".join(text for _, text in blocks) + "\n"
+            over = len(joined.encode()) - LIMIT
+            if over <= 0:
+                return joined
+            sizes = [len(text.encode()) if may else 0 for may, text in blocks]
+            size = max(sizes, default=0)
+            index = sizes.index(size)
+            if size <= 2 * len(_CUT):
+                raise ValueError(f"the report's directives and headings alone exceed {LIMIT} characters")
+            blocks[index] = (True, _shorten(blocks[index][1], max(size - over, size // 2)))
+
+    def write(self, path: str | Path) -> None:
+        """Writes the report as UTF-8."""
+        Path(path).write_text(self.text(), encoding="utf-8")
+
+
+def _unfenced(text: str, keep_lines: bool = False) -> str:
+    # A fence inside text would open or close a directive and break the report.
+    text = text.replace("```", "'''")
+    return text if keep_lines else " ".join(text.split())
+
+
+def _shorten(text: str, size: int) -> str:
+    kept = text.encode()[: max(size - len(_CUT.encode()) - 2, 0)].decode(errors="ignore")
+    # A Markdown table or list is cut at a line's end, prose at a word's.
+    if "\n" in kept:
+        return kept[: kept.rfind("\n")] + "\n\n" + _CUT.strip()
+    return kept[: max(kept.rfind(" "), 0)] + _CUT
