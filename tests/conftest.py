@@ -40,7 +40,9 @@ def starter() -> Path:
 def shared_data() -> Path:
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("REAL DATA ABSENT: ../shared/data is not beside this checkout, so this test proves nothing here")
+        pytest.skip(
+            "REAL DATA ABSENT: ../shared/data is not beside this checkout, so this test proves nothing here"
+        )
     return folder
 
 

@@ -43,7 +43,9 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def main(name: str, run: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
+def main(
+    name: str, run: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None
+) -> NoReturn:
     """Runs a stage and turns a user's mistake into one line and exit code 1; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -97,8 +99,12 @@ class Outputs:
         """A temporary path beside ``final`` to write that output file to."""
         final = Path(final)
         if not final.parent.is_dir():
-            raise UserError(f"The folder of the output {final} does not exist", fix="Create it or choose another")
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=f".partial{final.suffix}", dir=final.parent)
+            raise UserError(
+                f"The folder of the output {final} does not exist", fix="Create it or choose another"
+            )
+        handle, name = tempfile.mkstemp(
+            prefix=f".{final.name}.", suffix=f".partial{final.suffix}", dir=final.parent
+        )
         os.close(handle)
         temporary = Path(name)
         temporary.chmod(0o666 & ~_umask())
@@ -109,7 +115,9 @@ class Outputs:
         """A temporary directory beside ``final`` to fill; it replaces an existing ``final``."""
         final = Path(final)
         if not final.parent.is_dir():
-            raise UserError(f"The folder of the output {final} does not exist", fix="Create it or choose another")
+            raise UserError(
+                f"The folder of the output {final} does not exist", fix="Create it or choose another"
+            )
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
         temporary.chmod(0o777 & ~_umask())
         self._pending.append((temporary, final))

@@ -1,0 +1,218 @@
+"""The padding-free encoder: equal to fair-esm, to transformers' own classes and to itself however sequences are packed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plm.model import batching, encoder
+from plm.model.checkpoint import LoadedModel, load_model, resolve_model
+
+LENGTHS = (1, 7, 33, 33, 64, 65, 120, 300)
+
+
+def proteins(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> list[str]:
+    letters = random.Random(seed)
+    return ["".join(letters.choices("ACDEFGHIKLMNPQRSTVWYX", k=length)) for length in lengths]
+
+
+def load(folder: Path, tmp_path: Path, **options: Any) -> LoadedModel:
+    return load_model(resolve_model(str(folder), workdir=tmp_path), **options)
+
+
+def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(params=["tiny_esm2", "tiny_t5"])
+def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> LoadedModel:
+    return load(request.getfixturevalue(request.param), tmp_path)
+
+
+def test_packed_equals_one_by_one(tiny: LoadedModel) -> None:
+    sequences = proteins()
+    together = encoder.encode(tiny, sequences, budget=10_000)
+    for sequence, found in zip(sequences, together, strict=True):
+        alone = encoder.encode(tiny, [sequence])[0]
+        assert found.shape == (len(sequence), tiny.hidden_size)
+        assert relative_l2(found, alone) <= 1e-5
+
+
+def test_any_budget_and_order_gives_the_same(tiny: LoadedModel) -> None:
+    sequences = proteins()
+    reference = encoder.encode(tiny, sequences, budget=10_000)
+    for budget in (1, 70, 400):
+        for found, expected in zip(encoder.encode(tiny, sequences, budget=budget), reference, strict=True):
+            assert relative_l2(found, expected) <= 1e-5
+    backwards = encoder.encode(tiny, sequences[::-1], budget=400)[::-1]
+    for found, expected in zip(backwards, reference, strict=True):
+        assert relative_l2(found, expected) <= 1e-5
+
+
+def test_equals_transformers_own_class(tiny: LoadedModel) -> None:
+    """The published classes with their own tokenizer, one sequence at a time, eager attention."""
+    from transformers import AutoTokenizer, EsmModel, T5EncoderModel
+
+    folder = tiny.files.directory
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    kind = T5EncoderModel if tiny.family.name == "prott5" else EsmModel
+    plain = kind.from_pretrained(folder, attn_implementation="eager").eval()
+    for sequence, found in zip(proteins(), encoder.encode(tiny, proteins()), strict=True):
+        text = " ".join(sequence) if tiny.family.name == "prott5" else sequence
+        ids = tokenizer(text, return_tensors="pt")
+        assert ids["input_ids"][0].tolist() == tiny.token_ids(sequence)
+        with torch.inference_mode():
+            states = plain(**ids).last_hidden_state[0]
+        before, after = len(tiny.family.before), len(tiny.family.after)
+        assert relative_l2(found, states[before : len(states) - after]) <= 1e-5
+
+
+def test_masked_rows_packed_equal_one_by_one(tiny_esm2: Path, tmp_path: Path) -> None:
+    """ESM's token dropout rescales by the share of masked tokens: of the sequence, not of the row."""
+    loaded = load(tiny_esm2, tmp_path, purpose="masked_lm")
+    mask = loaded.vocabulary["<mask>"]
+    ids = [loaded.token_ids(sequence) for sequence in proteins()]
+    for number, row in enumerate(ids):
+        for position in range(1, len(row) - 1, number + 2):
+            row[position] = mask
+    batch = batching.pack(ids)
+    with torch.inference_mode():
+        packed = encoder.forward(loaded.model, batch).logits[0].split(list(batch.lengths))
+        for row, found in zip(ids, packed, strict=True):
+            alone = encoder.forward(loaded.model, batching.pack([row])).logits[0]
+            assert relative_l2(found, alone) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "shape", [(6, 320, 20), pytest.param((12, 480, 20), marks=pytest.mark.slow)], ids=["8M", "35M"]
+)
+def test_equals_fair_esm_with_the_same_random_weights(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    esm = pytest.importorskip("esm", reason="fair-esm, the reference implementation, is not installed")
+    from plm.model.checkpoint import save_checkpoint
+    from plm.model.presets import esm2_config, write_esm2_tokenizer
+    from transformers import EsmForMaskedLM
+
+    layers, hidden, heads = shape
+    torch.manual_seed(0)
+    alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
+    reference = esm.model.esm2.ESM2(
+        num_layers=layers, embed_dim=hidden, attention_heads=heads, alphabet=alphabet
+    ).eval()
+    config = esm2_config(layers=layers, hidden=hidden, heads=heads, feedforward=4 * hidden)
+    model = EsmForMaskedLM(config)
+    model.load_state_dict(_from_fair_esm(reference.state_dict(), layers, model.state_dict()))
+    (tmp_path / "m").mkdir()
+    write_esm2_tokenizer(tmp_path / "m")
+    save_checkpoint(model, tmp_path / "m", tmp_path / "m", dtype="float32")
+    loaded = load(tmp_path / "m", tmp_path, purpose="masked_lm")
+    sequences = proteins((20, 33, 33, 150, 260))
+    ids = [loaded.token_ids(sequence) for sequence in sequences]
+    ids[3][5] = ids[3][50] = loaded.vocabulary["<mask>"]
+    batch = batching.pack(ids)
+    with torch.inference_mode():
+        states = encoder.hidden_states(loaded.model.esm, batch).split(list(batch.lengths))
+        logits = encoder.forward(loaded.model, batch).logits[0].split(list(batch.lengths))
+        for row, state, logit in zip(ids, states, logits, strict=True):
+            expected = reference(torch.tensor([row]), repr_layers=[layers])
+            assert relative_l2(state, expected["representations"][layers][0]) <= 2e-5
+            assert relative_l2(logit, expected["logits"][0]) <= 2e-5
+
+
+def _from_fair_esm(
+    source: dict[str, torch.Tensor], layers: int, like: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """fair-esm's names of ESM-2's weights in transformers' names."""
+    names = {
+        "esm.embeddings.word_embeddings": "embed_tokens",
+        "esm.encoder.emb_layer_norm_after": "emb_layer_norm_after",
+    }
+    for n in range(layers):
+        mine, theirs = f"esm.encoder.layer.{n}.", f"layers.{n}."
+        for word, short in (("query", "q"), ("key", "k"), ("value", "v")):
+            names[f"{mine}attention.self.{word}"] = f"{theirs}self_attn.{short}_proj"
+        names[f"{mine}attention.output.dense"] = f"{theirs}self_attn.out_proj"
+        names[f"{mine}attention.LayerNorm"] = f"{theirs}self_attn_layer_norm"
+        names[f"{mine}intermediate.dense"] = f"{theirs}fc1"
+        names[f"{mine}output.dense"] = f"{theirs}fc2"
+        names[f"{mine}LayerNorm"] = f"{theirs}final_layer_norm"
+    names |= {"lm_head.dense": "lm_head.dense", "lm_head.layer_norm": "lm_head.layer_norm"}
+    state = dict(like)
+    for mine, theirs in names.items():
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" in source:
+                assert f"{mine}.{kind}" in like
+                state[f"{mine}.{kind}"] = source[f"{theirs}.{kind}"]
+    state["lm_head.decoder.weight"] = source["embed_tokens.weight"]
+    state["lm_head.bias"] = source["lm_head.bias"]
+    return state
+
+
+def test_gradients_pass_and_checkpointing_changes_nothing(tiny: LoadedModel) -> None:
+    ids = [tiny.token_ids(sequence) for sequence in proteins((12, 33, 33, 80))]
+    batch = batching.pack(ids)
+    gradients = []
+    for checkpointing in (False, True):
+        tiny.model.train()
+        if checkpointing:
+            tiny.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in tiny.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "dropout") and isinstance(module.dropout, float):
+                module.dropout = 0.0
+        tiny.model.zero_grad()
+        encoder.hidden_states(tiny.model, batch).square().mean().backward()
+        gradients.append([p.grad.clone() for p in tiny.model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 10
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+def test_lora_at_the_start_equals_the_base_model(tiny: LoadedModel) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    sequences = proteins((20, 33, 50))
+    before = encoder.encode(tiny, sequences)
+    wrapped = get_peft_model(tiny.model, LoraConfig(r=4, target_modules=list(tiny.family.attention_targets)))
+    wrapped.eval()
+    batch = batching.pack([tiny.token_ids(sequence) for sequence in sequences])
+    with torch.inference_mode():
+        after = encoder.residues(encoder.hidden_states(wrapped, batch), batch, tiny.family)
+    for one, other in zip(before, after, strict=True):
+        assert relative_l2(other, one) <= 1e-6
+    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    assert trained == 2 * 4 * 4 * (32 + 32)  # 2 layers, 4 projections, rank 4, 32 wide on both sides
+
+
+def test_bfloat16_stays_close(tiny_esm2: Path, tmp_path: Path) -> None:
+    exact = load(tiny_esm2, tmp_path)
+    rough = load(tiny_esm2, tmp_path, dtype="bfloat16")
+    sequences = proteins((33, 120))
+    for one, other in zip(encoder.encode(exact, sequences), encoder.encode(rough, sequences), strict=True):
+        assert torch.nn.functional.cosine_similarity(one.mean(0), other.mean(0), dim=0) >= 0.9995
+    assert rough.model.rotary_embeddings.inv_freq.dtype == torch.float32
+
+
+def test_plan_batches_keeps_every_sequence_and_the_budget() -> None:
+    lengths = [random.Random(3).randint(1, 900) for _ in range(500)] + [5000]
+    for seed in (None, 1, 2):
+        rows = batching.plan_batches(lengths, 2000, seed=seed)
+        assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+        assert all(sum(lengths[i] for i in row) <= 2000 or len(row) == 1 for row in rows)
+    assert batching.plan_batches(lengths, 2000, seed=1) == batching.plan_batches(lengths, 2000, seed=1)
+    assert batching.plan_batches(lengths, 2000, seed=1) != batching.plan_batches(lengths, 2000, seed=2)
+    assert batching.plan_batches([], 10) == []
+
+
+def test_equal_sequences_are_computed_once(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = encoder.hidden_states
+    monkeypatch.setattr(
+        encoder, "hidden_states", lambda model, batch: seen.append(len(batch.lengths)) or real(model, batch)
+    )
+    one, two, three = encoder.encode(tiny, ["MKTAYI", "GGSS", "MKTAYI"])
+    assert sum(seen) == 2
+    assert torch.equal(one, three) and one.shape != two.shape

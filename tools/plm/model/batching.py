@@ -1,0 +1,131 @@
+"""Packing: sequences laid end to end in one row of tokens, so that nothing is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the sequences of a packed row lie.
+
+    Attributes:
+        lengths: Tokens of each sequence, special tokens included, in the order of the row.
+    """
+
+    lengths: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first token of each sequence."""
+        starts, at = [], 0
+        for length in self.lengths:
+            starts.append(at)
+            at += length
+        return tuple(starts)
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Neighbours of equal length as ``(start token, how many, length)``: one batched attention call each."""
+        runs, at = [], 0
+        for length, group in groupby(self.lengths):
+            count = sum(1 for _ in group)
+            runs.append((at, count, length))
+            at += count * length
+        return runs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed row.
+
+    Attributes:
+        input_ids: ``(T,)`` int64, T the sum of ``layout.lengths``.
+        position_ids: ``(T,)`` int64, counted from 0 in each sequence.
+        layout: Where each sequence lies.
+        indices: Which sequence of the caller's list each one is.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    layout: Layout
+    indices: tuple[int, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return self.layout.lengths
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.input_ids.to(device), self.position_ids.to(device), self.layout, self.indices)
+
+
+def pack(token_ids: Sequence[Sequence[int]], indices: Sequence[int] | None = None) -> Batch:
+    """Lays sequences of token ids end to end.
+
+    Args:
+        token_ids: Token ids of each sequence, special tokens included.
+        indices: The caller's number of each sequence; 0, 1, 2, ... by default.
+    """
+    import torch
+
+    lengths = tuple(len(ids) for ids in token_ids)
+    flat = [token for ids in token_ids for token in ids]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    chosen = tuple(range(len(lengths))) if indices is None else tuple(indices)
+    return Batch(torch.tensor(flat, dtype=torch.int64), positions, Layout(lengths), chosen)
+
+
+def plan_batches(lengths: Sequence[int], budget: int, *, seed: int | None = None) -> list[list[int]]:
+    """Groups sequences of similar length into rows of at most ``budget`` tokens.
+
+    A sequence longer than the budget gets a row of its own: nothing is dropped or cut.
+
+    Args:
+        lengths: Tokens of each sequence.
+        budget: Tokens in a row.
+        seed: None for a fixed plan, longest first (memory is proved early); a number to shuffle sequences of like length
+            among each other, and then the rows, as training wants it.
+
+    Returns:
+        Rows of indices into ``lengths``; each index occurs once.
+    """
+    import numpy as np
+
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if seed is None:
+        order = np.argsort(-sizes, kind="stable")
+    else:
+        generator = np.random.default_rng(seed)
+        noise = generator.uniform(0.9, 1.1, size=len(sizes))
+        order = np.argsort(-sizes * noise, kind="stable")
+    rows: list[list[int]] = []
+    row: list[int] = []
+    used = 0
+    for index in order.tolist():
+        size = int(sizes[index])
+        if row and used + size > budget:
+            rows.append(row)
+            row, used = [], 0
+        row.append(index)
+        used += size
+    if row:
+        rows.append(row)
+    for packed in rows:
+        packed.sort(key=lambda index: (-int(sizes[index]), index))
+    if seed is not None:
+        generator.shuffle(rows)
+    return rows

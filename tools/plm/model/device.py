@@ -1,0 +1,92 @@
+"""Where a model runs and in which precision: one policy, said in the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Literal
+
+from plm.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["fp32", "bf16"]
+
+
+def choose_device(requested: str = "auto") -> torch.device:
+    """The device to run on: a CUDA device if there is one, else the processor.
+
+    Args:
+        requested: ``auto``, ``cpu`` or ``cuda`` (also ``cuda:1``).
+
+    Raises:
+        UserError: CUDA was asked for and there is none.
+    """
+    import torch
+
+    if requested == "cpu":
+        return torch.device("cpu")
+    if requested.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(
+                "No CUDA device is visible to this job",
+                where=f"--device {requested}",
+                fix="Ask the administrator for a GPU destination or use --device auto",
+            )
+        return torch.device(requested)
+    if requested != "auto":
+        raise UserError(f"Unknown device {requested!r}", where="--device", fix="Use auto, cpu or cuda")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(requested: str, device: torch.device) -> Precision:
+    """The arithmetic for matrix products: bfloat16 where the hardware multiplies it natively, else float32.
+
+    Args:
+        requested: ``auto``, ``fp32`` or ``bf16``.
+        device: Where the model runs.
+    """
+    if requested == "fp32" or requested == "bf16":
+        return requested
+    if requested != "auto":
+        raise UserError(f"Unknown precision {requested!r}", where="--precision", fix="Use auto, fp32 or bf16")
+    return "bf16" if _has_native_bf16(device) else "fp32"
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """``torch.bfloat16`` or ``torch.float32``."""
+    import torch
+
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def use_threads(count: int) -> None:
+    """Limits torch to the threads that the scheduler gave the job."""
+    import torch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+    torch.set_num_threads(count)
+
+
+def announce(logger: logging.Logger, device: torch.device, precision: Precision) -> None:
+    """Writes the first line of every job: the device, and plainly when no GPU was found."""
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        logger.info("Device: %s, %d MiB, %s", properties.name, properties.total_memory // 2**20, precision)
+    else:
+        logger.info(
+            "Device: CPU with %d threads, %s. No GPU is used: large models will be slow here",
+            torch.get_num_threads(), precision,
+        )  # fmt: skip

@@ -1,0 +1,76 @@
+"""Shapes of ESM-2 models that can be trained from scratch, and the ESM-2 tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ESM2_VOCABULARY = (
+    *("<cls>", "<pad>", "<eos>", "<unk>"),
+    *"LAGVSERTIDPKQNFYMHWCXBUZO",
+    *(".", "-", "<null_1>", "<mask>"),
+)
+"""Token order of every ESM-2 checkpoint (fair-esm, ``Alphabet.from_architecture("ESM-1b")``)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model shape: ``layers`` transformer layers, ``hidden`` wide, ``heads`` attention heads, ``feedforward`` in the middle."""
+
+    layers: int
+    hidden: int
+    heads: int
+    feedforward: int
+
+
+PRESETS = {
+    "tiny": Preset(2, 64, 4, 256),
+    "small": Preset(6, 320, 5, 1280),
+    "esm2_8m": Preset(6, 320, 20, 1280),
+    "esm2_35m": Preset(12, 480, 20, 1920),
+    "esm2_150m": Preset(30, 640, 20, 2560),
+    "esm2_650m": Preset(33, 1280, 20, 5120),
+}
+"""``small`` is the starter model's shape: as wide as ESM-2 8M with wider heads, which processors multiply faster."""
+
+
+def esm2_config(*, layers: int, hidden: int, heads: int, feedforward: int) -> Any:
+    """A transformers ``EsmConfig`` of the published ESM-2 settings in a shape of its own."""
+    from transformers import EsmConfig
+
+    return EsmConfig(
+        vocab_size=len(ESM2_VOCABULARY),
+        mask_token_id=ESM2_VOCABULARY.index("<mask>"),
+        pad_token_id=ESM2_VOCABULARY.index("<pad>"),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=feedforward,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=1026,
+        layer_norm_eps=1e-5,
+        position_embedding_type="rotary",
+        emb_layer_norm_before=False,
+        token_dropout=True,
+        use_cache=False,
+    )
+
+
+def write_esm2_tokenizer(folder: Path) -> None:
+    """Writes the tokenizer files of ESM-2 into a checkpoint folder."""
+    (folder / "vocab.txt").write_text("\n".join(ESM2_VOCABULARY))
+    settings = {
+        "tokenizer_class": "EsmTokenizer",
+        "cls_token": "<cls>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+        "model_max_length": 1000000000000000019884624838656,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    special = {key: value for key, value in settings.items() if key.endswith("_token")}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n")
