@@ -44,9 +44,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, prior_sd: float = 1
     """
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if not len(truth):
-        raise UserError(
-            "Calibration needs validation rows and there are none", fix="Give some rows split=valid"
-        )
+        raise UserError("Calibration needs validation rows and there are none", fix="Give some rows split=valid")
     rows = np.arange(len(truth))
 
     def cost(log_temperature: float) -> float:
@@ -174,9 +172,7 @@ def threshold_for_fpr(probabilities: ArrayLike, labels: ArrayLike, fpr: float) -
     return float(np.nextafter(negatives[allowed], np.inf))
 
 
-def adjust_prevalence(
-    probabilities: ArrayLike, training_prevalence: ArrayLike, target_prevalence: ArrayLike
-) -> Floats:
+def adjust_prevalence(probabilities: ArrayLike, training_prevalence: ArrayLike, target_prevalence: ArrayLike) -> Floats:
     """Probabilities for a population with other class frequencies than the training set.
 
     Source: Elkan 2001; Saerens, Latinne and Decaestecker 2002.
@@ -196,9 +192,7 @@ def adjust_prevalence(
     before, after = (np.asarray(x, dtype=np.float64) for x in (training_prevalence, target_prevalence))
     for name, share in (("training", before), ("target", after)):
         if not np.all((share > 0) & (share < 1)):
-            raise UserError(
-                f"The {name} prevalence must lie between 0 and 1, both excluded", fix="Give e.g. 0.02"
-            )
+            raise UserError(f"The {name} prevalence must lie between 0 and 1, both excluded", fix="Give e.g. 0.02")
     if values.ndim == 1:
         positive = values * after / before
         return positive / (positive + (1 - values) * (1 - after) / (1 - before))
