@@ -74,9 +74,7 @@ def open_text(path: str | Path) -> TextIO:
         raise UserError("The file is empty", where=path.name, fix="Give a file with at least one record")
     for magic, kind in _OTHER_COMPRESSIONS.items():
         if start.startswith(magic):
-            raise UserError(
-                f"The file is compressed as {kind}", where=path.name, fix="Unpack it, or use gzip"
-            )
+            raise UserError(f"The file is compressed as {kind}", where=path.name, fix="Unpack it, or use gzip")
     binary = gzip.open(path, "rb") if start.startswith(b"\x1f\x8b") else path.open("rb")  # noqa: SIM115
     return io.TextIOWrapper(io.BufferedReader(binary), encoding="latin-1", newline=None)
 
@@ -94,9 +92,7 @@ def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         try:
             for number, line in enumerate(handle, start=1):
                 text = line.rstrip("\n")
-                if number == 1 and text.startswith(
-                    "\xef\xbb\xbf"
-                ):  # the byte order mark that Windows editors write
+                if number == 1 and text.startswith("\xef\xbb\xbf"):  # the byte order mark that Windows editors write
                     text = text[3:]
                 if not text.isascii() or "\x00" in text:
                     raise _not_plain(text, name, number)
@@ -118,9 +114,7 @@ def _not_plain(text: str, name: str, number: int) -> UserError:
         )
     column = next(index for index, character in enumerate(text) if ord(character) > 127)
     try:
-        shown = (
-            text.encode("latin-1")[column : column + 4].decode("utf-8", errors="ignore")[:1] or text[column]
-        )
+        shown = text.encode("latin-1")[column : column + 4].decode("utf-8", errors="ignore")[:1] or text[column]
     except UnicodeError:
         shown = text[column]
     return UserError(
@@ -170,17 +164,13 @@ def read_fasta(path: str | Path) -> Iterator[FastaRecord]:
                 )
             yield text + "\n"
         if not started:
-            raise UserError(
-                "The file holds no record", where=name, fix="Give a file with at least one record"
-            )
+            raise UserError("The file holds no record", where=name, fix="Give a file with at least one record")
 
     # SimpleFastaParser reads a header ahead of the record it yields, so line numbers are taken in order of
     # appearance.
     for index, (title, sequence) in enumerate(SimpleFastaParser(checked())):
         description = title.strip()
-        yield FastaRecord(
-            description.split(None, 1)[0], description, "".join(sequence.split()), headers[index]
-        )
+        yield FastaRecord(description.split(None, 1)[0], description, "".join(sequence.split()), headers[index])
 
 
 def write_fasta(records: Sequence[tuple[str, str]], path: str | Path, width: int = 60) -> None:

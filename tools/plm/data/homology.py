@@ -309,9 +309,7 @@ class _Comparison:
         # An offset whose overlap is shorter than the matches wanted of the shortest window cannot reach them.
         overlap = max(1, int(np.ceil(least * shortest - 1e-9)))
         offsets = range(-(longest_right - overlap), longest_left - overlap + 1)
-        self._right = [
-            _bit_planes(_shifted(codes, offset, _NOTHING_RIGHT)) for offset in sorted(offsets, key=abs)
-        ]
+        self._right = [_bit_planes(_shifted(codes, offset, _NOTHING_RIGHT)) for offset in sorted(offsets, key=abs)]
 
     def block(self, rows: slice, columns: slice) -> np.ndarray:
         """(rows, columns) uint8: identical residues at the best offset."""
@@ -434,12 +432,8 @@ def mmseqs_search(
     sensitivity = "7.5" if max(len(queries), len(targets)) <= 5000 else "5.7"
     with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
         folder = Path(name)
-        write_fasta(
-            [(str(index), sequence) for index, sequence in enumerate(queries)], folder / "queries.fasta"
-        )
-        write_fasta(
-            [(str(index), sequence) for index, sequence in enumerate(targets)], folder / "targets.fasta"
-        )
+        write_fasta([(str(index), sequence) for index, sequence in enumerate(queries)], folder / "queries.fasta")
+        write_fasta([(str(index), sequence) for index, sequence in enumerate(targets)], folder / "targets.fasta")
         _mmseqs(
             program, "easy-search", "queries.fasta", "targets.fasta", "hits.tsv", "tmp",
             "-s", sensitivity, "-e", "0.001", "--max-seqs", "1000", "--mask", "0", "--dbtype", "1",
@@ -477,9 +471,7 @@ def _linclust(sequences: Sequence[str], identity: float, coverage: float, thread
 
 
 def _mmseqs(program: str, *arguments: str, folder: Path) -> None:
-    done = subprocess.run(
-        [program, *arguments, "-v", "1"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([program, *arguments, "-v", "1"], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise UserError(f"MMseqs2 failed: {said}", where=program, fix="Check free disk space and memory")

@@ -259,9 +259,7 @@ def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", n
             raise _at(frame, ~fits, name, "A residue label is not as long as its sequence")
         level = "residue" if fits.all() else "sequence"
     if level == "site" and "position" not in frame.columns:
-        raise UserError(
-            "A site task needs the column position", where=name, fix="Make the table with plm_preprocess"
-        )
+        raise UserError("A site task needs the column position", where=name, fix="Make the table with plm_preprocess")
     values = set(labels)
     if level == "residue" and per_residue is not None:
         values = {value for row in per_residue for value in row} - {"", UNLABELLED_RESIDUE}
@@ -271,9 +269,7 @@ def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", n
     if target == "number":
         bad = sorted(value for value in values if _number(value) is None)
         if bad:
-            raise UserError(
-                f"The label {bad[0]!r} is no number", where=name, fix="Choose classes as the target"
-            )
+            raise UserError(f"The label {bad[0]!r} is no number", where=name, fix="Choose classes as the target")
         return Task(level, "number")
     if len(values) < 2:
         raise UserError(
