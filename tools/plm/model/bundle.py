@@ -1,0 +1,570 @@
+"""Bundles: a fine-tuned model as one zip that proves itself on loading.
+
+Members of the zip (stored, never compressed; JSON, safetensors, Markdown and tokenizer files only)::
+
+    manifest.json            what it answers, base model, window rule, calibration, metrics, digests of all other
+    members adapter/ or model/       PEFT's own layout, or a whole checkpoint after full fine-tuning; absent after
+    head-only training head.safetensors
+    reference.safetensors    a sample of training representations; their ids in reference.json
+    self_test.json           inputs and expected outputs
+    README.md                model card
+
+Several seeds or folds lie in ``members/0``, ``members/1``, ... instead of the top, and answer as an ensemble.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from plm.errors import UserError
+from plm.model import adapters
+from plm.model import device as devices
+from plm.model.checkpoint import LoadedModel, ModelFiles, load_model, resolve_model
+from plm.model.heads import HeadConfig, build_head
+from plm.model.inputs import make_units
+from plm.model.network import Network, answers, as_network
+from plm.model.task import Task
+
+SCHEMA_VERSION = 1
+SUFFIXES = (".json", ".safetensors", ".md", ".txt", ".model")
+"""What a bundle may hold: data, never code or pickles (``.model`` is ProtT5's sentencepiece vocabulary)."""
+
+DEFAULT_BUDGET = 8192
+_TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
+"""How far a probability (or a standardised number) may move between machines, by precision."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Member:
+    """One fine-tuned network of a bundle.
+
+    Attributes:
+        network: Encoder, adapter and head. Members with adapters share one encoder.
+        adapter: Name of its adapter in the shared encoder, or empty.
+        temperature: Divides its logits (1 for numbers).
+        seed: Random seed it was trained with.
+        fold: Fold that was its test set, or None.
+    """
+
+    network: Network
+    adapter: str
+    temperature: float
+    seed: int
+    fold: int | None
+
+
+class Bundle:
+    """A loaded bundle: predictions for new sequences.
+
+    Attributes:
+        manifest: The content of ``manifest.json``.
+        task: What it answers.
+        loaded: The base model.
+        members: Its networks.
+        name: The zip's name, for the predictions table's column ``model``.
+        folder: Where the zip is unpacked.
+    """
+
+    def __init__(
+        self, manifest: dict[str, Any], task: Task, loaded: LoadedModel, members: list[Member], name: str, folder: Path
+    ) -> None:
+        self.manifest = manifest
+        self.task = task
+        self.loaded = loaded
+        self.members = members
+        self.name = name
+        self.folder = folder
+
+    @property
+    def window(self) -> int:
+        """Width of the context around a site, as in training; 0 is the whole protein."""
+        return int(self.manifest["window"])
+
+    def predict(
+        self,
+        sequences: Sequence[str],
+        positions: Sequence[int] | None = None,
+        budget: int = DEFAULT_BUDGET,
+        *,
+        members: Sequence[int] | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> Floats:
+        """Calibrated probabilities or numbers, the mean over the members.
+
+        Args:
+            sequences: Residue letters; for site tasks whole proteins or windows, cut here to the bundle's window.
+            positions: 0-based site of each row (site tasks).
+            budget: Tokens in a packed row; longer proteins go through in overlapping segments.
+            members: Numbers of the members to ask; all by default.
+            advance: Called with the number of encoded units finished (once for each member).
+
+        Returns:
+            ``(N, K)`` float64: class probabilities in the order of ``task.classes``, or ``(N, 1)`` numbers. For
+            residue tasks N is the number of residues of all sequences together, else the number of rows.
+
+        Raises:
+            UserError: A position lies outside its sequence.
+        """
+        mean: Floats = self.predict_members(sequences, positions, budget, members=members, advance=advance).mean(axis=0)
+        return mean
+
+    def predict_members(
+        self,
+        sequences: Sequence[str],
+        positions: Sequence[int] | None = None,
+        budget: int = DEFAULT_BUDGET,
+        *,
+        members: Sequence[int] | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> Floats:
+        """As :meth:`predict`, for each member: ``(S, N, K)`` float64."""
+        chosen = range(len(self.members)) if members is None else members
+        found = []
+        for number in chosen:
+            member = self.members[number]
+            raw = self._raw(member, sequences, positions, budget, advance)
+            if self.task.target == "number":
+                found.append(raw * self.task.sd + self.task.mean)
+            else:
+                found.append(softmax(raw / member.temperature, axis=1))
+        return np.stack(found)
+
+    def predict_labels(self, probabilities: Floats) -> list[str]:
+        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
+        names = self.task.classes
+        if self.task.binary:
+            positive = self.task.positive_index
+            called = probabilities[:, positive] >= float(self.manifest["threshold"])
+            return [names[positive if yes else 1 - positive] for yes in called]
+        return [names[index] for index in probabilities.argmax(axis=1)]
+
+    def _raw(
+        self,
+        member: Member,
+        sequences: Sequence[str],
+        positions: Sequence[int] | None,
+        budget: int,
+        advance: Callable[[int], None] | None,
+    ) -> Floats:
+        if member.adapter:
+            member.network.body.set_adapter(member.adapter)
+        return raw_answers(
+            self.loaded, member.network, self.task, sequences, positions,
+            window=self.window, budget=budget, advance=advance,
+        )  # fmt: skip
+
+
+def raw_answers(
+    loaded: LoadedModel,
+    network: Network,
+    task: Task,
+    sequences: Sequence[str],
+    positions: Sequence[int] | None,
+    *,
+    window: int,
+    budget: int,
+    advance: Callable[[int], None] | None = None,
+) -> Floats:
+    """Uncalibrated outputs ``(N, K)`` in input order; equal inputs are computed once."""
+    if task.level == "site":
+        asked, back = list(sequences), None
+    else:
+        asked = list(dict.fromkeys(sequences))
+        number = {sequence: index for index, sequence in enumerate(asked)}
+        back = [number[sequence] for sequence in sequences]
+    limit = max(budget - loaded.family.specials, 8)
+    units = make_units(loaded, task.level, asked, positions, window=window, limit=limit)
+    found, _ = answers(network, units, budget, advance=advance)
+    if back is None:
+        filled = np.empty((len(asked), task.outputs))
+        for unit, values in zip(units, found, strict=True):
+            filled[list(unit.rows)] = values
+        return filled
+    parts: list[list[Floats]] = [[] for _ in asked]
+    for unit, values in zip(units, found, strict=True):
+        parts[unit.rows[0]].append(values)
+    return np.concatenate([piece for row in back for piece in parts[row]])
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_bundle(
+    path: str | Path,
+    base: str | None = None,
+    *,
+    workdir: Path,
+    device: str = "auto",
+    precision: str = "auto",
+    allow_hub: bool = False,
+) -> Bundle:
+    """Reads a bundle, checks it and puts it on its base model.
+
+    Args:
+        path: The zip.
+        base: Where the base model is (as for ``--model``); None takes the built-in model if the bundle was made with
+            it.
+        workdir: The zip is unpacked below it.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        allow_hub: The base model may be fetched from the hub.
+
+    Raises:
+        UserError: Not a whole bundle, something in it that is no data, another base model than the one it was trained
+            on,
+            or a self-test that does not come out as stored.
+    """
+    path = Path(path)
+    folder = workdir / f"bundle_{path.stem}"
+    manifest = unpack_bundle(path, folder)
+    task = Task.from_json(manifest)
+    chosen_device = devices.choose_device(device)
+    chosen_precision = devices.choose_precision(precision, chosen_device)
+    files = _base_files(manifest, base, folder, path.name, workdir, allow_hub)
+    loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
+    bundle = Bundle(manifest, task, loaded, _load_members(manifest, folder, loaded), path.stem, folder)
+    _self_test(bundle, path.name, chosen_precision)
+    return bundle
+
+
+def unpack_bundle(path: Path, folder: Path) -> dict[str, Any]:
+    """Checks a bundle's zip member by member, unpacks it and gives its manifest.
+
+    Raises:
+        UserError: Truncated, not a bundle, of a later schema, with a member that is missing, altered, unlisted or no
+            data.
+    """
+    where, again = path.name, "Give the bundle as plm_finetune wrote it"
+    if not path.is_file():
+        raise UserError("The bundle does not exist", where=str(path), fix="Check the path")
+    digests: dict[str, str] = {}
+    try:
+        with zipfile.ZipFile(path) as opened:
+            for member in opened.infolist():
+                _check_name(member.filename, where)
+                if member.is_dir():
+                    continue
+                if member.filename in digests:
+                    raise UserError(f"The bundle holds {member.filename} twice", where=where, fix=again)
+                digests[member.filename] = _extract(opened, member, folder / member.filename)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"The bundle is no complete zip file ({error})", where=where, fix=f"{again}: it may be truncated"
+        ) from error
+    if "manifest.json" not in digests:
+        raise UserError("The zip has no manifest.json: it is no bundle", where=where, fix=again)
+    for name in digests:
+        _check_content(name, folder / name, where)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise UserError("The bundle's manifest has no schema_version", where=where, fix=again)
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"The bundle has schema version {manifest['schema_version']} and this version reads {SCHEMA_VERSION}",
+            where=where,
+            fix="Use the version of the suite that made it, or train it anew",
+        )
+    needed = ("files", "base", "window", "members", "head", "method", "threshold")
+    missing = [key for key in needed if key not in manifest]
+    if missing:
+        raise UserError(f"The bundle's manifest lacks {', '.join(missing)}", where=where, fix=again)
+    _check_digests(manifest["files"], digests, where, again)
+    return manifest
+
+
+def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> str:
+    """Writes a member to ``target``; its sha256."""
+    digest = hashlib.sha256()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with opened.open(member) as source, target.open("wb") as out:
+        while block := source.read(1 << 20):
+            digest.update(block)
+            out.write(block)
+    return digest.hexdigest()
+
+
+def _check_name(name: str, where: str) -> None:
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
+        raise UserError(
+            f"The bundle has a member with an unsafe path {name!r}", where=where, fix="Do not trust this file"
+        )
+    if not name.endswith("/") and parts.suffix not in SUFFIXES:
+        raise UserError(
+            f"The bundle holds {name!r}, which no bundle may hold (pickles and code are refused)",
+            where=where,
+            fix="Do not trust this file; give the bundle as plm_finetune wrote it",
+        )
+
+
+def _check_content(name: str, file: Path, where: str) -> None:
+    """Whether a member is what its suffix says; a pickle under another name is not."""
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    good = True
+    if file.suffix == ".safetensors":
+        good = start[8:9] == b"{" and file.stat().st_size >= 8 + int.from_bytes(start[:8], "little")
+    elif file.suffix == ".model":
+        good = start[:1] == b"\n"
+    else:
+        try:
+            text = file.read_text(encoding="utf-8")
+            good = "\0" not in text
+            if file.suffix == ".json":
+                json.loads(text)
+        except ValueError:
+            good = False
+    if not good:
+        kind = "a pickle" if start[:1] == b"\x80" or start[:2] == b"PK" else "damaged"
+        raise UserError(
+            f"The bundle's member {name!r} is not what its name says (it may be {kind})",
+            where=where,
+            fix="Do not trust this file; give the bundle as plm_finetune wrote it",
+        )
+
+
+def _check_digests(listed: Mapping[str, str], found: Mapping[str, str], where: str, again: str) -> None:
+    present = set(found) - {"manifest.json"}
+    for name in sorted(set(listed) - present):
+        raise UserError(f"The bundle lacks its member {name}", where=where, fix=again)
+    for name in sorted(present - set(listed)):
+        raise UserError(f"The bundle holds {name}, which its manifest does not list", where=where, fix=again)
+    for name, digest in listed.items():
+        if found[name] != digest:
+            raise UserError(f"The bundle's member {name} was altered or damaged", where=where, fix=again)
+
+
+def _base_files(
+    manifest: Mapping[str, Any], base: str | None, folder: Path, where: str, workdir: Path, allow_hub: bool
+) -> ModelFiles:
+    wanted = manifest["base"]
+    if manifest["method"] == "full":
+        # Each member carries its own encoder; the first stands for the family, vocabulary and sizes.
+        return resolve_model(str(folder / manifest["members"][0]["path"] / "model"), workdir=workdir)
+    if base is None:
+        if wanted["id"] != "starter":
+            raise UserError(
+                f"The bundle was trained on the model {wanted['id']}, which is not built in",
+                where=where,
+                fix=f"Choose {wanted['id']} as the model (--model)",
+            )
+        base = "starter"
+    files = resolve_model(base, workdir=workdir, allow_hub=allow_hub)
+    if files.sha256 != wanted["sha256"]:
+        raise UserError(
+            f"The bundle was trained on the model {wanted['id']} (sha256 {wanted['sha256'][:12]}...), not on"
+            f" {files.id} (sha256 {files.sha256[:12]}...)",
+            where=where,
+            fix=f"Choose {wanted['id']}, with the very same weights, as the model",
+        )
+    return files
+
+
+def _load_members(manifest: Mapping[str, Any], folder: Path, loaded: LoadedModel) -> list[Member]:
+    from safetensors.torch import load_file
+
+    body: Any = loaded.model
+    method = manifest["method"]
+    members: list[Member] = []
+    for number, entry in enumerate(manifest["members"]):
+        path = folder / entry["path"]
+        name = ""
+        if method in adapters.ADAPTERS:
+            name = f"member{number}"
+            body = adapters.load_adapter(body, path / "adapter", name)
+        elif method == "full" and number:
+            files = resolve_model(str(path / "model"), workdir=folder)
+            body = load_model(files, dtype=str(loaded.dtype).removeprefix("torch."), device=loaded.device).model
+        try:
+            head = build_head(HeadConfig(**manifest["head"]))
+            head.load_state_dict(load_file(path / "head.safetensors"))
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise UserError(
+                f"The bundle's head does not fit its manifest ({' '.join(str(error).split())[:150]})"
+            ) from error
+        network = as_network(loaded, body, head, frozen=True).eval()
+        members.append(Member(network, name, float(entry["temperature"]), int(entry["seed"]), entry["fold"]))
+    return members
+
+
+# ----------------------------------------------------------------------------------------------------------- self-test
+
+
+def self_test_inputs(task: Task, window: int, letters: str) -> tuple[list[str], list[int] | None]:
+    """Made-up proteins (and sites in them) on which a bundle proves itself; always the same for a task."""
+    generator = np.random.default_rng(20240229)
+    alphabet = np.array(list("ACDEFGHIKLMNPQRSTVWYX"))
+    # Long enough that a window is cut within one protein and clipped at the ends of others.
+    sequences = ["".join(generator.choice(alphabet, size)) for size in (9, 33, 60, max(80, window + 20))]
+    if task.level != "site":
+        return sequences, None
+    sites = [0, 16, 59, (window + 30) // 2]
+    letter = letters[0] if letters else "Y"
+    sequences = [s[:at] + letter + s[at + 1 :] for s, at in zip(sequences, sites, strict=True)]
+    return sequences, sites
+
+
+def make_self_test(bundle: Bundle, precision: str) -> dict[str, Any]:
+    """The content of ``self_test.json``: inputs, and what the bundle answers now."""
+    sequences, sites = self_test_inputs(bundle.task, bundle.window, str(bundle.manifest.get("site_residues", "")))
+    return {
+        "sequences": sequences,
+        "positions": None if sites is None else [site + 1 for site in sites],
+        "expected": bundle.predict(sequences, sites).tolist(),
+        "precision": precision,
+    }
+
+
+def _self_test(bundle: Bundle, where: str, precision: str) -> None:
+    stored = json.loads((bundle.folder / "self_test.json").read_text())
+    positions = stored["positions"]
+    found = bundle.predict(stored["sequences"], None if positions is None else [p - 1 for p in positions])
+    expected = np.asarray(stored["expected"])
+    scale = bundle.task.sd if bundle.task.target == "number" else 1.0
+    tolerance = max(_TOLERANCE[precision], _TOLERANCE[stored["precision"]])
+    worst = float(np.abs(found - expected).max() / scale) if found.shape == expected.shape else float("nan")
+    if not worst <= tolerance:
+        raise UserError(
+            f"The bundle fails its self-test: its answers are {worst:.3g} from those stored (tolerated: {tolerance:g})",
+            where=where,
+            fix="The base model is damaged, or the libraries differ from the versions in the manifest",
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class MemberFiles:
+    """A trained network on disk, before it becomes a member.
+
+    Attributes:
+        folder: Holds ``head.safetensors`` and ``adapter/`` or ``model/``.
+        seed: Random seed.
+        fold: Fold that was its test set, or None.
+        temperature: From validation rows; 1 for numbers.
+    """
+
+    folder: Path
+    seed: int
+    fold: int | None
+    temperature: float
+
+
+def save_network(network: Network, loaded: LoadedModel, method: str, folder: Path) -> None:
+    """Writes a trained network as the files of a bundle's member."""
+    from safetensors.torch import save_file
+
+    from plm.model.checkpoint import save_checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in network.head.state_dict().items()}
+    save_file(state, folder / "head.safetensors")
+    if method in adapters.ADAPTERS:
+        adapters.save_adapter(network.body, folder / "adapter")
+    elif method == "full":
+        save_checkpoint(network.body, folder / "model", loaded.files.directory, dtype="float32")
+
+
+def write_bundle(
+    path: Path,
+    members: Sequence[MemberFiles],
+    manifest: Mapping[str, Any],
+    *,
+    base: str,
+    card: str,
+    reference: tuple[NDArray[np.float32], Sequence[str], Sequence[str]],
+    workdir: Path,
+    device: str = "auto",
+    precision: str = "auto",
+    allow_hub: bool = False,
+) -> None:
+    """Puts a bundle together and writes it; equal content gives equal bytes.
+
+    Args:
+        path: The zip to write.
+        members: The trained networks.
+        manifest: Everything but ``schema_version``, ``members`` and ``files``, which are added here.
+        base: Where the base model is, for the self-test.
+        card: Content of ``README.md``.
+        reference: Training representations ``(M, D)``, their ids and labels.
+        workdir: For files on the way.
+        device: Where the self-test's expected outputs are computed.
+        precision: In which precision.
+        allow_hub: As for :func:`load_bundle`.
+    """
+    from safetensors.numpy import save_file
+
+    states, ids, labels = reference
+    folder = workdir / "bundle_in_the_making"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    entries = []
+    for number, member in enumerate(members):
+        place = f"members/{number}" if len(members) > 1 else "."
+        for name in ("head.safetensors", "adapter", "model"):
+            source, target = member.folder / name, folder / place / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=_link_or_copy)
+            elif source.is_file():
+                _link_or_copy(str(source), str(target))
+        entries.append({"path": place, "seed": member.seed, "fold": member.fold, "temperature": member.temperature})
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    save_file({"representations": states.astype(np.float16)}, folder / "reference.safetensors")
+    (folder / "reference.json").write_text(_json({"ids": list(ids), "labels": list(labels)}), encoding="utf-8")
+
+    complete = {**manifest, "schema_version": SCHEMA_VERSION, "members": entries}
+    chosen_device = devices.choose_device(device)
+    chosen_precision = devices.choose_precision(precision, chosen_device)
+    files = _base_files(complete, base, folder, path.name, workdir, allow_hub)
+    loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
+    fresh = Bundle(
+        complete, Task.from_json(complete), loaded, _load_members(complete, folder, loaded), path.stem, folder
+    )
+    (folder / "self_test.json").write_text(_json(make_self_test(fresh, chosen_precision)), encoding="utf-8")
+
+    contents = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    complete["files"] = {name: _sha256(contents[name]) for name in sorted(contents)}
+    (folder / "manifest.json").write_text(_json(complete), encoding="utf-8")
+    write_zip(path, {**contents, "manifest.json": folder / "manifest.json"})
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def write_zip(path: Path, files: Mapping[str, Path]) -> None:
+    """Writes a stored zip whose bytes depend on names and contents alone."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as zipped:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            with files[name].open("rb") as source, zipped.open(entry, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,134 @@
+"""Encoder and head as one network on packed rows, for training and for inference alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from plm.model import encoder
+from plm.model.batching import Batch, plan_batches
+from plm.model.checkpoint import LoadedModel
+from plm.model.families import ModelFamily
+from plm.model.heads import Head, Where
+from plm.model.inputs import Unit, pack_units
+
+Floats = NDArray[np.float64]
+
+
+class Network(nn.Module):
+    """An encoder, possibly with adapters, and a head.
+
+    Args:
+        body: The transformers model or its PEFT wrapper.
+        head: The head, float32.
+        family: The encoder's family.
+        frozen: The encoder takes no gradient (head-only training): it also stays in evaluation mode.
+        autocast: Run the encoder's matrix products in bfloat16 over float32 weights (full fine-tuning).
+    """
+
+    def __init__(
+        self, body: nn.Module, head: Head, family: ModelFamily, *, frozen: bool = False, autocast: bool = False
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+        self.family = family
+        self.frozen = frozen
+        self.autocast = autocast
+
+    def train(self, mode: bool = True) -> Network:
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """``(T, D)`` states of a packed row; without gradient where the encoder is frozen."""
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
+            if not self.frozen:
+                return encoder.hidden_states(self.body, batch)
+            with torch.no_grad():
+                return encoder.hidden_states(self.body, batch)
+
+    def forward(self, batch: Batch, where: Where) -> torch.Tensor:
+        """``(N, K)`` float32 outputs in the order of the row's units and their sites or residues."""
+        answers: torch.Tensor = self.head(self.hidden(batch), where)
+        return answers
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.head.parameters()).device
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """All parameters and the trainable ones."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)
+
+
+def as_network(loaded: LoadedModel, body: nn.Module, head: Head, **options: Any) -> Network:
+    """The network on the loaded model's device."""
+    return Network(body, head, loaded.family, **options).to(loaded.device)
+
+
+def answers(
+    network: Network,
+    units: Sequence[Unit],
+    budget: int,
+    *,
+    represent: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[list[Floats], list[NDArray[np.float32]]]:
+    """Runs units through the network in evaluation mode, without gradients.
+
+    Args:
+        network: Encoder and head.
+        units: From :func:`plm.model.inputs.make_units`.
+        budget: Tokens in a packed row. A row that does not fit the GPU's memory is halved and tried again.
+        represent: Also give the representations under the answers.
+        advance: Called with the number of units finished.
+
+    Returns:
+        For each unit its outputs ``(n, K)`` float64, and its ``(n, D)`` float32 representations (empty list unless
+        asked for).
+    """
+    was_training = network.training
+    network.eval()
+    outputs: dict[int, Floats] = {}
+    states: dict[int, NDArray[np.float32]] = {}
+    level = network.head.config.level
+    rows = plan_batches([unit.length for unit in units], budget)
+    try:
+        with torch.inference_mode():
+            while rows:
+                row = rows.pop(0)
+                try:
+                    found, seen = _run(network, [units[index] for index in row], represent)
+                except torch.cuda.OutOfMemoryError:
+                    if len(row) == 1:
+                        raise
+                    torch.cuda.empty_cache()
+                    rows[:0] = [row[: len(row) // 2], row[len(row) // 2 :]]
+                    continue
+                sizes = np.cumsum([units[index].answers(level) for index in row])[:-1]
+                outputs.update(zip(row, np.split(found, sizes), strict=True))
+                if represent:
+                    states.update(zip(row, np.split(seen, sizes), strict=True))
+                if advance is not None:
+                    advance(len(row))
+    finally:
+        network.train(was_training)
+    return [outputs[i] for i in range(len(units))], [states[i] for i in range(len(units))] if represent else []
+
+
+def _run(network: Network, units: Sequence[Unit], represent: bool) -> tuple[Floats, NDArray[np.float32]]:
+    batch, where = pack_units(units, network.family)
+    batch, where = batch.to(network.device), where.to(network.device)
+    hidden = network.hidden(batch)
+    found = network.head(hidden, where).double().cpu().numpy()
+    seen = network.head.represent(hidden, where).float().cpu().numpy() if represent else np.empty((0, 0), np.float32)
+    return found, seen

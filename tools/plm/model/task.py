@@ -1,0 +1,77 @@
+"""What a fine-tuned model answers: for which unit of a protein, and with classes or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from plm.errors import UserError
+
+Level = Literal["sequence", "residue", "site"]
+Target = Literal["class", "number"]
+LEVELS: tuple[Level, ...] = ("sequence", "residue", "site")
+TARGETS: tuple[Target, ...] = ("class", "number")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prediction task.
+
+    Attributes:
+        level: One answer a sequence, a residue or a labelled site.
+        target: Classes or a number.
+        classes: Names of the classes in the order of the outputs; empty for numbers.
+        positive: Of two classes, the one whose probability the threshold judges; else empty.
+        mean: Mean of the training numbers; outputs are standardised.
+        sd: Their standard deviation, above 0.
+    """
+
+    level: Level
+    target: Target
+    classes: tuple[str, ...] = ()
+    positive: str = ""
+    mean: float = 0.0
+    sd: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        """Width K of the head's output."""
+        return len(self.classes) if self.target == "class" else 1
+
+    @property
+    def binary(self) -> bool:
+        return self.target == "class" and len(self.classes) == 2
+
+    @property
+    def positive_index(self) -> int:
+        """Column of the positive class."""
+        return self.classes.index(self.positive) if self.positive else len(self.classes) - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's fields ``task``, ``labels``, ``positive`` and ``standardisation``."""
+        fields: dict[str, Any] = {"task": {"level": self.level, "target": self.target}, "labels": list(self.classes)}
+        fields["positive"] = self.positive
+        if self.target == "number":
+            fields["standardisation"] = {"mean": self.mean, "sd": self.sd}
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Task:
+        """The task that :meth:`to_json` wrote.
+
+        Raises:
+            UserError: A field is missing or has a value that this version does not know.
+        """
+        try:
+            level, target = fields["task"]["level"], fields["task"]["target"]
+            classes = tuple(str(label) for label in fields["labels"])
+            scale = fields.get("standardisation", {"mean": 0.0, "sd": 1.0})
+            task = cls(level, target, classes, str(fields["positive"]), float(scale["mean"]), float(scale["sd"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"The bundle's manifest does not describe its task ({error})") from error
+        if level not in LEVELS or target not in TARGETS or (target == "class" and len(classes) < 2):
+            raise UserError("The bundle's manifest describes a task that this version does not know")
+        if task.positive and task.positive not in classes:
+            raise UserError("The bundle's manifest names a positive class that is none of its classes")
+        return task
