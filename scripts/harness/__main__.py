@@ -1,0 +1,34 @@
+"""Entry of ``scripts/galaxy``, ``run``, ``serve`` and ``test``: the first argument says which."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT / "scripts")
+sys.path.insert(1, str(ROOT / "tools"))
+
+
+def main() -> None:
+    from plm.errors import UserError
+
+    from harness.layout import Layout
+
+    name, *arguments = sys.argv[1:]
+    try:
+        layout = Layout(ROOT)
+        if name == "galaxy":
+            from harness import galaxy_command as command
+        else:
+            raise SystemExit(f"no such script: {name}")
+        sys.exit(command.main(layout, arguments))
+    except UserError as error:
+        print(f"scripts/{name}: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"scripts/{name}: interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+main()

@@ -1,0 +1,276 @@
+"""What the Galaxy server reads: its settings, the tools, the model table, where jobs run and with which Python.
+
+Files for YAML readers are written as JSON, which is YAML too.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plm.errors import UserError
+
+from harness import requirements
+from harness.install import read_lock
+from harness.layout import Layout
+from harness.requirements import parse
+
+TABLE = "huggingface"
+TABLE_COLUMNS = ("value", "name", "pipeline_tag", "domain", "free_tag", "version", "path")
+ADMIN_EMAIL = "admin@plm.local"
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A row of the model table: a checkpoint in Hugging Face format that lies in a folder.
+
+    Args:
+        value: Its id, as forms, tests and ``--model`` name it.
+        name: What a user reads.
+        path: The folder with its ``config.json``.
+    """
+
+    value: str
+    name: str
+    path: Path
+
+    def line(self) -> str:
+        return "\t".join((self.value, self.name, "feature-extraction", "sequence", "", "1", str(self.path)))
+
+
+def test_models(layout: Layout) -> list[ModelRow]:
+    """The tiny random checkpoints that the tests use."""
+    return [
+        ModelRow(folder.name, f"{folder.name} (tiny and random: for tests only)", folder)
+        for folder in sorted((layout.root / "test-data" / "models").glob("*"))
+        if (folder / "config.json").is_file()
+    ]
+
+
+def models_in(folder: Path) -> list[ModelRow]:
+    """The checkpoints in a folder that a user names: the folder itself, or every subfolder with a ``config.json``.
+
+    Raises:
+        UserError: There is none.
+    """
+    folder = folder.resolve()
+    candidates = [folder] if (folder / "config.json").is_file() else sorted(folder.glob("*"))
+    rows = [ModelRow(path.name, path.name, path) for path in candidates if (path / "config.json").is_file()]
+    if not rows:
+        raise UserError(
+            "No model found: neither the folder nor a folder in it holds a config.json",
+            where=str(folder),
+            fix="Name a checkpoint in Hugging Face format, or the folder that holds several",
+        )
+    for row in rows:
+        if any(character in f"{row.value}{row.path}" for character in "\t\n"):
+            raise UserError("A model's path holds a tab or line end", where=repr(str(row.path)))
+    return rows
+
+
+def write_model_table(layout: Layout, rows: Iterable[ModelRow]) -> Path:
+    """Writes the rows of the ``huggingface`` table; the copy that Galaxy may change lies below the state folder.
+
+    Raises:
+        UserError: Two models have the same id.
+    """
+    seen: dict[str, ModelRow] = {}
+    for row in rows:
+        other = seen.setdefault(row.value, row)
+        if other.path != row.path:
+            raise UserError(
+                f"Two models are called {row.value}", where=f"{other.path} and {row.path}", fix="Rename one"
+            )
+    target = layout.galaxy / "tool-data" / f"{TABLE}.loc"
+    text = "#" + "\t".join(TABLE_COLUMNS) + "\n" + "".join(row.line() + "\n" for row in seen.values())
+    return _write(target, text)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What differs between one server and the next.
+
+    Args:
+        port: Where it listens, on 127.0.0.1 only.
+        admin_key: The key that creates the first user.
+    """
+
+    port: int
+    admin_key: str
+
+
+def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
+    """Writes everything that the server reads. Returns the path of ``galaxy.yml``.
+
+    Raises:
+        UserError: A tool's XML cannot be read, or asks for what the tools' environment does not hold.
+    """
+    for folder in ("config", "data", "files", "jobs", "log", "tmp", "tool-data", "deps"):
+        (layout.galaxy / folder).mkdir(parents=True, exist_ok=True)
+    config = layout.config
+    _write(config / "tool_conf.xml", tool_conf(layout.tool_files()))
+    _write(config / "tool_data_table_conf.xml", _table_conf(layout))
+    _write(config / "data_manager_conf.xml", _data_managers(layout))
+    _write(config / "tool_sheds_conf.xml", "<tool_sheds/>\n")
+    _write_json(config / "job_conf.yml", job_conf(os.cpu_count() or 1))
+    _write_dependencies(layout)
+    vault = {"type": "database", "path_prefix": "/galaxy", "encryption_keys": [_secret(layout, "vault_key")]}
+    _write_json(config / "vault_conf.yml", vault)
+    return _write_json(config / "galaxy.yml", {"galaxy": _galaxy_settings(layout, settings)})
+
+
+def tool_conf(tools: Sequence[Path]) -> str:
+    """The toolbox: Galaxy's own upload and the suite's tools, in one section each."""
+    root = ET.Element("toolbox")
+    plm = ET.SubElement(root, "section", id="plm", name="Protein language models")
+    for tool in tools:
+        ET.SubElement(plm, "tool", file=str(tool))
+    return _xml(root)
+
+
+def tool_ids(tools: Iterable[Path]) -> dict[str, Path]:
+    """Tool id to its file, for the XML files that can be read; an unreadable one counts under its file's name."""
+    ids: dict[str, Path] = {}
+    for tool in tools:
+        try:
+            ids[parse(tool).get("id", tool.stem)] = tool
+        except UserError:
+            ids[tool.stem] = tool
+    return ids
+
+
+def job_conf(cores: int) -> dict[str, Any]:
+    """Jobs run on this machine, two at a time; each may use all cores up to 8, where small models stop gaining."""
+    return {
+        "runners": {"local": {"load": "galaxy.jobs.runners.local:LocalJobRunner", "workers": 2}},
+        "execution": {
+            "default": "local",
+            "environments": {
+                "local": {
+                    "runner": "local",
+                    "local_slots": max(1, min(cores, 8)),
+                    # threads that wait for work sleep: two jobs may share the cores
+                    "env": [{"name": "OMP_WAIT_POLICY", "value": "passive"}],
+                }
+            },
+        },
+    }
+
+
+def _write_dependencies(layout: Layout) -> None:
+    """Every requirement of every tool, checked against the lock and linked to the tools' environment."""
+    lock, folder = layout.locks / "tools.txt", layout.galaxy / "deps"
+    asked = requirements.read_requirements(layout.tool_files())
+    requirements.check(asked, read_lock(lock), f"locks/{lock.name}")
+    requirements.link(asked, layout.env("tools"), folder)
+    root = ET.Element("dependency_resolvers")
+    ET.SubElement(root, "galaxy_packages", base_path=str(folder))
+    _write(layout.config / "dependency_resolvers_conf.xml", _xml(root))
+
+
+def _table_conf(layout: Layout) -> str:
+    root = ET.Element("tables")
+    table = ET.SubElement(root, "table", name=TABLE, comment_char="#", allow_duplicate_entries="False")
+    ET.SubElement(table, "columns").text = ", ".join(TABLE_COLUMNS)
+    ET.SubElement(table, "file", path=str(layout.galaxy / "tool-data" / f"{TABLE}.loc"))
+    return _xml(root)
+
+
+def _data_managers(layout: Layout) -> str:
+    """The suite's data managers, if it has any, with paths that do not depend on where Galaxy looks."""
+    source = layout.tools / "data_manager" / "data_manager_conf.xml"
+    root = parse(source) if source.is_file() else ET.Element("data_managers")
+    for manager in root.iter("data_manager"):
+        manager.set("tool_file", str(source.parent / manager.get("tool_file", "")))
+    return _xml(root)
+
+
+def _galaxy_settings(layout: Layout, settings: ServerSettings) -> Mapping[str, Any]:
+    base, config = layout.galaxy, layout.config
+    immediate = "isolation_level=IMMEDIATE"
+    return {
+        "brand": "PLM suite",
+        "data_dir": str(base / "data"),
+        "config_dir": str(config),
+        "managed_config_dir": str(config),
+        "file_path": str(base / "files"),
+        "job_working_directory": str(base / "jobs"),
+        "new_file_path": str(base / "tmp"),
+        "cache_dir": str(base / "data" / "cache"),
+        "tool_data_path": str(base / "tool-data"),
+        "galaxy_data_manager_data_path": str(base / "tool-data"),
+        "database_connection": f"sqlite:///{base}/data/universe.sqlite?{immediate}",
+        "install_database_connection": f"sqlite:///{base}/data/install.sqlite?{immediate}",
+        "amqp_internal_connection": f"sqlalchemy+sqlite:///{base}/data/control.sqlite?{immediate}",
+        "database_auto_migrate": True,
+        "enable_celery_tasks": True,
+        "celery_conf": {
+            "result_backend": f"db+sqlite:///{base}/data/results.sqlite",
+            "broker_connection_retry_on_startup": True,
+        },
+        "metadata_strategy": "directory_celery",
+        "galaxy_infrastructure_url": f"http://127.0.0.1:{settings.port}",
+        "admin_users": ADMIN_EMAIL,
+        "bootstrap_admin_api_key": settings.admin_key,
+        "id_secret": _secret(layout, "id_secret"),
+        "tool_config_file": str(config / "tool_conf.xml"),
+        "tool_data_table_config_path": str(config / "tool_data_table_conf.xml"),
+        "job_config_file": str(config / "job_conf.yml"),
+        "dependency_resolvers_config_file": str(config / "dependency_resolvers_conf.xml"),
+        "data_manager_config_file": str(config / "data_manager_conf.xml"),
+        "tool_sheds_config_file": str(config / "tool_sheds_conf.xml"),
+        "vault_config_file": str(config / "vault_conf.yml"),
+        # neither conda nor container tools: Galaxy would fetch them at its start
+        "conda_auto_init": False,
+        "conda_auto_install": False,
+        "involucro_auto_init": False,
+        "enable_mulled_containers": False,
+        "outputs_to_working_directory": True,
+        "object_store_store_by": "uuid",
+        "watch_tools": "false",
+        "cleanup_job": "onsuccess",
+        "enable_tool_recommendations": False,
+        "allow_user_deletion": False,
+    }
+
+
+def _secret(layout: Layout, name: str) -> str:
+    """A random value, 32 bytes in URL-safe base64, that stays the same from start to start; only its owner reads it."""
+    path = layout.galaxy / "secrets" / name
+    if not path.is_file():
+        write_private(path, base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
+    return path.read_text().strip()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner can read."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(text)
+    os.replace(temporary, path)
+
+
+def _xml(root: ET.Element) -> str:
+    ET.indent(root)
+    return '<?xml version="1.0"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+    return path
+
+
+def _write_json(path: Path, value: Any) -> Path:
+    return _write(path, json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,113 @@
+"""Where everything lies: the checkout, and the state below its ``.plm`` folder, which git ignores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from plm.errors import UserError
+
+ENVIRONMENTS = ("tools", "dev", "galaxy", "planemo")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of one checkout. Nothing outside ``root`` is ever written.
+
+    Args:
+        root: Absolute path of the checkout.
+    """
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        if any(character in str(self.root) for character in " '\"\\$:"):
+            raise UserError(
+                "The path of the checkout holds a space, quote, colon, $ or backslash, which Python's"
+                " environments and Galaxy's job scripts do not survive",
+                where=str(self.root),
+                fix="Move the checkout",
+            )
+
+    @property
+    def state(self) -> Path:
+        return self.root / ".plm"
+
+    @property
+    def envs(self) -> Path:
+        return self.state / "envs"
+
+    @property
+    def cache(self) -> Path:
+        return self.state / "cache"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def tools(self) -> Path:
+        return self.root / "tools"
+
+    @property
+    def workflows(self) -> Path:
+        return self.root / "workflows"
+
+    @property
+    def galaxy(self) -> Path:
+        return self.state / "galaxy"
+
+    @property
+    def config(self) -> Path:
+        return self.galaxy / "config"
+
+    @property
+    def logs(self) -> Path:
+        return self.galaxy / "log"
+
+    def env(self, name: str) -> Path:
+        return self.envs / name
+
+    def python(self, name: str) -> Path:
+        return self.env(name) / "bin" / "python"
+
+    def tool_files(self) -> list[Path]:
+        """The suite's tools: every ``tools/plm_*.xml``, by name."""
+        return sorted(self.tools.glob("plm_*.xml"))
+
+    def workflow_files(self) -> list[Path]:
+        """The suite's workflows: every ``workflows/<name>/*.ga``, by name."""
+        return sorted(self.workflows.glob("*/*.ga"))
+
+
+def child_environment(
+    layout: Layout, extra: Mapping[str, str] | None = None, *, own_home: bool = True
+) -> dict[str, str]:
+    """The environment of a process that the harness starts: caches, temporary files and HOME lie below the checkout.
+
+    Args:
+        layout: The checkout.
+        extra: Variables to set on top.
+        own_home: Whether HOME moves too. Installers keep the user's, which holds the settings of her package index.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE", "PLM_CALLED_FROM")
+    }
+    home, temporary = layout.state / "home", layout.state / "tmp"
+    for folder in (home, temporary, layout.cache):
+        folder.mkdir(parents=True, exist_ok=True)
+    environment |= {
+        "TMPDIR": str(temporary),
+        "UV_CACHE_DIR": str(layout.cache / "uv"),
+        "PIP_CACHE_DIR": str(layout.cache / "pip"),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PLANEMO_GLOBAL_WORKSPACE": str(layout.state / "planemo"),
+        "PYTHONNOUSERSITE": "1",
+    }
+    if own_home:
+        environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(layout.cache), "XDG_CONFIG_HOME": str(home)}
+    return environment | dict(extra or {})
