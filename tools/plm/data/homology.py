@@ -181,8 +181,19 @@ def nearest(
     coverage: float = 0.8,
     threads: int = 1,
     method: str = "auto",
+    residues: int | None = None,
 ) -> list[tuple[int, float]]:
     """The nearest target of every query by the identity of the module.
+
+    Args:
+        queries: Sequences to judge.
+        targets: Sequences to find relatives among.
+        coverage: Lowest part of the shorter sequence that an alignment covers (proteins only).
+        threads: Processor threads.
+        method: ``exact``, ``mmseqs`` or ``auto``.
+        residues: Residues of the set whose E-values count (:func:`residues_of`); None: the targets. With the whole
+            set a pair is
+            found here exactly if it is found when the whole set is clustered.
 
     Returns:
         For each query (index of the target, identity 0-1); (-1, 0.0) where MMseqs2 finds none (its
@@ -202,7 +213,8 @@ def nearest(
     distinct_queries, query_members = _distinct(queries)
     distinct_targets = list(first_of)
     hits: dict[int, tuple[int, float]] = {}
-    for query, target, score in mmseqs_search(distinct_queries, distinct_targets, 0.0, coverage, threads):
+    evalue = 0.001 * residues_of(distinct_targets) / residues if residues else 0.001
+    for query, target, score in mmseqs_search(distinct_queries, distinct_targets, 0.0, coverage, threads, evalue):
         place = first_of[distinct_targets[target]]
         known = hits.get(query)
         if known is None or (score, -place) > (known[1], -known[0]):
@@ -214,6 +226,22 @@ def nearest(
         for index in same:
             best[index] = hit
     return best
+
+
+def identities(queries: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+    """Identity of every window with every other by the exact method: (Q, T) float32, 0-1."""
+    import numpy as np
+
+    found = np.zeros((len(queries), len(targets)), dtype=np.float32)
+    if not queries or not targets:
+        return found
+    comparison = _Comparison(queries, targets, 0.0)
+    for top in range(0, len(queries), _ROWS):
+        rows = slice(top, min(top + _ROWS, len(queries)))
+        for left in range(0, len(targets), _COLUMNS):
+            columns = slice(left, min(left + _COLUMNS, len(targets)))
+            found[rows, columns] = comparison.block(rows, columns) / comparison.shorter(rows, columns)
+    return found
 
 
 def components(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
@@ -245,6 +273,11 @@ def shared_stretches(sequences: Sequence[str], length: int = SHARED_STRETCH) -> 
             known = first.setdefault(stretch, index)
             if known != index:
                 yield known, index
+
+
+def residues_of(sequences: Iterable[str]) -> int:
+    """Residues of all distinct sequences: the size of the set that E-values of MMseqs2 refer to."""
+    return sum(map(len, set(sequences)))
 
 
 def _distinct(sequences: Sequence[str]) -> tuple[list[str], list[list[int]]]:
@@ -419,14 +452,19 @@ def mmseqs_binary() -> str:
 
 
 def mmseqs_search(
-    queries: Sequence[str], targets: Sequence[str], identity: float, coverage: float, threads: int
+    queries: Sequence[str],
+    targets: Sequence[str],
+    identity: float,
+    coverage: float,
+    threads: int,
+    evalue: float = 0.001,
 ) -> Iterator[tuple[int, int, float]]:
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the
     shorter sequence.
 
     Sensitivity is 7.5 up to 5,000 sequences and 5.7 beyond; low-complexity masking is off (a repeat is a
     relative all the same);
-    E-value at most 0.001; up to 1,000 targets a query.
+    E-value at most ``evalue``; up to 1,000 targets a query.
     """
     program = mmseqs_binary()
     sensitivity = "7.5" if max(len(queries), len(targets)) <= 5000 else "5.7"
@@ -436,7 +474,7 @@ def mmseqs_search(
         write_fasta([(str(index), sequence) for index, sequence in enumerate(targets)], folder / "targets.fasta")
         _mmseqs(
             program, "easy-search", "queries.fasta", "targets.fasta", "hits.tsv", "tmp",
-            "-s", sensitivity, "-e", "0.001", "--max-seqs", "1000", "--mask", "0", "--dbtype", "1",
+            "-s", sensitivity, "-e", f"{evalue:.6g}", "--max-seqs", "1000", "--mask", "0", "--dbtype", "1",
             "--min-seq-id", f"{max(0.0, identity):.4f}", "--threads", str(max(1, threads)),
             "--format-output", "query,target,fident,qcov,tcov", folder=folder,
         )  # fmt: skip

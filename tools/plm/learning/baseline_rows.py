@@ -1,0 +1,235 @@
+"""From a dataset table to the rows that baselines learn from and answer: the evaluated rows found in it, by id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.data import homology, records
+from plm.errors import UserError
+from plm.evaluation.metrics import Ints
+from plm.learning import baselines
+from plm.learning.baselines import Answer, Examples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RowKey = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows to answer and the rows to learn from for them: one for a split, one for each fold.
+
+    Attributes:
+        places: (M,) places among the evaluated rows.
+        train: Training rows.
+        new: The evaluated rows.
+    """
+
+    places: NDArray[np.int64]
+    train: Examples
+    new: Examples
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset made ready for the baselines.
+
+    Attributes:
+        parts: What to learn and answer.
+        rows: Number of evaluated rows.
+        width: Residues of the windows around sites; 0 for whole sequences.
+        about: How the baselines see a row, in a sentence.
+    """
+
+    parts: tuple[Part, ...]
+    rows: int
+    width: int
+    about: str
+
+    @property
+    def training_rows(self) -> int:
+        """Training rows; with folds, those of the largest part."""
+        return max(len(part.train.texts) for part in self.parts)
+
+    def answers(self, classes: tuple[str, ...], metric: str, *, seed: int, most_rows: int) -> list[Answer]:
+        """Every baseline's answer to the evaluated rows, in their order."""
+        answered = [
+            (part.places, baselines.answer_all(part.train, part.new, classes, metric, seed=seed, most_rows=most_rows))
+            for part in self.parts
+        ]
+        return baselines.merge_folds(answered, self.rows, len(classes))
+
+    def nearest(self, threads: int) -> NDArray[np.float64]:
+        """(M,) identity of each evaluated row to its nearest training row, 0-1 (see :mod:`plm.data.homology`)."""
+        found = np.zeros(self.rows)
+        for part in self.parts:
+            queries, targets = ([text.strip(baselines.GAP) for text in rows.texts] for rows in (part.new, part.train))
+            found[part.places] = [score for _, score in homology.nearest(queries, targets, threads=threads)]
+        return found
+
+
+def prepare(
+    frame: pd.DataFrame,
+    keys: list[RowKey],
+    labels: list[str],
+    kind: str,
+    classes: tuple[str, ...],
+    window: int,
+    name: str,
+) -> Prepared:
+    """Finds the evaluated rows in the training table and the rows that baselines may learn from.
+
+    Args:
+        frame: A checked dataset table with ``label`` and ``split`` or ``fold``.
+        keys: (id, position) of the evaluated rows; the position counts only for residue tasks.
+        labels: Their truth, which must be the table's.
+        kind: ``binary``, ``multiclass`` or ``number``.
+        classes: Class names in the order of the predictions.
+        window: Residues around a site, where the table has whole proteins or windows wider than 64.
+        name: What to call the table in a message.
+
+    Raises:
+        UserError: No split or fold, evaluated rows that are missing, labelled otherwise or among the training rows.
+    """
+    has_split, has_fold = "split" in frame, "fold" in frame
+    if not has_split and not has_fold:
+        raise UserError(
+            "The training table has neither split nor fold, so nobody can tell its training rows",
+            where=name,
+            fix="Make the splits with plm_preprocess",
+        )
+    if "label" not in frame:
+        raise UserError("The training table has no column label", where=name, fix="Give the labelled dataset")
+    labelled = frame[frame["label"] != ""].reset_index(drop=True)
+    task = records.infer_task(labelled, target="number" if kind == "number" else "class", name=name)
+    sites = _Sites(labelled, task.level)
+    found = sites.find(keys, name)
+    _same_labels(sites.labels[found], labels, kind, keys, name)
+    width = 0 if task.level == "sequence" else _width(labelled, window)
+    targets = _targets(sites.labels, kind, classes, name)
+    parts: list[Part] = []
+    for places, learn in _partition(sites, found, has_split, name):
+        train_rows = np.flatnonzero(learn)
+        aligned = width > 0 or sites.one_length(np.concatenate([train_rows, found[places]]))
+        train, new = (
+            Examples(sites.texts(rows, width), targets[rows], sites.groups[rows], aligned)
+            for rows in (train_rows, found[places])
+        )
+        parts.append(Part(places, train, new))
+    about = f"windows of {width} residues around the {task.level}" if width else "whole sequences"
+    return Prepared(tuple(parts), len(keys), width, about)
+
+
+class _Sites:
+    """The labelled units of a dataset: rows, or the labelled residues of rows."""
+
+    def __init__(self, frame: pd.DataFrame, level: str) -> None:
+        self._sequences = frame["sequence"].to_numpy()
+        self._ids = frame["id"].to_numpy()
+        count = len(frame)
+        if level == "residue":
+            each = [records.residue_labels(label) for label in frame["label"]]
+            chosen = [
+                (row, place)
+                for row, values in enumerate(each)
+                for place, value in enumerate(values)
+                if value not in ("", records.UNLABELLED_RESIDUE)
+            ]
+            self._row = np.array([row for row, _ in chosen], dtype=np.int64)
+            self._position0 = np.array([place for _, place in chosen], dtype=np.int64)
+            self.labels = np.array([each[row][place] for row, place in chosen], dtype=object)
+        else:
+            self._row = np.arange(count)
+            self.labels = frame["label"].to_numpy()
+            self._position0 = frame["position"].astype(int).to_numpy() - 1 if level == "site" else np.full(count, -1)
+        self._by_position = level == "residue"
+        group = frame["id"].to_numpy()
+        for column in ("protein", "cluster", "group"):
+            if column in frame and (frame[column] != "").any():
+                group = np.where(frame[column] != "", frame[column], "row " + frame["id"])
+        self.groups = group.astype(str)[self._row]
+        self.split = frame["split"].to_numpy()[self._row] if "split" in frame else None
+        self.fold = frame["fold"].to_numpy()[self._row] if "fold" in frame else None
+
+    def find(self, keys: list[RowKey], name: str) -> NDArray[np.int64]:
+        """The unit of each evaluated row."""
+        where: dict[RowKey, int] = {}
+        for unit, (row, place) in enumerate(zip(self._row, self._position0, strict=True)):
+            where[self._ids[row], str(place + 1) if self._by_position else ""] = unit
+        wanted = keys if self._by_position else [(key, "") for key, _ in keys]
+        missing = [key for key in wanted if key not in where]
+        if missing:
+            shown = " at residue ".join(part for part in missing[0] if part)
+            raise UserError(
+                f"{len(missing)} of {len(wanted)} evaluated rows are not in the training table, e.g. {shown!r}",
+                where=name,
+                fix="Give the dataset that the predictions come from",
+            )
+        return np.array([where[key] for key in wanted], dtype=np.int64)
+
+    def one_length(self, units: NDArray[np.int64]) -> bool:
+        """True if the sequences of these units have the same length."""
+        return len({len(self._sequences[row]) for row in self._row[units]}) == 1
+
+    def texts(self, units: NDArray[np.int64], width: int) -> list[str]:
+        """What the baselines see of each unit."""
+        pairs = zip(self._row[units], self._position0[units], strict=True)
+        if not width:
+            return [self._sequences[row] for row, _ in pairs]
+        return [baselines.window_text(self._sequences[row], int(place), width) for row, place in pairs]
+
+
+def _width(frame: pd.DataFrame, window: int) -> int:
+    stated = int(frame["window"].iloc[0]) if "window" in frame else 0
+    return stated if 0 < stated <= homology.LONGEST_WINDOW else window
+
+
+def _same_labels(there: NDArray[np.object_], given: list[str], kind: str, keys: list[RowKey], name: str) -> None:
+    if kind == "number":
+        wrong = ~np.isclose([float(value) for value in there], [float(value) for value in given])
+    else:
+        wrong = np.array([one != other for one, other in zip(there, given, strict=True)], dtype=bool)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise UserError(
+            f"Row {keys[row][0]!r} is {given[row]!r} in the predictions and {there[row]!r} in the training table",
+            where=name,
+            fix="Give the dataset that the predictions come from",
+        )
+
+
+def _targets(labels: NDArray[np.object_], kind: str, classes: tuple[str, ...], name: str) -> NDArray[np.float64] | Ints:
+    if kind == "number":
+        return np.array([float(value) for value in labels])
+    place = {label: index for index, label in enumerate(classes)}
+    unknown = sorted({str(label) for label in labels} - set(place))
+    if unknown:
+        raise UserError(
+            f"The training table has the class {unknown[0]!r}, which the predictions do not know",
+            where=name,
+            fix="Give the dataset that the predictions come from",
+        )
+    return np.array([place[label] for label in labels], dtype=np.int64)
+
+
+def _partition(
+    sites: _Sites, found: NDArray[np.int64], has_split: bool, name: str
+) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """(places among the evaluated rows, mask of the training units) for the split or each fold."""
+    if has_split and sites.split is not None:
+        learn = sites.split == "train"
+        if learn[found].any():
+            raise UserError(
+                f"{int(learn[found].sum())} of the evaluated rows are training rows, which every model has seen",
+                where=name,
+                fix="Evaluate the test or validation rows (--splits)",
+            )
+        return [(np.arange(len(found)), learn)]
+    assert sites.fold is not None
+    own = sites.fold[found]
+    return [(np.flatnonzero(own == fold), sites.fold != fold) for fold in sorted(set(own))]
