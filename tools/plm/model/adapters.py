@@ -78,9 +78,9 @@ def add_adapters(loaded: LoadedModel, settings: AdapterSettings) -> nn.Module:
             target_modules=list(settings.targets or loaded.family.attention_targets),
             use_dora=settings.method == "dora",
         )  # fmt: skip
-    # PEFT would record the path of the folder on this machine.
-    config.base_model_name_or_path = loaded.files.id
-    wrapped: nn.Module = peft.get_peft_model(loaded.model, config)
+    wrapped: Any = peft.get_peft_model(loaded.model, config)
+    # PEFT records the path of the folder on this machine.
+    wrapped.peft_config["default"].base_model_name_or_path = loaded.files.id
     return wrapped
 
 
