@@ -22,7 +22,7 @@ STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 UNUSUAL_RESIDUES = "BJOUZ"
 """Asx, Xle, pyrrolysine, selenocysteine, Glx: one-letter codes that ESM-2 and ProtT5 hardly know."""
 UNKNOWN_RESIDUE = "X"
-GAP_CHARACTERS = "-."
+GAP_CHARACTERS = "-._"
 STOP_CHARACTER = "*"
 
 _OTHER_COMPRESSIONS = {
@@ -188,7 +188,7 @@ class CleaningRule:
 
     Attributes:
         unusual: U, Z, O, B, J and other letters: ``x`` turns them into X, ``reject`` rejects the record.
-        gaps: ``-`` and ``.``: ``remove`` closes them up (positions are corrected) or ``reject``.
+        gaps: ``-``, ``.`` and ``_``: ``remove`` closes them up (positions are corrected) or ``reject``.
         stops: ``*`` inside the sequence: ``reject`` or ``x``. Stops at the end are always stripped.
         lower: Lower-case (soft-masked) residues: ``upper`` takes them as residues, ``x`` masks them as X, or
             ``reject``.

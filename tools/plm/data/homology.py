@@ -181,7 +181,7 @@ def nearest(
     coverage: float = 0.8,
     threads: int = 1,
     method: str = "auto",
-    residues: int | None = None,
+    among: Sequence[str] | None = None,
 ) -> list[tuple[int, float]]:
     """The nearest target of every query by the identity of the module.
 
@@ -191,9 +191,8 @@ def nearest(
         coverage: Lowest part of the shorter sequence that an alignment covers (proteins only).
         threads: Processor threads.
         method: ``exact``, ``mmseqs`` or ``auto``.
-        residues: Residues of the set whose E-values count (:func:`residues_of`); None: the targets. With the whole
-            set a pair is
-            found here exactly if it is found when the whole set is clustered.
+        among: The whole set that queries and targets come from: its size decides sensitivity and E-values, so that a pair
+            is found here exactly if it is found when the whole set is clustered. None: the targets.
 
     Returns:
         For each query (index of the target, identity 0-1); (-1, 0.0) where MMseqs2 finds none (its
@@ -213,8 +212,7 @@ def nearest(
     distinct_queries, query_members = _distinct(queries)
     distinct_targets = list(first_of)
     hits: dict[int, tuple[int, float]] = {}
-    evalue = 0.001 * residues_of(distinct_targets) / residues if residues else 0.001
-    for query, target, score in mmseqs_search(distinct_queries, distinct_targets, 0.0, coverage, threads, evalue):
+    for query, target, score in mmseqs_search(distinct_queries, distinct_targets, 0.0, coverage, threads, among):
         place = first_of[distinct_targets[target]]
         known = hits.get(query)
         if known is None or (score, -place) > (known[1], -known[0]):
@@ -273,11 +271,6 @@ def shared_stretches(sequences: Sequence[str], length: int = SHARED_STRETCH) -> 
             known = first.setdefault(stretch, index)
             if known != index:
                 yield known, index
-
-
-def residues_of(sequences: Iterable[str]) -> int:
-    """Residues of all distinct sequences: the size of the set that E-values of MMseqs2 refer to."""
-    return sum(map(len, set(sequences)))
 
 
 def _distinct(sequences: Sequence[str]) -> tuple[list[str], list[list[int]]]:
@@ -457,17 +450,17 @@ def mmseqs_search(
     identity: float,
     coverage: float,
     threads: int,
-    evalue: float = 0.001,
+    among: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, int, float]]:
-    """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the
-    shorter sequence.
+    """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 
-    Sensitivity is 7.5 up to 5,000 sequences and 5.7 beyond; low-complexity masking is off (a repeat is a
-    relative all the same);
-    E-value at most ``evalue``; up to 1,000 targets a query.
+    Sensitivity is 7.5 up to 5,000 sequences and 5.7 beyond; low-complexity masking is off (a repeat is a relative all the
+    same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up to 1,000 targets a query.
     """
     program = mmseqs_binary()
-    sensitivity = "7.5" if max(len(queries), len(targets)) <= 5000 else "5.7"
+    whole = set(among if among is not None else targets)
+    sensitivity = "7.5" if len(whole) <= 5000 else "5.7"
+    evalue = 0.001 * sum(map(len, targets)) / sum(map(len, whole))
     with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
         folder = Path(name)
         write_fasta([(str(index), sequence) for index, sequence in enumerate(queries)], folder / "queries.fasta")

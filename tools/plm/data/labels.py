@@ -1,0 +1,206 @@
+"""Where a record's label, protein and place come from: rules over FASTA headers, sequences and columns.
+
+A **rule** is written in one string:
+
+===================  ========================================================================================
+``LABEL=``           the word after ``LABEL=`` in the header (any word before ``=`` will do)
+``field:4``          the 4th field of the header between ``|``; ``field:-1`` the last
+``regex:PATTERN``    the first group of a regular expression found in the header (or the whole match)
+``column:NAME``      a column of a table, by name or 1-based number
+``hash``             ``#`` after a residue in the sequence marks a positive site
+``file``             the file that a record came from: the input gives class 1, the file of negatives class 0
+``none``             no labels
+===================  ========================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from plm.errors import UserError
+
+MARK = "#"
+_KEY = re.compile(r"[^\s=:|]+=")
+_UNIPROT = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)\|?", re.IGNORECASE)
+_START_SITE = re.compile(r"%(?P<start>-?\d+)%(?P<site>\d+)(?=\s|$)")
+_TAXON = re.compile(r"\bOX=(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One record of an input file, whatever its format.
+
+    Attributes:
+        id: First word of the FASTA header, or the id column.
+        header: FASTA header without ``>``; for a table the id.
+        sequence: Untouched sequence.
+        line: 1-based line.
+        columns: Columns of a table's row; empty for FASTA.
+        from_test_file: Came with the test set that the user gave.
+    """
+
+    id: str
+    header: str
+    sequence: str
+    line: int
+    columns: dict[str, str] = field(default_factory=dict)
+    from_test_file: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A parsed rule.
+
+    Attributes:
+        kind: ``regex``, ``field``, ``column``, ``hash``, ``file`` or ``none``.
+        argument: Pattern, field number or column.
+        text: As the user wrote it.
+    """
+
+    kind: str
+    argument: str
+    text: str
+
+    def find(self, record: RawRecord) -> str | None:
+        """The value of a ``regex``, ``field`` or ``column`` rule for a record; None where there is none.
+
+        Raises:
+            UserError: The column does not exist.
+        """
+        if self.kind == "column":
+            return record.columns[column_name(record, self.argument)].strip() or None
+        if self.kind == "field":
+            fields, number = record.header.split("|"), int(self.argument)
+            place = number - 1 if number > 0 else len(fields) + number
+            return (fields[place].strip() or None) if 0 <= place < len(fields) else None
+        found = re.search(self.argument, record.header)
+        if found is None:
+            return None
+        return (found.group(1) if found.re.groups else found.group(0)) or None
+
+    @property
+    def in_words(self) -> str:
+        """What the rule looks for, for a message."""
+        if self.kind == "field":
+            return f"field {self.argument} between '|'"
+        if self.kind == "column":
+            return f"column {self.argument}"
+        return f"pattern {self.argument}" if self.kind == "regex" else self.text
+
+
+def parse_rule(text: str, flag: str) -> Rule:
+    """Parses a rule.
+
+    Raises:
+        UserError: Names the flag and what is wrong with the rule.
+    """
+    kind, _, argument = text.partition(":")
+    if text in ("hash", "file", "none"):
+        return Rule(text, "", text)
+    if kind == "field":
+        if not re.fullmatch(r"-?[1-9]\d*", argument):
+            raise UserError(f"{flag} field:{argument}: the field's number must be 1, 2, ... or -1, -2, ...")
+        return Rule("field", argument, text)
+    if kind == "column" and argument:
+        return Rule("column", argument, text)
+    if kind == "regex" and argument:
+        try:
+            re.compile(argument)
+        except re.error as error:
+            raise UserError(f"{flag}: the regular expression {argument!r} is broken: {error}") from error
+        return Rule("regex", argument, text)
+    if _KEY.fullmatch(text):
+        return Rule("regex", rf"(?:^|[\s|;,]){re.escape(text)}([^\s|;,]+)", text)
+    raise UserError(
+        f"{flag} {text!r} is no rule",
+        fix="Use a key such as LABEL=, field:N, regex:PATTERN, column:NAME, hash, file or none",
+    )
+
+
+def column_name(record: RawRecord, column: str) -> str:
+    """The name of a column given by name or 1-based number.
+
+    Raises:
+        UserError: The record has no such column (a FASTA record has none at all).
+    """
+    if column in record.columns:
+        return column
+    names = list(record.columns)
+    if column.isdigit() and 1 <= int(column) <= len(names):
+        return names[int(column) - 1]
+    found = f"columns: {', '.join(names[:12])}" if names else "FASTA has no columns"
+    raise UserError(
+        f"There is no column {column!r} ({found})", fix="Give a column's name from the header line, or its number"
+    )
+
+
+def unmark(sequence: str) -> tuple[str, list[int]]:
+    """Takes the ``#`` marks out of a sequence.
+
+    Returns:
+        The sequence without marks and the 0-based indices (in it) of the residues that were followed by a mark.
+
+    Raises:
+        ValueError: A mark with no residue before it, or two in a row.
+    """
+    parts = sequence.split(MARK)
+    marked: list[int] = []
+    length = 0
+    for part in parts[:-1]:
+        if not part:
+            raise ValueError("a '#' mark does not follow a residue")
+        length += len(part)
+        marked.append(length - 1)
+    return "".join(parts), marked
+
+
+def protein_of(record: RawRecord, rule: str) -> str | None:
+    """The protein a record belongs to.
+
+    Args:
+        record: The record.
+        rule: ``auto`` (UniProt accession of ``sp|ACC|NAME``, else the id), ``uniprot``, ``word`` (the id as it is),
+            or a rule of
+            this module.
+    """
+    if rule in ("auto", "uniprot"):
+        found = _UNIPROT.match(record.header)
+        if found:
+            return found.group(1)
+        return record.id if rule == "auto" else None
+    if rule == "word":
+        return record.id
+    return parse_rule(rule, "--protein").find(record)
+
+
+def place_of(record: RawRecord, rule: str) -> tuple[int | None, int | None]:
+    """(start, site) of a window in its protein, both 1-based, as far as the header or a column says.
+
+    Args:
+        record: The record.
+        rule: ``auto`` (``%start%site`` at the end of the header's first word), ``none``, ``column:NAME`` (site),
+            ``field:N`` (site)
+            or ``regex:PATTERN`` with named groups ``site`` and optionally ``start``.
+    """
+    if rule == "none":
+        return None, None
+    if rule == "auto" or rule.startswith("regex:"):
+        found = (_START_SITE if rule == "auto" else re.compile(rule.removeprefix("regex:"))).search(record.header)
+        if found is None:
+            return None, None
+        groups = found.groupdict()
+        if "site" not in groups:
+            raise UserError("--protein-position: the pattern has no group named site", fix=r"Write (?P<site>\d+) in it")
+        return _whole(groups.get("start")), _whole(groups["site"])
+    return None, _whole(parse_rule(rule, "--protein-position").find(record))
+
+
+def taxon_of(record: RawRecord) -> str:
+    """NCBI taxonomy id from ``OX=`` of a UniProt header, or empty."""
+    found = _TAXON.search(record.header)
+    return found.group(1) if found else ""
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch(r"-?\d+", text) else None

@@ -1,0 +1,464 @@
+"""From cleaned records to examples: one per sequence, or one per labelled site with its window.
+
+Positions of the user count from 1 in the sequence as given; gaps that cleaning closes up move the index in the cleaned
+sequence, never the position that is reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from plm.data.examples import Example, Journal
+from plm.data.fasta import Cleaned, CleaningRule, clean
+from plm.data.labels import RawRecord, Rule, column_name, place_of, protein_of, taxon_of, unmark
+from plm.data.tables import Table
+from plm.data.windows import is_clipped, window
+from plm.errors import UserError
+
+POSITIVE, NEGATIVE = "1", "0"
+_PLACE = re.compile(r"(?:p?([A-Z]))?(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A cleaned record and what its header says.
+
+    Attributes:
+        record: As read; its sequence is without ``#`` marks.
+        cleaned: Cleaned sequence and how positions move.
+        protein: Protein it belongs to.
+        marked: 0-based indices, in the raw sequence without marks, of marked residues.
+        label: Label by the rule, or None where it found none.
+    """
+
+    record: RawRecord
+    cleaned: Cleaned
+    protein: str
+    marked: tuple[int, ...] = ()
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SiteListing:
+    """One site that a user listed; ``place`` counts from 1 in the protein as given, ``residue`` is the letter stated."""
+
+    protein: str
+    place: int
+    label: str | None
+    residue: str
+    where: str
+
+
+def sources(
+    records: Sequence[RawRecord], cleaning: CleaningRule, labels: Rule, otherwise: str, protein: str, journal: Journal
+) -> list[Source]:
+    """Cleans records and reads their labels and proteins; what cannot be used goes to the journal.
+
+    Args:
+        records: Records as read, ids unique.
+        cleaning: Residue policies.
+        labels: Label rule; ``file`` labels must have been put into the records' columns by the caller.
+        otherwise: Class of records in which the rule finds nothing; empty: such records are rejected.
+        protein: Protein rule.
+        journal: Takes rejected and changed records.
+
+    Raises:
+        UserError: The rule finds a label in no record at all; names the rule and the first header.
+    """
+    made: list[Source] = []
+    found = 0
+    for record in records:
+        marked: list[int] = []
+        sequence = record.sequence
+        if labels.kind == "hash":
+            try:
+                sequence, marked = unmark(sequence)
+            except ValueError as error:
+                journal.rejected(record.id, str(error))
+                continue
+            found += len(marked)
+        label: str | None = None
+        if labels.kind in ("regex", "field", "column"):
+            label = labels.find(record)
+            found += label is not None
+            if label is None and not otherwise:
+                journal.rejected(
+                    record.id, f"no label: {labels.in_words} finds nothing in the header {record.header!r}"
+                )
+                continue
+            label = label or otherwise
+        cleaned = clean(sequence, cleaning)
+        if cleaned.rejected:
+            journal.rejected(record.id, cleaned.rejected)
+            continue
+        if cleaned.changes:
+            journal.changed(record.id, "; ".join(cleaned.changes))
+        name = protein_of(record, protein)
+        if name is None:
+            journal.rejected(
+                record.id, f"no protein: --protein {protein} finds nothing in the header {record.header!r}"
+            )
+            continue
+        made.append(Source(_with(record, sequence), cleaned, name, tuple(marked), label))
+    if labels.kind in ("regex", "field", "column", "hash") and not found:
+        what = "'#' after a residue" if labels.kind == "hash" else labels.in_words
+        shown = records[0].header if len(records[0].header) <= 80 else records[0].header[:80] + "…"
+        raise UserError(
+            f"No label found: the {what} matches none of {len(records)} records; the first header is {shown!r}",
+            where="--labels " + labels.text,
+            fix="Choose the label rule that fits these headers",
+        )
+    return made
+
+
+def whole_sequences(made: Iterable[Source], journal: Journal, *, residues: bool = False) -> list[Example]:
+    """One example a record; with ``residues`` the labels of each residue follow the cleaning of the sequence."""
+    examples = []
+    for source in made:
+        label = source.label or ""
+        if residues:
+            fitted = _residue_labels(source, label)
+            if fitted is None:
+                journal.rejected(
+                    source.record.id,
+                    f"its residue label is not as long as the sequence ({len(source.record.sequence)} residues)",
+                )
+                continue
+            label = fitted
+        examples.append(_example(source, source.record.id, source.cleaned.sequence, label))
+    return examples
+
+
+def _residue_labels(source: Source, label: str) -> str | None:
+    parts = [part.strip() for part in label.split(",")] if "," in label else list(label)
+    joint = "," if "," in label else ""
+    removed = set(source.cleaned.removed)
+    raw, clean_length = len(source.record.sequence), len(source.cleaned.sequence)
+    if len(parts) == raw:  # a stop at the end goes with its label
+        parts = [part for index, part in enumerate(parts) if index not in removed][:clean_length]
+    return joint.join(parts) if len(parts) == clean_length else None
+
+
+def centred(
+    made: Sequence[Source], width: int | None, residues: str, place: str, journal: Journal
+) -> tuple[list[Example], int]:
+    """Sites given as windows: the site is the centre.
+
+    A window that is shorter than the others (cut at a protein's end) is used when its header says where the site lies
+    (``%start%site``), else rejected.
+
+    Args:
+        made: Cleaned windows.
+        width: Width to cut them to; None: as they are.
+        residues: Letters that a site may be; empty: any.
+        place: Rule for the place in the protein (:func:`plm.data.labels.place_of`).
+        journal: Takes rejected and changed records.
+
+    Returns:
+        Examples, and the width of their windows.
+
+    Raises:
+        UserError: The windows are narrower than ``width``, or have an even width.
+    """
+    if not made:
+        return [], width or 0
+    given = Counter(len(source.record.sequence) for source in made).most_common(1)[0][0]
+    if given % 2 == 0:
+        raise UserError(
+            f"Most sequences have {given} residues, an even number, so no residue is the centre",
+            where="--site centre",
+            fix="Give windows of odd width, or full proteins with a site list",
+        )
+    if width and width > given:
+        raise UserError(
+            f"The windows given have {given} residues: windows of {width} cannot be cut from them",
+            where=f"--window {width}",
+            fix=f"Choose {given} or fewer, or give full proteins with a site list",
+        )
+    width = width or given
+    examples = []
+    for source in made:
+        name, length = source.record.id, len(source.record.sequence)
+        start, site = place_of(source.record, place)
+        centre0 = given // 2 if length == given else None
+        if start is not None and site is not None and 0 <= site - start < length:
+            stated0 = site - start
+            if centre0 is not None and stated0 != centre0:
+                journal.rejected(
+                    name, f"its header puts the site at residue {stated0 + 1} of the window, not at the centre"
+                )
+                continue
+            centre0 = stated0
+        if centre0 is None:
+            journal.rejected(name, f"{length} residues where the windows have {given}: the centre is unknown")
+            continue
+        position0 = source.cleaned.position(centre0)
+        if position0 is None:
+            journal.rejected(name, "the centre of the window is a gap or stop")
+            continue
+        letter = source.cleaned.sequence[position0]
+        if residues and letter not in residues:
+            journal.rejected(name, f"the centre is {letter}, not {_one_of(residues)}")
+            continue
+        sequence, moved0 = window(source.cleaned.sequence, position0, width)
+        if len(sequence) < width:
+            journal.changed(name, f"window clipped at the protein's end: {len(sequence)} of {width} residues")
+        examples.append(_example(source, name, sequence, source.label or "", moved0, site))
+    return examples, width
+
+
+def positioned(
+    made: Sequence[Source], column: str, width: int, residues: str, place: str, journal: Journal
+) -> list[Example]:
+    """Sites given as a table with a column of 1-based positions in the sequence."""
+    examples = []
+    for source in made:
+        text = source.record.columns[column_name(source.record, column)]
+        parsed = _PLACE.fullmatch(text)
+        if parsed is None:
+            journal.rejected(source.record.id, f"the position {text!r} is no whole number")
+            continue
+        if place == "auto":
+            stated = next(
+                (source.record.columns[name] for name in ("protein_position",) if name in source.record.columns), ""
+            )
+            protein_place = int(stated) if stated.isdigit() else None
+        else:
+            protein_place = place_of(source.record, place)[1]
+        example = _site(
+            source, int(parsed[2]), source.label or "", width, residues, parsed[1] or "", journal, source.record.id
+        )
+        if example is not None:
+            example.protein_position = protein_place
+            example.whole = ""
+            examples.append(example)
+    return examples
+
+
+def marked(made: Sequence[Source], width: int, residues: str, negatives: bool, journal: Journal) -> list[Example]:
+    """Sites marked by ``#`` in full proteins (class 1); the other residues of the same letters are class 0.
+
+    Args:
+        made: Cleaned proteins with their marks.
+        width: Window width, 0 = whole protein.
+        residues: Letters that a site may be; empty: every letter that carries a mark somewhere.
+        negatives: Whether unmarked residues of these letters become class 0.
+        journal: Takes rejected and changed sites.
+    """
+    letters = residues or "".join(
+        sorted({source.record.sequence[index].upper() for source in made for index in source.marked})
+    )
+    listed = [
+        SiteListing(source.protein, index + 1, POSITIVE, "", source.record.id)
+        for source in made
+        for index in source.marked
+    ]
+    return _joined(made, listed, width, letters, negatives, journal, by_record=True)
+
+
+def listed(
+    made: Sequence[Source],
+    listings: Sequence[SiteListing],
+    width: int,
+    residues: str,
+    negatives: bool,
+    journal: Journal,
+) -> list[Example]:
+    """Sites of a list joined to full proteins by accession.
+
+    Args:
+        made: Cleaned proteins.
+        listings: Listed sites with their labels.
+        width: Window width, 0 = whole protein.
+        residues: Letters that a site may be; empty: any that the list names.
+        negatives: Whether the unlisted residues of the same letters, in proteins with a listed site, become class 0.
+        journal: Takes rejected and changed sites and proteins without a site.
+
+    Raises:
+        UserError: No listed site fits the proteins; gives the first reason.
+    """
+    before = len(journal.entries)
+    examples = _joined(made, listings, width, residues, negatives, journal, by_record=False)
+    if not any(example.label != "" for example in examples):
+        reasons = [entry for entry in journal.entries[before:] if entry[1] == "rejected"]
+        first = f"{reasons[0][0]}: {reasons[0][2]}" if reasons else "the list is empty"
+        raise UserError(
+            f"None of {len(listings)} listed sites fits the proteins; the first: {first}",
+            where="--sites",
+            fix="Check accessions and positions (counted from 1), and --protein",
+        )
+    return examples
+
+
+def _joined(
+    made: Sequence[Source],
+    listings: Sequence[SiteListing],
+    width: int,
+    residues: str,
+    negatives: bool,
+    journal: Journal,
+    by_record: bool,
+) -> list[Example]:
+    by_name: dict[str, Source] = {}
+    for source in made:
+        by_name[source.record.id] = source
+    if not by_record:
+        for source in made:
+            by_name.setdefault(source.protein, source)
+    chosen: dict[str, list[SiteListing]] = {}
+    for listing in listings:
+        name = listing.where if by_record else listing.protein
+        if name not in by_name:
+            journal.rejected(
+                f"{listing.protein}:{listing.place}", f"no protein {listing.protein} in the FASTA ({listing.where})"
+            )
+            continue
+        chosen.setdefault(by_name[name].record.id, []).append(listing)
+    letters = residues
+    if not letters:
+        seen = Counter(
+            source.record.sequence[listing.place - 1].upper()
+            for source in made
+            for listing in chosen.get(source.record.id, [])
+            if 1 <= listing.place <= len(source.record.sequence)
+        )
+        letters = "".join(sorted(letter for letter in seen if letter.isalpha()))
+    examples: list[Example] = []
+    for source in made:
+        mine = chosen.get(source.record.id, [])
+        if not mine and not (negatives and by_record):
+            journal.left_out(
+                source.record.id, "no site is listed for this protein" if not by_record else "no residue is marked"
+            )
+            continue
+        made_here = _sites_of(source, mine, width, residues, journal)
+        if negatives:
+            taken = {listing.place for listing in mine}
+            for index, letter in enumerate(source.record.sequence.upper()):
+                if letter in letters and index + 1 not in taken:
+                    example = _site(source, index + 1, NEGATIVE, width, "", "", journal)
+                    if example is not None:
+                        made_here.append(example)
+            made_here.sort(key=lambda example: example.protein_position or 0)
+        if not made_here and not mine:
+            journal.left_out(source.record.id, f"no {_one_of(letters)} in this protein")
+        examples += made_here
+    return examples
+
+
+def _sites_of(
+    source: Source, mine: Sequence[SiteListing], width: int, residues: str, journal: Journal
+) -> list[Example]:
+    examples: list[Example] = []
+    known: dict[int, str | None] = {}
+    for listing in mine:
+        if listing.place in known and known[listing.place] == listing.label:
+            journal.left_out(f"{source.protein}:{listing.place}", f"listed more than once ({listing.where})")
+            continue
+        repeated = listing.place in known
+        known.setdefault(listing.place, listing.label)
+        example = _site(source, listing.place, listing.label or "", width, residues, listing.residue, journal)
+        if example is not None:
+            if repeated:
+                example.id += f"_{listing.label}"
+            examples.append(example)
+    return examples
+
+
+def _site(
+    source: Source,
+    place: int,
+    label: str,
+    width: int,
+    residues: str,
+    stated: str,
+    journal: Journal,
+    name: str = "",
+) -> Example | None:
+    """One site of a source, ``place`` 1-based in the raw sequence; None (and a journal entry) if it does not fit."""
+    raw = source.record.sequence
+    shown = name or f"{source.protein}:{place}"
+    if not 1 <= place <= len(raw):
+        journal.rejected(shown, f"position {place} lies outside the sequence of {len(raw)} residues")
+        return None
+    letter = raw[place - 1].upper()
+    if stated and letter != stated:
+        journal.rejected(shown, f"position {place} is {letter}, not {stated} as stated")
+        return None
+    if residues and letter not in residues:
+        journal.rejected(shown, f"position {place} is {letter}, not {_one_of(residues)}")
+        return None
+    position0 = source.cleaned.position(place - 1)
+    if position0 is None:
+        journal.rejected(shown, f"position {place} is a gap or stop")
+        return None
+    whole = source.cleaned.sequence
+    sequence, moved0 = window(whole, position0, width)
+    name = name or f"{source.protein}_{letter}{place}"
+    if is_clipped(len(whole), position0, width):
+        journal.changed(name, f"window clipped at the protein's end: {len(sequence)} of {width} residues")
+    example = _example(source, name, sequence, label, moved0, place)
+    example.whole = whole
+    return example
+
+
+def read_listings(table: Table, columns: tuple[str, str, str], default: str | None, flag: str) -> list[SiteListing]:
+    """Reads a site list.
+
+    Args:
+        table: Rows with an accession, a 1-based position (``614`` or ``Y614``) and perhaps a label.
+        columns: Columns of accession, position and label by name or number; empty: the usual names, else columns 1, 2
+            and none.
+        default: Label of every row when there is no label column.
+        flag: The option, for messages.
+
+    Raises:
+        UserError: A column is missing or a position is no number, with its line.
+    """
+    accession = _pick(table, columns[0], flag + "-accession", ("accession", "protein", "acc", "uniprot", "id"), 0)
+    position = _pick(table, columns[1], flag + "-position", ("position", "site", "pos", "protein_position"), 1)
+    label = table.column(columns[2], flag + "-label") if columns[2] else table.find("label", "class")
+    if position >= len(table.header):
+        raise UserError("A site list needs two columns: accession and position", where=table.name)
+    listings = []
+    for row, line in zip(table.rows, table.lines, strict=True):
+        where = f"{table.name}, line {line}"
+        parsed = _PLACE.fullmatch(row[position])
+        if parsed is None or not row[accession]:
+            raise UserError(
+                f"{row[position]!r} is no position" if parsed is None else "A row without an accession",
+                where=where,
+                fix="Give positions as 614 or Y614, counted from 1",
+            )
+        value = (row[label] or None) if label is not None else default
+        if value is None:
+            raise UserError("A site without a label", where=where, fix="Fill the label column")
+        listings.append(SiteListing(row[accession], int(parsed[2]), value, parsed[1] or "", where))
+    return listings
+
+
+def _pick(table: Table, wanted: str, flag: str, usual: tuple[str, ...], number: int) -> int:
+    if wanted:
+        return table.column(wanted, flag)
+    found = table.find(*usual)
+    return number if found is None else found
+
+
+def _example(
+    source: Source, name: str, sequence: str, label: str, position0: int | None = None, place: int | None = None
+) -> Example:
+    taxon = source.record.columns.get("taxon", "") or taxon_of(source.record)
+    return Example(
+        name, sequence, label, position0, source.protein, place, taxon=taxon, extra=dict(source.record.columns)
+    )
+
+
+def _with(record: RawRecord, sequence: str) -> RawRecord:
+    return replace(record, sequence=sequence)
+
+
+def _one_of(letters: str) -> str:
+    return " or ".join(letters) if letters else "such residue"
