@@ -87,7 +87,9 @@ def register() -> None:
     """Makes ``attn_implementation="plm_packed"`` known to transformers; may be called often."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, _no_mask)
 

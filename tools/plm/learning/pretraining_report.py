@@ -1,0 +1,104 @@
+"""What pretraining leaves behind: the model with its card, the history as table and figure, the report."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plm import __version__, stage
+from plm.evaluation.report import Report
+from plm.model.checkpoint import LoadedModel, save_checkpoint
+
+
+def card(facts: Mapping[str, Any]) -> str:
+    """The model card: data, training, scores beside the unigram baseline, limits."""
+    args, split, outcome, score = (facts[key] for key in ("arguments", "split", "outcome", "score"))
+    name = args.title or args.output_model.stem
+    start = f"continued from {facts['files'].id}" if args.model else f"from scratch (preset {args.preset})"
+    state = "" if outcome.finished else "\n\n**Unfinished: training was cut short by its time limit.**"
+    return f"""---
+license: mit
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [protein-language-model, esm2]
+---
+# {name}
+
+ESM-2 architecture, {facts["parameters"]:,} parameters, {start}, masked language modelling.{state}
+
+| | |
+|---|---|
+| Training data | {len(split.train):,} proteins, {sum(map(len, split.train)):,} residues ({args.input.name}) |
+| Held-out data | {len(split.held_out):,} proteins of families that training never saw; {split.set_aside:,} set aside |
+| Split | {split.sentence} |
+| Steps | {outcome.steps:,} of {args.batch_tokens * args.accumulate:,} tokens; {outcome.tokens:,} tokens seen |
+| Objective | {args.mask_rate:.0%} of residues: 80 % masked, 10 % replaced, 10 % kept |
+| Optimiser | AdamW, peak rate {args.learning_rate:g}, {args.warmup_steps} warm-up steps, then {args.schedule} |
+| Precision | {facts["precision"]} on {facts["device"]}; stored as {args.stored_dtype} |
+| Suite | {__version__}, seed {args.seed} |
+
+## Masked residues of families never seen ({score.residues:,} residues)
+
+| | perplexity | accuracy |
+|---|---|---|
+| this model | {score.perplexity:.2f} | {score.accuracy:.3f} |
+| unigram (training frequencies) | {score.unigram_perplexity:.2f} | {score.unigram_accuracy:.3f} |
+
+Perplexity {100 * score.below_unigram:.1f} % below the unigram baseline.
+"""
+
+
+def write_model(loaded: LoadedModel, path: Path, facts: Mapping[str, Any], *, dtype: str, workdir: Path) -> None:
+    """Writes the trained model as a stored zip of a Hugging Face checkpoint folder with its card."""
+    folder = workdir / "trained"
+    save_checkpoint(loaded.model, folder, loaded.files.directory, dtype=dtype)
+    (folder / "README.md").write_text(card(facts))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for member in sorted(folder.iterdir()):
+            info = zipfile.ZipInfo(member.name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, member.read_bytes())
+
+
+def write_report(
+    facts: Mapping[str, Any], outputs: stage.Outputs, *, history: Path | None, figure: Path | None, report: Path | None
+) -> None:
+    """Writes the history table, its figure and the report, each if wanted."""
+    import pandas as pd
+
+    from plm.evaluation.figures import history_figure
+
+    outcome, score, split = facts["outcome"], facts["score"], facts["split"]
+    table = pd.DataFrame(outcome.history)
+    first = ["step", "epoch", "tokens", "train_loss", "valid_loss", "masked_perplexity", "masked_accuracy", "learning_rate"]
+    table = table[[column for column in first if column in table]]
+    if history is not None:
+        table.to_csv(outputs.path(history), sep="\t", index=False, float_format="%.6g")
+    if figure is not None:
+        history_figure(table.drop(columns=["tokens"]), outputs.path(figure))
+    if report is not None:
+        verdict = (
+            f"On families that training never saw the model's masked perplexity is {score.perplexity:.2f}, "
+            f"{100 * score.below_unigram:.1f} % below that of the letters' frequencies ({score.unigram_perplexity:.2f})."
+        )
+        made = Report(verdict)
+        if not outcome.finished:
+            made.paragraph("**Unfinished:** the time limit ended training early; give the checkpoint back to go on.")
+        made.rows(
+            ["held-out families", "masked perplexity", "masked accuracy"],
+            [
+                ["this model", f"{score.perplexity:.2f}", f"{score.accuracy:.3f}"],
+                ["unigram", f"{score.unigram_perplexity:.2f}", f"{score.unigram_accuracy:.3f}"],
+            ],
+        )
+        made.paragraph(split.sentence + ".")
+        made.paragraph(
+            f"{outcome.steps:,} steps, {outcome.tokens:,} residues seen, {stage.duration(outcome.seconds)} in this run."
+        )
+        if figure is not None:
+            made.heading("Training").image("figure")
+        if history is not None:
+            made.table("history", "History", "Held-out scores during training are taken on part of the held-out families.")
+        made.write(outputs.path(report))
