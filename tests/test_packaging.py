@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,11 @@ def test_workflow_tests_fit_the_workflow(workflow: Path) -> None:
                 assert (workflow.parent / value["path"]).is_file(), value["path"]
     for label in re.findall(r'output="([^"]+)"', content["report"]["markdown"]):
         assert label in outputs, f"the report names {label}"
+
+
+def test_zipped_model_is_the_tiny_checkpoint() -> None:
+    folder = ROOT / "test-data" / "models" / "tiny_esm2"
+    with zipfile.ZipFile(ROOT / "test-data" / "tiny_esm2.zip") as archive:
+        assert set(archive.namelist()) == {path.name for path in folder.iterdir()}
+        for name in archive.namelist():
+            assert archive.read(name) == (folder / name).read_bytes(), name
