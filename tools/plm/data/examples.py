@@ -31,6 +31,7 @@ class Example:
         group: Rows of one group never straddle a split.
         cluster: Homology cluster, if one was made.
         split: train, valid, test, a fold number, or empty.
+        source: Id of the input record that it comes from.
         from_test_file: Came with the test set that the user gave.
         extra: Columns that pass through.
     """
@@ -46,6 +47,7 @@ class Example:
     group: str = ""
     cluster: str = ""
     split: str = ""
+    source: str = ""
     from_test_file: bool = False
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -178,6 +180,23 @@ def thinned_negatives(
     return [example for example in examples if example.id not in dropped]
 
 
+def with_unique_names(examples: Sequence[Example], journal: Journal) -> list[Example]:
+    """Adds ``_2``, ``_3``, ... to ids that sites of different records share (two records of one accession, say)."""
+    taken = {example.id for example in examples}
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            number = 2
+            while f"{example.id}_{number}" in taken:
+                number += 1
+            renamed = f"{example.id}_{number}"
+            journal.changed(renamed, f"renamed: the id {example.id} was used before, by another site")
+            taken.add(renamed)
+            example.id = renamed
+        seen.add(example.id)
+    return list(examples)
+
+
 def to_frame(examples: Sequence[Example], window: int | None) -> pd.DataFrame:
     """The dataset table: strings, known columns first, those that no row needs left away.
 
@@ -203,7 +222,7 @@ def to_frame(examples: Sequence[Example], window: int | None) -> pd.DataFrame:
             "taxon": example.taxon,
             "fold" if folds else "split": example.split,
         }
-        rows.append(row | {key: value for key, value in example.extra.items() if key not in row})
+        rows.append(row | {key: value for key, value in example.extra.items() if key not in COLUMNS})
     frame = pd.DataFrame(rows).fillna("").astype(str)
     unused = [column for column in frame.columns if column in COLUMNS and (frame[column] == "").all()]
     return frame.drop(columns=[column for column in unused if column not in ("id", "sequence")])

@@ -191,7 +191,8 @@ def nearest(
         coverage: Lowest part of the shorter sequence that an alignment covers (proteins only).
         threads: Processor threads.
         method: ``exact``, ``mmseqs`` or ``auto``.
-        among: The whole set that queries and targets come from: its size decides sensitivity and E-values, so that a pair
+        among: The whole set that queries and targets come from: its size decides sensitivity and E-values, so that a
+            pair
             is found here exactly if it is found when the whole set is clustered. None: the targets.
 
     Returns:
@@ -454,7 +455,8 @@ def mmseqs_search(
 ) -> Iterator[tuple[int, int, float]]:
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 
-    Sensitivity is 7.5 up to 5,000 sequences and 5.7 beyond; low-complexity masking is off (a repeat is a relative all the
+    Sensitivity is 7.5 up to 5,000 sequences and 5.7 beyond; low-complexity masking is off (a repeat is a relative all
+    the
     same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up to 1,000 targets a query.
     """
     program = mmseqs_binary()

@@ -23,7 +23,8 @@ def read_records(
 
     Args:
         path: The file.
-        kind: ``fasta``, ``table``, or ``auto``: FASTA if it starts with ``>``, a table if the first line has a separator.
+        kind: ``fasta``, ``table``, or ``auto``: FASTA if it starts with ``>``, a table if the first line has a
+            separator.
         id_column: Column of ids by name or number; empty: the usual names, else rows are called ``row<number>``.
         sequence_column: Column of sequences; empty: the usual names.
         from_test_file: Mark the records as the user's test set.
@@ -53,7 +54,8 @@ def _from_table(path: str | Path, id_column: str, sequence_column: str) -> list[
     place = table.column(sequence_column, "--sequence-column") if sequence_column else table.find(*_SEQUENCES)
     if place is None:
         raise UserError(
-            f"This is neither FASTA (no '>') nor a table with a column named sequence (columns: {', '.join(table.header[:12])})",
+            "This is neither FASTA (no '>') nor a table with a column named sequence "
+            f"(columns: {', '.join(table.header[:12])})",
             where=table.name,
             fix="Name the column with --sequence-column",
         )

@@ -24,6 +24,7 @@ MARK = "#"
 _KEY = re.compile(r"[^\s=:|]+=")
 _UNIPROT = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)\|?", re.IGNORECASE)
 _START_SITE = re.compile(r"%(?P<start>-?\d+)%(?P<site>\d+)(?=\s|$)")
+_ISOFORM = re.compile(r"([OPQ][0-9][A-Z0-9]{3}[0-9]|[A-NR-Z][0-9](?:[A-Z][A-Z0-9]{2}[0-9]){1,2})-\d+")
 _TAXON = re.compile(r"\bOX=(\d+)")
 
 
@@ -194,6 +195,12 @@ def place_of(record: RawRecord, rule: str) -> tuple[int | None, int | None]:
             raise UserError("--protein-position: the pattern has no group named site", fix=r"Write (?P<site>\d+) in it")
         return _whole(groups.get("start")), _whole(groups["site"])
     return None, _whole(parse_rule(rule, "--protein-position").find(record))
+
+
+def without_isoform(protein: str) -> str:
+    """A UniProt accession without its isoform number (``Q14790-4`` -> ``Q14790``); other names stay."""
+    found = _ISOFORM.fullmatch(protein)
+    return found.group(1) if found else protein
 
 
 def taxon_of(record: RawRecord) -> str:

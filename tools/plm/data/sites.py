@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from plm.data.examples import Example, Journal
 from plm.data.fasta import Cleaned, CleaningRule, clean
+from plm.data.homology import LONGEST_WINDOW
 from plm.data.labels import RawRecord, Rule, column_name, place_of, protein_of, taxon_of, unmark
 from plm.data.tables import Table
 from plm.data.windows import is_clipped, window
@@ -43,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class SiteListing:
-    """One site that a user listed; ``place`` counts from 1 in the protein as given, ``residue`` is the letter stated."""
+    """One site that a user listed; ``place`` counts from 1 in the protein as given, ``residue`` is stated or empty."""
 
     protein: str
     place: int
@@ -102,7 +103,7 @@ def sources(
                 record.id, f"no protein: --protein {protein} finds nothing in the header {record.header!r}"
             )
             continue
-        made.append(Source(_with(record, sequence), cleaned, name, tuple(marked), label))
+        made.append(Source(replace(record, sequence=sequence), cleaned, name, tuple(marked), label))
     if labels.kind in ("regex", "field", "column", "hash") and not found:
         what = "'#' after a residue" if labels.kind == "hash" else labels.in_words
         shown = records[0].header if len(records[0].header) <= 80 else records[0].header[:80] + "…"
@@ -211,9 +212,15 @@ def centred(
 
 
 def positioned(
-    made: Sequence[Source], column: str, width: int, residues: str, place: str, journal: Journal
-) -> list[Example]:
-    """Sites given as a table with a column of 1-based positions in the sequence."""
+    made: Sequence[Source], column: str, width: int | None, residues: str, place: str, journal: Journal
+) -> tuple[list[Example], int]:
+    """Sites given as a table with a column of 1-based positions in the sequence.
+
+    With ``width`` None the sequences stay as they are. They count as windows (of the longest one's width) if that is
+    odd, short
+    enough for a window and every sequence of that length has its site in the centre; else as whole proteins (0).
+    """
+    cut = width if width is not None else 0
     examples = []
     for source in made:
         text = source.record.columns[column_name(source.record, column)]
@@ -229,13 +236,18 @@ def positioned(
         else:
             protein_place = place_of(source.record, place)[1]
         example = _site(
-            source, int(parsed[2]), source.label or "", width, residues, parsed[1] or "", journal, source.record.id
+            source, int(parsed[2]), source.label or "", cut, residues, parsed[1] or "", journal, source.record.id
         )
         if example is not None:
             example.protein_position = protein_place
-            example.whole = ""
+            example.whole = example.whole if cut else ""
             examples.append(example)
-    return examples
+    if width is None:
+        longest = max((len(example.sequence) for example in examples), default=0)
+        full = [example for example in examples if len(example.sequence) == longest]
+        centred_all = all(example.position0 == longest // 2 for example in full)
+        cut = longest if longest % 2 and longest <= LONGEST_WINDOW and centred_all else 0
+    return examples, cut
 
 
 def marked(made: Sequence[Source], width: int, residues: str, negatives: bool, journal: Journal) -> list[Example]:
@@ -452,12 +464,17 @@ def _example(
 ) -> Example:
     taxon = source.record.columns.get("taxon", "") or taxon_of(source.record)
     return Example(
-        name, sequence, label, position0, source.protein, place, taxon=taxon, extra=dict(source.record.columns)
+        name,
+        sequence,
+        label,
+        position0,
+        source.protein,
+        place,
+        taxon=taxon,
+        source=source.record.id,
+        from_test_file=source.record.from_test_file,
+        extra=dict(source.record.columns),
     )
-
-
-def _with(record: RawRecord, sequence: str) -> RawRecord:
-    return replace(record, sequence=sequence)
 
 
 def _one_of(letters: str) -> str:

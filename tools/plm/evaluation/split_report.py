@@ -1,0 +1,270 @@
+"""What a preprocessing run did, in words, tables and a picture: counts that reconcile, balance of splits, leakage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from plm.data import homology
+from plm.data.examples import Example, Journal
+from plm.data.leakage import Leak, counts
+from plm.data.splits import balance
+from plm.evaluation.report import Report, plain
+
+_MOST_CLASSES = 12
+
+
+class Settings(Protocol):
+    """What the account needs to know of the options."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def identity(self) -> float | None: ...
+    @property
+    def coverage(self) -> float: ...
+    @property
+    def seeks_sites(self) -> bool: ...
+    @property
+    def figure(self) -> Path | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Account:
+    """The account of one run.
+
+    Attributes:
+        read: Input records.
+        examples: Rows of the dataset.
+        journal: What was rejected, left out or changed.
+        leaks: Comparison of judging rows with the others.
+        near: Residues within which sites of one protein have overlapping windows.
+        method: How relatives were told (:mod:`plm.data.homology`).
+        settings: Options of the run.
+    """
+
+    read: int
+    examples: Sequence[Example]
+    journal: Journal
+    leaks: Sequence[Leak]
+    near: int
+    method: str
+    settings: Settings
+
+    @property
+    def _unit(self) -> str:
+        return "sites" if self.settings.task == "site" else "sequences"
+
+    def verdict(self, sides: Sequence[str] | None = None) -> str:
+        """One sentence: whether rows that judge a model leak, and what they share."""
+        chosen = [leak for leak in self.leaks if sides is None or leak.split in sides]
+        if not chosen:
+            return "nothing was compared, since there is no validation or test set"
+        names = _sides(chosen)
+        found = counts(chosen, self.near)
+        if not found["leaks"]:
+            return f"none of {found['records']} {names} records shares a protein, a group or a relative with training"
+        parts = [f"{found['leaks']} of {found['records']} {names} records leak"]
+        if found["same protein"]:
+            parts.append(f"{found['same protein']} share a protein with training")
+        if found["within window"]:
+            parts.append(
+                f"{found['within window']} lie within {self.near} residues of a training site of the same protein"
+            )
+        limit = homology.default_identity(self.method, self.settings.identity)
+        close = sum(bool(leak.nearest) and leak.identity >= limit - 1e-9 for leak in chosen)
+        if close:
+            parts.append(f"{close} have a training relative at {limit:.0%} identity or more")
+        return "; ".join(parts)
+
+    def verdicts(self) -> list[str]:
+        """A verdict for the test set and one for the validation set, or one for the folds."""
+        splits = {leak.split for leak in self.leaks}
+        if splits <= {"valid", "test"}:
+            return [self.verdict([split]) for split in ("test", "valid") if split in splits] or [self.verdict()]
+        return [self.verdict()]
+
+    def first_line(self) -> str:
+        """What was made and whether it leaks."""
+        made = f"{len(self.examples):,} {self._unit} from {self.read:,} records"
+        parts = Counter(example.split for example in self.examples)
+        if set(parts) - {""}:
+            made += " (" + ", ".join(f"{parts[part]:,} {_name(part)}" for part in _ordered(parts)) + ")"
+        leaking = any(leak.leaks for leak in self.leaks)
+        sign = "LEAKAGE: " if leaking else ("No leakage found: " if self.leaks else "")
+        first, *others = self.verdicts()
+        return ". ".join([made, sign + (first if sign else _capital(first)), *map(_capital, others)]) + "."
+
+    def warnings(self) -> list[str]:
+        """What a careful user should know before training on this."""
+        said = []
+        parts = balance([example.split for example in self.examples], self._classes())
+        classes = {name for part in parts.values() for name in part}
+        if 1 < len(classes) <= 50:
+            for part in _ordered(parts):
+                absent = sorted(classes - set(parts[part]))
+                if absent:
+                    said.append(f"No record of class {', '.join(map(plain, absent[:5]))} in {_name(part)}.")
+        if self.settings.task == "site":
+            letters = Counter(
+                example.sequence[example.position0] for example in self.examples if example.position0 is not None
+            )
+            rare = [letter for letter, number in letters.items() if number < 0.02 * sum(letters.values())]
+            if rare:
+                said.append(
+                    f"A few sites are on other residues than most ({', '.join(sorted(rare))}): if that is wrong, "
+                    "name the residues a site may be."
+                )
+        groups = Counter(example.group for example in self.examples if example.split)
+        if groups and self.settings.split in ("group", "protein", "homology"):
+            largest, size = groups.most_common(1)[0]
+            if size > 0.3 * len(self.examples) and len(groups) > 1:
+                said.append(
+                    f"The largest group ({plain(largest)}) holds {size / len(self.examples):.0%} of the rows, and a "
+                    "group cannot be divided: splits may be far from the sizes asked for."
+                )
+        if self.settings.split == "random":
+            said.append("A random split ignores proteins and homology: scores on it are too good.")
+        return said
+
+    def lines(self) -> list[str]:
+        """The account for a log."""
+        return [
+            self.first_line(),
+            *(
+                f"{_name(part)}: " + ", ".join(f"{name or 'unlabelled'} {number}" for name, number in row)
+                for part, row in self._balance()
+            ),
+            f"journal: {self.journal.count('rejected')} rejected, {self.journal.count('left out')} left out, "
+            f"{self.journal.count('changed')} changed",
+            *(f"warning: {text}" for text in self.warnings()),
+        ]
+
+    def _classes(self) -> list[str]:
+        labels = [example.label for example in self.examples]
+        if self.settings.task == "residue" or len(set(labels)) > max(50, len(labels) // 4):
+            return ["rows"] * len(labels)
+        return labels
+
+    def _balance(self) -> list[tuple[str, list[tuple[str, int]]]]:
+        counted = balance([example.split for example in self.examples], self._classes())
+        return [(part, sorted(counted[part].items())[:_MOST_CLASSES]) for part in _ordered(counted)]
+
+    def report(self) -> str:
+        """The whole account as Galaxy Markdown."""
+        report = Report(self.first_line())
+        report.heading("Dataset", 1)
+        for text in self.warnings():
+            report.paragraph(f"⚠ {text}")
+        rows = self._balance()
+        classes = sorted({name for _, row in rows for name, _ in row})[:_MOST_CLASSES]
+        total = len(self.examples)
+        cells = []
+        for part, row in rows:
+            of = dict(row)
+            size = sum(example.split == part for example in self.examples)
+            groups = len({example.group for example in self.examples if example.split == part})
+            cells.append(
+                [
+                    _name(part),
+                    f"{size:,} ({size / total:.0%})",
+                    f"{groups:,}",
+                    *(f"{of.get(name, 0):,}" for name in classes),
+                ]
+            )
+        heads = [("rows" if name == "rows" else f"class {plain(name)}") if name else "unlabelled" for name in classes]
+        report.rows(["split", self._unit, "groups", *heads], cells)
+        if self.settings.figure is not None:
+            report.image("figure")
+        report.heading("Where every record went")
+        sources = {example.source for example in self.examples}
+        report.paragraph(
+            f"{self.read:,} records were read; {len(sources):,} of them gave {total:,} {self._unit}. "
+            f"{self.journal.count('rejected'):,} entries of the list below are rejections, "
+            f"{self.journal.count('left out'):,} were left out by a rule you chose, "
+            f"{self.journal.count('changed'):,} were changed and kept."
+        )
+        if self.journal.entries:
+            report.table("rejected", "Rejected, left out and changed records")
+        report.heading("Leakage")
+        report.bullets([_capital(text) + "." for text in self.verdicts()])
+        limit = homology.default_identity(self.method, self.settings.identity)
+        how = homology.describe(self.method, limit, self.settings.coverage)
+        report.paragraph(f"How relatives were told: {how}. Random choices with seed {self.settings.seed}.")
+        if self.leaks:
+            self._leakage_rows(report)
+            report.table("leakage", "Nearest training relative of each validation and test record")
+        return report.text()
+
+    def _leakage_rows(self, report: Report) -> None:
+        splits = sorted({leak.split for leak in self.leaks})
+        shown = [[leak for leak in self.leaks if leak.split == split] for split in splits]
+        if len(splits) > 2:
+            splits, shown = ["all folds"], [list(self.leaks)]
+        columns = [counts(chosen, self.near) for chosen in shown]
+        report.rows(
+            ["shared with training", *map(_name, splits)],
+            [[key.replace(">=", "at least"), *(str(column[key]) for column in columns)] for key in columns[0]],
+        )
+
+    def draw(self, path: Path) -> None:
+        """Draws classes in each split, and the identity of judging rows to their nearest training relative (PNG)."""
+        from plm.evaluation.figures import colour, new_figure, save
+
+        figure, panels = new_figure(9.0, 3.8, columns=2)
+        left, right = panels.flat
+        rows = self._balance()
+        names = sorted({name for _, row in rows for name, _ in row})
+        bottoms = [0] * len(rows)
+        for index, name in enumerate(names):
+            heights = [dict(row).get(name, 0) for _, row in rows]
+            left.bar(
+                [_name(part) for part, _ in rows], heights, bottom=bottoms, color=colour(index), label=name or "rows"
+            )
+            bottoms = [a + b for a, b in zip(bottoms, heights, strict=True)]
+        left.set_ylabel(self._unit)
+        left.set_title("Classes in each split")
+        if 1 < len(names) <= _MOST_CLASSES:
+            left.legend(title="class")
+        for index, split in enumerate(sorted({leak.split for leak in self.leaks})):
+            values = [100 * leak.identity for leak in self.leaks if leak.split == split]
+            right.hist(values, bins=20, range=(0, 100), histtype="step", color=colour(index), label=_name(split))
+        right.set_xlabel("identity to the nearest training record (%)")
+        right.set_ylabel("records")
+        right.set_title("Likeness to training")
+        if self.leaks:
+            right.legend()
+        save(figure, path)
+
+
+def _sides(leaks: Sequence[Leak]) -> str:
+    splits = sorted({leak.split for leak in leaks}, reverse=True)
+    return (
+        "held-out"
+        if splits[0].isdigit()
+        else " and ".join({"valid": "validation"}.get(split, split) for split in splits)
+    )
+
+
+def _name(part: str) -> str:
+    if not part:
+        return "not split"
+    return f"fold {part}" if part.isdigit() else {"train": "training", "valid": "validation"}.get(part, part)
+
+
+def _ordered(parts: dict[str, object] | Counter[str] | dict[str, dict[str, int]]) -> list[str]:
+    known = ["train", "valid", "test"]
+    return sorted(
+        parts, key=lambda part: (known.index(part) if part in known else 3, int(part) if part.isdigit() else 0, part)
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,354 @@
+"""Labelled sequences -> a dataset table that is split without leakage.
+
+Reads FASTA or a table, cleans sequences, finds labels and sites, cuts windows, splits by protein, group or homology,
+and
+measures what validation and test rows share with training rows. Every record that was rejected, left out or changed is
+listed.
+
+    plm_preprocess.py --input windows.fasta --task site --labels LABEL= --split homology \\
+        --dataset dataset.tsv --rejected rejected.tsv --leakage leakage.tsv --report report.md
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from plm import stage
+from plm.data import examples as policies
+from plm.data import homology, leakage, sites, splits
+from plm.data.examples import Example, Journal
+from plm.data.fasta import CleaningRule
+from plm.data.inputs import read_records, with_unique_ids
+from plm.data.labels import RawRecord, Rule, parse_rule, without_isoform
+from plm.data.tables import read_table
+from plm.data.windows import check_width
+from plm.errors import UserError
+
+NAME = "plm_preprocess"
+SPLIT_NAMES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid", "testing": "test"}
+
+
+CHOICES = {
+    "format": ("auto", "fasta", "table"),
+    "task": ("sequence", "residue", "site"),
+    "unlisted": ("auto", "ignore", "negative"),
+    "unusual": ("x", "reject"),
+    "gaps": ("remove", "reject"),
+    "stops": ("reject", "x"),
+    "lower": ("upper", "x", "reject"),
+    "duplicate_ids": ("error", "rename", "first"),
+    "duplicate_sequences": ("first", "keep"),
+    "conflicting_labels": ("drop", "error", "keep"),
+    "split": ("none", "given", "random", "group", "protein", "homology"),
+}
+HELP = {
+    "figure": "picture (PNG): classes in each split, identity to training",
+    "test": "published test set, kept as it is; validation is carved out of --input",
+    "negatives_file": "with --labels file: the records of class 0",
+    "labels": "KEY=, field:N, regex:PATTERN, column:NAME, hash, file or none",
+    "otherwise": "class of records in which the rule finds nothing (else they are rejected)",
+    "site": "where the site is: centre, or column:NAME with 1-based positions",
+    "sites": "site list (accession, 1-based position, perhaps label) for full proteins",
+    "negative_sites": "second site list, of class 0",
+    "unlisted": "other residues of the sites' letters (auto: negative unless a list has two classes)",
+    "site_residues": "letters a site may be, for example Y or ST (default: those seen)",
+    "window": "residues around a site (odd); 0 = whole protein",
+    "ratio": "negatives for each positive site; 0 = all",
+    "protein": "auto, uniprot, word or a rule as for --labels",
+    "protein_position": "auto (%%start%%site), none, column:NAME, field:N, regex:PATTERN",
+    "unusual": "U, Z, O, B, J and other letters",
+    "stops": "'*' inside a sequence",
+    "lower": "lower-case residues",
+    "max_length": "0 = no limit",
+    "cap": "most records of one class; 0 = no cap",
+    "split_from": "with --split given: a rule as for --labels",
+    "group": "with --split group: a rule as for --labels",
+    "folds": "cross-validation folds instead of train, valid and test",
+    "identity": "0-1; relatives at least this alike (default 0.3, for windows 0.5)",
+    "coverage": "0-1; part of the shorter protein that is aligned",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The options of the stage; each field is the flag of its name."""
+
+    input: Path
+    dataset: Path
+    rejected: Path
+    leakage: Path
+    report: Path
+    figure: Path | None = None
+    test: Path | None = None
+    negatives_file: Path | None = None
+    format: str = "auto"
+    id_column: str = ""
+    sequence_column: str = ""
+    task: str = "sequence"
+    labels: str = "LABEL="
+    otherwise: str = ""
+    site: str = "centre"
+    sites: Path | None = None
+    sites_accession: str = ""
+    sites_position: str = ""
+    sites_label: str = ""
+    negative_sites: Path | None = None
+    unlisted: str = "auto"
+    site_residues: str = ""
+    window: int | None = None
+    ratio: float = 0.0
+    protein: str = "auto"
+    protein_position: str = "auto"
+    unusual: str = "x"
+    gaps: str = "remove"
+    stops: str = "reject"
+    lower: str = "upper"
+    min_length: int = 1
+    max_length: int = 0
+    duplicate_ids: str = "error"
+    duplicate_sequences: str = "first"
+    conflicting_labels: str = "drop"
+    cap: int = 0
+    split: str = "homology"
+    split_from: str = "column:split"
+    group: str = ""
+    valid_fraction: float = 0.15
+    test_fraction: float = 0.15
+    folds: int = 0
+    identity: float | None = None
+    coverage: float = 0.8
+    seed: int = 42
+    fail_on_leakage: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            try:
+                check_width(self.window)
+            except ValueError as error:
+                raise UserError(f"--window {self.window}: {error}") from error
+        for name in ("valid_fraction", "test_fraction", "coverage", "identity"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"--{name.replace('_', '-')} {value:g} must lie between 0 and 1")
+        if self.valid_fraction + (0 if self.test else self.test_fraction) >= 1:
+            raise UserError("--valid-fraction and --test-fraction leave nothing to train on")
+        for name in ("min_length", "max_length", "cap", "ratio"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} must not be negative")
+        if self.folds < 0 or self.folds == 1:
+            raise UserError("--folds must be 0 (none) or at least 2")
+        if self.test and (self.folds or self.split == "given"):
+            raise UserError("--test cannot be combined with --folds or --split given")
+        if self.split == "group" and not self.group:
+            raise UserError("--split group needs --group, for example column:family")
+        if (self.labels == "file") != (self.negatives_file is not None):
+            raise UserError("--labels file and --negatives-file go together")
+        if self.task != "site" and (self.labels == "hash" or self.sites or self.negative_sites):
+            raise UserError("Marked or listed sites need --task site")
+        if self.sites and self.labels == "hash":
+            raise UserError("--sites and --labels hash exclude each other")
+        if self.negative_sites and not self.sites:
+            raise UserError("--negative-sites needs --sites")
+        if not re.fullmatch("[A-Z]*", self.site_residues):
+            raise UserError(f"--site-residues {self.site_residues!r} must be capital letters, for example ST")
+
+    @property
+    def rule(self) -> Rule:
+        """The label rule; a site list brings its own labels."""
+        return parse_rule("none" if self.sites else self.labels, "--labels")
+
+    @property
+    def seeks_sites(self) -> bool:
+        """Whether sites are looked up in full proteins (marks or list), not given one a record."""
+        return self.task == "site" and (self.sites is not None or self.labels == "hash")
+
+
+def run(args: Arguments) -> None:
+    """Reads, labels, cuts, splits, measures, and writes the four outputs together."""
+    log = stage.log(NAME)
+    journal = Journal()
+    records = with_unique_ids(_read(args), args.duplicate_ids, journal)
+    log.info("%d records read", len(records))
+    made, width = _examples(args, records, journal)
+    made = _select(args, made, journal)
+    if not made:
+        first = next((entry for entry in journal.entries if entry[1] != "changed"), ("", "", "no record"))
+        raise UserError(
+            f"No record is left of {len(records)}; the first went because: {first[2]}",
+            where=first[0],
+            fix="Check the input and the rules for labels, sites and lengths",
+        )
+    made, method = _split(args, made, {record.id: record for record in records}, journal)
+    from plm.data.records import infer_task, write_dataset
+    from plm.evaluation import split_report
+
+    frame = policies.to_frame(made, width if args.task == "site" else None)
+    if args.rule.kind != "none" or args.sites:
+        infer_task(frame, args.task, name=args.input.name)  # one class only, broken labels: said here, not in training
+    leaks = leakage.measure(
+        made, identity=args.identity, coverage=args.coverage, threads=stage.threads(), method=method
+    )
+    near = width or 33
+    account = split_report.Account(len(records), made, journal, leaks, near, method, args)
+    for line in account.lines():
+        log.info("%s", line)
+    if args.fail_on_leakage and any(leak.leaks for leak in leaks):
+        raise UserError(
+            f"Leakage: {account.verdict()}",
+            where="--fail-on-leakage",
+            fix="Split by homology, or remove these records from the test set",
+        )
+    with stage.Outputs() as out:
+        write_dataset(frame, out.path(args.dataset))
+        journal.frame().to_csv(out.path(args.rejected), sep="\t", index=False, lineterminator="\n")
+        leakage.to_frame(leaks, near).to_csv(out.path(args.leakage), sep="\t", index=False, lineterminator="\n")
+        if args.figure is not None:
+            account.draw(out.path(args.figure))
+        out.path(args.report).write_text(account.report(), encoding="utf-8")
+
+
+def _read(args: Arguments) -> list[RawRecord]:
+    def read(path: Path, from_test_file: bool = False) -> list[RawRecord]:
+        return read_records(path, args.format, args.id_column, args.sequence_column, from_test_file)
+
+    records = read(args.input)
+    if args.negatives_file is not None:
+        records = [replace(record, columns={**record.columns, "class": "1"}) for record in records]
+        records += [replace(one, columns={**one.columns, "class": "0"}) for one in read(args.negatives_file)]
+    return records + (read(args.test, True) if args.test is not None else [])
+
+
+def _examples(args: Arguments, records: Sequence[RawRecord], journal: Journal) -> tuple[list[Example], int]:
+    cleaning = CleaningRule(args.unusual, args.gaps, args.stops, args.lower)
+    rule = parse_rule("column:class", "--labels") if args.labels == "file" else args.rule
+    made = sites.sources(records, cleaning, rule, args.otherwise, args.protein, journal)
+    width = args.window or 0
+    if args.task != "site":
+        return sites.whole_sequences(made, journal, residues=args.task == "residue"), 0
+    unlisted = args.unlisted == "negative" or (args.unlisted == "auto" and args.labels == "hash")
+    if args.sites is not None:
+        columns = (args.sites_accession, args.sites_position, args.sites_label)
+        listed = sites.read_listings(read_table(args.sites, header=None), columns, sites.POSITIVE, "--sites")
+        if args.negative_sites is not None:
+            table = read_table(args.negative_sites, header=None)
+            listed += sites.read_listings(table, (*columns[:2], ""), sites.NEGATIVE, "--negative-sites")
+        unlisted = unlisted or (args.unlisted == "auto" and len({listing.label for listing in listed}) == 1)
+        return sites.listed(made, listed, width, args.site_residues, unlisted, journal), width
+    if args.labels == "hash":
+        return sites.marked(made, width, args.site_residues, unlisted, journal), width
+    if args.site == "centre":
+        return sites.centred(made, args.window, args.site_residues, args.protein_position, journal)
+    column = args.site.removeprefix("column:")
+    return sites.positioned(made, column, args.window, args.site_residues, args.protein_position, journal)
+
+
+def _select(args: Arguments, made: Sequence[Example], journal: Journal) -> list[Example]:
+    """Applies the policies; a test set of the user's own is only checked for length."""
+    kept = policies.by_length(made, args.min_length, args.max_length, journal)
+    test = [example for example in kept if example.from_test_file]
+    kept = [example for example in kept if not example.from_test_file]
+    kept = policies.without_conflicts(kept, args.conflicting_labels, journal)
+    kept = policies.without_duplicates(kept, args.duplicate_sequences, journal)
+    if args.seeks_sites:
+        kept = policies.thinned_negatives(kept, sites.POSITIVE, args.ratio, args.seed, journal)
+    return policies.with_unique_names(policies.capped(kept, args.cap, args.seed, journal) + test, journal)
+
+
+def _split(
+    args: Arguments, made: list[Example], records: dict[str, RawRecord], journal: Journal
+) -> tuple[list[Example], str]:
+    """Gives every example its group, cluster and split; returns them with the method of comparison."""
+    sequences = [example.whole or example.sequence for example in made]
+    method = homology.choose_method(sequences)
+    for example in made:
+        example.group = without_isoform(example.protein)
+    if args.split == "group":
+        rule = parse_rule(args.group, "--group")
+        for example in made:
+            example.group = rule.find(_origin(example, records)) or example.group
+    if args.split == "homology":
+        distinct = list(dict.fromkeys(sequences))
+        clusters = homology.cluster(
+            [(str(number), sequence) for number, sequence in enumerate(distinct)],
+            identity=args.identity, coverage=args.coverage, threads=stage.threads(), method=method,
+        )  # fmt: skip
+        number_of = {sequence: int(clusters[str(number)]) for number, sequence in enumerate(distinct)}
+        names: dict[int, str] = {}
+        for example, sequence in zip(made, sequences, strict=True):
+            example.cluster = names.setdefault(number_of[sequence], f"cluster{len(names) + 1}")
+        joint = splits.joined_groups([one.group for one in made], [one.cluster for one in made])
+        for example, group in zip(made, joint, strict=True):
+            example.group = group
+    free = [example for example in made if not example.from_test_file]
+    for example in made:
+        example.split = "test" if example.from_test_file else "train"
+    if args.split == "given":
+        rule = parse_rule(args.split_from, "--split-from")
+        for example in made:
+            example.split = _given_split(rule.find(_origin(example, records)), example.id)
+    elif args.split != "none":
+        held = 0.0 if args.test else args.test_fraction
+        parts = ["train", "valid", "test"]
+        fractions = [1 - args.valid_fraction - held, args.valid_fraction, held]
+        if args.folds:
+            parts, fractions = [str(fold + 1) for fold in range(args.folds)], [1 / args.folds] * args.folds
+        groups = [one.id for one in free] if args.split == "random" else [one.group for one in free]
+        for example, part in zip(free, splits.assign(groups, strata(args, free), fractions, args.seed), strict=True):
+            example.split = parts[part]
+    elif not args.test:
+        for example in made:
+            example.split = ""
+    return made, "mmseqs" if method == "linclust" else method
+
+
+def strata(args: Arguments, made: Sequence[Example]) -> list[str]:
+    """Classes to balance: the labels, fifths of their range for numbers, none for residue labels."""
+    if args.task == "residue":
+        return [""] * len(made)
+    labels = [example.label for example in made]
+    try:
+        values = [float(label) for label in labels]
+    except ValueError:
+        return labels
+    return labels if all(value.is_integer() for value in values) else splits.quantile_strata(values)
+
+
+def _origin(example: Example, records: dict[str, RawRecord]) -> RawRecord:
+    return records.get(example.source) or RawRecord(example.id, example.id, example.sequence, 0)
+
+
+def _given_split(value: str | None, name: str) -> str:
+    split = SPLIT_NAMES.get((value or "").lower(), (value or "").lower())
+    if split in ("train", "valid", "test") or re.fullmatch("[1-9][0-9]*", split):
+        return split
+    raise UserError(
+        f"The split {value!r} is none of train, valid, test or a fold number",
+        where=f"id {name}",
+        fix="Check --split-from",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs."""
+    parser = stage.parser(NAME, __doc__ or "")
+    for option in fields(Arguments):
+        flag, note = "--" + option.name.replace("_", "-"), HELP.get(option.name)
+        if option.type == "bool":
+            parser.add_argument(flag, action="store_true", help=note)
+            continue
+        kind = {"Path": Path, "int": int, "float": float, "str": str}[str(option.type).split(" ")[0]]
+        required = option.default is MISSING
+        default = None if required else option.default
+        choices = CHOICES.get(option.name)
+        parser.add_argument(flag, type=kind, required=required, choices=choices, default=default, help=note)
+    run(Arguments(**vars(parser.parse_args(argv))))
+
+
+if __name__ == "__main__":
+    stage.main(NAME, main)
