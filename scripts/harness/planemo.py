@@ -36,7 +36,9 @@ def lint(layout: Layout, path: Path) -> int:
     """Lints one tool at warn level, or one workflow to the standard of the IWC; returns planemo's exit code."""
     if path.suffix == ".ga":
         return run(layout, ["workflow_lint", "--iwc", str(path.parent)])
-    return run(layout, ["lint", "--report_level", "warn", "--fail_level", "warn", str(path)])
+    # BioToolsValid asks the bio.tools site and warns when it does not answer: tests need no network.
+    level = ["--report_level", "warn", "--fail_level", "warn", "--skip", "BioToolsValid"]
+    return run(layout, ["lint", *level, str(path)])
 
 
 def test(layout: Layout, server: GalaxyServer, paths: Sequence[Path]) -> int:
