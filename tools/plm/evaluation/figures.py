@@ -72,7 +72,8 @@ def metric_name(key: str) -> str:
     if key.startswith("valid_"):
         return f"{metric_name(key[6:])} (validation)"
     if key.startswith("macro_"):
-        return f"Macro {metric_name(key[6:])}"
+        name = metric_name(key[6:])
+        return f"Macro {name if name[1:2].isupper() or name[1:2].isdigit() else name.lower()}"
     return key.replace("_", " ").capitalize()
 
 
@@ -216,7 +217,7 @@ def _curves(panel: Any, curves: Sequence[Curve], steps: bool = False) -> None:
         style: dict[str, Any] = (
             {"linestyle": "--", "linewidth": 1.2} if curve.faint else {"linestyle": line_style(number)}
         )
-        draw = "steps-post" if steps else "default"
+        draw = "steps-pre" if steps else "default"
         panel.plot(curve.x, curve.y, color=colour(number), label=curve.label, drawstyle=draw, **style)
 
 
@@ -314,6 +315,7 @@ def scores_figure(
             )  # fmt: skip
         of = "positive class" if binary else "called class"
         panel.set(xlabel=f"Probability of the {of}", ylabel="Share of rows", title=shortened(title, 44), xlim=(0, 1))
+        panel.set_ylim(0, panel.get_ylim()[1] * 1.3)  # room for the legend
         panel.legend(loc="best")
     for spare in list(axes.flat)[len(panels) :]:
         spare.set_visible(False)

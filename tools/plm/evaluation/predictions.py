@@ -284,9 +284,9 @@ def _choose(frame: pd.DataFrame, splits: Sequence[str], file: str) -> tuple[pd.D
 
 def _by_seed(frame: pd.DataFrame, file: str) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     seeds = list(dict.fromkeys(frame["seed"])) if "seed" in frame else [""]
-    single = {seed: frame[frame["seed"] == seed].reset_index(drop=True) for seed in seeds if seed != ENSEMBLE}
     if len(seeds) == 1:
         return _unrepeated(frame, file), {}
+    single = {seed: frame[frame["seed"] == seed].reset_index(drop=True) for seed in seeds if seed != ENSEMBLE}
     if ENSEMBLE not in seeds:
         raise UserError(
             f"The table holds several seeds ({', '.join(seeds[:4])}) and no rows with seed {ENSEMBLE}",

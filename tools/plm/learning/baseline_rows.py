@@ -56,6 +56,14 @@ class Prepared:
         """Training rows; with folds, those of the largest part."""
         return max(len(part.train.texts) for part in self.parts)
 
+    @property
+    def measure(self) -> str:
+        """How identity to training is measured, in a phrase."""
+        longest = max(len(text) for part in self.parts for rows in (part.train, part.new) for text in rows.texts)
+        if longest <= homology.LONGEST_WINDOW:
+            return "identical residues at the best ungapped offset, as a share of the shorter window"
+        return "identical residues in an MMseqs2 alignment over 80 % of the shorter protein (0 if none is found)"
+
     def answers(self, classes: tuple[str, ...], metric: str, *, seed: int, most_rows: int) -> list[Answer]:
         """Every baseline's answer to the evaluated rows, in their order."""
         answered = [

@@ -28,7 +28,7 @@ LONGEST_ONE_HOT = 400
 INNER_FOLDS = 5
 INNER_ROWS = 4000
 NEIGHBOURS = (1, 3, 5, 10, 20)
-_SMOOTHING = 0.1  # weight of the class frequencies beside the neighbours' identities
+_SMOOTHING = 0.01  # weight of the class frequencies beside the neighbours' identities
 Setting = dict[str, Any]
 
 

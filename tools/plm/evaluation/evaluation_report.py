@@ -1,0 +1,181 @@
+"""The report of an evaluation: the verdict first, then scores, figures, strata and how it was done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from plm.evaluation.assessment import OVERALL, Assessment, Line, interval_text
+from plm.evaluation.figures import metric_name
+from plm.evaluation.intervals import FEWEST_GROUPS
+from plm.evaluation.metrics import METRICS
+from plm.evaluation.report import Report, number, plain
+
+_TITLES = {
+    "roc": "Every threshold at once",
+    "pr": "Precision and recall",
+    "confusion": "Right and wrong calls",
+    "calibration": "Do the probabilities mean what they say?",
+    "scores": "Scores by true class",
+    "scatter": "Predicted and true values",
+    "residuals": "Errors",
+}
+_HEADLINE = {
+    "binary": ("auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "brier"),
+    "multiclass": ("macro_f1", "macro_auroc", "mcc", "accuracy", "balanced_accuracy", "brier"),
+    "number": ("spearman", "pearson", "rmse", "r2"),
+}
+_MOST_MODELS = 8
+
+
+def write_up(
+    found: Assessment,
+    *,
+    figures: Sequence[str],
+    with_comparison: bool,
+    with_metrics: bool = True,
+    baselines: Sequence[tuple[str, str, str, float]] = (),
+    notes: Sequence[str] = (),
+    resamples: int = 1000,
+) -> Report:
+    """Puts the report together.
+
+    Args:
+        found: What the evaluation found.
+        figures: Names of the figure outputs that exist.
+        with_comparison: Whether there is an output ``comparison``.
+        with_metrics: Whether there is an output ``metrics``.
+        baselines: (name, how it works, setting, inner score) of each baseline.
+        notes: Further sentences on how it was done.
+        resamples: Bootstrap resamples.
+    """
+    evaluation = found.evaluation
+    report = Report(plain(found.verdict()))
+    unfinished = [model.name for model in evaluation.models if not model.finished]
+    if unfinished:
+        report.paragraph(
+            f"**Unfinished training:** {plain(', '.join(unfinished))} was cut short by its time limit; "
+            "a finished model may score otherwise."
+        )
+    report.heading("What was evaluated", 1).bullets(rows_told(found))
+    report.heading("Scores").paragraph(_headline(found))
+    report.rows(*_score_table(found))
+    for figure in figures:
+        report.heading(_TITLES[figure], 3).image(figure)
+    if with_comparison:
+        report.heading("Paired comparison")
+        report.paragraph(
+            f"Difference in {metric_name(found.metric)} of each pair on the same rows under the same resamples of "
+            "groups. An interval that excludes 0 is a difference beyond chance."
+        )
+        report.table("comparison", title="Paired comparison")
+    strata = _strata_table(found)
+    if strata:
+        report.heading("By identity to the training rows")
+        report.paragraph("A model that only recognises relatives of its training rows fails in the lowest stratum.")
+        report.rows(*strata)
+    if baselines:
+        report.heading("Baselines").bullets(_baselines_told(found, baselines))
+    report.heading("How it was done").bullets([*_method(found, resamples), *notes])
+    if with_metrics:
+        report.heading("All scores").table("metrics", title="Scores with 95 % intervals")
+    return report
+
+
+def rows_told(found: Assessment) -> list[str]:
+    """Rows, groups, splits and class frequencies, one phrase each."""
+    evaluation = found.evaluation
+    count = len(evaluation.rows)
+    lines = [f"{count} rows ({evaluation.splits}) in {found.groups} groups (by {evaluation.grouped_by})"]
+    if evaluation.kind == "number":
+        truth = evaluation.truth
+        lines.append(f"True values from {truth.min():.4g} to {truth.max():.4g}, mean {truth.mean():.4g}")
+        return lines
+    counts = np.bincount(evaluation.truth.astype(int), minlength=len(evaluation.classes))
+    if evaluation.kind == "binary":
+        lines.append(
+            f"Positive class {plain(evaluation.classes[1])}: {counts[1]} of {count} rows "
+            f"(prevalence {100 * counts[1] / count:.1f} %)"
+        )
+    else:
+        order = np.argsort(-counts, kind="stable")
+        told = ", ".join(f"{plain(evaluation.classes[index])} {counts[index]}" for index in order[:12])
+        lines.append(f"{len(evaluation.classes)} classes: {told}{', ...' if len(order) > 12 else ''}")
+    return lines
+
+
+def _headline(found: Assessment) -> str:
+    if found.groups < FEWEST_GROUPS:
+        return f"{found.groups} groups are too few for intervals (at least {FEWEST_GROUPS} are needed)."
+    return "In brackets the 95 % interval over groups. Where a model has several seeds: the ensemble, then mean ± sd."
+
+
+def _score_table(found: Assessment) -> tuple[list[str], list[list[str]]]:
+    evaluation = found.evaluation
+    names = list(_HEADLINE[evaluation.kind])
+    if found.metric not in names:
+        names.insert(0, found.metric)
+    header = ["Model", *map(metric_name, names)]
+    cells = []
+    for model in evaluation.models[:_MOST_MODELS]:
+        mark = " (unfinished)" if not model.finished else ""
+        told = f"{plain(model.name)}{mark}"
+        if model.name == found.best_baseline:
+            told = f"**{told}**"
+        cells.append([told, *(_cell(found.line(model.name, metric)) for metric in names)])
+    return header, cells
+
+
+def _cell(line: Line) -> str:
+    text = number(line.value) + interval_text(line.low, line.high, 2)
+    if len(line.seeds) > 1:
+        text += f"; {np.mean(line.seeds):.3f} ± {np.std(line.seeds, ddof=1):.3f}"
+    return text
+
+
+def _strata_table(found: Assessment) -> tuple[list[str], list[list[str]]] | None:
+    strata = list(dict.fromkeys(line.stratum for line in found.lines if line.stratum != OVERALL))
+    if not strata:
+        return None
+    shown = [model.name for model in found.evaluation.models if not model.baseline or model.name == found.best_baseline]
+    header = ["Stratum", "Rows", "Groups", *(f"{metric_name(found.metric)}: {plain(name)}" for name in shown)]
+    cells = []
+    for stratum in strata:
+        lines = [found.line(name, found.metric, stratum=stratum) for name in shown]
+        told = [
+            _cell(line) if not math.isnan(line.value) else ("no rows" if not line.n else f"undefined ({line.note})")
+            for line in lines
+        ]
+        cells.append([plain(stratum), str(lines[0].n), str(lines[0].groups), *told])
+    return header, cells
+
+
+def _baselines_told(found: Assessment, baselines: Sequence[tuple[str, str, str, float]]) -> list[str]:
+    metric = metric_name(found.metric)
+    lines = []
+    for name, about, setting, inner in baselines:
+        mark = " **The one to beat.**" if name == found.best_baseline else ""
+        chosen = f"; setting {setting}" if setting else ""
+        lines.append(f"{plain(name)}: {about}{chosen}; inner {metric} {number(inner)}.{mark}")
+    better = found.better_baselines()
+    if better:
+        lines.append(
+            f"On these rows {plain(', '.join(better))} scored higher than the one to beat, which was chosen without "
+            "looking at them. The comparison table has every baseline."
+        )
+    return lines
+
+
+def _method(found: Assessment, resamples: int) -> list[str]:
+    lines = [
+        f"Main metric: {metric_name(found.metric)}; all: {', '.join(map(metric_name, METRICS[found.evaluation.kind]))}"
+    ]
+    if found.groups >= FEWEST_GROUPS:
+        lines.append(
+            f"Intervals: percentile bootstrap, {resamples} resamples of whole groups; p values from the same resamples"
+        )
+    if found.best_baseline:
+        lines.append("The baseline to beat is the best by cross-validation within groups on the training rows alone")
+    return lines

@@ -1,0 +1,254 @@
+#!/usr/bin/env python
+"""Says how good predictions are, and whether a language model beats simple baselines beyond chance.
+
+predictions (one or more tables with truth) [+ the dataset they come from] -> scores with 95 % intervals over groups,
+figures, paired comparison, baselines, report.
+
+Example:
+  python tools/plm_evaluate.py --predictions predictions.tabular --training dataset.tabular \\
+      --metrics metrics.tabular --comparison comparison.tabular --roc roc.png --report report.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plm import stage
+from plm.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from plm.evaluation.predictions import Evaluation
+    from plm.learning.baselines import Answer
+
+NAME = "plm_evaluate"
+FIGURES = ("roc", "pr", "confusion", "calibration", "scores", "scatter", "residuals")
+_METRICS = (
+    "auroc auprc mcc f1 sensitivity specificity precision accuracy balanced_accuracy brier ece macro_f1 macro_auroc"
+)
+_METRICS += " macro_auprc macro_precision spearman pearson rmse mae r2"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The stage's arguments; each field is the flag of its name."""
+
+    predictions: tuple[Path, ...]
+    name: tuple[str, ...]
+    training: Path | None
+    task: str
+    splits: str
+    positive_class: str
+    main_metric: str
+    window: int
+    identity_bins: str
+    resamples: int
+    baseline_rows: int
+    seed: int
+    unfinished: bool
+    metrics: Path | None
+    comparison: Path | None
+    baseline_predictions: Path | None
+    report: Path | None
+    roc: Path | None
+    pr: Path | None
+    confusion: Path | None
+    calibration: Path | None
+    scores: Path | None
+    scatter: Path | None
+    residuals: Path | None
+
+    def __post_init__(self) -> None:
+        if self.resamples < 100:
+            raise UserError(f"--resamples {self.resamples} is too few for a 95 % interval", fix="Give at least 100")
+        if self.window < 3 or self.window % 2 == 0:
+            raise UserError(f"--window {self.window} must be odd, so that the site is its centre", fix="Give e.g. 33")
+        if self.baseline_rows < 50:
+            raise UserError(f"--baseline-rows {self.baseline_rows} is too few", fix="Give at least 50")
+        unknown = set(self.split_names) - {"train", "valid", "test"}
+        if unknown or not self.split_names:
+            raise UserError(
+                f"--splits {self.splits!r} is none of train, valid, test", fix="Give e.g. test or valid,test"
+            )
+        if self.baseline_predictions and not self.training:
+            raise UserError("--baseline-predictions needs the training table", fix="Give --training")
+        _ = self.bins
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.splits.split(",") if part.strip())
+
+    @property
+    def bins(self) -> tuple[float, ...]:
+        """Upper ends of the identity strata in percent."""
+        try:
+            bins = tuple(float(part) for part in self.identity_bins.split(","))
+        except ValueError:
+            bins = ()
+        if not bins or list(bins) != sorted(set(bins)) or not all(0 < value < 100 for value in bins):
+            raise UserError(
+                f"--identity-bins {self.identity_bins!r} are no ascending percentages below 100", fix="Give e.g. 30,50"
+            )
+        return bins
+
+    def figures(self) -> dict[str, Path]:
+        """The figures asked for."""
+        return {figure: path for figure in FIGURES if (path := getattr(self, figure)) is not None}
+
+
+def run(args: Arguments) -> None:
+    """Evaluates and writes what was asked for."""
+    stage.require({"scikit-learn": "1.5", "pandas": "2.1", "matplotlib": "3.8"})
+    from plm.evaluation import assessment, drawing, evaluation_report, metrics, predictions
+
+    log = stage.log(NAME)
+    tables = [(path.name, predictions.read_predictions(path)) for path in args.predictions]
+    evaluation = predictions.gather(
+        tables, args.name, splits=args.split_names, positive=args.positive_class, unfinished=args.unfinished
+    )
+    _check_task(args, evaluation.kind)
+    metric = metrics.main_metric(evaluation.kind, args.main_metric)
+    log.info("%d rows (%s), %s task, main metric %s", len(evaluation.rows), evaluation.splits, evaluation.kind, metric)
+    answers: list[Answer] = []
+    identity: NDArray[np.float64] | None = None
+    best, notes = "", list[str]()
+    if args.training is not None:
+        answers, identity, best, notes = _baselines(args, evaluation, metric)
+        evaluation = _with_baselines(evaluation, answers)
+    found = assessment.assess(
+        evaluation, metric, best_baseline=best, identity=identity, identity_bins=args.bins, resamples=args.resamples,
+        seed=args.seed,
+    )  # fmt: skip
+    with stage.Outputs() as out:
+        if args.metrics:
+            _write(found.metrics_table(), out.path(args.metrics))
+        if args.comparison:
+            _write(found.comparison_table(), out.path(args.comparison))
+        if args.baseline_predictions:
+            _write(_answers_table(evaluation, answers), out.path(args.baseline_predictions))
+        for figure, path in args.figures().items():
+            drawing.draw(figure, found, out.path(path))
+        if args.report:
+            told = [(one.name, one.about, one.setting, one.inner_score) for one in answers]
+            report = evaluation_report.write_up(
+                found, figures=list(args.figures()), with_comparison=args.comparison is not None,
+                with_metrics=args.metrics is not None, baselines=told, notes=notes, resamples=args.resamples,
+            )  # fmt: skip
+            report.write(out.path(args.report))
+    for line in evaluation_report.rows_told(found):
+        log.info("%s", line)
+    for model in evaluation.models:
+        got = found.line(model.name, metric)
+        value = "undefined" if got.value != got.value else f"{got.value:.3f}"
+        log.info("%s: %s %s%s", model.name, metric, value, assessment.interval_text(got.low, got.high))
+    for name in (model.name for model in evaluation.models if not model.finished):
+        log.info("UNFINISHED: the training of %s was cut short", name)
+    log.info("%s", found.verdict())
+
+
+def _check_task(args: Arguments, kind: str) -> None:
+    target = "number" if kind == "number" else "class"
+    if args.task not in ("auto", target):
+        what = "numbers (column value)" if target == "number" else "class probabilities (columns p_<class>)"
+        raise UserError(f"The predictions are {what}, not what --task {args.task} says", fix=f"Choose {target}")
+    for figure in args.figures():
+        if (figure in ("scatter", "residuals")) != (target == "number"):
+            raise UserError(f"--{figure} is no figure of a task whose target is a {target}", fix="Leave it out")
+
+
+def _baselines(
+    args: Arguments, evaluation: Evaluation, metric: str
+) -> tuple[list[Answer], NDArray[np.float64], str, list[str]]:
+    """Answers of the baselines, identity of each row to training, the baseline to beat, and how it was done."""
+    from plm.data import records
+    from plm.learning import baseline_rows, baselines
+
+    assert args.training is not None
+    log = stage.log(NAME)
+    prepared = baseline_rows.prepare(
+        records.read_dataset(args.training), evaluation.keys(), list(evaluation.rows["label"]), evaluation.kind,
+        evaluation.classes, args.window, args.training.name,
+    )  # fmt: skip
+    log.info("baselines learn from %d training rows: %s", prepared.training_rows, prepared.about)
+    answers = prepared.answers(evaluation.classes, metric, seed=args.seed, most_rows=args.baseline_rows)
+    identity = prepared.nearest(stage.threads())
+    notes = [f"Baselines learn from {prepared.training_rows} training rows and see {prepared.about}"]
+    if prepared.training_rows > args.baseline_rows:
+        notes.append(f"of the training rows the baselines saw a random sample of {args.baseline_rows}")
+    notes.append(f"Identity to the nearest training row: {prepared.measure}")
+    return answers, identity, baselines.best_of(answers, metric).name, notes
+
+
+def _with_baselines(evaluation: Evaluation, answers: Sequence[Answer]) -> Evaluation:
+    from dataclasses import replace
+
+    from plm.evaluation.metrics import Scored
+    from plm.evaluation.predictions import Model
+
+    added = tuple(
+        Model(
+            one.name,
+            Scored(evaluation.kind, evaluation.truth, one.scores, one.calls, evaluation.classes),
+            baseline=True,
+        )
+        for one in answers
+    )
+    return replace(evaluation, models=evaluation.models + added)
+
+
+def _answers_table(evaluation: Evaluation, answers: Sequence[Answer]) -> Any:
+    """The baselines' answers as a predictions table."""
+    import pandas as pd
+
+    parts = []
+    for one in answers:
+        part = evaluation.rows.copy()
+        if evaluation.kind == "number":
+            part["value"] = [f"{value:.6g}" for value in one.scores]
+        else:
+            part.insert(5, "call", [evaluation.classes[call] for call in one.calls])
+            for index, label in enumerate(evaluation.classes):
+                part[f"p_{label}"] = [f"{value:.6f}" for value in one.scores[:, index]]
+        part["model"] = one.name
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    return table[[column for column in table if column in ("id", "label") or (table[column] != "").any()]]
+
+
+def _write(table: Any, path: Path) -> None:
+    table.to_csv(path, sep="\t", index=False, lineterminator="\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the stage."""
+    parser = stage.parser(NAME, __doc__ or "")
+    add = parser.add_argument
+    add("--predictions", type=Path, action="extend", nargs="+", required=True, help="predictions tables with truth")
+    add("--name", action="append", default=[], help="what to call the model of each table; repeat in the same order")
+    add("--training", type=Path, help="the dataset of the predictions, for baselines and identity to training")
+    add("--task", choices=("auto", "class", "number"), default="auto", help="what is predicted")
+    add("--splits", default="test", help="splits to evaluate, comma-separated (default: test)")
+    add("--positive-class", default="", help="positive class of a two-class task (default: the last in order)")
+    add("--main-metric", choices=("auto", *_METRICS.split()), default="auto", help="metric that models are compared by")
+    add("--window", type=int, default=33, help="residues around a site that baselines see (default: 33)")
+    add("--identity-bins", default="30,50", help="upper ends of the identity strata in percent (default: 30,50)")
+    add("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
+    add("--baseline-rows", type=int, default=20000, help="training rows the baselines see at most (default: 20000)")
+    add("--seed", type=int, default=42, help="random seed (default: 42)")
+    add("--unfinished", action="store_true", help="say in the report that training was cut short")
+    for flag in ("metrics", "comparison", "baseline-predictions"):
+        add(f"--{flag}", type=Path, help=f"output table: {flag.replace('-', ' ')}")
+    for flag in FIGURES:
+        add(f"--{flag}", type=Path, help=f"output figure (PNG): {flag}")
+    add("--report", type=Path, help="output report (Galaxy Markdown)")
+    given = vars(parser.parse_args(argv))
+    given["predictions"], given["name"] = tuple(given["predictions"]), tuple(given["name"])
+    run(Arguments(**{field.name: given[field.name] for field in fields(Arguments)}))
+
+
+if __name__ == "__main__":
+    stage.main(NAME, main)
