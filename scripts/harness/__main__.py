@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
+COMMANDS = {"galaxy": "galaxy_command", "run": "run_command", "serve": "serve_command", "test": "checks"}
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "scripts")
 sys.path.insert(1, str(ROOT / "tools"))
@@ -18,10 +20,7 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     try:
         layout = Layout(ROOT)
-        if name == "galaxy":
-            from harness import galaxy_command as command
-        else:
-            raise SystemExit(f"no such script: {name}")
+        command = importlib.import_module(f"harness.{COMMANDS[name]}")
         sys.exit(command.main(layout, arguments))
     except UserError as error:
         print(f"scripts/{name}: error: {error}", file=sys.stderr, flush=True)

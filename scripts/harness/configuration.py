@@ -42,16 +42,22 @@ class ModelRow:
     path: Path
 
     def line(self) -> str:
-        return "\t".join((self.value, self.name, "feature-extraction", "sequence", "", "1", str(self.path)))
+        return "\t".join((self.value, self.name, "feature-extraction", "sequence", "local", "1", str(self.path)))
 
 
 def test_models(layout: Layout) -> list[ModelRow]:
-    """The tiny random checkpoints that the tests use."""
-    return [
-        ModelRow(folder.name, f"{folder.name} (tiny and random: for tests only)", folder)
-        for folder in sorted((layout.root / "test-data" / "models").glob("*"))
-        if (folder / "config.json").is_file()
-    ]
+    """The tiny random checkpoints of the tests' own model table, ``test-data/huggingface.loc``."""
+    source = layout.root / "test-data" / f"{TABLE}.loc"
+    lines = source.read_text().splitlines() if source.is_file() else []
+    rows = []
+    for line in lines:
+        fields = line.split("\t")
+        if line.strip() and not line.startswith("#") and len(fields) == len(TABLE_COLUMNS):
+            row = dict(zip(TABLE_COLUMNS, fields, strict=True))
+            path = Path(row["path"].replace("${__HERE__}", str(source.parent)))
+            if (path / "config.json").is_file():
+                rows.append(ModelRow(row["value"], row["name"], path))
+    return rows
 
 
 def models_in(folder: Path) -> list[ModelRow]:
@@ -114,6 +120,7 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
     """
     for folder in ("config", "data", "files", "jobs", "log", "tmp", "tool-data", "deps"):
         (layout.galaxy / folder).mkdir(parents=True, exist_ok=True)
+    layout.galaxy.chmod(0o700)  # keys and logins lie below
     config = layout.config
     _write(config / "tool_conf.xml", tool_conf(layout.tool_files()))
     _write(config / "tool_data_table_conf.xml", _table_conf(layout))

@@ -20,6 +20,7 @@ import argparse
 import os
 from pathlib import Path
 
+from plm import stage
 from plm.errors import UserError
 
 from harness import planemo
@@ -41,9 +42,7 @@ def called_from(path: str) -> Path:
 
 
 def main(layout: Layout, argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/galaxy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = stage.parser("scripts/galaxy", __doc__ or "")
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     install = actions.add_parser("install", help="install what is missing")
     install.add_argument("--dev", action="store_true", help="also pytest, ruff, mypy")

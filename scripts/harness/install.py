@@ -26,11 +26,18 @@ from harness.layout import ENVIRONMENTS, Layout, child_environment
 
 TORCH = "torch"
 TORCH_INDEX = "PLM_TORCH_INDEX"
-_PIN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;#]+)\s*(?:#.*)?$")
+_PIN = re.compile(
+    r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;#]+)\s*"
+    r'(?:;\s*python_version\s*(?P<sign>>=|<)\s*"3\.(?P<minor>\d+)"\s*)?(?:#.*)?$'
+)
 
 
-def read_lock(path: Path) -> dict[str, str]:
+def read_lock(path: Path, minor: int = sys.version_info.minor) -> dict[str, str]:
     """Distribution name (normalised) to exact version, in the lock's order.
+
+    Args:
+        path: Lines ``name==version``; ``; python_version >= "3.13"`` (or ``<``) may follow.
+        minor: The Python it is for, 3.``minor``.
 
     Raises:
         UserError: A line is not ``name==version``, or a name comes twice.
@@ -45,6 +52,8 @@ def read_lock(path: Path) -> dict[str, str]:
         match = _PIN.match(text)
         if match is None:
             raise UserError("Not a pin of the form name==version", where=f"{path.name} line {number}: {text}")
+        if match["sign"] and (minor >= int(match["minor"])) != (match["sign"] == ">="):
+            continue
         name = normalised(match["name"])
         if name in pins:
             raise UserError(f"{name} is pinned twice", where=f"{path.name} line {number}")
@@ -234,6 +243,9 @@ class Installer:
         log = self.layout.state / "log" / f"install-{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = child_environment(self.layout, own_home=False)
+        index = environment.get("PIP_INDEX_URL")
+        if index:  # uv does not read pip's settings; a user who set an index meant it for both
+            environment.setdefault("UV_DEFAULT_INDEX", index)
         with log.open("a") as sink:
             sink.write(f"$ {' '.join(command)}\n")
             sink.flush()

@@ -105,6 +105,8 @@ def child_environment(
         "UV_CACHE_DIR": str(layout.cache / "uv"),
         "PIP_CACHE_DIR": str(layout.cache / "pip"),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "UV_PYTHON_INSTALL_DIR": str(layout.cache / "python"),
+        "UV_PYTHON_DOWNLOADS": "never",
         "PLANEMO_GLOBAL_WORKSPACE": str(layout.state / "planemo"),
         "PYTHONNOUSERSITE": "1",
     }

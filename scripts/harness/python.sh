@@ -4,14 +4,16 @@
 plm_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 
 plm_find_python() {
-    local candidate
+    local candidate found
+    local question='import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) and print(sys.executable)'
     # An environment that is already there was made with a suitable Python: staying with it saves a reinstall.
     for candidate in "${PLM_PYTHON:-}" "$plm_root/.plm/envs/boot/bin/python" \
         python3 python3.12 python3.11 python3.13 python; do
         [ -n "$candidate" ] || continue
         # Asked, not looked up: version managers put commands on PATH that only say that they are not installed.
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-            "$candidate" -c 'import sys; print(sys.executable)'
+        found=$("$candidate" -c "$question" 2>/dev/null) || found=
+        if [ -n "$found" ]; then
+            echo "$found"
             return 0
         fi
         if [ "$candidate" = "${PLM_PYTHON:-}" ]; then

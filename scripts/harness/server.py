@@ -216,6 +216,10 @@ class GalaxyServer:
         key = self.request("POST", f"/api/users/{user['id']}/api_key", key=admin_key)
         write_private(path, json.dumps({"email": ADMIN_EMAIL, "password": password, "key": key}))
 
+    def listed_models(self) -> list[ModelRow]:
+        """The rows of the server's model table, running or not."""
+        return self._remember(())
+
     def _remember(self, models: Sequence[ModelRow]) -> list[ModelRow]:
         """The table's rows: the tests' models and those that the user named, now or before, if they still exist."""
         path = self.layout.galaxy / "models.json"

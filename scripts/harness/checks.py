@@ -1,0 +1,165 @@
+"""Installs everything and runs every test: what continuous integration runs, and nothing else.
+
+    scripts/test                      everything: lint, types, pytest, planemo lint and test against a real Galaxy
+    scripts/test --quick              no Galaxy, no slow tests: under 5 minutes
+    scripts/test --only PART ...      some parts: ruff mypy pytest lint tools workflows
+    scripts/test -- ARG ...           arguments for pytest, e.g. scripts/test --only pytest -- -k windows
+
+Runs every part even when one fails, prints how long each took, and exits with 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plm import stage
+from plm.errors import UserError
+from plm.stage import duration
+
+from harness import planemo
+from harness.galaxy_command import start
+from harness.install import Installer
+from harness.layout import Layout, child_environment
+from harness.server import GalaxyServer
+
+PARTS = ("ruff", "mypy", "pytest", "lint", "tools", "workflows")
+QUICK = ("ruff", "mypy", "pytest")
+_NO_TESTS_COLLECTED = 5
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """How one part ended."""
+
+    name: str
+    passed: bool
+    seconds: float
+
+
+def say(line: str) -> None:
+    print(f"[test] {line}", flush=True)
+
+
+def main(layout: Layout, argv: list[str]) -> int:
+    args, pytest_arguments = parse(argv)
+    parts = args.only or (QUICK if args.quick else PARTS)
+    needs_galaxy = not args.quick and bool({"pytest", "tools", "workflows"} & set(parts))
+    Installer(layout, say).install(["dev", *([] if args.quick else ["galaxy", "planemo"])])
+    checks = Checks(layout, quick=args.quick, pytest_arguments=pytest_arguments)
+    results: list[PartResult] = []
+    stop_after = False
+    if needs_galaxy:
+        server = GalaxyServer(layout, say)
+        stop_after = not server.status().answers and not args.keep
+        begun = time.monotonic()
+        try:
+            start(layout, server, [])
+            results.append(PartResult("galaxy start", not server.unloaded(), time.monotonic() - begun))
+        except UserError as error:
+            say(f"error: {error}")
+            results.append(PartResult("galaxy start", False, time.monotonic() - begun))
+    try:
+        for name in parts:
+            say(f"{'=' * 20} {name}")
+            begun = time.monotonic()
+            passed = checks.run(name)
+            results.append(PartResult(name, passed, time.monotonic() - begun))
+    finally:
+        if stop_after:
+            GalaxyServer(layout, say).stop()
+    return report(results)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The script's own options, and after ``--`` those of pytest."""
+    own, rest = list(argv), list[str]()
+    if "--" in own:
+        cut = own.index("--")
+        own, rest = own[:cut], own[cut + 1 :]
+    parser = stage.parser("scripts/test", __doc__ or "")
+    parser.add_argument("--quick", action="store_true", help="no Galaxy and no slow tests")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"some of: {' '.join(PARTS)}")
+    parser.add_argument("--keep", action="store_true", help="leave Galaxy running afterwards")
+    args = parser.parse_args(own)
+    if args.quick and args.only and set(args.only) - set(QUICK):
+        parser.error(f"--quick has no Galaxy: it knows only {' '.join(QUICK)}")
+    return args, rest
+
+
+def report(results: Sequence[PartResult]) -> int:
+    """Prints one line a part and a last plain line; returns the exit code."""
+    print()
+    for result in results:
+        say(f"{result.name:14s} {'passed' if result.passed else 'FAILED':7s} {duration(result.seconds):>12s}")
+    failed = [result.name for result in results if not result.passed]
+    total = duration(sum(result.seconds for result in results))
+    if failed or not results:
+        say(f"FAILED in {total}: {', '.join(failed) or 'nothing ran'}")
+        return 1
+    say(f"PASSED in {total}: {', '.join(result.name for result in results)}")
+    return 0
+
+
+class Checks:
+    """The parts, each by its name.
+
+    Args:
+        layout: The checkout.
+        quick: Leave out what is slow or needs Galaxy.
+        pytest_arguments: Passed on to pytest.
+    """
+
+    def __init__(self, layout: Layout, *, quick: bool, pytest_arguments: Sequence[str] = ()) -> None:
+        self.layout, self.quick, self.pytest_arguments = layout, quick, list(pytest_arguments)
+
+    def run(self, name: str) -> bool:
+        part: Callable[[], bool] = getattr(self, name)
+        return part()
+
+    def ruff(self) -> bool:
+        return self._python("-m", "ruff", "check", ".") == 0
+
+    def mypy(self) -> bool:
+        stages = [str(path) for path in sorted(self.layout.tools.glob("plm_*.py"))]
+        return self._python("-m", "mypy", "tools/plm", "scripts/harness", *stages) == 0
+
+    def pytest(self) -> bool:
+        chosen = ["-m", "not slow and not galaxy"] if self.quick else []
+        code = self._python("-m", "pytest", "-q", "--durations=10", *chosen, *self.pytest_arguments)
+        if code == _NO_TESTS_COLLECTED:
+            say("pytest collected no test")
+        return code == 0
+
+    def lint(self) -> bool:
+        files = [*self.layout.tool_files(), *self.layout.workflow_files()]
+        if not files:
+            say("there is no tool to lint")
+        codes = [planemo.lint(self.layout, path) for path in files]
+        return bool(files) and not any(codes)
+
+    def tools(self) -> bool:
+        return self._planemo_test(self.layout.tool_files(), "tools/plm_*.xml")
+
+    def workflows(self) -> bool:
+        return self._planemo_test(self.layout.workflow_files(), "workflows/*/*.ga")
+
+    def _planemo_test(self, files: Sequence[Path], pattern: str) -> bool:
+        server = GalaxyServer(self.layout, say)
+        if not files:
+            say(f"there is nothing to test: no {pattern}")
+            return False
+        if not server.status().answers:
+            say("Galaxy does not run")
+            return False
+        return planemo.test(self.layout, server, files) == 0
+
+    def _python(self, *arguments: str) -> int:
+        command = [str(self.layout.python("dev")), *arguments]
+        environment = child_environment(self.layout)
+        environment["PATH"] = f"{self.layout.env('tools') / 'bin'}:{environment.get('PATH', '')}"
+        return subprocess.run(command, cwd=self.layout.root, env=environment, check=False).returncode
