@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,7 +174,8 @@ class _PackedTrainer(Trainer):
         self.target_weights = None if class_weights is None else class_weights.to(network.device)
         self.sampler = StepSampler(len(training.units), settings.batch_sequences, seed)
         self.total_steps = len(self.sampler) * settings.epochs
-        self.log_every = max(1, self.total_steps // 100)
+        # With many epochs their rows are curve enough.
+        self.log_every = max(1, self.total_steps // 100) if settings.epochs < 10 else self.total_steps + 1
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self.best_weights: dict[str, torch.Tensor] | None = None
@@ -283,6 +284,10 @@ class _PackedTrainer(Trainer):
         if self.best_weights is not None:
             load_trainable_state(self.model, self.best_weights)
         status: Status = "time limit" if self.stopped else "finished"
+        if not self.history:  # stopped before the first row
+            epoch = self.state.global_step / len(self.sampler)
+            row = {"step": self.state.global_step, "epoch": epoch, "train_loss": self.step_loss}
+            self.history.append({**row, "learning_rate": self._rate()})
         return Outcome(status, self.history, self.best, self.best_epoch, self.epochs_done, self.state.global_step)
 
     # --------------------------------------------------------------------------------------------------- checkpoints
@@ -367,6 +372,16 @@ class _Flow(TrainerCallback):
             self.trainer.stopped = True
         elif waiting.save_due():
             control.should_save = True
+
+
+def with_budget(settings: TrainingSettings, tokens: int) -> TrainingSettings:
+    """The settings with a token budget that fits the memory."""
+    return replace(settings, batch_tokens=tokens)
+
+
+def steps_in_epoch(examples: Examples, settings: TrainingSettings) -> int:
+    """Optimiser steps in an epoch."""
+    return -(-len(examples.units) // settings.batch_sequences)
 
 
 def validate(

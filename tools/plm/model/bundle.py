@@ -2,9 +2,11 @@
 
 Members of the zip (stored, never compressed; JSON, safetensors, Markdown and tokenizer files only)::
 
-    manifest.json            what it answers, base model, window rule, calibration, metrics, digests of all other
-    members adapter/ or model/       PEFT's own layout, or a whole checkpoint after full fine-tuning; absent after
-    head-only training head.safetensors
+    manifest.json            what it answers, base model, window rule, calibration, metrics, digests of the other
+    members adapter/ or model/       PEFT's own layout, or a whole checkpoint after full fine-tuning; neither if only
+    the head was
+                             trained
+    head.safetensors
     reference.safetensors    a sample of training representations; their ids in reference.json
     self_test.json           inputs and expected outputs
     README.md                model card
@@ -56,6 +58,8 @@ class Member:
         network: Encoder, adapter and head. Members with adapters share one encoder.
         adapter: Name of its adapter in the shared encoder, or empty.
         temperature: Divides its logits (1 for numbers).
+        mean: Mean of its training numbers (0 for classes).
+        sd: Their standard deviation (1 for classes).
         seed: Random seed it was trained with.
         fold: Fold that was its test set, or None.
     """
@@ -63,6 +67,8 @@ class Member:
     network: Network
     adapter: str
     temperature: float
+    mean: float
+    sd: float
     seed: int
     fold: int | None
 
@@ -75,18 +81,18 @@ class Bundle:
         task: What it answers.
         loaded: The base model.
         members: Its networks.
-        name: The zip's name, for the predictions table's column ``model``.
+        name: What predictions tables and reports call it (the manifest's ``name``).
         folder: Where the zip is unpacked.
     """
 
     def __init__(
-        self, manifest: dict[str, Any], task: Task, loaded: LoadedModel, members: list[Member], name: str, folder: Path
+        self, manifest: dict[str, Any], task: Task, loaded: LoadedModel, members: list[Member], folder: Path
     ) -> None:
         self.manifest = manifest
         self.task = task
         self.loaded = loaded
         self.members = members
-        self.name = name
+        self.name = str(manifest["name"])
         self.folder = folder
 
     @property
@@ -138,18 +144,23 @@ class Bundle:
             member = self.members[number]
             raw = self._raw(member, sequences, positions, budget, advance)
             if self.task.target == "number":
-                found.append(raw * self.task.sd + self.task.mean)
+                found.append(raw * member.sd + member.mean)
             else:
                 found.append(softmax(raw / member.temperature, axis=1))
         return np.stack(found)
 
-    def predict_labels(self, probabilities: Floats) -> list[str]:
-        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
+    def predict_labels(self, probabilities: Floats, threshold: float | None = None) -> list[str]:
+        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest.
+
+        Args:
+            probabilities: From :meth:`predict`.
+            threshold: On the positive class; the bundle's own by default.
+        """
         names = self.task.classes
         if self.task.binary:
             positive = self.task.positive_index
-            called = probabilities[:, positive] >= float(self.manifest["threshold"])
-            return [names[positive if yes else 1 - positive] for yes in called]
+            limit = float(self.manifest["threshold"]) if threshold is None else threshold
+            return [names[positive if value >= limit else 1 - positive] for value in probabilities[:, positive]]
         return [names[index] for index in probabilities.argmax(axis=1)]
 
     def _raw(
@@ -236,7 +247,7 @@ def load_bundle(
     chosen_precision = devices.choose_precision(precision, chosen_device)
     files = _base_files(manifest, base, folder, path.name, workdir, allow_hub)
     loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
-    bundle = Bundle(manifest, task, loaded, _load_members(manifest, folder, loaded), path.stem, folder)
+    bundle = Bundle(manifest, task, loaded, _load_members(manifest, folder, loaded), folder)
     _self_test(bundle, path.name, chosen_precision)
     return bundle
 
@@ -278,7 +289,7 @@ def unpack_bundle(path: Path, folder: Path) -> dict[str, Any]:
             where=where,
             fix="Use the version of the suite that made it, or train it anew",
         )
-    needed = ("files", "base", "window", "members", "head", "method", "threshold")
+    needed = ("files", "name", "base", "window", "members", "head", "method", "threshold")
     missing = [key for key in needed if key not in manifest]
     if missing:
         raise UserError(f"The bundle's manifest lacks {', '.join(missing)}", where=where, fix=again)
@@ -397,7 +408,8 @@ def _load_members(manifest: Mapping[str, Any], folder: Path, loaded: LoadedModel
                 f"The bundle's head does not fit its manifest ({' '.join(str(error).split())[:150]})"
             ) from error
         network = as_network(loaded, body, head, frozen=True).eval()
-        members.append(Member(network, name, float(entry["temperature"]), int(entry["seed"]), entry["fold"]))
+        temperature, mean, sd = (float(entry[key]) for key in ("temperature", "mean", "sd"))
+        members.append(Member(network, name, temperature, mean, sd, int(entry["seed"]), entry["fold"]))
     return members
 
 
@@ -457,12 +469,16 @@ class MemberFiles:
         seed: Random seed.
         fold: Fold that was its test set, or None.
         temperature: From validation rows; 1 for numbers.
+        mean: Mean of its training numbers.
+        sd: Their standard deviation.
     """
 
     folder: Path
     seed: int
     fold: int | None
-    temperature: float
+    temperature: float = 1.0
+    mean: float = 0.0
+    sd: float = 1.0
 
 
 def save_network(network: Network, loaded: LoadedModel, method: str, folder: Path) -> None:
@@ -523,7 +539,8 @@ def write_bundle(
                 shutil.copytree(source, target, copy_function=_link_or_copy)
             elif source.is_file():
                 _link_or_copy(str(source), str(target))
-        entries.append({"path": place, "seed": member.seed, "fold": member.fold, "temperature": member.temperature})
+        entry = {"path": place, "seed": member.seed, "fold": member.fold, "temperature": member.temperature}
+        entries.append({**entry, "mean": member.mean, "sd": member.sd})
     (folder / "README.md").write_text(card, encoding="utf-8")
     save_file({"representations": states.astype(np.float16)}, folder / "reference.safetensors")
     (folder / "reference.json").write_text(_json({"ids": list(ids), "labels": list(labels)}), encoding="utf-8")
@@ -533,9 +550,7 @@ def write_bundle(
     chosen_precision = devices.choose_precision(precision, chosen_device)
     files = _base_files(complete, base, folder, path.name, workdir, allow_hub)
     loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
-    fresh = Bundle(
-        complete, Task.from_json(complete), loaded, _load_members(complete, folder, loaded), path.stem, folder
-    )
+    fresh = Bundle(complete, Task.from_json(complete), loaded, _load_members(complete, folder, loaded), folder)
     (folder / "self_test.json").write_text(_json(make_self_test(fresh, chosen_precision)), encoding="utf-8")
 
     contents = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
