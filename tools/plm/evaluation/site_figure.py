@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from plm.evaluation.figures import GREY, colour, new_figure, save, shortened
 
+NUMBER = "Predicted number"
 _LABELS = 6
 """Called sites of a track that carry their name, the strongest first."""
 
@@ -40,30 +41,38 @@ class Track:
 
 
 def sites_figure(
-    tracks: Sequence[Track], path: str | Path, *, title: str, height_name: str, threshold: float | None
+    tracks: Sequence[Track], path: str | Path, *, proteins: int, height_name: str, threshold: float | None
 ) -> None:
-    """Draws the tracks below each other, each along its own protein.
+    """Draws the tracks below each other, each along its own protein, and says how many of how many are shown.
 
     Args:
-        tracks: At least one.
+        tracks: In the order of the figure; none gives a picture that says so.
         path: Where the PNG goes.
-        title: Says what is shown and how many proteins there are.
+        proteins: Proteins with candidates there are.
         height_name: What the height means.
-        threshold: Drawn as a dashed line; None draws none and scales heights to the data (numbers).
+        threshold: Drawn as a dashed line; None (several classes, numbers) draws none and tells no calls.
     """
+    if not tracks:
+        figure, axes = new_figure(6.0, 1.5)
+        axes[0, 0].axis("off")
+        axes[0, 0].text(0.5, 0.5, "No candidate residue in these proteins", ha="center", va="center")
+        save(figure, path)
+        return
     figure, axes = new_figure(9.0, 0.95 * len(tracks) + 1.5, 1, len(tracks))
     low, high = 0.0, 1.0
-    if threshold is None:
+    if threshold is not None:
+        high = _ceiling(max([threshold, *(float(track.heights.max()) for track in tracks)]))
+    elif height_name == NUMBER:
         low = min(0.0, min(float(track.heights.min()) for track in tracks))
         high = max(float(track.heights.max()) for track in tracks)
         high = high if high > low else low + 1.0
-    else:
-        high = _ceiling(max([threshold, *(float(track.heights.max()) for track in tracks)]))
     for panel, track in zip(axes[:, 0], tracks, strict=True):
         _draw(panel, track, low, high, threshold)
-    any_known = any(track.known.any() for track in tracks)
-    _legend(figure, threshold, any_known)
-    figure.suptitle(title, fontsize=11)
+    _legend(figure, threshold, any(track.known.any() for track in tracks))
+    first = "most called sites" if threshold is not None else "highest values"
+    every = f"All {proteins} proteins with candidates" if len(tracks) > 1 else "The one protein with candidates"
+    some = f"{len(tracks)} of {proteins} proteins with candidates: those with the {first}"
+    figure.suptitle(every if len(tracks) == proteins else some, fontsize=11)
     figure.supxlabel("Residue", fontsize=10)
     figure.supylabel(height_name, fontsize=10)
     save(figure, path)
@@ -88,7 +97,11 @@ def _draw(axes: Any, track: Track, low: float, high: float, threshold: float | N
                 axes.plot(track.places[chosen], track.heights[chosen], "o", color=shade, markersize=3.2)
     if track.known.any():
         axes.plot(
-            track.places[track.known], np.full(track.known.sum(), high + 0.13 * span), "v", color=colour(2), markersize=4.5
+            track.places[track.known],
+            np.full(track.known.sum(), high + 0.13 * span),
+            "v",
+            color=colour(2),
+            markersize=4.5,
         )
     if threshold is not None and threshold <= high:
         axes.axhline(threshold, color=GREY, linestyle="--", linewidth=1.0)

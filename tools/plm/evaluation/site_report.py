@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from plm.data.candidates import Protein
 from plm.evaluation.operating_point import OperatingPoint
 from plm.evaluation.report import Report, plain
-from plm.evaluation.site_figure import Track
+from plm.evaluation.site_figure import NUMBER, Track
 from plm.model.task import Task
 
 TYPICAL_PREVALENCES = (0.1, 0.02)
@@ -44,6 +44,11 @@ class Found:
     by_class: dict[str, int] = field(default_factory=dict)
     _tracks: list[tuple[tuple[float, float, int], Track]] = field(default_factory=list)
     _sites: list[tuple[tuple[float, int, int], list[str]]] = field(default_factory=list)
+
+    @property
+    def classified(self) -> int:
+        """Proteins with a candidate."""
+        return self.proteins - self.rejected - self.without
 
     def skip(self, protein: Protein) -> None:
         """Counts a record without answers: rejected, or without a candidate."""
@@ -108,10 +113,18 @@ def _keep(heap: list[Any], entry: Any, most: int) -> None:
         heapq.heapreplace(heap, entry)
 
 
+def height_name(task: Task) -> str:
+    """What the height of a site in the figure means."""
+    if task.target == "number":
+        return NUMBER
+    return (
+        f"Probability of {task.classes[task.positive_index]}" if task.binary else "Probability of the likeliest class"
+    )
+
+
 def first_line(found: Found, point: OperatingPoint | None, letters: str, finished: bool) -> str:
     """The sentence that a reader must see: what was called, at which threshold, and how much of it to believe."""
-    proteins = found.proteins - found.rejected - found.without
-    where = f"{found.candidates:,} candidate {'/'.join(letters)} in {_proteins(proteins)}"
+    where = f"{found.candidates:,} candidate {'/'.join(letters)} in {_proteins(found.classified)}"
     unfinished = "" if finished else "The bundle's training was cut short (unfinished). "
     if not found.candidates:
         return (
@@ -123,7 +136,9 @@ def first_line(found: Found, point: OperatingPoint | None, letters: str, finishe
     if point is None:
         shares = ", ".join(f"{name}: {found.by_class.get(name, 0):,}" for name in found.task.classes)
         return f"{unfinished}The likeliest class of {where}: {shares}"
-    called = f"{found.called:,} of {where} {'is' if found.called == 1 else 'are'} called {found.task.positive_name}"
+    positive = found.task.classes[found.task.positive_index]
+    verb = "is" if found.called == 1 else "are"
+    called = f"{found.called:,} of {where} {verb} called {positive}"
     return f"{unfinished}{called} at threshold {point.threshold:.4g} ({point.source}); {_trust(found, point)}"
 
 
@@ -134,7 +149,8 @@ def _trust(found: Found, point: OperatingPoint) -> str:
     condition = (
         f"at the stated prevalence of {100 * prevalence:g} %"
         if point.prevalence is not None
-        else f"if {100 * prevalence:.3g} % of the candidates are real sites as in training (proteomes usually hold far fewer)"
+        else f"if {100 * prevalence:.3g} % of the candidates are real sites as in training "
+        "(proteomes usually hold far fewer)"
     )
     expected = point.expected_false(found.candidates, prevalence)
     if expected is None:
@@ -186,9 +202,9 @@ def site_report(
     base = manifest["base"]
     report.bullets(
         [
-            f"{found.proteins:,} records: {found.proteins - found.rejected - found.without:,} classified, "
-            f"{found.without:,} without a candidate, {found.rejected:,} rejected, {found.changed:,} changed on the way; "
-            "the status table names each.",
+            f"{found.proteins:,} records: {found.classified:,} classified, "
+            f"{found.without:,} without a candidate, {found.rejected:,} rejected, {found.changed:,} changed on the "
+            "way; the status table names each.",
             f"Each candidate was seen in {context}, the context that the bundle was trained with.",
             f"Model {plain(model)}, base model {plain(base['id'])} (sha256 {base['sha256'][:12]}), "
             f"method {plain(manifest['method'])}, {len(manifest['members'])} trained networks as an ensemble."
@@ -206,17 +222,19 @@ def _expectations(report: Report, found: Found, point: OperatingPoint) -> None:
     report.heading("How far to believe the calls")
     if point.prevalence is not None:
         report.paragraph(
-            f"Probabilities are adjusted from the training set's share of sites ({_percent(point.training_prevalence)}) "
-            f"to the stated prevalence of {_percent(point.prevalence)}, and the threshold judges the adjusted ones."
+            f"Probabilities are adjusted from the training share of sites ({_percent(point.training_prevalence)}) "
+            f"to the stated prevalence of {_percent(point.prevalence)}; the threshold judges the adjusted ones."
         )
     else:
         report.paragraph(
             "Probabilities hold for candidates of which as many are real sites as in the training set "
-            f"({_percent(point.training_prevalence)}). In a proteome that share is usually far smaller; state it as the "
-            "prevalence to get probabilities and calls for it."
+            f"({_percent(point.training_prevalence)}). In a proteome that share is usually far smaller; state it as "
+            "the prevalence to get probabilities and calls for it."
         )
     if false_rate is None:
-        report.paragraph("The bundle holds no scores of validation rows, so false calls are estimated from probabilities.")
+        report.paragraph(
+            "The bundle holds no scores of validation rows, so false calls are estimated from probabilities."
+        )
         return
     negatives, positives = point.counts
     sensitivity = "" if true_rate is None else f" and {_percent(true_rate)} of {positives:,} validation positives"
@@ -233,8 +251,12 @@ def _expectations(report: Report, found: Found, point: OperatingPoint) -> None:
         if true is not None and false is not None and true + false > 0:
             precision = _percent(true / (true + false))
         mark = " (stated)" if share == point.prevalence else " (training)" if share == point.training_prevalence else ""
-        rows.append([f"{_percent(share)}{mark}", f"{false:.1f}", "unknown" if true is None else f"{true:.1f}", precision])
-    report.rows(["If so many candidates are real", "False calls expected", "True calls expected", "Calls that are true"], rows)
+        rows.append(
+            [f"{_percent(share)}{mark}", f"{false:.1f}", "unknown" if true is None else f"{true:.1f}", precision]
+        )
+    report.rows(
+        ["If so many candidates are real", "False calls expected", "True calls expected", "Calls that are true"], rows
+    )
 
 
 def _percent(share: float | None) -> str:

@@ -21,6 +21,7 @@ from scipy.special import softmax
 from plm import __version__
 from plm.data.records import residue_labels
 from plm.evaluation.calibration import choose_threshold, fit_temperature
+from plm.evaluation.operating_point import score_summary
 from plm.learning import objectives
 from plm.learning.finetuning import Job, Run
 from plm.model.bundle import Bundle, MemberFiles, save_network, write_bundle
@@ -44,6 +45,8 @@ class Calibration:
         threshold: For new proteins; 0.5 unless there are two classes.
         scores: Validation metrics of the ensemble, raw probabilities, all folds together.
         rows: Labelled validation rows (or residues) behind it.
+        validation_scores: Of two classes, the ensemble's scores of validation negatives and positives, summed up for
+            whoever needs the rates at another threshold.
     """
 
     temperatures: list[float]
@@ -51,6 +54,7 @@ class Calibration:
     threshold: float
     scores: dict[str, float]
     rows: int
+    validation_scores: dict[str, Any]
 
 
 def calibrate(job: Job) -> Calibration:
@@ -84,7 +88,10 @@ def calibrate(job: Job) -> Calibration:
     threshold = thresholds[None] if None in thresholds else _threshold(together, truth, job) if task.binary else 0.5
     raw = np.log(np.clip(together, 1e-12, 1)) if task.target == "class" else (together - task.mean) / task.sd
     scores = objectives.validation_scores(raw, truth, task)
-    return Calibration(temperatures, thresholds, threshold, scores, len(truth))
+    summary = {}
+    if task.binary:
+        summary = score_summary(together[:, task.positive_index], truth == task.positive_index)
+    return Calibration(temperatures, thresholds, threshold, scores, len(truth), summary)
 
 
 def _threshold(probabilities: Floats, truth: NDArray[Any], job: Job) -> float:
@@ -124,6 +131,7 @@ def manifest(job: Job, calibration: Calibration, *, name: str, finished: bool, l
             "temperature": float(np.mean(calibration.temperatures)),
             "fold_thresholds": {str(fold): value for fold, value in calibration.thresholds.items() if fold is not None},
             "rows": calibration.rows,
+            "validation_scores": calibration.validation_scores,
         },
         "training_prevalence": shares.get(task.positive) if task.binary else (shares or None),
         "metrics": {"split": "valid", **{name: _plain(value) for name, value in calibration.scores.items()}},
