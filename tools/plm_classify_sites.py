@@ -160,6 +160,10 @@ def run(argv: Sequence[str] | None) -> None:
                 f"{len(missed)} of {truth.listed} sites of the list are no candidate of these proteins: {shown}."
             )
             log.warning("Note: %s", notes[-1])
+        if scanner.segmented:
+            notes.append(
+                f"{scanner.segmented} proteins were too long for the memory and were seen in overlapping segments."
+            )
         if not bundle.manifest.get("finished", True):
             notes.append("The bundle is unfinished: its training was stopped by its time limit.")
         _finish(args, bundle, point, found, letters, model, notes, outputs, log)

@@ -142,10 +142,32 @@ class OperatingPoint:
             found.append(float(self.called(self.shown(values)).mean()) if len(values) else None)
         return found[0], found[1]
 
-    def expected_false(self, candidates: int, prevalence: float) -> float | None:
-        """False calls to expect among ``candidates`` of which the share ``prevalence`` are real; None if unknown."""
-        rate = self.rates()[0]
-        return None if rate is None else rate * candidates * (1 - prevalence)
+    def false_positive_interval(self) -> tuple[float, float] | None:
+        """The 95 % Clopper-Pearson interval of the false-positive rate; None without validation negatives.
+
+        A handful of negatives none of which is called does not prove that none ever will be.
+        """
+        from scipy.stats import beta
+
+        rate, count = self.rates()[0], self.counts[0]
+        if rate is None or not count:
+            return None
+        hits = round(rate * count)
+        low = 0.0 if hits == 0 else float(beta.ppf(0.025, hits, count - hits + 1))
+        high = 1.0 if hits == count else float(beta.ppf(0.975, hits + 1, count - hits))
+        return low, high
+
+    def expected_false(self, candidates: int, prevalence: float) -> tuple[float, float, float] | None:
+        """False calls to expect among ``candidates`` of which the share ``prevalence`` are real.
+
+        Returns:
+            The estimate from validation negatives and the ends of its 95 % interval; None without them.
+        """
+        rate, interval = self.rates()[0], self.false_positive_interval()
+        if rate is None or interval is None:
+            return None
+        negatives = candidates * (1 - prevalence)
+        return rate * negatives, interval[0] * negatives, interval[1] * negatives
 
     @property
     def unresolved(self) -> float | None:

@@ -73,7 +73,7 @@ def sites_figure(
     every = f"All {proteins} proteins with candidates" if len(tracks) > 1 else "The one protein with candidates"
     some = f"{len(tracks)} of {proteins} proteins with candidates: those with the {first}"
     figure.suptitle(every if len(tracks) == proteins else some, fontsize=11)
-    figure.supxlabel("Residue", fontsize=10)
+    axes[-1, 0].set_xlabel("Residue", fontsize=10)
     figure.supylabel(height_name, fontsize=10)
     save(figure, path)
 
@@ -146,4 +146,4 @@ def _legend(figure: Any, threshold: float | None, known: bool) -> None:
     if known:
         entries.append(Line2D([], [], color=colour(2), marker="v", linestyle="", label="real site (as you told)"))
     if entries:
-        figure.legend(handles=entries, loc="outside lower right", ncols=len(entries), frameon=False, fontsize=8)
+        figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False, fontsize=8)

@@ -16,6 +16,8 @@ from plm.evaluation.report import Report, plain
 from plm.evaluation.site_figure import NUMBER, Track
 from plm.model.task import Task
 
+MOST_ROWS = 1000
+"""Tables longer than this are linked from the report, not shown in it."""
 TYPICAL_PREVALENCES = (0.1, 0.02)
 """Shown beside the training set's own: sites are rarer in proteomes than in balanced training sets."""
 
@@ -118,7 +120,9 @@ def height_name(task: Task) -> str:
     if task.target == "number":
         return NUMBER
     return (
-        f"Probability of {task.classes[task.positive_index]}" if task.binary else "Probability of the likeliest class"
+        f"Probability of class {task.classes[task.positive_index]}"
+        if task.binary
+        else "Probability of the likeliest class"
     )
 
 
@@ -138,7 +142,7 @@ def first_line(found: Found, point: OperatingPoint | None, letters: str, finishe
         return f"{unfinished}The likeliest class of {where}: {shares}"
     positive = found.task.classes[found.task.positive_index]
     verb = "is" if found.called == 1 else "are"
-    called = f"{found.called:,} of {where} {verb} called {positive}"
+    called = f"{found.called:,} of {where} {verb} called class {positive}"
     return f"{unfinished}{called} at threshold {point.threshold:.4g} ({point.source}); {_trust(found, point)}"
 
 
@@ -155,7 +159,8 @@ def _trust(found: Found, point: OperatingPoint) -> str:
     expected = point.expected_false(found.candidates, prevalence)
     if expected is None:
         return f"about {found.doubt:.0f} of these calls are expected to be false {condition}"
-    return f"about {expected:.0f} false calls are expected {condition}"
+    middle, low, high = expected
+    return f"about {middle:.0f} false calls (95 % interval {low:.0f} to {high:.0f}) are expected {condition}"
 
 
 def _proteins(count: int) -> str:
@@ -195,7 +200,12 @@ def site_report(
         rows = [[plain(cells[0]), *cells[1:3], *([] if number else [plain(cells[3])])] for cells in found.sites()]
         report.rows(header, rows)
     if "sites" in outputs and found.candidates:
-        report.heading("All sites").table("sites", title="Classified sites", footer="The table output has every row")
+        report.heading("All sites")
+        # A page does not bear a proteome.
+        if found.candidates <= MOST_ROWS:
+            report.table("sites", title="Classified sites")
+        else:
+            report.link("sites")
     report.heading("What was done")
     window = int(manifest["window"])
     context = f"{window} residues around it, cut at the protein's ends" if window else "its whole protein"
@@ -237,26 +247,29 @@ def _expectations(report: Report, found: Found, point: OperatingPoint) -> None:
         )
         return
     negatives, positives = point.counts
-    sensitivity = "" if true_rate is None else f" and {_percent(true_rate)} of {positives:,} validation positives"
+    sensitivity = (
+        "" if true_rate is None else f" and {round(true_rate * positives):,} of {positives:,} validation positives"
+    )
     report.paragraph(
-        f"At this threshold {_percent(false_rate)} of {negatives:,} validation negatives{sensitivity} are called. "
-        "The validation rows also chose the threshold, so expect somewhat worse on new proteins."
+        f"At this threshold {round(false_rate * negatives):,} of {negatives:,} validation negatives{sensitivity} are "
+        "called. The validation rows also chose the threshold, so expect somewhat worse on new proteins."
     )
     shares = {point.prevalence, point.training_prevalence, *TYPICAL_PREVALENCES} - {None}
     rows = []
     for share in sorted((share for share in shares if share is not None), reverse=True):
-        false = point.expected_false(found.candidates, share)
+        expected = point.expected_false(found.candidates, share)
+        assert expected is not None  # there are validation negatives
+        false, low, high = expected
         true = None if true_rate is None else true_rate * share * found.candidates
         precision = "unknown"
-        if true is not None and false is not None and true + false > 0:
-            precision = _percent(true / (true + false))
+        if true:
+            precision = f"{_percent(true / (true + high))} to {_percent(true / (true + low))}"
         mark = " (stated)" if share == point.prevalence else " (training)" if share == point.training_prevalence else ""
-        rows.append(
-            [f"{_percent(share)}{mark}", f"{false:.1f}", "unknown" if true is None else f"{true:.1f}", precision]
-        )
-    report.rows(
-        ["If so many candidates are real", "False calls expected", "True calls expected", "Calls that are true"], rows
-    )
+        cells = [f"{false:.1f} ({low:.1f} to {high:.1f})", "unknown" if true is None else f"{true:.1f}", precision]
+        rows.append([f"{_percent(share)}{mark}", *cells])
+    header = ["If so many candidates are real", "False calls expected", "True calls expected", "Calls that are true"]
+    report.rows(header, rows)
+    report.paragraph("In brackets the 95 % interval that follows from the number of validation negatives.")
 
 
 def _percent(share: float | None) -> str:

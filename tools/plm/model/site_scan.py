@@ -32,12 +32,16 @@ class SiteScanner:
         budget: Tokens in a packed row. Bundles without a window see a longer protein whole too, as long as the memory
             holds it; beyond, in overlapping segments.
         log: Told when memory runs short.
+
+    Attributes:
+        segmented: Whole proteins that had to go in overlapping segments.
     """
 
     def __init__(self, bundle: Bundle, budget: int, log: logging.Logger) -> None:
         self.bundle = bundle
         self.budget = budget
         self._log = log
+        self.segmented = 0
         self._known: dict[tuple[str, int], Floats] = {}
         self._whole = 0 if bundle.window else longest_whole(bundle)
 
@@ -89,7 +93,11 @@ class SiteScanner:
         budget = max(self.budget, min(longest, self._whole) + specials)
         while True:
             try:
-                return self.bundle.predict(texts, sites, budget, advance=tell)
+                found = self.bundle.predict(texts, sites, budget, advance=tell)
+                caps = (budget - specials, self.bundle.loaded.family.max_residues)
+                limit = min(cap for cap in caps if cap is not None)
+                self.segmented += len({text for text in texts if len(text) > limit})
+                return found
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
