@@ -22,6 +22,7 @@ from harness.layout import Layout, child_environment
 from harness.model_choice import ModelChoice, choose_model
 from harness.planemo import read_report
 from harness.processes import ProcessIdentity
+from harness.results import Output, summary
 from harness.server import GalaxyServer, relevant_lines
 from plm.errors import UserError
 
@@ -393,6 +394,56 @@ def test_outputs_get_plain_file_names() -> None:
     assert file_name("Candidate sites (table)", "tabular") == "candidate_sites_table.tsv"
     assert file_name("Report", "tool_markdown") == "report.md"
     assert file_name("../../evil", "png") == "evil.png"
+
+
+def test_the_summary_gives_verdict_scores_and_strongest_sites(tmp_path: Path) -> None:
+    def output(tool: str, name: str, file: str, text: str) -> Output:
+        (tmp_path / file).write_text(text)
+        return Output(f"{tool} {name}", tool, name, 1, tmp_path / file)
+
+    metrics = "model\tsplit\tstratum\tmetric\tclass\tvalue\tlow\thigh\n" + "".join(
+        f"{model}\t{split}\tall\tauroc\tall\t{value}\t0.1\t0.95\n"
+        for model, split, value in [("mine", "valid", 0.2), ("mine", "test", 0.9), ("baseline: x", "test", "")]
+    )
+    sites = "protein\tposition\tresidue\tcall\tp_0\tp_1\nA\t7\tY\t0\t0.8\t0.2\nB\t9\tY\t1\t0.1\t0.9\n"
+    said = summary(
+        [
+            output("plm_evaluate", "report", "r.md", "\n# Title\n**my\\_model beats the rest.**\n"),
+            output("plm_evaluate", "metrics", "m.tsv", metrics),
+            output("plm_classify_sites", "sites", "s.tsv", sites),
+        ]
+    )
+    assert said[0] == "plm_evaluate report: my_model beats the rest."
+    assert any("mine" in line and "0.900 (0.10 to 0.95)" in line for line in said)
+    assert not any("0.200 (" in line for line in said)
+    strongest = [line.split() for line in said if "call" in line]
+    assert strongest == [["B", "Y9", "0.900", "call", "1"], ["A", "Y7", "0.200", "call", "0"]]
+
+
+def test_the_report_page_holds_pictures_and_tables_and_no_foreign_html(tmp_path: Path) -> None:
+    python = ROOT / ".plm" / "envs" / "planemo" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("planemo's environment, which renders the page, is not installed: scripts/galaxy install")
+    (tmp_path / "report.md").write_text(
+        '**Verdict** <script>x</script>\n\n```galaxy\nhistory_dataset_as_image(output="roc")\n```\n\n'
+        '```galaxy\nhistory_dataset_as_table(output="table", title="All rows")\n```\n\n'
+        '```galaxy\nhistory_dataset_link(output="elsewhere")\n```\n'
+    )
+    (tmp_path / "roc.png").write_bytes(b"PNG")
+    (tmp_path / "table.tsv").write_text("id\tx\n" + "".join(f"a|{n}\t<b>\n" for n in range(30)))
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "from pathlib import Path; from harness.results import Output, render\n"
+        "files = {'report': 'report.md', 'roc': 'roc.png', 'table': 'table.tsv'}\n"
+        "folder = Path(sys.argv[3])\n"
+        "print(render('T', ['note'], [Output(n, 'plm_evaluate', n, 1, folder / f) for n, f in files.items()]))"
+    )
+    folders = [ROOT / "scripts", ROOT / "tools", tmp_path]
+    page = subprocess.run([python, "-c", program, *folders], capture_output=True, text=True, check=True).stdout
+    assert "data:image/png;base64,UE5H" in page
+    assert "<td>a|0</td>" in page and "20 of 30 rows" in page and "All rows" in page
+    assert "elsewhere" in page and "history_dataset" not in page
+    assert "<script>" not in page and "<b>" not in page
 
 
 @pytest.mark.parametrize(

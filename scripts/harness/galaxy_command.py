@@ -12,6 +12,11 @@
     scripts/galaxy planemo ARG...     planemo itself
 
 Everything lies below .plm in the checkout; the server listens on 127.0.0.1 only.
+
+Two environment variables, for the first call:
+    PLM_PYTHON         the Python to use (3.11, 3.12 or 3.13) if the one on PATH is not
+    PLM_TORCH_INDEX    index of the PyTorch build to install, CPU only or for one CUDA version; PyTorch's installation
+                       page names them. Unset: the build that pip finds. Set later: torch is installed again from there.
 """
 
 from __future__ import annotations

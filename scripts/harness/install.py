@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -243,6 +244,9 @@ class Installer:
         log = self.layout.state / "log" / f"install-{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = child_environment(self.layout, own_home=False)
+        trusted = ssl.get_default_verify_paths()
+        if trusted.cafile or trusted.capath or sys.platform == "darwin":
+            environment.setdefault("UV_SYSTEM_CERTS", "1")  # as pip does: a proxy's own authority is known there
         index = environment.get("PIP_INDEX_URL")
         if index:  # uv does not read pip's settings; a user who set an index meant it for both
             environment.setdefault("UV_DEFAULT_INDEX", index)

@@ -1,28 +1,207 @@
-"""The results folder: every labelled output of the workflow, and what the screen says about them."""
+"""The results folder: every labelled output of the workflow, one report to open in a browser, and what the screen says.
+
+The tools' reports embed figures and tables by directives that only Galaxy reads. For the folder each directive becomes
+the picture, or the first rows of the table, that it stands for.
+"""
 
 from __future__ import annotations
 
+import base64
+import csv
+import html
+import re
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.flagship import GalaxyRun, Invocation
 
 MARK = ".plm-results"
+REPORT = "report.html"
+TABLE_ROWS = 20
+SUMMARY_METRICS = ("auroc", "auprc", "mcc", "brier", "spearman", "rmse")
+_DIRECTIVE = re.compile(r'```galaxy\n(?P<name>\w+)\(output="(?P<output>\w+)"(?P<options>[^\n]*)\)\n```')
+_TITLE = re.compile(r'title="([^"]*)"')
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+img{max-width:100%}table{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}
+td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left}h1{border-top:2px solid #888;padding-top:1rem}
+p.note{color:#555}"""
 
 
-def collect(galaxy: GalaxyRun, invocation: Invocation, folder: Path) -> dict[str, Path]:
-    """Downloads the outputs beside ``folder`` and puts them in its place once all are there; returns label to file."""
+@dataclass(frozen=True)
+class Output:
+    """One file of the results.
+
+    Args:
+        label: The workflow's label for it.
+        tool: Id of the tool that made it, without a Tool Shed's prefix.
+        name: The output's name in that tool's XML.
+        step: Index of its step in the workflow.
+        path: The file.
+    """
+
+    label: str
+    tool: str
+    name: str
+    step: int
+    path: Path
+
+
+def labelled_outputs(workflow: Mapping[str, Any]) -> dict[str, tuple[int, str, str]]:
+    """Label of each workflow output to its step's index, the id of the tool that makes it and its name there."""
+    found = {}
+    for index, step in workflow["steps"].items():
+        tool = str(step.get("tool_id") or "")
+        tool = tool.split("/")[-2] if tool.count("/") >= 5 else tool
+        for output in step.get("workflow_outputs", []):
+            if output.get("label"):
+                found[output["label"]] = (int(index), tool, output["output_name"])
+    return found
+
+
+def collect(
+    galaxy: GalaxyRun, invocation: Invocation, workflow: Mapping[str, Any], folder: Path, notes: Sequence[str]
+) -> list[Output]:
+    """Downloads the outputs beside ``folder`` and puts them in its place once all are there.
+
+    Args:
+        galaxy: Where they are.
+        invocation: The workflow's use, ended.
+        workflow: Content of its ``.ga``.
+        folder: For the results; an earlier run's are replaced.
+        notes: Lines on data and model for the report's head.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    known = labelled_outputs(workflow)
     files = galaxy.download(invocation, partial)
+    outputs = [Output(label, known[label][1], known[label][2], known[label][0], path) for label, path in files.items()]
+    outputs.sort(key=lambda output: (output.step, output.label))
+    (partial / REPORT).write_text(render(str(workflow["name"]), notes, outputs), encoding="utf-8")
     (partial / MARK).write_text("Results of scripts/run; the next run replaces this folder.\n")
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
-    return {label: folder / path.name for label, path in files.items()}
+    return [Output(o.label, o.tool, o.name, o.step, folder / o.path.name) for o in outputs]
 
 
-def summary(folder: Path) -> list[str]:
-    """What the screen says: the files (verdict and figures follow)."""
-    return [f"  {path.name:40s} {path.stat().st_size:>10d}" for path in sorted(folder.iterdir()) if path.name != MARK]
+def render(title: str, notes: Sequence[str], outputs: Sequence[Output]) -> str:
+    """The tools' reports as one HTML page with its pictures inside: the evaluation's verdict first."""
+    from markdown_it import MarkdownIt
+
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    reports = [output for output in outputs if output.path.suffix == ".md"]
+    reports.sort(key=lambda output: (output.tool != "plm_evaluate", output.step))
+    body = [f"<p class='note'>{html.escape(line)}</p>" for line in notes]
+    for report in reports:
+        siblings = {output.name: output.path for output in outputs if output.step == report.step}
+        text = _localised(report.path.read_text(encoding="utf-8"), siblings)
+        body.append(f"<h1>{html.escape(report.label)}</h1>\n{markdown.render(text)}")
+    files = [f"<li><a href='{html.escape(o.path.name)}'>{html.escape(o.label)}</a></li>" for o in outputs]
+    body.append(f"<h1>Files</h1><ul>{''.join(files)}</ul>")
+    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    heading = f"<h1>{html.escape(title)}</h1>"
+    return f"<!DOCTYPE html><html lang='en'><head>{head}</head><body>{heading}{''.join(body)}</body></html>\n"
+
+
+def _localised(text: str, siblings: Mapping[str, Path]) -> str:
+    """Markdown in which Galaxy's directives are pictures, tables and links."""
+
+    def replace(match: re.Match[str]) -> str:
+        path = siblings.get(match["output"])
+        if path is None:
+            return f"*(The output '{match['output']}' is in Galaxy's history.)*"
+        if path.suffix == ".png":
+            return f"![{match['output']}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+        title = _TITLE.search(match["options"])
+        heading = f"**{title[1] if title else match['output']}** ([{path.name}]({path.name}))"
+        return f"{heading}\n\n{_first_rows(path)}" if path.suffix == ".tsv" else heading
+
+    return _DIRECTIVE.sub(replace, text)
+
+
+def _first_rows(path: Path) -> str:
+    header, rows = _read_table(path)
+    lines = [header, ["---"] * len(header), *([row[name] for name in header] for row in rows[:TABLE_ROWS])]
+    shown = "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+    return shown + (f"\n\n{TABLE_ROWS} of {len(rows)} rows." if len(rows) > TABLE_ROWS else "")
+
+
+def _cell(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+
+
+def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with path.open(newline="", encoding="utf-8") as handle:
+        reader = csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE)
+        rows = [{name: value or "" for name, value in row.items() if name} for row in reader]
+        return list(reader.fieldnames or []), rows
+
+
+def summary(outputs: Sequence[Output], sites: int = 10) -> list[str]:
+    """What the screen says: each report's first sentence, the scores, the strongest sites, the files."""
+    lines = []
+    for output in outputs:
+        if output.path.suffix == ".md":
+            sentence = _first_sentence(output.path.read_text(encoding="utf-8"))
+            if sentence:
+                lines.append(f"{output.label}: {sentence}")
+    for output in outputs:
+        if (output.tool, output.name) == ("plm_evaluate", "metrics"):
+            lines += ["", *_score_lines(output.path)]
+        if (output.tool, output.name) == ("plm_classify_sites", "sites"):
+            lines += ["", *_site_lines(output.path, sites)]
+    lines += ["", "Files:"]
+    lines += [f"  {output.path.name:44s} {output.label}" for output in outputs]
+    lines.append(f"  {REPORT:44s} all reports with their figures, for a browser")
+    return lines
+
+
+def _first_sentence(markdown: str) -> str:
+    for line in markdown.splitlines():
+        text = re.sub(r"\\(.)", r"\1", line.strip().strip("*"))
+        if text and not text.startswith(("#", "```")):
+            return text
+    return ""
+
+
+def _score_lines(path: Path) -> list[str]:
+    _, rows = _read_table(path)
+    rows = [row for row in rows if row.get("stratum") == "all" and row.get("class") == "all"]
+    split = next((name for name in ("test", "valid") if any(row.get("split") == name for row in rows)), None)
+    rows = [row for row in rows if split is None or row.get("split") == split]
+    shown = [metric for metric in SUMMARY_METRICS if any(row.get("metric") == metric for row in rows)]
+    width = max((len(row["model"]) for row in rows), default=0)
+    lines = [f"Scores on the {split or 'given'} rows (95 % intervals over groups):"]
+    lines.append(f"  {'':{width}s}  " + "  ".join(f"{metric.upper():22s}" for metric in shown).rstrip())
+    for model in dict.fromkeys(row["model"] for row in rows):
+        cells = []
+        for metric in shown:
+            row = next((r for r in rows if r["model"] == model and r["metric"] == metric), None)
+            cells.append(_interval(row) if row else "")
+        lines.append(f"  {model:{width}s}  " + "  ".join(f"{cell:22s}" for cell in cells).rstrip())
+    return lines
+
+
+def _interval(row: Mapping[str, str]) -> str:
+    try:
+        return f"{float(row['value']):.3f} ({float(row['low']):.2f} to {float(row['high']):.2f})"
+    except (KeyError, ValueError):
+        return row.get("value", "")
+
+
+def _site_lines(path: Path, most: int) -> list[str]:
+    header, rows = _read_table(path)
+    score = next((name for name in reversed(header) if name.startswith("p_")), "value")
+    if score not in header or not rows:
+        return ["No candidate site."]
+    rows.sort(key=lambda row: -float(row[score] or "nan"))
+    lines = [f"Strongest of {len(rows)} candidate sites:"]
+    width = max(len(row["protein"]) for row in rows[:most])
+    for row in rows[:most]:
+        place = f"{row.get('residue', '')}{row['position']}"
+        lines.append(f"  {row['protein']:{width}s}  {place:8s} {float(row[score]):.3f}  call {row.get('call', '')}")
+    return lines

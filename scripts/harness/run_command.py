@@ -157,12 +157,16 @@ def run(layout: Layout, settings: RunSettings) -> int:
         data = {TRAINING: settings.training, QUERY: settings.query}
         invocation = galaxy.start(workflow, data, {}, title)
         galaxy.follow(invocation, workflow)
-        results.collect(galaxy, invocation, settings.results)
+        notes = [
+            f"Labelled sites: {settings.training.name}. Query proteins: {settings.query.name} ({settings.source}).",
+            f"Model: {settings.model}. {time.strftime('%Y-%m-%d %H:%M')}, Galaxy invocation {invocation.id}.",
+        ]
+        outputs = results.collect(galaxy, invocation, workflow, settings.results, notes)
     finally:
         if started and settings.stop:
             server.stop()
     print()
-    for line in results.summary(settings.results):
+    for line in results.summary(outputs):
         print(line)
     print()
     say(f"results in {settings.results} after {duration(time.monotonic() - begun)}")

@@ -24,7 +24,7 @@ from harness.configuration import ADMIN_EMAIL, ModelRow, ServerSettings, write_p
 from harness.layout import Layout, child_environment
 from harness.processes import ProcessIdentity
 
-START_PATIENCE = 300.0  # seconds; a first start on two busy cores has taken 100
+START_PATIENCE = 600.0  # seconds; a first start beside other heavy work has taken 200
 PROCESSES = ("celery", "web")
 _ERROR_LINE = re.compile(r"error|exception|traceback|critical|address already in use", re.IGNORECASE)
 
