@@ -59,7 +59,7 @@ def main(layout: Layout, argv: list[str]) -> int:
         begun = time.monotonic()
         try:
             start(layout, server, [])
-            results.append(PartResult("galaxy start", not server.unloaded(), time.monotonic() - begun))
+            results.append(PartResult("galaxy start", not server.faults(), time.monotonic() - begun))
         except UserError as error:
             say(f"error: {error}")
             results.append(PartResult("galaxy start", False, time.monotonic() - begun))

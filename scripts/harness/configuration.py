@@ -115,8 +115,8 @@ class ServerSettings:
 def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
     """Writes everything that the server reads. Returns the path of ``galaxy.yml``.
 
-    Raises:
-        UserError: A tool's XML cannot be read, or asks for what the tools' environment does not hold.
+    Tools that :func:`tool_faults` names are listed all the same, for Galaxy to report; their requirements are not
+    linked.
     """
     for folder in ("config", "data", "files", "jobs", "log", "tmp", "tool-data", "deps"):
         (layout.galaxy / folder).mkdir(parents=True, exist_ok=True)
@@ -171,12 +171,24 @@ def job_conf(cores: int) -> dict[str, Any]:
     }
 
 
+def tool_faults(layout: Layout) -> dict[str, str]:
+    """XML file name to what is wrong with it: not XML, or a requirement that the tools' environment does not hold."""
+    lock = layout.locks / "tools.txt"
+    pins, faults = read_lock(lock), {}
+    for tool in layout.tool_files():
+        try:
+            requirements.check(requirements.read_requirements([tool]), pins, f"locks/{lock.name}")
+        except UserError as error:
+            faults[tool.name] = str(error)
+    return faults
+
+
 def _write_dependencies(layout: Layout) -> None:
-    """Every requirement of every tool, checked against the lock and linked to the tools' environment."""
-    lock, folder = layout.locks / "tools.txt", layout.galaxy / "deps"
-    asked = requirements.read_requirements(layout.tool_files())
-    requirements.check(asked, read_lock(lock), f"locks/{lock.name}")
-    requirements.link(asked, layout.env("tools"), folder)
+    """Every requirement of every sound tool is linked to the tools' environment; one broken tool breaks no other."""
+    folder = layout.galaxy / "deps"
+    faulty = tool_faults(layout)
+    sound = [tool for tool in layout.tool_files() if tool.name not in faulty]
+    requirements.link(requirements.read_requirements(sound), layout.env("tools"), folder)
     root = ET.Element("dependency_resolvers")
     ET.SubElement(root, "galaxy_packages", base_path=str(folder))
     _write(layout.config / "dependency_resolvers_conf.xml", _xml(root))

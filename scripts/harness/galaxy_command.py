@@ -84,8 +84,8 @@ def start(layout: Layout, server: GalaxyServer, models: list[str]) -> None:
         if server.changed():
             server.reload()
             server.say("took the changed tools")
-    for name, reason in server.unloaded().items():
-        server.say(f"NOT LOADED: {name}: {reason}")
+    for name, reason in server.faults().items():
+        server.say(f"FAULTY TOOL: {name}: {reason}")
 
 
 def _start(layout: Layout, server: GalaxyServer, args: argparse.Namespace) -> int:
@@ -106,8 +106,8 @@ def _stop(layout: Layout, server: GalaxyServer, args: argparse.Namespace) -> int
 
 def _reload(layout: Layout, server: GalaxyServer, args: argparse.Namespace) -> int:
     server.reload()
-    for name, reason in server.unloaded().items():
-        say(f"NOT LOADED: {name}: {reason}")
+    for name, reason in server.faults().items():
+        say(f"FAULTY TOOL: {name}: {reason}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,9 +44,9 @@ def lint(layout: Layout, path: Path) -> int:
 
 def test(layout: Layout, server: GalaxyServer, paths: Sequence[Path]) -> int:
     """Runs the tests of tools, or of workflows, and prints one line each; returns 0 only if some ran and all passed."""
-    report = layout.state / "planemo" / ("workflows.json" if paths[0].suffix == ".ga" else "tools.json")
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)
+    latest = layout.state / "planemo" / ("workflows.json" if paths[0].suffix == ".ga" else "tools.json")
+    latest.parent.mkdir(parents=True, exist_ok=True)
+    report = latest.with_name(f"{latest.stem}-{os.getpid()}.json")  # several may test at the same time
     code = run(
         layout,
         [
@@ -58,6 +59,9 @@ def test(layout: Layout, server: GalaxyServer, paths: Sequence[Path]) -> int:
         ],
     )
     outcomes = read_report(report)
+    for suffix in (".json", ".html"):
+        if report.with_suffix(suffix).exists():
+            report.with_suffix(suffix).replace(latest.with_suffix(suffix))
     print(f"\n{'test':60s} {'result':8s} seconds")
     for outcome in outcomes:
         print(f"{outcome.name:60s} {'passed' if outcome.passed else 'FAILED':8s} {outcome.seconds:7.1f}")

@@ -150,7 +150,7 @@ def run(layout: Layout, settings: RunSettings) -> int:
         if server.changed():
             server.reload()
     try:
-        _refuse_unloaded(server)
+        _refuse_faulty(server)
         galaxy = GalaxyRun(server.url, server.account().key, say)
         say(f"workflow '{workflow['name']}' on {settings.source}, model {settings.model}")
         title = f"Site prediction, {settings.training.name}, {time.strftime('%Y-%m-%d %H:%M')}"
@@ -178,6 +178,6 @@ def run(layout: Layout, settings: RunSettings) -> int:
     return 0
 
 
-def _refuse_unloaded(server: GalaxyServer) -> None:
-    for name, reason in server.unloaded().items():
-        raise UserError(f"Galaxy did not load the tool {name}: {reason}", fix="scripts/galaxy logs says more")
+def _refuse_faulty(server: GalaxyServer) -> None:
+    for name, reason in server.faults().items():
+        raise UserError(f"The tool {name} is faulty: {reason}", fix="scripts/galaxy logs says more")

@@ -247,17 +247,17 @@ class GalaxyServer:
 
     # the tools that it has loaded
 
-    def unloaded(self) -> dict[str, str]:
-        """XML file name to what the log says about it, for each of the suite's tools that Galaxy did not load."""
+    def faults(self) -> dict[str, str]:
+        """XML file name to what is wrong, for each of the suite's tools that Galaxy did not load or cannot run."""
         have = {str(tool["id"]) for tool in self.request("GET", "/api/tools?in_panel=false")}
-        missing = {}
+        missing = configuration.tool_faults(self.layout)
         log = self.layout.logs / "web.log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         for tool_id, path in configuration.tool_ids(self.layout.tool_files()).items():
-            if tool_id in have:
+            if tool_id in have or path.name in missing:
                 continue
             said = [line for line in lines if path.name in line and _ERROR_LINE.search(line)]
-            missing[path.name] = said[-1].strip() if said else "see scripts/galaxy logs"
+            missing[path.name] = f"not loaded: {said[-1].strip()}" if said else "not loaded: see scripts/galaxy logs"
         return missing
 
     def changed(self) -> bool:
