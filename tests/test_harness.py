@@ -464,6 +464,8 @@ def test_the_report_page_holds_pictures_and_tables_and_no_foreign_html(tmp_path:
         (["--training", "absent.fasta", "--query", "absent.fasta"], "no such file"),
         (["--training", "absent.fasta"], "go together"),
         (["--tutorial", "--query", "x"], "brings its own data"),
+        (["--trainings", "0"], "At least one"),
+        (["--prevalence", "50"], "between 0 and 1"),
         (["--results", "locks"], "holds other files"),
         (["--results", "LICENSE"], "is a file"),
         (["--epochs", "many"], "unrecognized arguments"),

@@ -32,7 +32,8 @@ from harness.layout import Layout
 from harness.server import GalaxyServer
 
 WORKFLOW = "site-prediction"
-TRAINING, QUERY = "Labelled sites", "Query proteins"
+TRAINING, QUERY, TEST = "Labelled sites", "Query proteins", "Published test sites"
+TRAININGS, PREVALENCE = "Trainings", "Prevalence"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class RunSettings:
     Args:
         training: FASTA of labelled sites or windows.
         query: FASTA of the proteins to score.
+        test: FASTA of a test set that is kept as it is, if there is one.
+        parameters: Label of a workflow parameter to its value.
         model: As given to ``--model``.
         results: Folder for the results.
         source: What the summary calls the data.
@@ -50,6 +53,8 @@ class RunSettings:
 
     training: Path
     query: Path
+    test: Path | None
+    parameters: dict[str, float | int]
     model: str
     results: Path
     source: str
@@ -80,6 +85,13 @@ def parse(layout: Layout, argv: list[str]) -> RunSettings:
     parser = stage.parser("scripts/run", __doc__ or "")
     parser.add_argument("--training", metavar="FASTA", help="labelled sites or windows (.fasta or .fasta.gz)")
     parser.add_argument("--query", metavar="FASTA", help="proteins whose sites are to be scored")
+    parser.add_argument(
+        "--test", metavar="FASTA", help="a published test set, kept as it is (default: split by homology)"
+    )
+    parser.add_argument("--trainings", type=int, metavar="N", help="models to train with different seeds (default 1)")
+    parser.add_argument(
+        "--prevalence", type=float, metavar="P", help="share of true sites among your proteins' candidates"
+    )
     parser.add_argument("--model", default="starter", help="see above (default: starter)")
     parser.add_argument("--tutorial", nargs="?", const="", metavar="FOLDER", help="use the tutorial's data")
     parser.add_argument("--results", metavar="FOLDER", help="where the results go (default: results)")
@@ -87,13 +99,17 @@ def parse(layout: Layout, argv: list[str]) -> RunSettings:
     args = parser.parse_args(argv)
     results = called_from(args.results) if args.results else layout.root / "results"
     source = "your data"
+    test = called_from(args.test) if args.test else None
     if args.tutorial is not None:
-        if args.training or args.query:
-            raise UserError("--tutorial brings its own data", fix="Leave out --training and --query, or --tutorial")
+        if args.training or args.query or args.test:
+            raise UserError(
+                "--tutorial brings its own data", fix="Leave out --training, --query, --test, or --tutorial"
+            )
         if args.tutorial:
-            training, query = tutorial.from_folder(called_from(args.tutorial))
+            training, test = tutorial.from_folder(called_from(args.tutorial))
         else:
-            training, query = tutorial.download(layout.state / "data" / "tutorial", say)
+            training, test = tutorial.download(layout.state / "data" / "tutorial", say)
+        query = test
         source = "the Galaxy tutorial's dephosphorylation data (Zenodo 10986248)"
     elif args.training or args.query:
         if not (args.training and args.query):
@@ -103,12 +119,20 @@ def parse(layout: Layout, argv: list[str]) -> RunSettings:
         training = layout.root / "test-data" / "simulated_windows.fasta"
         query = layout.root / "test-data" / "simulated_query.fasta"
         source = "the bundled simulated data"
-    for flag, path in (("--training", training), ("--query", query)):
+    for flag, path in (("--training", training), ("--query", query), ("--test", test)):
+        if path is None:
+            continue
         if not path.is_file() or path.stat().st_size == 0:
             what = "The file is empty" if path.is_file() else "There is no such file"
             raise UserError(what, where=f"{flag} {path}", fix="Give a FASTA file")
     check_results_folder(results)
-    return RunSettings(training, query, args.model, results, source, args.stop)
+    parameters = {TRAININGS: args.trainings, PREVALENCE: args.prevalence}
+    if args.trainings is not None and args.trainings < 1:
+        raise UserError("At least one model must be trained", where=f"--trainings {args.trainings}")
+    if args.prevalence is not None and not 0 < args.prevalence < 1:
+        raise UserError("A prevalence lies between 0 and 1", where=f"--prevalence {args.prevalence}")
+    given = {label: value for label, value in parameters.items() if value is not None}
+    return RunSettings(training, query, test, given, args.model, results, source, args.stop)
 
 
 def check_results_folder(folder: Path) -> None:
@@ -155,7 +179,8 @@ def run(layout: Layout, settings: RunSettings) -> int:
         say(f"workflow '{workflow['name']}' on {settings.source}, model {settings.model}")
         title = f"Site prediction, {settings.training.name}, {time.strftime('%Y-%m-%d %H:%M')}"
         data = {TRAINING: settings.training, QUERY: settings.query}
-        invocation = galaxy.start(workflow, data, {}, title)
+        data |= {TEST: settings.test} if settings.test else {}
+        invocation = galaxy.start(workflow, data, settings.parameters, title)
         galaxy.follow(invocation, workflow)
         notes = [
             f"Labelled sites: {settings.training.name}. Query proteins: {settings.query.name} ({settings.source}).",
