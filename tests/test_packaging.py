@@ -320,3 +320,16 @@ def test_zipped_model_is_the_tiny_checkpoint() -> None:
         assert set(archive.namelist()) == {path.name for path in folder.iterdir()}
         for name in archive.namelist():
             assert archive.read(name) == (folder / name).read_bytes(), name
+
+
+def test_continuous_integration_calls_what_is_there() -> None:
+    jobs = [
+        job
+        for path in sorted(ROOT.glob(".github/workflows/*.yml"))
+        for job in yaml.safe_load(path.read_text())["jobs"].values()
+    ]
+    commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    called = {name for command in commands for name in re.findall(r"(?:scripts|\.ci)/\w+", command)}
+    assert {"scripts/test", ".ci/run", "scripts/galaxy"} <= called
+    for name in called:
+        assert (ROOT / name).stat().st_mode & 0o111, f"{name} is no program"
