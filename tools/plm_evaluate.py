@@ -175,6 +175,7 @@ def _baselines(
     )  # fmt: skip
     log.info("baselines learn from %d training rows: %s", prepared.training_rows, prepared.about)
     answers = prepared.answers(evaluation.classes, metric, seed=args.seed, most_rows=args.baseline_rows)
+    log.info("baselines done; looking for the nearest training row of each evaluated row")
     identity = prepared.nearest(stage.threads())
     notes = [f"Baselines learn from {prepared.training_rows} training rows and see {prepared.about}"]
     if prepared.training_rows > args.baseline_rows:
