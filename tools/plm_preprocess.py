@@ -184,7 +184,7 @@ def run(args: Arguments) -> None:
             where=first[0],
             fix="Check the input and the rules for labels, sites and lengths",
         )
-    made, method = _split(args, made, {record.id: record for record in records}, journal)
+    made, method, pairs = _split(args, made, {record.id: record for record in records}, journal)
     from plm.data.records import infer_task, write_dataset
     from plm.evaluation import split_report
 
@@ -192,7 +192,7 @@ def run(args: Arguments) -> None:
     if args.rule.kind != "none" or args.sites:
         infer_task(frame, args.task, name=args.input.name)  # one class only, broken labels: said here, not in training
     leaks = leakage.measure(
-        made, identity=args.identity, coverage=args.coverage, threads=stage.threads(), method=method
+        made, identity=args.identity, coverage=args.coverage, threads=stage.threads(), method=method, pairs=pairs
     )
     near = width or 33
     account = split_report.Account(len(records), made, journal, leaks, near, method, args)
@@ -262,8 +262,9 @@ def _select(args: Arguments, made: Sequence[Example], journal: Journal) -> list[
 
 def _split(
     args: Arguments, made: list[Example], records: dict[str, RawRecord], journal: Journal
-) -> tuple[list[Example], str]:
-    """Gives every example its group, cluster and split; returns them with the method of comparison."""
+) -> tuple[list[Example], str, list[homology.Relative] | None]:
+    """Gives every example its group, cluster and split; returns the method and known relatives too."""
+    pairs: list[homology.Relative] | None = None
     sequences = [example.whole or example.sequence for example in made]
     method = homology.choose_method(sequences)
     for example in made:
@@ -273,15 +274,9 @@ def _split(
         for example in made:
             example.group = rule.find(_origin(example, records)) or example.group
     if args.split == "homology":
-        distinct = list(dict.fromkeys(sequences))
-        clusters = homology.cluster(
-            [(str(number), sequence) for number, sequence in enumerate(distinct)],
-            identity=args.identity, coverage=args.coverage, threads=stage.threads(), method=method,
-        )  # fmt: skip
-        number_of = {sequence: int(clusters[str(number)]) for number, sequence in enumerate(distinct)}
-        names: dict[int, str] = {}
+        clusters, pairs = _clusters(args, list(dict.fromkeys(sequences)), method)
         for example, sequence in zip(made, sequences, strict=True):
-            example.cluster = names.setdefault(number_of[sequence], f"cluster{len(names) + 1}")
+            example.cluster = clusters[sequence]
         joint = splits.joined_groups([one.group for one in made], [one.cluster for one in made])
         for example, group in zip(made, joint, strict=True):
             example.group = group
@@ -304,7 +299,30 @@ def _split(
     elif not args.test:
         for example in made:
             example.split = ""
-    return made, "mmseqs" if method == "linclust" else method
+    return made, "mmseqs" if method == "linclust" else method, pairs
+
+
+def _clusters(
+    args: Arguments, distinct: list[str], method: str
+) -> tuple[dict[str, str], list[homology.Relative] | None]:
+    """Cluster of every distinct sequence, and the relatives at any identity if a search for all of them was made."""
+    pairs: list[homology.Relative] | None = None
+    named = [(str(number), sequence) for number, sequence in enumerate(distinct)]
+    coverage, threads = args.coverage, stage.threads()
+    if method == "mmseqs":
+        pairs = homology.relatives(distinct, identity=0.0, coverage=coverage, threads=threads, method=method)
+        limit = homology.default_identity(method, args.identity)
+        links = ((pair.first, pair.second) for pair in pairs if pair.identity >= limit - 1e-9)
+        roots = [str(root) for root in homology.components(len(distinct), links)]
+    else:
+        roots = list(
+            homology.cluster(named, identity=args.identity, coverage=coverage, threads=threads, method=method).values()
+        )
+    names: dict[str, str] = {}
+    return {
+        sequence: names.setdefault(root, f"cluster{len(names) + 1}")
+        for sequence, root in zip(distinct, roots, strict=True)
+    }, pairs
 
 
 def strata(args: Arguments, made: Sequence[Example]) -> list[str]:

@@ -52,7 +52,7 @@ _LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 _NOTHING_LEFT, _NOTHING_RIGHT = 31, 30  # two codes that match neither each other nor any residue
 _PLANES = 5
 _ROWS, _COLUMNS = 128, 1024  # a block of both sides that stays in the processor's cache
-_MANY = 30_000
+MANY = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def choose_method(sequences: Sequence[str]) -> str:
     """``exact`` if every sequence fits a window, ``linclust`` beyond 30,000 sequences, else ``mmseqs``."""
     if max(map(len, sequences), default=0) <= LONGEST_WINDOW:
         return "exact"
-    return "mmseqs" if len(sequences) <= _MANY else "linclust"
+    return "mmseqs" if len(sequences) <= MANY else "linclust"
 
 
 def default_identity(method: str, identity: float | None) -> float:
@@ -455,13 +455,13 @@ def mmseqs_search(
 ) -> Iterator[tuple[int, int, float]]:
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 
-    Sensitivity is 7.5 up to 5,000 sequences and 5.7 beyond; low-complexity masking is off (a repeat is a relative all
-    the
-    same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up to 1,000 targets a query.
+    Sensitivity is 7.5 up to 500 sequences, 5.7 up to 5,000 and 4 beyond; low-complexity masking is off (a repeat is a
+    relative all the same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up to 1,000
+    targets a query.
     """
     program = mmseqs_binary()
     whole = set(among if among is not None else targets)
-    sensitivity = "7.5" if len(whole) <= 5000 else "5.7"
+    sensitivity = "7.5" if len(whole) <= 500 else "5.7" if len(whole) <= 5000 else "4"
     evalue = 0.001 * sum(map(len, targets)) / sum(map(len, whole))
     with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
         folder = Path(name)

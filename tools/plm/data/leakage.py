@@ -49,7 +49,13 @@ class Leak:
 
 
 def measure(
-    examples: Sequence[Example], *, identity: float | None, coverage: float, threads: int, method: str = "auto"
+    examples: Sequence[Example],
+    *,
+    identity: float | None,
+    coverage: float,
+    threads: int,
+    method: str = "auto",
+    pairs: Sequence[homology.Relative] | None = None,
 ) -> list[Leak]:
     """Compares every row that judges with the rows it must be independent of.
 
@@ -60,6 +66,9 @@ def measure(
         threads: Processor threads.
         method: ``exact``, ``mmseqs`` or ``auto``; compared are whole proteins where they are known, else the rows'
             sequences.
+        pairs: Relatives at any identity among the distinct compared sequences in order of first appearance, where a
+            search
+            was made already (``mmseqs``).
 
     Returns:
         One entry for each validation, test or fold row, in row order.
@@ -69,17 +78,24 @@ def measure(
         method = "exact" if homology.choose_method(sequences) == "exact" else "mmseqs"
     limit = homology.default_identity(method, identity)
     leaks: dict[int, Leak] = {}
+    if method == "mmseqs" and pairs is None and len(sequences) <= homology.MANY:
+        pairs = homology.relatives(
+            list(dict.fromkeys(sequences)), identity=0.0, coverage=coverage, threads=threads, method=method
+        )
     for judged, others in _sides(examples):
         if not judged or not others:
             continue
-        found = homology.nearest(
-            [sequences[row] for row in judged],
-            [sequences[row] for row in others],
-            coverage=coverage,
-            threads=threads,
-            method=method,
-            among=sequences,
-        )
+        if pairs is not None:
+            found = _nearest_of(pairs, sequences, judged, others)
+        else:
+            found = homology.nearest(
+                [sequences[row] for row in judged],
+                [sequences[row] for row in others],
+                coverage=coverage,
+                threads=threads,
+                method=method,
+                among=sequences,
+            )
         proteins = {examples[row].protein for row in others} - {""}
         groups = {examples[row].group for row in others} - {""}
         places: dict[str, list[int]] = defaultdict(list)
@@ -106,6 +122,22 @@ def measure(
                 same_protein or same_group or shared or (other >= 0 and score >= limit - 1e-9),
             )
     return [leaks[row] for row in sorted(leaks)]
+
+
+def _nearest_of(
+    pairs: Sequence[homology.Relative], sequences: Sequence[str], judged: Sequence[int], others: Sequence[int]
+) -> list[tuple[int, float]]:
+    """As :func:`plm.data.homology.nearest`, from relatives that are known already; indices are places in ``others``."""
+    number = {sequence: index for index, sequence in enumerate(dict.fromkeys(sequences))}
+    place: dict[int, int] = {}
+    for index, row in enumerate(others):
+        place.setdefault(number[sequences[row]], index)
+    best: dict[int, tuple[int, float]] = {index: (where, 1.0) for index, where in place.items()}
+    for pair in pairs:
+        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if other in place and pair.identity > best.get(one, (-1, 0.0))[1]:
+                best[one] = (place[other], pair.identity)
+    return [best.get(number[sequences[row]], (-1, 0.0)) for row in judged]
 
 
 def _sides(examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
