@@ -236,7 +236,7 @@ class Account:
         for index, split in enumerate(sorted({leak.split for leak in self.leaks})):
             values = [100 * leak.identity for leak in self.leaks if leak.split == split]
             right.hist(values, bins=20, range=(0, 100), histtype="step", color=colour(index), label=_name(split))
-        right.set_xlabel("identity to the nearest training record (%)")
+        right.set_xlabel("identity to the nearest training record (%; 0: none found)")
         right.set_ylabel("records")
         right.set_title("Likeness to training")
         if self.leaks:
