@@ -1,0 +1,95 @@
+"""Small fine-tuning jobs on the tiny checkpoints, for the tests of heads, training, checkpoints and bundles."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from plm.learning.finetuning import Job, Settings
+from plm.learning.objectives import choose_metric
+from plm.learning.release import Calibration, calibrate, manifest, release
+from plm.learning.rows import parts, read_rows
+from plm.learning.training import TrainingSettings
+from plm.model.adapters import AdapterSettings
+from plm.model.bundle import Bundle, load_bundle
+from plm.model.checkpoint import resolve_model
+
+RESIDUES = list("ACDEFGHIKLMNPQRSTVWY")
+torch.set_num_threads(1)
+
+
+def dataset(level: str, target: str, rows: int = 24, *, seed: int = 0, easy: bool = False) -> pd.DataFrame:
+    """A labelled table with splits; with ``easy`` the label can be read from single residues."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for number in range(rows):
+        letters = generator.choice(RESIDUES, 15 if level == "site" else int(generator.integers(10, 30)))
+        row: dict[str, str] = {"id": f"r{number}", "split": ("train", "train", "valid", "test")[number % 4]}
+        kind = (number // 4 + number) % 2
+        if level == "site":
+            letters[7] = "Y"
+            if easy:
+                letters[4] = "R" if kind else "D"
+            row.update(position="8", window="15")
+        elif easy:
+            letters[: len(letters) // 2] = "W" if kind else "G"
+        row["sequence"] = "".join(letters)
+        if level == "residue":
+            values = [("H" if a in "AELKM" else "C") if target == "class" else f"{ord(a) / 10}" for a in letters]
+            values[0] = "-" if target == "class" else ""
+            row["label"] = ("" if target == "class" else ",").join(values)
+        else:
+            row["label"] = str(kind) if target == "class" else f"{kind + generator.normal(scale=0.1):.3f}"
+        made.append(row)
+    return pd.DataFrame(made, dtype=str)
+
+
+def job(
+    frame: pd.DataFrame,
+    model: Path,
+    workdir: Path,
+    *,
+    method: str = "lora",
+    seeds: tuple[int, ...] = (1,),
+    window: int | None = None,
+    fold: int | None = None,
+    class_weights: str = "none",
+    rank: int = 4,
+    target: str = "auto",
+    **training: Any,
+) -> Job:
+    """A job that is ready for ``plan`` and ``train``."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(frame, window=window, target=target)
+    settings = Settings(
+        AdapterSettings(method, rank=rank),  # type: ignore[arg-type]
+        TrainingSettings(**{"epochs": 1, "metric": choose_metric("auto", rows.task), **training}),
+        {"width": 16, "reach": 3, "dropout": 0.1},
+        class_weights,  # type: ignore[arg-type]
+        seeds,
+    )
+    return Job(
+        rows, parts(frame, fold), resolve_model(str(model), workdir=workdir), settings,
+        device=torch.device("cpu"), workdir=workdir, data_sha256="0" * 64, log=logging.getLogger("test"),
+    )  # fmt: skip
+
+
+def released(made: Job, model: Path, path: Path, *, finished: bool = True) -> tuple[Bundle, Calibration]:
+    """The bundle of a trained job, written and loaded again."""
+    calibration = calibrate(made)
+    content = manifest(made, calibration, name="tiny", finished=finished, licence="")
+    release(made, path, calibration, content, model=str(model), device="cpu", allow_hub=False)
+    loaded = load_bundle(path, str(model), workdir=made.workdir / "reloaded", device="cpu", precision="fp32")
+    return loaded, calibration
+
+
+def trained(frame: pd.DataFrame, model: Path, workdir: Path, **options: Any) -> Job:
+    """A job after training."""
+    made = job(frame, model, workdir, **options)
+    made.plan()
+    assert made.train()
+    return made

@@ -1,0 +1,165 @@
+"""Heads read the right residues, whatever shares the packed row; units answer every row once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from plm.errors import UserError
+from plm.model import adapters
+from plm.model.checkpoint import LoadedModel, load_model, resolve_model
+from plm.model.heads import HeadConfig, Where, build_head
+from plm.model.inputs import make_units, segments
+from plm.model.network import Network, answers, as_network
+
+LEVELS = ("sequence", "residue", "site")
+PROTEINS = ["MKTAYIAKQRQISFVKSHFSRQ", "ACDYK", "GGGYGGG", "MSTNPKPQRKTKRNTNRRPQDVKFPGGY" * 3]
+SITES = [4, 3, 3, 27]
+
+
+@pytest.fixture(scope="module", params=["tiny_esm2", "tiny_t5"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder: Path = request.getfixturevalue(request.param)
+    return load_model(resolve_model(str(folder), workdir=tmp_path_factory.mktemp("model")))
+
+
+def network(loaded: LoadedModel, level: str, method: str = "head") -> Network:
+    torch.manual_seed(3)
+    body = adapters.add_adapters(loaded, adapters.AdapterSettings(method=method))  # type: ignore[arg-type]
+    head = build_head(HeadConfig(level, loaded.hidden_size, 2, width=8, reach=4))  # type: ignore[arg-type]
+    return as_network(loaded, body, head)
+
+
+def outputs(net: Network, loaded: LoadedModel, level: str, which: list[int], budget: int = 4096) -> list[np.ndarray]:
+    sequences = [PROTEINS[number] for number in which]
+    sites = [SITES[number] for number in which] if level == "site" else None
+    units = make_units(loaded, level, sequences, sites)  # type: ignore[arg-type]
+    found, _ = answers(net, units, budget)
+    return found
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_packed_with_others_equals_alone(loaded: LoadedModel, level: str) -> None:
+    net = network(loaded, level)
+    together = outputs(net, loaded, level, [0, 1, 2, 3])
+    for number in range(4):
+        alone = outputs(net, loaded, level, [number])[0]
+        np.testing.assert_allclose(together[number], alone, atol=1e-5)
+    small = outputs(net, loaded, level, [0, 1, 2, 3], budget=30)
+    for one, other in zip(together, small, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_order_of_the_batch_does_not_matter(loaded: LoadedModel, level: str) -> None:
+    net = network(loaded, level)
+    forward, backward = (outputs(net, loaded, level, order) for order in ([0, 1, 2, 3], [3, 2, 1, 0]))
+    for one, other in zip(forward, reversed(backward), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_site_head_never_reads_beyond_its_sequence() -> None:
+    head = build_head(HeadConfig("site", 6, 2, width=4, reach=3)).eval()
+    hidden = torch.randn(20, 6)
+    none = torch.zeros(0, dtype=torch.int64)
+    where = Where(none, none, 1, torch.tensor([8]), torch.tensor([7]), torch.tensor([10]))
+    before = head(hidden, where)
+    changed = hidden.clone()
+    changed[:7], changed[11:] = 99.0, -99.0
+    torch.testing.assert_close(head(changed, where), before)
+    changed[10] = -changed[10]
+    assert not torch.allclose(head(changed, where), before)
+
+
+def test_sequence_head_takes_the_mean_of_residues_only() -> None:
+    head = build_head(HeadConfig("sequence", 4, 3))
+    hidden = torch.randn(9, 4)
+    none = torch.zeros(0, dtype=torch.int64)
+    where = Where(torch.tensor([1, 2, 3, 6, 7]), torch.tensor([0, 0, 0, 1, 1]), 2, none, none, none)
+    expected = torch.stack([hidden[1:4].mean(0), hidden[6:8].mean(0)])
+    torch.testing.assert_close(head.represent(hidden, where), expected)
+
+
+def test_equal_sequences_are_encoded_once_with_all_their_sites(loaded: LoadedModel) -> None:
+    units = make_units(loaded, "site", [PROTEINS[3]] * 3 + [PROTEINS[0]], [5, 9, 27, 4])
+    assert [unit.rows for unit in units] == [(0, 1, 2), (3,)]
+    net = network(loaded, "site")
+    together, _ = answers(net, units, 4096)
+    for number, site in enumerate((5, 9, 27)):
+        alone, _ = answers(net, make_units(loaded, "site", [PROTEINS[3]], [site]), 4096)
+        np.testing.assert_allclose(together[0][number], alone[0][0], atol=1e-5)
+
+
+def test_a_window_cut_from_the_protein_equals_the_window_itself(loaded: LoadedModel) -> None:
+    protein = PROTEINS[3]
+    for site in (0, 3, 40, len(protein) - 1):
+        start = max(0, site - 5)
+        window = protein[start : site + 6]
+        whole = make_units(loaded, "site", [protein], [site], window=11)
+        given_window = make_units(loaded, "site", [window], [site - start], window=11)
+        assert whole == given_window
+
+
+def test_site_outside_its_sequence_is_an_error(loaded: LoadedModel) -> None:
+    with pytest.raises(UserError, match="Position 6 lies outside a sequence of 5 residues"):
+        make_units(loaded, "site", ["ACDYK"], [5])
+
+
+@given(st.integers(1, 3000), st.integers(8, 700))
+def test_segments_keep_each_residue_once_with_context(length: int, limit: int) -> None:
+    found = segments(length, limit)
+    kept = [at for part in found for at in range(part.keep_start, part.keep_end)]
+    assert kept == list(range(length))
+    for part in found:
+        assert 0 <= part.start <= part.keep_start < part.keep_end <= part.end <= length
+        assert part.end - part.start <= limit
+        margin = min(256, limit // 4)
+        assert part.start == 0 or part.keep_start - part.start >= margin
+        assert part.end == length or part.end - part.keep_end >= margin
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_long_proteins_go_in_segments_and_lose_nothing(loaded: LoadedModel, level: str) -> None:
+    protein = PROTEINS[3]
+    sites = list(range(len(protein)))
+    sequences = [protein] * len(sites) if level == "site" else [protein]
+    units = make_units(loaded, level, sequences, sites if level == "site" else None, limit=32)  # type: ignore[arg-type]
+    assert all(len(ids) <= 32 + loaded.family.specials for unit in units for ids in unit.tokens)
+    total = sum(unit.answers(level) for unit in units)  # type: ignore[arg-type]
+    assert total == (1 if level == "sequence" else len(protein))
+    if level == "site":
+        assert sorted(row for unit in units for row in unit.rows) == sites
+
+
+@pytest.mark.parametrize("method", adapters.METHODS)
+@pytest.mark.parametrize("model", ["tiny_esm2", "tiny_t5"])
+def test_adapters_at_the_start_change_nothing(
+    model: str, method: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    files = resolve_model(str(request.getfixturevalue(model)), workdir=tmp_path)
+    plain = network(load_model(files), "residue")
+    fresh = load_model(files)
+    adapted = network(fresh, "residue", method)
+    adapted.head.load_state_dict(plain.head.state_dict())
+    units = make_units(fresh, "residue", PROTEINS)
+    one, other = answers(plain, units, 4096)[0], answers(adapted, units, 4096)[0]
+    for expected, found in zip(one, other, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    every, trainable = adapted.parameter_counts()
+    head = sum(p.numel() for p in adapted.head.parameters())
+    if method == "head":
+        assert trainable == head
+    elif method == "full":
+        assert trainable == every
+    else:
+        assert head < trainable < every
+
+
+def test_unknown_target_names_the_layers_there_are(tiny_esm2: Path, tmp_path: Path) -> None:
+    loaded = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path))
+    with pytest.raises(UserError, match=r"no linear layer named 'queri'.*Choose among .*query"):
+        adapters.add_adapters(loaded, adapters.AdapterSettings(targets=("queri",)))
