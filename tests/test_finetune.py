@@ -1,0 +1,217 @@
+"""The stage plm_finetune as its users run it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import finetuning_cases as cases
+import numpy as np
+import pandas as pd
+import plm_finetune
+import pytest
+from plm.errors import UserError
+from plm.evaluation.predictions import read_predictions
+from plm.model.bundle import load_bundle
+
+OUTPUTS = ("bundle", "predictions", "history", "curves", "report", "tfevents")
+FAST = ("--epochs", "2", "--precision", "fp32", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GALAXY_SLOTS", "1")
+
+
+def finetune(frame: pd.DataFrame, model: Path, folder: Path, *options: str) -> dict[str, Path]:
+    """Runs the stage in this process; its outputs by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "dataset.tabular", sep="\t", index=False)
+    paths = {name: folder / name for name in OUTPUTS}
+    named = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+    plm_finetune.run(["--dataset", str(folder / "dataset.tabular"), "--model", str(model), *named, *FAST, *options])
+    return paths
+
+
+def table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+
+
+def test_outputs_of_a_site_task(tiny_esm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = cases.dataset("site", "class", 32)
+    frame["protein"] = [f"P{number}" for number in range(32)]
+    frame["protein_position"] = "108"
+    made = finetune(frame, tiny_esm2, tmp_path, "--seeds", "2", "--seed", "7", "--name", "mine")
+    log = capsys.readouterr().out.splitlines()
+    assert "No GPU is used" in log[0]
+    assert any("Plan: " in line for line in log)
+
+    predictions = table(made["predictions"])
+    columns = "id protein position protein_position label call p_0 p_1 split seed model"
+    assert list(predictions.columns) == columns.split()
+    assert set(predictions["seed"]) == {"ensemble", "7", "8"}
+    assert set(predictions["model"]) == {"mine"}
+    ensemble = predictions[predictions["seed"] == "ensemble"].reset_index(drop=True)
+    expected = frame[frame["split"].isin(["valid", "test"])]
+    assert sorted(ensemble["id"]) == sorted(expected["id"]), "every validation and test row, none of training"
+    truth = dict(zip(frame["id"], frame["label"], strict=True))
+    assert all(truth[key] == label for key, label in zip(ensemble["id"], ensemble["label"], strict=True))
+    members = [predictions[predictions["seed"] == seed]["p_1"].astype(float).to_numpy() for seed in ("7", "8")]
+    np.testing.assert_allclose(ensemble["p_1"].astype(float), np.mean(members, axis=0), atol=2e-6)
+
+    bundle = load_bundle(made["bundle"], str(tiny_esm2), workdir=tmp_path / "again", device="cpu", precision="fp32")
+    sequences = dict(zip(frame["id"], frame["sequence"], strict=True))
+    again = bundle.predict([sequences[key] for key in ensemble["id"]], [7] * len(ensemble))
+    np.testing.assert_allclose(again[:, 1], ensemble["p_1"].astype(float), atol=2e-6)
+    assert bundle.predict_labels(again) == ensemble["call"].tolist()
+
+    read_predictions(made["predictions"])
+    history = table(made["history"])
+    assert set(history["seed"]) == {"7", "8"} and {"train_loss", "valid_loss", "valid_auroc"} <= set(history.columns)
+    assert made["curves"].read_bytes().startswith(b"\x89PNG")
+    assert made["report"].read_text().startswith("**tiny_esm2 fine-tuned on 16 rows (LoRA), validation AUROC")
+    assert made["tfevents"].stat().st_size > 500
+
+
+def test_out_of_fold_predictions_of_all_folds_and_of_one(tiny_esm2: Path, tmp_path: Path) -> None:
+    frame = cases.dataset("site", "class", 30).drop(columns="split")
+    frame["fold"] = [str(number % 3 + 1) for number in range(30)]
+    made = finetune(frame, tiny_esm2, tmp_path / "all")
+    predictions = table(made["predictions"])
+    test = predictions[predictions["split"] == "test"]
+    assert sorted(test["id"]) == sorted(frame["id"]), "each row is a test row once"
+    own = dict(zip(frame["id"], frame["fold"], strict=True))
+    assert all(own[key] == fold for key, fold in zip(test["id"], test["fold"], strict=True))
+
+    one = table(finetune(frame, tiny_esm2, tmp_path / "one", "--fold", "2")["predictions"])
+    same = test[test["fold"] == "2"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one[one["split"] == "test"].reset_index(drop=True), same)
+
+
+def test_residue_predictions_have_a_row_for_each_residue(tiny_esm2: Path, tmp_path: Path) -> None:
+    frame = cases.dataset("residue", "class", 16)
+    predictions = table(finetune(frame, tiny_esm2, tmp_path)["predictions"])
+    for row in frame[frame["split"] == "test"].itertuples():
+        found = predictions[predictions["id"] == row.id]
+        assert found["position"].tolist() == [str(at + 1) for at in range(len(row.sequence))]
+        assert "".join(value or "-" for value in found["label"]) == row.label
+
+
+def test_time_limit_and_resume_end_like_one_job(tiny_esm2: Path, tmp_path: Path) -> None:
+    frame = cases.dataset("sequence", "class", 24)
+    whole = finetune(frame, tiny_esm2, tmp_path / "whole")
+    checkpoint = tmp_path / "checkpoint.zip"
+    stopped = finetune(frame, tiny_esm2, tmp_path / "first", "--time-limit", "0", "--checkpoint", str(checkpoint))
+    assert "UNFINISHED" in stopped["report"].read_text()
+    assert set(table(stopped["predictions"])["finished"]) == {"false"}
+    with zipfile.ZipFile(stopped["bundle"]) as opened:
+        assert b'"finished": false' in opened.read("manifest.json")
+        assert b"Unfinished" in opened.read("README.md")
+    resumed = finetune(frame, tiny_esm2, tmp_path / "second", "--resume", str(checkpoint))
+    for name in ("bundle", "predictions", "history", "report"):
+        assert resumed[name].read_bytes() == whole[name].read_bytes()
+
+
+def test_narrower_windows_are_recut(tiny_esm2: Path, tmp_path: Path) -> None:
+    made = finetune(cases.dataset("site", "class", 24), tiny_esm2, tmp_path, "--window", "7")
+    bundle = load_bundle(made["bundle"], str(tiny_esm2), workdir=tmp_path / "again", device="cpu", precision="fp32")
+    assert bundle.window == 7
+    flanks = ["AAAAAAAAACDYEFGAAAAAA", "WWWWWWWWWCDYEFGWWWWWW"]
+    one, other = bundle.predict(flanks, [11, 11])
+    assert not np.allclose(one, other), "the residue just inside the window counts"
+    one, other = bundle.predict([f[:8] + "HCDYEFH" + f[15:] for f in flanks], [11, 11])
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"label": "1"}, [], "All labels are '1': one class only"),
+        ({"split": "train"}, [], "no validation rows"),
+        ({"position": "40"}, [], "line 2, id 'r0'"),
+        ({}, ["--target", "number", "--metric", "auroc"], "auroc does not fit a task with numbers"),
+        ({}, ["--window", "99"], "cannot be cut to 99"),
+        ({}, ["--fold", "1"], "splits, not folds"),
+        ({}, ["--rank", "0"], "at least 1 [--rank]"),
+        ({}, ["--warmup", "1"], "below 1 [--warmup]"),
+        ({}, ["--targets", "nothing"], "no linear layer named 'nothing'"),
+        ({}, ["--time-limit", "5"], "needs a file for the checkpoint"),
+        ({}, ["--positive-class", "phospho"], "'phospho' is not one of two classes"),
+    ],
+)
+def test_mistakes_are_told_and_leave_no_output(
+    change: dict[str, str], options: list[str], message: str, tiny_esm2: Path, tmp_path: Path
+) -> None:
+    frame = cases.dataset("site", "class", 16).assign(**change)
+    with pytest.raises(UserError) as caught:
+        finetune(frame, tiny_esm2, tmp_path, *options)
+    assert message in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset.tabular"]
+
+
+def test_text_among_numbers_is_told(tiny_esm2: Path, tmp_path: Path) -> None:
+    frame = cases.dataset("sequence", "number", 16)
+    frame.loc[2, "label"] = "high"
+    with pytest.raises(UserError, match="'high' is no number"):
+        finetune(frame, tiny_esm2, tmp_path, "--target", "number")
+
+
+def test_hub_is_not_reached_unless_allowed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="allow-hub"):
+        finetune(cases.dataset("site", "class", 16), Path("hub:someone/model"), tmp_path)
+
+
+def test_command_line_ends_with_one_line_and_exit_code_1(
+    run_stage: Callable[..., subprocess.CompletedProcess[str]], tiny_esm2: Path, tmp_path: Path
+) -> None:
+    frame = cases.dataset("site", "class", 16).assign(label="1")
+    frame.to_csv(tmp_path / "dataset.tabular", sep="\t", index=False)
+    done = run_stage(
+        "plm_finetune", "--dataset", tmp_path / "dataset.tabular", "--model", tiny_esm2, "--bundle", tmp_path / "b.zip"
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "plm_finetune: error: All labels are '1': one class only [dataset.tabular]. "
+        "Give records of at least two classes."
+    ]
+    assert not (tmp_path / "b.zip").exists()
+
+
+def test_help_answers_at_once(run_stage: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    start = time.process_time()
+    done = run_stage("plm_finetune", "--help")
+    assert done.returncode == 0 and "--time-limit" in done.stdout
+    assert time.process_time() - start < 0.5
+
+
+def test_missing_library_is_named(
+    run_stage: Callable[..., subprocess.CompletedProcess[str]], tiny_esm2: Path, tmp_path: Path
+) -> None:
+    """A peft too old for this tool, put in front of the installed one."""
+    old = tmp_path / "site" / "peft-0.1.0.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1.0\n")
+    done = run_stage(
+        "plm_finetune", "--dataset", tmp_path / "x", "--model", tiny_esm2, "--bundle", tmp_path / "b.zip",
+        env={"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "peft 0.1.0 is too old: this tool needs" in done.stderr
+
+
+def test_flags_of_the_form_are_flags_of_the_script(root: Path) -> None:
+    form = ElementTree.parse(root / "tools" / "plm_finetune.xml")
+    flags = {param.get("argument") for param in form.iter("param") if param.get("argument")}
+    given = vars(plm_finetune.arguments(["--dataset", "d", "--model", "starter", "--bundle", "b"]))
+    assert {str(flag).removeprefix("--").replace("-", "_") for flag in flags} <= set(given)
+    for param in form.iter("param"):
+        flag = str(param.get("argument", "")).removeprefix("--").replace("-", "_")
+        options = {option.get("value") for option in param.iter("option")}
+        if flag in plm_finetune.CHOICES and options:
+            assert options <= set(plm_finetune.CHOICES[flag])
+        if flag in given and param.get("value") and param.get("type") in ("integer", "float"):
+            assert float(str(param.get("value"))) == float(given[flag]), f"default of --{flag}"
