@@ -82,19 +82,23 @@ def whole_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def classify(tiny_esm2: Path, tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Runs the stage with all outputs; gives their folder."""
+def classify(
+    tiny_esm2: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Runs the stage with all outputs but the figure, unless asked for; gives their folder."""
+    monkeypatch.setenv("GALAXY_SLOTS", "1")
 
-    def run(proteins: Path | str, *options: str, bundle: Path = tiny_bundle, name: str = "out") -> Path:
+    def run(
+        proteins: Path | str, *options: str, bundle: Path = tiny_bundle, name: str = "out", figure: bool = False
+    ) -> Path:
         if isinstance(proteins, str):
             (tmp_path / f"{name}.fasta").write_text(proteins)
             proteins = tmp_path / f"{name}.fasta"
         folder = tmp_path / name
         folder.mkdir()
-        files = {
-            "sites": "sites.tsv", "gff": "sites.gff3", "figure": "figure.png", "status": "status.tsv",
-            "report": "report.md",
-        }  # fmt: skip
+        files = {"sites": "sites.tsv", "gff": "sites.gff3", "status": "status.tsv", "report": "report.md"}
+        if figure:
+            files["figure"] = "figure.png"
         outputs = [text for flag, file in files.items() for text in (f"--{flag}", str(folder / file))]
         model = [] if "--model" in options else ["--model", str(tiny_esm2)]
         plm_classify_sites.run(
@@ -181,7 +185,7 @@ def test_sites_at_the_very_ends(classify: Callable[..., Path], loaded_bundle: Bu
 def test_small_batches_chunks_and_repeats_change_nothing(classify: Callable[..., Path], query: Path) -> None:
     usual = table(classify(query, name="a") / "sites.tsv")
     twice = query.read_text() + query.read_text().replace(">sp|SIM", ">sp|TWIN")
-    small = table(classify(twice, "--batch-tokens", "64", name="b") / "sites.tsv")
+    small = table(classify(twice, "--batch-tokens", "128", name="b") / "sites.tsv")
     assert len(small) == 2 * len(usual)
     for first, second in zip(usual + usual, small, strict=True):
         assert first["position"] == second["position"]
@@ -189,7 +193,7 @@ def test_small_batches_chunks_and_repeats_change_nothing(classify: Callable[...,
 
 
 def test_equal_input_gives_equal_bytes(classify: Callable[..., Path], query: Path) -> None:
-    first, second = classify(query, name="a"), classify(query, name="b")
+    first, second = classify(query, name="a", figure=True), classify(query, name="b", figure=True)
     for file in ("sites.tsv", "sites.gff3", "status.tsv", "report.md", "figure.png"):
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
 
@@ -305,7 +309,7 @@ def test_positions_survive_cleaning(sequence: str, tmp_path_factory: pytest.Temp
 
 
 def test_no_candidate_at_all_is_an_answer(classify: Callable[..., Path]) -> None:
-    folder = classify(">a\nMKL\n>b\nGGG\n")
+    folder = classify(">a\nMKL\n>b\nGGG\n", figure=True)
     assert table(folder / "sites.tsv") == []
     assert (folder / "sites.tsv").read_text().startswith("id\tprotein\tposition\tresidue\tlabel\tcall\tp_0\tp_1")
     assert (folder / "report.md").read_text().startswith("**No candidate residue: none of 2 proteins")
@@ -504,8 +508,8 @@ def test_gff_and_table_agree(classify: Callable[..., Path], query: Path) -> None
 def test_the_figure_keeps_the_proteins_with_most_calls(classify: Callable[..., Path], query: Path) -> None:
     from matplotlib.image import imread
 
-    few = imread(classify(query, "--tracks", "2", name="few") / "figure.png")
-    all_six = imread(classify(query, name="all") / "figure.png")
+    few = imread(classify(query, "--tracks", "2", name="few", figure=True) / "figure.png")
+    all_six = imread(classify(query, name="all", figure=True) / "figure.png")
     assert few.shape[1] == all_six.shape[1] and few.shape[0] < all_six.shape[0] / 1.5
 
 
