@@ -117,7 +117,6 @@ def run(argv: Sequence[str] | None) -> None:
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "accelerate": "1.1"})
     import torch
-
     from plm.learning import corpus as corpora
     from plm.learning import pretraining
     from plm.learning.pretraining_report import write_model, write_report
@@ -165,9 +164,9 @@ def run(argv: Sequence[str] | None) -> None:
         log.info(
             "Plan: %d parameters, all trained; %d steps of about %d residues, %.2f passes over the training set; %s on %s",
             parameters, args.steps, args.batch_tokens * args.accumulate,
-            args.steps * args.batch_tokens * args.accumulate / max(1, train_set.residues), precision, device,
+            args.steps * args.batch_tokens * args.accumulate / train_set.residues, precision, device,
         )  # fmt: skip
-        keeper = CheckpointKeeper.open(args.resume, settings, files.sha256, train_set, log)
+        keeper = CheckpointKeeper.open(args.resume, settings, files.sha256, train_set, workdir, log)
         progress = stage.Progress(log, args.steps - keeper.step, "steps", every=10.0)
 
         def judge(most: int | None = 200_000) -> Score:
@@ -185,7 +184,7 @@ def run(argv: Sequence[str] | None) -> None:
 
         outcome = pretraining.train(
             model, train_set, settings, device=device, judge=judge, report=report, save=keeper.save,
-            stopping=keeper.stopping, resume=keeper.state
+            stopping=keeper.stopping, resume=keeper.resume
         )
         score = judge(None)
         log.info(

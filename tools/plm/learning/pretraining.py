@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional
 
 from plm import stage
+from plm.errors import UserError
+from plm.learning import checkpointing
 from plm.learning.corpus import IGNORED, Corpus, MaskedRows
 from plm.model import encoder
-from plm.errors import UserError
 from plm.model.batching import Batch, Layout, plan_batches
 from plm.model.checkpoint import ModelFiles, resolve_model
 from plm.model.presets import PRESETS, esm2_config, write_esm2_tokenizer
@@ -215,6 +216,21 @@ class PretrainingSettings:
 
 
 @dataclass(frozen=True)
+class Done:
+    """How far a training run is. Rows and masks follow from seed and step, so no generator states are needed.
+
+    Attributes:
+        step: Optimiser steps.
+        tokens: Tokens seen.
+        history: Records so far, as in :class:`Outcome`.
+    """
+
+    step: int
+    tokens: int
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a training run did.
 
@@ -241,9 +257,9 @@ def train(
     device: torch.device,
     judge: Callable[[], Score],
     report: Callable[[int, dict[str, float]], None],
-    save: Callable[[TrainingState], None],
+    save: Callable[[Callable[[Path], None], Done], None],
     stopping: Callable[[], bool],
-    resume: TrainingState | None = None,
+    resume: tuple[Path, Done] | None = None,
 ) -> Outcome:
     """Trains in place with the transformers Trainer.
 
@@ -254,9 +270,10 @@ def train(
         device: Where to run.
         judge: Gives the score on the held-out clusters.
         report: Called after every step with the step's number and what is known (train_loss, ...).
-        save: Called with a :class:`TrainingState` every ``checkpoint_every`` minutes and when the time limit comes.
+        save: Called every ``checkpoint_every`` minutes and when the time limit comes, with a function that writes the state
+            into a folder, and how far training is.
         stopping: Asked after every step: has the job been told to end? It then saves and exits.
-        resume: A :class:`TrainingState` to go on from, or None.
+        resume: Folder of a written state and how far it was, or None.
 
     Returns:
         The outcome; the model holds the last weights.
@@ -274,9 +291,14 @@ def train(
         seed=settings.seed,
     )
     started = time.monotonic()
-    history: list[dict[str, float]] = list(resume.history) if resume else []
-    counted = {"tokens": resume.tokens if resume else 0, "loss": 0.0, "rows": 0, "finished": True}
-    first = resume.step if resume else 0
+    before = resume[1] if resume else Done(0, 0, [])
+    history = list(before.history)
+    counted = {"tokens": before.tokens, "loss": 0.0, "rows": 0, "finished": True}
+    first = before.step
+
+    def write(folder: Path) -> None:
+        checkpointing.save_tensors(dict(model.named_parameters()), folder / "model.safetensors")
+        checkpointing.save_optimizer(trainer.optimizer, trainer.lr_scheduler, folder)
 
     class RowTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
@@ -294,6 +316,8 @@ def train(
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             state.global_step = first
+            if resume is not None:  # only now do both exist; the Trainer's own files are pickled and never used
+                checkpointing.load_optimizer(trainer.optimizer, trainer.lr_scheduler, resume[0])
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             step = state.global_step
@@ -322,7 +346,7 @@ def train(
             told = stopping()
             if (limit and not last) or told or now - self.saved >= 60 * settings.checkpoint_every:
                 self.saved = now
-                save(_state(trainer, model, step, int(counted["tokens"]), history))
+                save(write, Done(step, int(counted["tokens"]), history))
             if told:
                 sys.exit(stage.EXIT_TERMINATED)
 
@@ -358,7 +382,10 @@ def train(
 
         trainer.remove_callback(PrinterCallback)
         if resume is not None:
-            _restore(trainer, model, resume, settings.steps)
+            stored = checkpointing.load_tensors(resume[0] / "model.safetensors")
+            with torch.no_grad():
+                for name, value in model.named_parameters():
+                    value.copy_(stored[name])
         trainer.train()
     steps = int(trainer.state.global_step)
     return Outcome(history, steps, int(counted["tokens"]), time.monotonic() - started, bool(counted["finished"]))
@@ -375,45 +402,3 @@ class _From(torch.utils.data.Sampler[int]):
 
     def __len__(self) -> int:
         return self._end - self._first
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """All that is needed to go on exactly: rows and masks follow from seed and step, so no generator states.
-
-    Attributes:
-        step: Optimiser steps done.
-        tokens: Tokens seen.
-        tensors: ``model.*`` float32 weights and ``optimizer.<index>.<name>`` AdamW states.
-        history: Records so far.
-    """
-
-    step: int
-    tokens: int
-    tensors: dict[str, torch.Tensor]
-    history: list[dict[str, float]]
-
-
-def _state(trainer: Any, model: nn.Module, step: int, tokens: int, history: list[dict[str, float]]) -> TrainingState:
-    tensors = {f"model.{name}": value.detach().cpu().clone() for name, value in model.named_parameters()}
-    for index, values in trainer.optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
-    return TrainingState(step, tokens, tensors, list(history))
-
-
-def _restore(trainer: Any, model: nn.Module, state: TrainingState, steps: int) -> None:
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.copy_(state.tensors[f"model.{name}"])
-    trainer.create_optimizer_and_scheduler(num_training_steps=steps)
-    groups = trainer.optimizer.state_dict()
-    stored: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in state.tensors.items():
-        kind, _, rest = key.partition(".")
-        if kind == "optimizer":
-            index, _, name = rest.partition(".")
-            stored.setdefault(int(index), {})[name] = value
-    trainer.optimizer.load_state_dict({"state": stored, "param_groups": groups["param_groups"]})
-    for _ in range(state.step):
-        trainer.lr_scheduler.step()
