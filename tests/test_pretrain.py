@@ -161,7 +161,8 @@ def test_a_model_comes_out_whole(fasta: Path, tmp_path: Path, run_stage: Run) ->
 
 @pytest.mark.slow
 def test_it_learns_what_the_letters_alone_do_not_tell(tmp_path: Path, run_stage: Run) -> None:
-    """Each protein uses four letters of its own: the visible residues tell the masked ones, overall frequencies do not."""
+    """Each protein uses four letters of its own: the visible residues tell the masked ones, overall frequencies do
+    not."""
     chance = random.Random(2)
     path = tmp_path / "simulated.fasta"
     with path.open("w") as opened:

@@ -5,7 +5,8 @@ Inputs: proteins (FASTA, CSV/TSV with a `sequence` column, or a dataset table; p
 Outputs: a model in Hugging Face format (zip), its card, a history table and figure, a report.
 
 Example:
-    python plm_pretrain.py --input proteins.fasta --preset tiny --steps 200 --output-model model.zip --history history.tsv
+    python plm_pretrain.py --input proteins.fasta --preset tiny --steps 200 --output-model model.zip --history
+    history.tsv
 """
 
 from __future__ import annotations

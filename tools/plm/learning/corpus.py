@@ -264,7 +264,8 @@ class HeldOut:
 def hold_out(proteins: Proteins, *, share: float, identity: float, seed: int, threads: int) -> HeldOut:
     """Keeps whole homology clusters away from training.
 
-    Clusters come from the input or from MMseqs2. Held-out proteins that MMseqs2 still finds a relative of in training (E-value up to
+    Clusters come from the input or from MMseqs2. Held-out proteins that MMseqs2 still finds a relative of in
+    training (E-value up to
     0.001, half of the shorter protein) are set aside.
 
     Args:

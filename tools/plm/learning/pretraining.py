@@ -84,7 +84,8 @@ class MaskedRowModel(nn.Module):
             labels: ``(T,)`` true ids, ``IGNORED`` where nothing is asked.
 
         Returns:
-            ``loss``: mean negative log likelihood; ``logits``: ``(M, V)`` of the M masked residues; ``targets``: ``(M,)``.
+            ``loss``: mean negative log likelihood; ``logits``: ``(M, V)`` of the M masked residues; ``targets``:
+            ``(M,)``.
         """
         layout = Layout(tuple(lengths.tolist()))
         batch = Batch(input_ids, position_ids, layout, tuple(range(len(layout.lengths))))
@@ -270,7 +271,8 @@ def train(
         device: Where to run.
         judge: Gives the score on the held-out clusters.
         report: Called after every step with the step's number and what is known (train_loss, ...).
-        save: Called every ``checkpoint_every`` minutes and when the time limit comes, with a function that writes the state
+        save: Called every ``checkpoint_every`` minutes and when the time limit comes, with a function that writes
+            the state
             into a folder, and how far training is.
         stopping: Asked after every step: has the job been told to end? It then saves and exits.
         resume: Folder of a written state and how far it was, or None.

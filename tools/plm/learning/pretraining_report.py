@@ -12,6 +12,12 @@ from plm.evaluation.report import Report
 from plm.model.checkpoint import LoadedModel, save_checkpoint
 
 
+HISTORY_COLUMNS = (
+    *("step", "epoch", "tokens", "train_loss", "valid_loss"),
+    *("masked_perplexity", "masked_accuracy", "learning_rate"),
+)
+
+
 def card(facts: Mapping[str, Any]) -> str:
     """The model card: data, training, scores beside the unigram baseline, limits."""
     args, split, outcome, score = (facts[key] for key in ("arguments", "split", "outcome", "score"))
@@ -72,8 +78,7 @@ def write_report(
 
     outcome, score, split = facts["outcome"], facts["score"], facts["split"]
     table = pd.DataFrame(outcome.history)
-    first = ["step", "epoch", "tokens", "train_loss", "valid_loss", "masked_perplexity", "masked_accuracy", "learning_rate"]
-    table = table[[column for column in first if column in table]]
+    table = table[[column for column in HISTORY_COLUMNS if column in table]]
     if history is not None:
         table.to_csv(outputs.path(history), sep="\t", index=False, float_format="%.6g")
     if figure is not None:
@@ -81,7 +86,8 @@ def write_report(
     if report is not None:
         verdict = (
             f"On families that training never saw the model's masked perplexity is {score.perplexity:.2f}, "
-            f"{100 * score.below_unigram:.1f} % below that of the letters' frequencies ({score.unigram_perplexity:.2f})."
+            f"{100 * score.below_unigram:.1f} % below that of the letters' frequencies "
+            f"({score.unigram_perplexity:.2f})."
         )
         made = Report(verdict)
         if not outcome.finished:
@@ -100,5 +106,5 @@ def write_report(
         if figure is not None:
             made.heading("Training").image("figure")
         if history is not None:
-            made.table("history", "History", "Held-out scores during training are taken on part of the held-out families.")
+            made.table("history", "History", "Scores during training are taken on part of the held-out families.")
         made.write(outputs.path(report))

@@ -1,7 +1,9 @@
 """Padding-free encoding through the Hugging Face model classes.
 
-A packed row holds many sequences. An attention function registered with transformers keeps each sequence to itself, positions restart in
-each sequence, and the few places where the classes assume one sequence a row (ESM's token dropout, T5's relative bias) are told
+A packed row holds many sequences. An attention function registered with transformers keeps each sequence to itself,
+positions restart in
+each sequence, and the few places where the classes assume one sequence a row (ESM's token dropout, T5's relative
+bias) are told
 where the sequences lie. Gradients, PEFT wrappers and gradient checkpointing work as with the plain classes.
 """
 
