@@ -97,11 +97,11 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--max-length", type=int, default=512, help="longer proteins give a random stretch of so many residues")
     add("--mask-rate", type=float, default=0.15, help="share of residues to predict")
     add("--learning-rate", type=float, default=1e-3, help="highest learning rate")
-    add("--schedule", choices=("linear", "cosine", "constant"), default="linear", help="course of the rate after warm-up")
+    add("--schedule", choices=("linear", "cosine", "constant"), default="linear", help="course after the warm-up")
     add("--warmup-steps", type=int, default=100, help="steps until the highest learning rate")
     add("--weight-decay", type=float, default=0.01, help="AdamW weight decay")
-    add("--holdout", type=float, default=0.02, help="share of the homology clusters that are kept for the evaluation")
-    add("--identity", type=float, default=0.3, help="sequence identity from which proteins are relatives (no cluster column)")
+    add("--holdout", type=float, default=0.02, help="share of the clusters kept for evaluation")
+    add("--identity", type=float, default=0.3, help="relatives are at least this identical (0-1)")
     add("--evaluate-every", type=int, default=200, help="steps between looks at the held-out clusters")
     add("--checkpoint-every", type=float, default=10.0, help="minutes between checkpoints in PLM_CHECKPOINT_DIR")
     add("--time-limit", type=float, help="stop after so many minutes with a checkpoint to go on from")
@@ -131,7 +131,8 @@ def run(argv: Sequence[str] | None) -> None:
     devices.announce(log, device, precision)
     records = corpora.read_sequences(args.input)
     log.info("Read %d distinct proteins, %d residues", len(records.sequences), sum(map(len, records.sequences)))
-    split = corpora.hold_out(records, share=args.holdout, identity=args.identity, seed=args.seed, threads=stage.threads())
+    threads = stage.threads()
+    split = corpora.hold_out(records, share=args.holdout, identity=args.identity, seed=args.seed, threads=threads)
     log.info("%s", split.sentence)
 
     torch.manual_seed(args.seed)
@@ -163,7 +164,7 @@ def run(argv: Sequence[str] | None) -> None:
         )
         parameters = sum(value.numel() for value in model.parameters())
         log.info(
-            "Plan: %d parameters, all trained; %d steps of about %d residues, %.2f passes over the training set; %s on %s",
+            "Plan: %d parameters, all trained; %d steps of about %d residues, %.2f passes over the data; %s on %s",
             parameters, args.steps, args.batch_tokens * args.accumulate,
             args.steps * args.batch_tokens * args.accumulate / train_set.residues, precision, device,
         )  # fmt: skip
@@ -189,7 +190,8 @@ def run(argv: Sequence[str] | None) -> None:
         )
         score = judge(None)
         log.info(
-            "Held-out clusters: masked perplexity %.2f (unigram %.2f, %.1f %% below), accuracy %.3f (unigram %.3f), %d masked residues",
+            "Held-out clusters: masked perplexity %.2f (unigram %.2f, %.1f %% below), accuracy %.3f (unigram %.3f), "
+            "%d masked residues",
             score.perplexity, score.unigram_perplexity, 100 * score.below_unigram, score.accuracy,
             score.unigram_accuracy, score.residues,
         )  # fmt: skip

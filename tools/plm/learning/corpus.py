@@ -129,7 +129,7 @@ class Corpus:
         return batch, torch.from_numpy(np.concatenate(targets))
 
 
-class MaskedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class MaskedRows(torch.utils.data.Dataset):
     """Row number -> masked row, epoch after epoch without end; a row depends on the seed and its number only.
 
     So a resumed run, and any number of workers, see the rows that an uninterrupted run sees.

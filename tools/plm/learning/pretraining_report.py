@@ -11,7 +11,6 @@ from plm import __version__, stage
 from plm.evaluation.report import Report
 from plm.model.checkpoint import LoadedModel, save_checkpoint
 
-
 HISTORY_COLUMNS = (
     *("step", "epoch", "tokens", "train_loss", "valid_loss"),
     *("masked_perplexity", "masked_accuracy", "learning_rate"),

@@ -47,8 +47,9 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
         requested: ``auto``, ``fp32`` or ``bf16``.
         device: Where the model runs.
     """
-    if requested == "fp32" or requested == "bf16":
-        return requested
+    known: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16"}
+    if requested in known:
+        return known[requested]
     if requested != "auto":
         raise UserError(f"Unknown precision {requested!r}", where="--precision", fix="Use auto, fp32 or bf16")
     return "bf16" if _has_native_bf16(device) else "fp32"
