@@ -159,7 +159,8 @@ def _trust(found: Found, point: OperatingPoint) -> str:
     expected = point.expected_false(found.candidates, prevalence)
     if expected is None:
         return f"about {found.doubt:.0f} of these calls are expected to be false {condition}"
-    middle, low, high = expected
+    # No more calls can be false than there are.
+    middle, low, high = (min(value, found.called) for value in expected)
     return f"about {middle:.0f} false calls (95 % interval {low:.0f} to {high:.0f}) are expected {condition}"
 
 
@@ -259,13 +260,16 @@ def _expectations(report: Report, found: Found, point: OperatingPoint) -> None:
     for share in sorted((share for share in shares if share is not None), reverse=True):
         expected = point.expected_false(found.candidates, share)
         assert expected is not None  # there are validation negatives
-        false, low, high = expected
+        _, low, high = expected
         true = None if true_rate is None else true_rate * share * found.candidates
         precision = "unknown"
         if true:
             precision = f"{_percent(true / (true + high))} to {_percent(true / (true + low))}"
         mark = " (stated)" if share == point.prevalence else " (training)" if share == point.training_prevalence else ""
-        cells = [f"{false:.1f} ({low:.1f} to {high:.1f})", "unknown" if true is None else f"{true:.1f}", precision]
+        most = float(found.called)
+        false, low, high = (min(value, most) for value in expected)
+        shown = "unknown" if true is None else f"{min(true, most):.1f}"
+        cells = [f"{false:.1f} ({low:.1f} to {high:.1f})", shown, precision]
         rows.append([f"{_percent(share)}{mark}", *cells])
     header = ["If so many candidates are real", "False calls expected", "True calls expected", "Calls that are true"]
     report.rows(header, rows)
