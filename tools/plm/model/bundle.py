@@ -37,7 +37,7 @@ from plm.model.checkpoint import LoadedModel, ModelFiles, load_model, resolve_mo
 from plm.model.heads import HeadConfig, build_head
 from plm.model.inputs import make_units
 from plm.model.network import Network, answers, as_network
-from plm.model.task import Task
+from plm.model.task import Level, Task
 
 SCHEMA_VERSION = 1
 SUFFIXES = (".json", ".safetensors", ".md", ".txt", ".model")
@@ -222,6 +222,7 @@ def load_bundle(
     device: str = "auto",
     precision: str = "auto",
     allow_hub: bool = False,
+    level: Level | None = None,
 ) -> Bundle:
     """Reads a bundle, checks it and puts it on its base model.
 
@@ -233,16 +234,22 @@ def load_bundle(
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
         allow_hub: The base model may be fetched from the hub.
+        level: What the caller needs it to answer for; any by default.
 
     Raises:
-        UserError: Not a whole bundle, something in it that is no data, another base model than the one it was trained
-            on,
-            or a self-test that does not come out as stored.
+        UserError: Another level than ``level``, not a whole bundle, something in it that is no data, another base
+            model than the one it was trained on, or a self-test that does not come out as stored.
     """
     path = Path(path)
     folder = workdir / f"bundle_{path.stem}"
     manifest = unpack_bundle(path, folder)
     task = Task.from_json(manifest)
+    if level is not None and task.level != level:
+        raise UserError(
+            f"The bundle answers for each {task.level}, not for each {level}",
+            where=path.name,
+            fix=f"Give a bundle that was trained on a {level} task",
+        )
     chosen_device = devices.choose_device(device)
     chosen_precision = devices.choose_precision(precision, chosen_device)
     files = _base_files(manifest, base, folder, path.name, workdir, allow_hub)
