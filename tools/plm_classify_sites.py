@@ -110,6 +110,7 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.data import candidates
     from plm.evaluation.operating_point import OperatingPoint
     from plm.evaluation.site_report import Found
+    from plm.evaluation.site_tables import read_truth
     from plm.model import device as devices
     from plm.model.bundle import load_bundle
     from plm.model.site_scan import SiteScanner
@@ -124,7 +125,8 @@ def run(argv: Sequence[str] | None) -> None:
             allow_hub=args.allow_hub, level="site",
         )  # fmt: skip
         notes: list[str] = []
-        letters = _letters(args, bundle, notes)
+        trained = str(bundle.manifest.get("site_residues") or "")
+        letters = candidates.choose_letters(trained, args.residues, args.bundle.name, notes)
         point = None
         if bundle.task.binary:
             point = OperatingPoint.choose(
@@ -142,7 +144,7 @@ def run(argv: Sequence[str] | None) -> None:
                 f"A false-positive rate of {args.false_positive_rate:g} is finer than {point.counts[0]} validation "
                 "negatives can show: the threshold lies just above all of them."
             )
-        truth = _truth(args, bundle)
+        truth = None if args.truth is None else read_truth(args.truth, bundle.task, args.truth_otherwise)
         survey = candidates.survey(args.input, letters, bundle.window, args.duplicate_ids)
         scanner = SiteScanner(bundle, args.batch_tokens, log)
         _plan(log, survey, scanner, letters, f"{device.type}, {precision}")
@@ -167,47 +169,6 @@ def run(argv: Sequence[str] | None) -> None:
         if not bundle.manifest.get("finished", True):
             notes.append("The bundle is unfinished: its training was stopped by its time limit.")
         _finish(args, bundle, point, found, letters, model, notes, outputs, log)
-
-
-def _letters(args: Arguments, bundle: Bundle, notes: list[str]) -> str:
-    """Candidate residues: those of the bundle, unless the user wants others."""
-    from plm.data.candidates import check_letters
-
-    trained = str(bundle.manifest.get("site_residues") or "")
-    if not args.residues:
-        if not trained:
-            raise UserError(
-                "The bundle does not say which residues its sites are",
-                where=args.bundle.name,
-                fix="Give them with --residues, e.g. Y or ST",
-            )
-        return check_letters(trained, args.bundle.name)
-    letters = check_letters(args.residues, "--residues")
-    foreign = "".join(sorted(set(letters) - set(trained)))
-    if foreign:
-        notes.append(
-            f"The bundle was not trained on sites at {foreign} (it was on {trained or 'unknown residues'}): do not "
-            "rely on its probabilities there."
-        )
-    return letters
-
-
-def _truth(args: Arguments, bundle: Bundle) -> Truth | None:
-    if args.truth is None:
-        return None
-    from plm.data.sites import read_listings
-    from plm.data.tables import read_table
-    from plm.evaluation.site_tables import Truth
-
-    task = bundle.task
-    default = task.classes[task.positive_index] if task.binary else None
-    if args.truth_otherwise and args.truth_otherwise not in task.classes:
-        raise UserError(
-            f"{args.truth_otherwise!r} is none of the bundle's classes ({', '.join(task.classes)})",
-            where="--truth-otherwise",
-        )
-    listings = read_listings(read_table(args.truth, header=None), ("", "", ""), default, "--truth")
-    return Truth(listings, task, args.truth_otherwise)
 
 
 def _plan(log: stage.logging.Logger, survey: Survey, scanner: SiteScanner, letters: str, where: str) -> None:

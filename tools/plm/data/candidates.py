@@ -78,6 +78,34 @@ def check_letters(letters: str, flag: str) -> str:
     return chosen
 
 
+def choose_letters(trained: str, wanted: str, bundle: str, notes: list[str]) -> str:
+    """The candidate residues: those that a bundle was trained on, unless the user wants others.
+
+    Args:
+        trained: Letters in the bundle's manifest; may be empty.
+        wanted: Letters that the user gave with ``--residues``; may be empty.
+        bundle: The bundle's file, for messages.
+        notes: Takes a warning if the bundle does not know the letters.
+
+    Raises:
+        UserError: Neither says which residues, or something is no residue.
+    """
+    if not wanted and not trained:
+        raise UserError(
+            "The bundle does not say which residues its sites are",
+            where=bundle,
+            fix="Give them with --residues, e.g. Y or ST",
+        )
+    letters = check_letters(wanted, "--residues") if wanted else check_letters(trained, bundle)
+    foreign = "".join(sorted(set(letters) - set(trained)))
+    if foreign:
+        notes.append(
+            f"The bundle was not trained on sites at {foreign} (it was on {trained or 'unknown residues'}): do not "
+            "rely on its probabilities there."
+        )
+    return letters
+
+
 def read_proteins(path: str | Path, letters: str, duplicates: str = "error") -> Iterator[Protein]:
     """Streams the records of a FASTA file with their candidate residues.
 

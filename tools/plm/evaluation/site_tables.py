@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from plm.data.candidates import Protein
 from plm.data.gff import GffWriter
-from plm.data.sites import SiteListing
+from plm.data.sites import SiteListing, read_listings
+from plm.data.tables import read_table
 from plm.errors import UserError
 from plm.evaluation.operating_point import DIGITS, OperatingPoint
 from plm.model.task import Task
@@ -65,6 +67,20 @@ class Truth:
         """Listed sites that were no candidate."""
         every = ((name, place) for name, places in self._places.items() for place in places)
         return [site for site in every if site not in self._used]
+
+
+def read_truth(path: Path, task: Task, otherwise: str) -> Truth:
+    """Reads a list of known sites: accession, 1-based position and perhaps a label (else they are positives).
+
+    Raises:
+        UserError: As :class:`Truth` and :func:`plm.data.sites.read_listings`; ``otherwise`` is no class.
+    """
+    if otherwise and otherwise not in task.classes:
+        raise UserError(
+            f"{otherwise!r} is none of the bundle's classes ({', '.join(task.classes)})", where="--truth-otherwise"
+        )
+    default = task.classes[task.positive_index] if task.binary else None
+    return Truth(read_listings(read_table(path, header=None), ("", "", ""), default, "--truth"), task, otherwise)
 
 
 @dataclass(frozen=True)
