@@ -260,3 +260,18 @@ def test_composition_does_not_give_the_bundled_sites_away(data: Path) -> None:
 
     assert auroc(composition) < 0.62
     assert auroc(one_hot) > 0.85
+
+
+def test_a_table_with_positions_in_whole_proteins(preprocess: Preprocess, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("id\tsequence\tlabel\tpos\na\tMKAYVAL\t1\tY4\nb\tGWY-VKL\t0\t5\nc\tGWYVKL\t0\t9\n")
+    rows, journal, _, _ = preprocess(
+        "--input", tmp_path / "t", "--labels", "column:label", "--task", "site", "--site", "column:pos",
+        "--window", "3", "--split", "none",
+    )  # fmt: skip
+    assert [(row["id"], row["sequence"], row["position"], row["window"]) for row in rows] == [
+        ("a", "AYV", "2", "3"),
+        ("b", "YVK", "2", "3"),
+    ]
+    assert [entry["reason"] for entry in journal if entry["what"] == "rejected"] == [
+        "position 9 lies outside the sequence of 6 residues"
+    ]

@@ -78,13 +78,14 @@ def measure(
         method = "exact" if homology.choose_method(sequences) == "exact" else "mmseqs"
     limit = homology.default_identity(method, identity)
     leaks: dict[int, Leak] = {}
+    sides = [(judged, others) for judged, others in _sides(examples) if judged and others]
+    if not sides:
+        return []
     if method == "mmseqs" and pairs is None and len(sequences) <= homology.MANY:
         pairs = homology.relatives(
             list(dict.fromkeys(sequences)), identity=0.0, coverage=coverage, threads=threads, method=method
         )
-    for judged, others in _sides(examples):
-        if not judged or not others:
-            continue
+    for judged, others in sides:
         if pairs is not None:
             found = _nearest_of(pairs, sequences, judged, others)
         else:
