@@ -452,16 +452,18 @@ def mmseqs_search(
     coverage: float,
     threads: int,
     among: Sequence[str] | None = None,
+    sensitivity: float | None = None,
 ) -> Iterator[tuple[int, int, float]]:
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 
-    Sensitivity is 7.5 up to 500 sequences, 5.7 up to 5,000 and 4 beyond; low-complexity masking is off (a repeat is a
-    relative all the same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up to 1,000
+    Unless given, sensitivity is 7.5 up to 500 sequences, 5.7 up to 5,000 and 4 beyond; low-complexity masking is off (a
+    repeat is a relative all the same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up to 1,000
     targets a query.
     """
     program = mmseqs_binary()
     whole = set(among if among is not None else targets)
-    sensitivity = "7.5" if len(whole) <= 500 else "5.7" if len(whole) <= 5000 else "4"
+    if sensitivity is None:
+        sensitivity = 7.5 if len(whole) <= 500 else 5.7 if len(whole) <= 5000 else 4.0
     evalue = 0.001 * sum(map(len, targets)) / sum(map(len, whole))
     with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
         folder = Path(name)
@@ -469,7 +471,7 @@ def mmseqs_search(
         write_fasta([(str(index), sequence) for index, sequence in enumerate(targets)], folder / "targets.fasta")
         _mmseqs(
             program, "easy-search", "queries.fasta", "targets.fasta", "hits.tsv", "tmp",
-            "-s", sensitivity, "-e", f"{evalue:.6g}", "--max-seqs", "1000", "--mask", "0", "--dbtype", "1",
+            "-s", f"{sensitivity:g}", "-e", f"{evalue:.6g}", "--max-seqs", "1000", "--mask", "0", "--dbtype", "1",
             "--min-seq-id", f"{max(0.0, identity):.4f}", "--threads", str(max(1, threads)),
             "--format-output", "query,target,fident,qcov,tcov", folder=folder,
         )  # fmt: skip

@@ -297,7 +297,7 @@ def hold_out(proteins: Proteins, *, share: float, identity: float, seed: int, th
     chosen = {distinct[index] for index in generator.permutation(len(distinct))[:count]}
     train = [sequence for sequence, name in zip(sequences, names, strict=True) if name not in chosen]
     candidates = [sequence for sequence, name in zip(sequences, names, strict=True) if name in chosen]
-    related = {first for first, _, _ in homology.mmseqs_search(candidates, train, 0.0, 0.5, threads)}
+    related = {first for first, _, _ in homology.mmseqs_search(candidates, train, 0.0, 0.5, threads, sensitivity=7.5)}
     kept = [sequence for index, sequence in enumerate(candidates) if index not in related]
     if not kept:
         raise UserError(
