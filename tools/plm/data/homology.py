@@ -457,8 +457,8 @@ def mmseqs_search(
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 
     Unless given, sensitivity is 7.5 up to 500 sequences, 5.7 up to 5,000 and 4 beyond; low-complexity masking is off (a
-    repeat is a relative all the same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up to 1,000
-    targets a query.
+    repeat is a relative all the same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up
+    to 1,000 targets a query.
     """
     program = mmseqs_binary()
     whole = set(among if among is not None else targets)
