@@ -18,9 +18,17 @@ def image(output_name: str) -> str:
     return _directive("history_dataset_as_image", output_name)
 
 
-def table(output_name: str, title: str = "", footer: str = "") -> str:
-    """Directive that shows a tabular output with its header, a title above and a footer below."""
-    extra = {"compact": "true", "show_column_headers": "true"}
+def table(output_name: str, title: str = "", footer: str = "", *, headers: bool = True) -> str:
+    """Directive that shows a tabular output with a title above and a footer below.
+
+    Args:
+        output_name: As in the tool's XML.
+        title: Above the table.
+        footer: Below it.
+        headers: Show the column names of the output's metadata; False where the XML cannot know them, since they depend
+            on the data: the table's first line then heads it.
+    """
+    extra = {"compact": "true", **({"show_column_headers": "true"} if headers else {})}
     if title:
         extra["title"] = title
     if footer:
@@ -95,9 +103,9 @@ class Report:
         self._blocks.append((False, image(output_name)))
         return self
 
-    def table(self, output_name: str, title: str = "", footer: str = "") -> Report:
-        """Shows a tabular output of the tool."""
-        self._blocks.append((False, table(output_name, title, footer)))
+    def table(self, output_name: str, title: str = "", footer: str = "", *, headers: bool = True) -> Report:
+        """Shows a tabular output of the tool; see :func:`table`."""
+        self._blocks.append((False, table(output_name, title, footer, headers=headers)))
         return self
 
     def link(self, output_name: str) -> Report:

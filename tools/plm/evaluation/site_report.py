@@ -204,7 +204,7 @@ def site_report(
         report.heading("All sites")
         # A page does not bear a proteome.
         if found.candidates <= MOST_ROWS:
-            report.table("sites", title="Classified sites")
+            report.table("sites", title="Classified sites", headers=False)  # classes name columns
         else:
             report.link("sites")
     report.heading("What was done")
