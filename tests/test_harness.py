@@ -399,7 +399,7 @@ def test_another_model_is_another_edition_of_the_workflow() -> None:
     assert state == {"model": {"source": "table", "table": "tiny_esm2"}, "x": 1}
     assert changed["steps"]["2"] == other
     assert "builtin" in workflow["steps"]["1"]["tool_state"]
-    assert input_labels(workflow) == {"Labelled sites": "0"}
+    assert input_labels(workflow) == ["Labelled sites"]
 
 
 def test_outputs_get_plain_file_names() -> None:
@@ -463,7 +463,7 @@ def test_the_report_page_holds_pictures_and_tables_and_no_foreign_html(tmp_path:
     [
         (["--training", "absent.fasta", "--query", "absent.fasta"], "no such file"),
         (["--training", "absent.fasta"], "go together"),
-        (["--tutorial", "--query", "x"], "brings its own data"),
+        (["--tutorial", "--training", "x"], "brings its own data"),
         (["--trainings", "0"], "At least one"),
         (["--prevalence", "50"], "between 0 and 1"),
         (["--results", "locks"], "holds other files"),

@@ -163,6 +163,7 @@ def job_conf(cores: int) -> dict[str, Any]:
                 "local": {
                     "runner": "local",
                     "local_slots": max(1, min(cores, 8)),
+                    "live_tool_output_reporting": True,  # a training says how far it is, here and in the browser
                     # threads that wait for work sleep: two jobs may share the cores
                     "env": [{"name": "OMP_WAIT_POLICY", "value": "passive"}],
                 }

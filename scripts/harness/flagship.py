@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -56,13 +57,10 @@ def read_workflow(path: Path) -> dict[str, Any]:
     return content
 
 
-def input_labels(workflow: Mapping[str, Any]) -> dict[str, str]:
-    """Label of each workflow input to its index in the workflow."""
-    return {
-        step["label"]: index
-        for index, step in workflow["steps"].items()
-        if step["type"] in ("data_input", "data_collection_input", "parameter_input")
-    }
+def input_labels(workflow: Mapping[str, Any]) -> list[str]:
+    """The labels of the workflow's inputs."""
+    kinds = ("data_input", "data_collection_input", "parameter_input")
+    return [step["label"] for step in workflow["steps"].values() if step["type"] in kinds]
 
 
 def with_model(workflow: Mapping[str, Any], choice: ModelChoice) -> dict[str, Any]:
@@ -125,13 +123,42 @@ class GalaxyRun:
         history = self.galaxy.histories.create_history(title)["id"]
         uploaded = {label: self._upload(path, history) for label, path in files.items()}
         self._await_uploads({files[label].name: dataset for label, dataset in uploaded.items()})
-        imported = self.galaxy.workflows.import_workflow_dict(dict(workflow))
-        inputs: dict[str, Any] = {labels[label]: {"src": "hda", "id": dataset} for label, dataset in uploaded.items()}
-        inputs |= {labels[label]: value for label, value in parameters.items()}
-        made = self.galaxy.workflows.invoke_workflow(
-            imported["id"], inputs=inputs, history_id=history, inputs_by="step_index"
-        )
+        imported = self._import(workflow)
+        # Galaxy may number the steps anew on import: ask it for the inputs' places
+        shown = self.galaxy.workflows.show_workflow(imported["id"])["inputs"]
+        places = {described["label"]: place for place, described in shown.items()}
+        inputs: dict[str, Any] = {places[label]: {"src": "hda", "id": dataset} for label, dataset in uploaded.items()}
+        inputs |= {places[label]: value for label, value in parameters.items()}
+        made = self._invoke(imported["id"], inputs, history)
         return Invocation(made["id"], history)
+
+    def _import(self, workflow: Mapping[str, Any]) -> dict[str, Any]:
+        """Galaxy's copy of the workflow; a run of the very same edition finds the copy of the run before."""
+        from bioblend import ConnectionError as Refusal
+
+        edition = hashlib.sha256(json.dumps(workflow, sort_keys=True).encode()).hexdigest()[:12]
+        tag = f"edition-{edition}"
+        for known in self.galaxy.workflows.get_workflows():
+            if tag in known["tags"]:
+                return dict(known)
+        tagged = {**workflow, "tags": [*workflow.get("tags", []), tag]}
+        try:
+            imported: dict[str, Any] = self.galaxy.workflows.import_workflow_dict(tagged)
+        except Refusal as error:
+            raise UserError(f"Galaxy does not take the workflow: {error.body or error}", where=self.url) from None
+        return imported
+
+    def _invoke(self, workflow: str, inputs: Mapping[str, Any], history: str) -> dict[str, Any]:
+        from bioblend import ConnectionError as Refusal
+
+        try:
+            # as planemo does: options that a tool has gained since the workflow was saved take their defaults
+            made: dict[str, Any] = self.galaxy.workflows.invoke_workflow(
+                workflow, inputs=dict(inputs), history_id=history, allow_tool_state_corrections=True
+            )
+        except Refusal as error:
+            raise UserError(f"Galaxy does not start the workflow: {error.body or error}", where=self.url) from None
+        return made
 
     def _upload(self, path: Path, history: str) -> str:
         kind = "fasta.gz" if path.name.endswith(".gz") else "fasta"
@@ -228,9 +255,20 @@ class GalaxyRun:
         for label, dataset in invocation.outputs.items():
             shown = self.galaxy.datasets.show_dataset(dataset)
             target = folder / file_name(label, shown["file_ext"])
-            self.galaxy.datasets.download_dataset(dataset, file_path=str(target), use_default_filename=False)
+            self._fetch(dataset, target)
             files[label] = target
         return files
+
+    def _fetch(self, dataset: str, target: Path) -> None:
+        """The dataset's own bytes: without ``raw`` Galaxy would pack a report into a zip with a page around it."""
+        answer = self.galaxy.make_get_request(
+            f"{self.galaxy.url}/datasets/{dataset}/display", params={"raw": "true"}, stream=True
+        )
+        if answer.status_code != 200:
+            raise UserError(f"Galaxy answered {answer.status_code} for the output {target.name}", where=self.url)
+        with target.open("wb") as sink:
+            for chunk in answer.iter_content(2**20):
+                sink.write(chunk)
 
 
 def file_name(label: str, extension: str) -> str:

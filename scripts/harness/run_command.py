@@ -1,7 +1,7 @@
 """From labelled sites to a report, in a real Galaxy: fine-tunes a protein language model, tests it, scores proteins.
 
     scripts/run                                        the bundled simulated data and the starter model
-    scripts/run --training SITES.fasta --query PROTEINS.fasta [--model MODEL]
+    scripts/run --training SITES.fasta --query PROTEINS.fasta [--test SITES.fasta] [--model MODEL]
     scripts/run --tutorial [FOLDER]                    the Galaxy tutorial's data (from Zenodo, or in FOLDER)
 
 MODEL is one of
@@ -101,15 +101,13 @@ def parse(layout: Layout, argv: list[str]) -> RunSettings:
     source = "your data"
     test = called_from(args.test) if args.test else None
     if args.tutorial is not None:
-        if args.training or args.query or args.test:
-            raise UserError(
-                "--tutorial brings its own data", fix="Leave out --training, --query, --test, or --tutorial"
-            )
+        if args.training or args.test:
+            raise UserError("--tutorial brings its own data", fix="Leave out --training and --test, or --tutorial")
         if args.tutorial:
             training, test = tutorial.from_folder(called_from(args.tutorial))
         else:
             training, test = tutorial.download(layout.state / "data" / "tutorial", say)
-        query = test
+        query = called_from(args.query) if args.query else test
         source = "the Galaxy tutorial's dephosphorylation data (Zenodo 10986248)"
     elif args.training or args.query:
         if not (args.training and args.query):
