@@ -35,7 +35,7 @@ class HeadConfig:
     outputs: int
     width: int = 64
     reach: int = 7
-    neighbour_width: int = 16
+    neighbour_width: int = 32
     dropout: float = 0.1
 
     def to_json(self) -> dict[str, Any]:
