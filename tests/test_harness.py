@@ -404,6 +404,7 @@ def test_another_model_is_another_edition_of_the_workflow() -> None:
 
 def test_outputs_get_plain_file_names() -> None:
     assert file_name("Candidate sites (table)", "tabular") == "candidate_sites_table.tsv"
+    assert file_name("Called sites (GFF3)", "gff3") == "called_sites.gff3"
     assert file_name("Report", "tool_markdown") == "report.md"
     assert file_name("../../evil", "png") == "evil.png"
 

@@ -227,7 +227,8 @@ class GalaxyRun:
         text = (answer.json().get("stdout") or "") if answer.status_code == 200 else ""
         lines = [line for line in text.splitlines() if line.strip()]
         if lines:
-            self.say(f"[{_clock(started)}] {step.label}: {lines[-1].strip()}")
+            newest = re.sub(r"^\[plm_\w+\] ", "", lines[-1].strip())
+            self.say(f"[{_clock(started)}] {step.label}: {newest}")
         return time.monotonic(), position + len(text)
 
     def _check_scheduling(self, invocation: Invocation) -> None:
@@ -273,7 +274,7 @@ class GalaxyRun:
 
 def file_name(label: str, extension: str) -> str:
     """A plain file name for a workflow output: ``Candidate sites`` of type tabular -> ``candidate_sites.tsv``."""
-    stem = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+    stem = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_").removesuffix(f"_{extension}")
     return f"{stem}.{_SUFFIXES.get(extension, extension)}"
 
 

@@ -76,15 +76,21 @@ def collect(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    known = labelled_outputs(workflow)
-    files = galaxy.download(invocation, partial)
-    outputs = [Output(label, known[label][1], known[label][2], known[label][0], path) for label, path in files.items()]
-    outputs.sort(key=lambda output: (output.step, output.label))
-    (partial / REPORT).write_text(render(str(workflow["name"]), notes, outputs), encoding="utf-8")
-    (partial / MARK).write_text("Results of scripts/run; the next run replaces this folder.\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    try:
+        known = labelled_outputs(workflow)
+        files = galaxy.download(invocation, partial)
+        outputs = [
+            Output(label, known[label][1], known[label][2], known[label][0], path) for label, path in files.items()
+        ]
+        outputs.sort(key=lambda output: (output.step, output.label))
+        (partial / REPORT).write_text(render(str(workflow["name"]), notes, outputs), encoding="utf-8")
+        (partial / MARK).write_text("Results of scripts/run; the next run replaces this folder.\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return [Output(o.label, o.tool, o.name, o.step, folder / o.path.name) for o in outputs]
 
 
