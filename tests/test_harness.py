@@ -372,6 +372,9 @@ def test_every_way_to_name_a_model(layout: Layout, tiny_esm2: Path, tmp_path: Pa
     unpacked = choose_model(str(archive), archive, layout, listed)
     assert unpacked.row is not None and (unpacked.row.path / "config.json").is_file()
     assert unpacked.row.path.is_relative_to(layout.state)
+    namesake = choose_model(str(archive), archive, layout, [ModelRow("mine", "mine", Path("/models/mine"))])
+    assert namesake.row is not None and namesake.row.value.startswith("mine-")
+    assert namesake.value == namesake.row.value
 
 
 @pytest.mark.parametrize("text", ["nothing", "hub:onlyname", "hub:../../etc/passwd"])

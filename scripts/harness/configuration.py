@@ -81,8 +81,8 @@ def models_in(folder: Path) -> list[ModelRow]:
     return rows
 
 
-def write_model_table(layout: Layout, rows: Iterable[ModelRow]) -> Path:
-    """Writes the rows of the ``huggingface`` table; the copy that Galaxy may change lies below the state folder.
+def distinct(rows: Iterable[ModelRow]) -> list[ModelRow]:
+    """The rows, each model once.
 
     Raises:
         UserError: Two models have the same id.
@@ -94,8 +94,17 @@ def write_model_table(layout: Layout, rows: Iterable[ModelRow]) -> Path:
             raise UserError(
                 f"Two models are called {row.value}", where=f"{other.path} and {row.path}", fix="Rename one"
             )
+    return list(seen.values())
+
+
+def write_model_table(layout: Layout, rows: Iterable[ModelRow]) -> Path:
+    """Writes the rows of the ``huggingface`` table; the copy that Galaxy may change lies below the state folder.
+
+    Raises:
+        UserError: Two models have the same id.
+    """
     target = layout.galaxy / "tool-data" / f"{TABLE}.loc"
-    text = "#" + "\t".join(TABLE_COLUMNS) + "\n" + "".join(row.line() + "\n" for row in seen.values())
+    text = "#" + "\t".join(TABLE_COLUMNS) + "\n" + "".join(row.line() + "\n" for row in distinct(rows))
     return _write(target, text)
 
 

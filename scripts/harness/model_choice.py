@@ -59,10 +59,10 @@ def choose_model(text: str, path: Path, layout: Layout, listed: Sequence[ModelRo
     if any(row.value == text for row in listed):
         return ModelChoice("table", text)
     if path.is_dir() and (path / "config.json").is_file():
-        row = models_in(path)[0]
+        row = _distinct(models_in(path)[0], listed)
         return ModelChoice("table", row.value, row)
     if path.is_file():
-        row = _unpacked(path, layout)
+        row = _distinct(_unpacked(path, layout), listed)
         return ModelChoice("table", row.value, row)
     names = ", ".join(["starter", *(row.value for row in listed)])
     raise UserError(
@@ -70,6 +70,14 @@ def choose_model(text: str, path: Path, layout: Layout, listed: Sequence[ModelRo
         where="--model",
         fix=f"Give one of {names}; or a checkpoint's folder or zip; or hub:organisation/name",
     )
+
+
+def _distinct(row: ModelRow, listed: Sequence[ModelRow]) -> ModelRow:
+    """The row under an id of its own: a checkpoint may be called as another that is listed already."""
+    if all(other.value != row.value or other.path == row.path for other in listed):
+        return row
+    name = f"{row.value}-{hashlib.sha256(str(row.path).encode()).hexdigest()[:8]}"
+    return ModelRow(name, name, row.path)
 
 
 def _unpacked(archive: Path, layout: Layout) -> ModelRow:

@@ -229,12 +229,13 @@ class GalaxyServer:
             noted = []
         new = {row.value for row in models}
         named = [row for row in noted if row.value not in new and (row.path / "config.json").is_file()] + list(models)
+        rows = configuration.distinct(configuration.test_models(self.layout) + named)
         if models:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(
                 json.dumps([{"value": r.value, "name": r.name, "path": str(r.path)} for r in named], indent=1)
             )
-        return configuration.test_models(self.layout) + named
+        return rows
 
     @contextmanager
     def _only_one(self) -> Iterator[None]:
