@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from plm.errors import UserError
 from plm.model import encoder
 from plm.model.checkpoint import load_model, resolve_model, save_checkpoint, unpack_checkpoint
 from plm.model.families import find_family, prepare
+from safetensors.torch import load_file, save_file
 
 PEPTIDE = "MKTAYIAKQRQISFVKSHFSRQ"
 
@@ -45,6 +44,18 @@ def test_directory_zip_and_weights_only_bin_give_the_same_model(checkpoint: Path
         assert torch.equal(states(archive, work), expected)
     as_bin(checkpoint)
     assert torch.equal(states(checkpoint, tmp_path), expected)
+
+
+def test_a_hub_cache_is_understood(checkpoint: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "cache" / "models--lab--model" / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(checkpoint, snapshot)
+    expected = states(checkpoint, tmp_path)
+    for folder in (tmp_path / "cache", snapshot.parents[1]):
+        assert torch.equal(states(folder, tmp_path), expected)
+    shutil.copytree(snapshot, snapshot.with_name("def"))
+    with pytest.raises(UserError, match="holds 2 models"):
+        resolve_model(str(tmp_path / "cache"), workdir=tmp_path)
 
 
 def test_the_digest_tells_models_apart(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The padding-free encoder: equal to fair-esm, to transformers' own classes and to itself however sequences are packed."""
+"""The padding-free encoder: equal to fair-esm, to transformers' own classes and to itself however sequences are
+packed."""
 
 from __future__ import annotations
 

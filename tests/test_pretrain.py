@@ -20,6 +20,7 @@ import torch
 from plm.data import homology
 from plm.errors import UserError
 from plm.learning.corpus import IGNORED, Corpus, MaskedRows, Proteins, hold_out, read_sequences
+from plm.learning.pretraining import Score
 from plm.model.families import FAMILIES
 from plm.model.presets import ESM2_VOCABULARY
 from safetensors.torch import load
@@ -126,6 +127,12 @@ def test_the_cluster_column_is_believed(tmp_path: Path) -> None:
     assert split.clusters == (6, 2)
 
 
+@pytest.mark.parametrize(("loss", "words"), [(2.5, "39.3 % below"), (3.1, "10.5 % above")])
+def test_a_model_worse_than_the_frequencies_is_called_so(loss: float, words: str) -> None:
+    score = Score(loss=10 * loss, correct=1, residues=10, unigram_loss=30.0, unigram_correct=1)
+    assert score.beside_unigram == words
+
+
 def test_one_family_alone_cannot_be_judged() -> None:
     names, sequences = zip(*families(1, 6), strict=True)
     with pytest.raises(UserError, match="relatives of each other"):
@@ -146,7 +153,7 @@ def test_a_model_comes_out_whole(fasta: Path, tmp_path: Path, run_stage: Run) ->
     assert {"config.json", "model.safetensors", "vocab.txt", "README.md"} <= names
     assert "unigram" in card and "families never seen" in card
     first = (out / "report.md").read_text().splitlines()[0]
-    assert "below that of the letters' frequencies" in first
+    assert "that of the letters' frequencies" in first
     from plm.model import encoder
     from plm.model.checkpoint import load_model, resolve_model
 

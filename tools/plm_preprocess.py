@@ -147,6 +147,8 @@ class Arguments:
             raise UserError("--test cannot be combined with --folds or --split given")
         if self.split == "group" and not self.group:
             raise UserError("--split group needs --group, for example column:family")
+        if self.otherwise and (self.sites or self.labels in ("hash", "file", "none")):
+            raise UserError("--otherwise is for labels in headers or columns", fix="For sites choose with --unlisted")
         if (self.labels == "file") != (self.negatives_file is not None):
             raise UserError("--labels file and --negatives-file go together")
         if self.task != "site" and (self.labels == "hash" or self.sites or self.negative_sites):
@@ -171,6 +173,7 @@ class Arguments:
 
 def run(args: Arguments) -> None:
     """Reads, labels, cuts, splits, measures, and writes the four outputs together."""
+    stage.require({"numpy": "2.0", "pandas": "2.1", "biopython": "1.80", "matplotlib": "3.8"})
     log = stage.log(NAME)
     journal = Journal()
     records = with_unique_ids(_read(args), args.duplicate_ids, journal)
@@ -249,15 +252,19 @@ def _examples(args: Arguments, records: Sequence[RawRecord], journal: Journal) -
 
 
 def _select(args: Arguments, made: Sequence[Example], journal: Journal) -> list[Example]:
-    """Applies the policies; a test set of the user's own is only checked for length."""
+    """Applies the policies; a test set of the user's own is only checked for length.
+
+    Names come first: the policies know examples by them, and two records of one accession make sites of one name.
+    """
+    made = policies.with_unique_names(made, journal)
     kept = policies.by_length(made, args.min_length, args.max_length, journal)
     test = [example for example in kept if example.from_test_file]
     kept = [example for example in kept if not example.from_test_file]
     kept = policies.without_conflicts(kept, args.conflicting_labels, journal)
     kept = policies.without_duplicates(kept, args.duplicate_sequences, journal)
     if args.seeks_sites:
-        kept = policies.thinned_negatives(kept, sites.POSITIVE, args.ratio, args.seed, journal)
-    return policies.with_unique_names(policies.capped(kept, args.cap, args.seed, journal) + test, journal)
+        kept = policies.thinned_negatives(kept, sites.NEGATIVE, args.ratio, args.seed, journal)
+    return policies.capped(kept, args.cap, args.seed, journal) + test
 
 
 def _split(
@@ -270,9 +277,7 @@ def _split(
     for example in made:
         example.group = without_isoform(example.protein)
     if args.split == "group":
-        rule = parse_rule(args.group, "--group")
-        for example in made:
-            example.group = rule.find(_origin(example, records)) or example.group
+        _own_groups(args, made, records, journal)
     if args.split == "homology":
         clusters, pairs = _clusters(args, list(dict.fromkeys(sequences)), method)
         for example, sequence in zip(made, sequences, strict=True):
@@ -300,6 +305,26 @@ def _split(
         for example in made:
             example.split = ""
     return made, "mmseqs" if method == "linclust" else method, pairs
+
+
+def _own_groups(
+    args: Arguments, made: Sequence[Example], records: dict[str, RawRecord], journal: Journal
+) -> None:
+    """Groups by the user's rule; where it finds none the protein stands for the group, and the journal says so."""
+    rule = parse_rule(args.group, "--group")
+    found = {example.id: rule.find(_origin(example, records)) for example in made}
+    if not any(found.values()):
+        raise UserError(
+            f"No group found: the {rule.in_words} matches none of {len(made)} records; the first header is "
+            f"{_origin(made[0], records).header[:80]!r}",
+            where=f"--group {args.group}",
+            fix="Choose the rule that fits these headers, or split by protein or homology",
+        )
+    for example in made:
+        group = found[example.id]
+        if group is None:
+            journal.changed(example.id, f"no group: the {rule.in_words} finds nothing, so its protein stands for it")
+        example.group = group or example.group
 
 
 def _clusters(

@@ -190,9 +190,9 @@ def run(argv: Sequence[str] | None) -> None:
         )
         score = judge(None)
         log.info(
-            "Held-out clusters: masked perplexity %.2f (unigram %.2f, %.1f %% below), accuracy %.3f (unigram %.3f), "
+            "Held-out clusters: masked perplexity %.2f (unigram %.2f, %s), accuracy %.3f (unigram %.3f), "
             "%d masked residues",
-            score.perplexity, score.unigram_perplexity, 100 * score.below_unigram, score.accuracy,
+            score.perplexity, score.unigram_perplexity, score.beside_unigram, score.accuracy,
             score.unigram_accuracy, score.residues,
         )  # fmt: skip
         facts = {"arguments": args, "split": split, "outcome": outcome, "score": score, "parameters": parameters,

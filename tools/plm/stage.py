@@ -87,7 +87,8 @@ def log(name: str) -> logging.Logger:
 class Outputs:
     """Output files that appear together when the work has succeeded, or not at all.
 
-    Inside the ``with`` block write to the paths that :meth:`path` and :meth:`directory` hand out; they lie beside the final places
+    Inside the ``with`` block write to the paths that :meth:`path` and :meth:`directory` hand out; they lie beside
+    the final places
     (same file system) and are renamed on a clean exit and removed on any error.
     """
 

@@ -1,23 +1,23 @@
 """The dataset table: what it holds, how it is read, checked and written.
 
-One row is one labelled thing: a protein, a protein with a label for each residue, or one site. Columns, only
-those a task needs:
+One row is one labelled thing: a protein, a protein with a label for each residue, or one site. Columns, only those a
+task
+needs:
 
-=================  ==========================================================================================
-id                 unique name of the row
-sequence           residues (the twenty letters and X): a whole protein or the window around a site
-label              class or number; for residue tasks a string or a comma list as long as ``sequence``
-position           site tasks: 1-based place of the site in ``sequence``
-window             width that rows were cut to (odd; the same in every row; clipped at protein ends); 0 =
-whole protein
-protein            protein that the row comes from
-protein_position   1-based place of the site in that protein, if known
-group              rows of one group never straddle a split
-cluster            homology cluster
-taxon              NCBI taxonomy id
-split              train, valid or test
-fold               1..k, instead of ``split``
-=================  ==========================================================================================
+================  =====================================================================================================
+id                unique name of the row
+sequence          residues (the twenty letters and X): a whole protein or the window around a site
+label             class or number; for residue tasks a string or a comma list as long as ``sequence``
+position          site tasks: 1-based place of the site in ``sequence``
+window            width that rows were cut to (odd; the same in every row; clipped at protein ends); 0 = whole protein
+protein           protein that the row comes from
+protein_position  1-based place of the site in that protein, if known
+group             rows of one group never straddle a split
+cluster           homology cluster
+taxon             NCBI taxonomy id
+split             train, valid or test
+fold              1..k, instead of ``split``
+================  =====================================================================================================
 
 Other columns pass through untouched. Every value is read as a string; whoever needs a number converts it.
 """
@@ -26,10 +26,12 @@ from __future__ import annotations
 
 import csv
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plm.data.fasta import raw_lines
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,41 +74,60 @@ def read_dataset(path: str | Path) -> pd.DataFrame:
         One row a record in file order, every column of strings; an absent value is the empty string.
 
     Raises:
-        UserError: Names the file, the line and the id of the first row that breaks a rule of
+        UserError: As :func:`read_strings`; or names the file, the line and the id of the first row that breaks a
+            rule of
             :func:`check_dataset`.
+    """
+    frame = read_strings(path, "dataset table", "Make one with plm_preprocess")
+    check_dataset(frame, Path(path).name)
+    return frame
+
+
+def read_strings(path: str | Path, kind: str, fix: str) -> pd.DataFrame:
+    """Reads a table with a header as strings: TSV, gzipped or not, or Parquet; told by content.
+
+    Args:
+        path: The file.
+        kind: What the table is called in messages, such as ``dataset table``.
+        fix: What to do when there is none.
+
+    Raises:
+        UserError: Missing, empty or undecodable file, a header that names a column twice, or rows with more values than
+            the header has columns. Rows with fewer are left to the caller: their last values are missing.
     """
     import pandas as pd
 
     path = Path(path)
     if not path.is_file():
-        raise UserError("The dataset table does not exist", where=str(path), fix="Check the path")
+        raise UserError(f"The {kind} does not exist", where=str(path), fix="Check the path")
     with path.open("rb") as handle:
         start = handle.read(4)
     if not start:
-        raise UserError("The dataset table is empty", where=path.name, fix="Make one with plm_preprocess")
+        raise UserError(f"The {kind} is empty", where=path.name, fix=fix)
     try:
         if start == b"PAR1":
             frame = pd.read_parquet(path)
-            frame = frame.astype(object).where(frame.notna(), "").astype(str)
-        else:
-            frame = pd.read_csv(
-                path,
-                sep="\t",
-                dtype=str,
-                keep_default_na=False,
-                quoting=csv.QUOTE_NONE,
-                compression="gzip" if start.startswith(b"\x1f\x8b") else None,
-                encoding="utf-8-sig",
-            )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError) as error:
+            return frame.astype(object).where(frame.notna(), "").astype(str)
+        frame = pd.read_csv(
+            path,
+            sep="\t",
+            dtype=str,
+            keep_default_na=False,
+            quoting=csv.QUOTE_NONE,
+            compression="gzip" if start.startswith(b"\x1f\x8b") else None,
+            encoding="utf-8-sig",
+        )
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # pandas' and Arrow's own errors are ValueErrors
         raise UserError(
-            f"The dataset table cannot be read: {error}",
-            where=path.name,
-            fix="Give a tab-separated table with a header",
+            f"The {kind} cannot be read: {error}", where=path.name, fix="Give a tab-separated table with a header"
         ) from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus fields for row names
         raise UserError("Rows have more columns than the header", where=path.name, fix="Check for stray tabs")
-    check_dataset(frame, path.name)
+    # pandas would rename the second of two equal names.
+    names = next((line for _, line in raw_lines(path) if line.strip()), "").split("\t")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UserError(f"The column {repeated!r} appears twice in the header", where=path.name, fix="Rename one")
     return frame
 
 
@@ -131,12 +152,6 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
                 where=name,
                 fix="Make the table with plm_preprocess",
             )
-    if frame.columns.duplicated().any():
-        raise UserError(
-            f"The column {frame.columns[frame.columns.duplicated()][0]} appears twice",
-            where=name,
-            fix="Rename one",
-        )
     if len(frame) == 0:
         raise UserError("The table has a header but no rows", where=name)
     short = frame.isna().any(axis=1)

@@ -216,38 +216,42 @@ def positioned(
 ) -> tuple[list[Example], int]:
     """Sites given as a table with a column of 1-based positions in the sequence.
 
-    With ``width`` None the sequences stay as they are. They count as windows (of the longest one's width) if that is
-    odd, short
-    enough for a window and every sequence of that length has its site in the centre; else as whole proteins (0).
+    The sequences given count as windows (of the longest one's width) if that is odd, short enough for a window and
+    every
+    sequence of that length has its site in the centre; else as whole proteins, whose positions are those in the protein
+    unless ``place`` says otherwise. With ``width`` None they stay as they are (window 0 for whole proteins).
     """
-    cut = width if width is not None else 0
-    examples = []
+    examples: list[Example] = []
+    unstated: list[Example] = []
+    given: list[tuple[int, int]] = []
     for source in made:
         text = source.record.columns[column_name(source.record, column)]
         parsed = _PLACE.fullmatch(text)
         if parsed is None:
             journal.rejected(source.record.id, f"the position {text!r} is no whole number")
             continue
-        if place == "auto":
-            stated = next(
-                (source.record.columns[name] for name in ("protein_position",) if name in source.record.columns), ""
-            )
-            protein_place = int(stated) if stated.isdigit() else None
-        else:
-            protein_place = place_of(source.record, place)[1]
         example = _site(
-            source, int(parsed[2]), source.label or "", cut, residues, parsed[1] or "", journal, source.record.id
+            source, int(parsed[2]), source.label or "", width or 0, residues, parsed[1] or "", journal, source.record.id
         )
-        if example is not None:
-            example.protein_position = protein_place
-            example.whole = example.whole if cut else ""
-            examples.append(example)
-    if width is None:
-        longest = max((len(example.sequence) for example in examples), default=0)
-        full = [example for example in examples if len(example.sequence) == longest]
-        centred_all = all(example.position0 == longest // 2 for example in full)
-        cut = longest if longest % 2 and longest <= LONGEST_WINDOW and centred_all else 0
-    return examples, cut
+        if example is None:
+            continue
+        stated = source.record.columns.get("protein_position", "")
+        if place != "auto":
+            example.protein_position = place_of(source.record, place)[1]
+        elif stated.isdigit():
+            example.protein_position = int(stated)
+        else:
+            unstated.append(example)
+        given.append((len(source.cleaned.sequence), source.cleaned.position(int(parsed[2]) - 1) or 0))
+        example.whole = example.whole if width else ""
+        examples.append(example)
+    longest = max((length for length, _ in given), default=0)
+    centred_all = all(position0 == longest // 2 for length, position0 in given if length == longest)
+    windows = bool(longest % 2) and longest <= LONGEST_WINDOW and centred_all
+    if windows:
+        for example in unstated:
+            example.protein_position = None
+    return examples, width if width is not None else longest if windows else 0
 
 
 def marked(made: Sequence[Source], width: int, residues: str, negatives: bool, journal: Journal) -> list[Example]:

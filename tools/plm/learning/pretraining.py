@@ -64,6 +64,11 @@ class Score:
         """Share by which the perplexity lies below the unigram perplexity, 0-1."""
         return 1 - self.perplexity / self.unigram_perplexity
 
+    @property
+    def beside_unigram(self) -> str:
+        """The same in words: ``12.3 % below``, or ``4.0 % above`` for a model that is worse than the frequencies."""
+        return f"{100 * abs(self.below_unigram):.1f} % {'below' if self.below_unigram >= 0 else 'above'}"
+
 
 class MaskedRowModel(nn.Module):
     """ESM with its language-model head over a packed row; the head runs on masked residues only."""

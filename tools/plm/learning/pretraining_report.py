@@ -51,7 +51,7 @@ ESM-2 architecture, {facts["parameters"]:,} parameters, {start}, masked language
 | this model | {score.perplexity:.2f} | {score.accuracy:.3f} |
 | unigram (training frequencies) | {score.unigram_perplexity:.2f} | {score.unigram_accuracy:.3f} |
 
-Perplexity {100 * score.below_unigram:.1f} % below the unigram baseline.
+Perplexity {score.beside_unigram} the unigram baseline.
 """
 
 
@@ -85,7 +85,7 @@ def write_report(
     if report is not None:
         verdict = (
             f"On families that training never saw the model's masked perplexity is {score.perplexity:.2f}, "
-            f"{100 * score.below_unigram:.1f} % below that of the letters' frequencies "
+            f"{score.beside_unigram} that of the letters' frequencies "
             f"({score.unigram_perplexity:.2f})."
         )
         made = Report(verdict)

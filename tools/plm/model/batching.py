@@ -97,7 +97,8 @@ def plan_batches(lengths: Sequence[int], budget: int, *, seed: int | None = None
     Args:
         lengths: Tokens of each sequence.
         budget: Tokens in a row.
-        seed: None for a fixed plan, longest first (memory is proved early); a number to shuffle sequences of like length
+        seed: None for a fixed plan, longest first (memory is proved early); a number to shuffle sequences of like
+            length
             among each other, and then the rows, as training wants it.
 
     Returns:

@@ -1,4 +1,5 @@
-"""Where checkpoints come from and how they become models: built-in, directory, zip, hub; safetensors or weights-only ``.bin``."""
+"""Where checkpoints come from and how they become models: built-in, directory, zip, hub; safetensors or weights-only
+``.bin``."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ def resolve_model(source: str, *, workdir: Path, allow_hub: bool = False) -> Mod
     """Finds a checkpoint's files.
 
     Args:
-        source: ``starter``; a directory; a zip of such a directory; or ``hub:organisation/name`` (``@revision`` may follow).
+        source: ``starter``; a directory; a zip of such a directory; or ``hub:organisation/name`` (``@revision`` may
+            follow).
         workdir: Zips are unpacked and hub files cached below it.
         allow_hub: The network may be used, because the user chose a hub model.
 
@@ -144,10 +146,18 @@ def unpack_checkpoint(archive: Path, folder: Path) -> None:
 
 
 def _checkpoint_folder(folder: Path) -> Path:
-    if (folder / "config.json").is_file():
-        return folder
-    inner = sorted(path.parent for path in folder.glob("*/config.json"))
-    return inner[0] if len(inner) == 1 else folder
+    """The folder that holds ``config.json``: itself, one inside it, or one snapshot of a hub cache."""
+    for pattern in ("config.json", "*/config.json", "snapshots/*/config.json", "models--*/snapshots/*/config.json"):
+        found = sorted(path.parent for path in folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"The folder holds {len(found)} models",
+                where=folder.name,
+                fix=f"Name one of them, for example {found[0].relative_to(folder)}",
+            )
+    return folder
 
 
 def _from_hub(name: str, workdir: Path, allow_hub: bool) -> ModelFiles:

@@ -1,6 +1,7 @@
 """What differs between model families, in one record each.
 
-A family is chosen by a predicate on the checkpoint's config and tokenizer: ``model_type`` alone is not enough, since ``esm``
+A family is chosen by a predicate on the checkpoint's config and tokenizer: ``model_type`` alone is not enough, since
+``esm``
 covers ESM-1b and ESM-2, and ``t5`` covers ProtT5 and Ankh.
 """
 

@@ -17,7 +17,8 @@ ESM2_VOCABULARY = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A model shape: ``layers`` transformer layers, ``hidden`` wide, ``heads`` attention heads, ``feedforward`` in the middle."""
+    """A model shape: ``layers`` transformer layers, ``hidden`` wide, ``heads`` attention heads, ``feedforward`` in
+    the middle."""
 
     layers: int
     hidden: int
