@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.machinery
 import importlib.util
 import logging
@@ -269,6 +270,46 @@ def test_bad_predictions_are_one_clear_line(
     table.to_csv(tmp_path / "bad.tabular", sep="\t", index=False)
     _fails(root, capsys, message, "--predictions", tmp_path / "bad.tabular", "--metrics", tmp_path / "m.tabular")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tabular"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace(b"\n", b"\t1\n").replace(b"\t1\n", b"\n", 1), "more columns than the header"),
+        (lambda text: text.replace(b"p_0", b"p_1", 1), "The column 'p_1' appears twice"),
+        (lambda text: gzip.compress(text)[:300], "cannot be read"),
+        (lambda text: b"PK\x03\x04" + bytes(range(256)), "cannot be read"),
+    ],
+)
+def test_broken_predictions_files(
+    change: Callable[[bytes], bytes], message: str, simulated: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], root: Path,
+) -> None:  # fmt: skip
+    (tmp_path / "bad.tabular").write_bytes(change(Path(f"{simulated}_binary.tabular").read_bytes()))
+    _fails(root, capsys, message, "--predictions", tmp_path / "bad.tabular", "--metrics", tmp_path / "m.tabular")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tabular"]
+
+
+def test_gzipped_predictions_are_told_by_content(run_stage: Run, simulated: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.tabular").write_bytes(gzip.compress(Path(f"{simulated}_number.tabular").read_bytes()))
+    done = run_stage("plm_evaluate", "--predictions", tmp_path / "p.tabular", "--metrics", tmp_path / "m")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_or_old_library_is_named(run_stage: Run, simulated: Path, tmp_path: Path) -> None:
+    old = tmp_path / "path" / "scikit_learn-0.24.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: scikit-learn\nVersion: 0.24\n")
+    arguments = ("plm_evaluate", "--predictions", f"{simulated}_number.tabular", "--metrics", tmp_path / "m")
+    done = run_stage(*arguments, env={"PYTHONPATH": str(tmp_path / "path")})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "scikit-learn 0.24 is too old: this tool needs 1.5 or newer" in done.stderr
+    (tmp_path / "path" / "sklearn").mkdir()
+    (tmp_path / "path" / "sklearn" / "__init__.py").write_text("raise ModuleNotFoundError(name='sklearn')\n")
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: scikit-learn\nVersion: 1.8\n")
+    done = run_stage(*arguments, env={"PYTHONPATH": str(tmp_path / "path")})
+    assert done.returncode == 1 and "The Python library sklearn is missing" in done.stderr
+    assert not (tmp_path / "m").exists()
 
 
 def stage_module(root: Path) -> ModuleType:

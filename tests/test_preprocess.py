@@ -263,7 +263,7 @@ def test_composition_does_not_give_the_bundled_sites_away(data: Path) -> None:
 
 
 def test_a_table_with_positions_in_whole_proteins(preprocess: Preprocess, tmp_path: Path) -> None:
-    (tmp_path / "t").write_text("id\tsequence\tlabel\tpos\na\tMKAYVAL\t1\tY4\nb\tGWY-VKL\t0\t5\nc\tGWYVKL\t0\t9\n")
+    (tmp_path / "t").write_text("id\tsequence\tlabel\tpos\na\tMKAYVALW\t1\tY4\nb\tGWY-VKL\t0\t5\nc\tGWYVKL\t0\t9\n")
     rows, journal, _, _ = preprocess(
         "--input", tmp_path / "t", "--labels", "column:label", "--task", "site", "--site", "column:pos",
         "--window", "3", "--split", "none",
@@ -272,6 +272,39 @@ def test_a_table_with_positions_in_whole_proteins(preprocess: Preprocess, tmp_pa
         ("a", "AYV", "2", "3"),
         ("b", "YVK", "2", "3"),
     ]
+    assert [row["protein_position"] for row in rows] == ["4", "5"]  # as given: the gap counts
     assert [entry["reason"] for entry in journal if entry["what"] == "rejected"] == [
         "position 9 lies outside the sequence of 6 residues"
     ]
+
+
+def test_a_position_in_a_window_is_none_in_the_protein(preprocess: Preprocess, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("id\tsequence\tlabel\tpos\na\tMKYVA\t1\t3\nb\tGWYVK\t0\t3\n")
+    rows, _, _, _ = preprocess(
+        "--input", tmp_path / "t", "--labels", "column:label", "--task", "site", "--site", "column:pos",
+        "--window", "3", "--split", "none",
+    )  # fmt: skip
+    assert [(row["sequence"], row["position"], "protein_position" in row) for row in rows] == [
+        ("KYV", "2", False),
+        ("WYV", "2", False),
+    ]
+
+
+def test_policies_tell_sites_of_two_records_of_one_accession_apart(preprocess: Preprocess, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text(">sp|P1|N\nMKY#VAYLYYAAYCCYDDY\n>sp|P1|M\nAAY#VAYLYYGGYCCYDDYW\n")
+    rows, journal, _, _ = preprocess(
+        "--input", tmp_path / "f", "--labels", "hash", "--task", "site", "--window", "5", "--split", "none",
+        "--ratio", "2", "--duplicate-sequences", "keep",
+    )  # fmt: skip
+    assert Counter(row["label"] for row in rows) == {"1": 2, "0": 4}
+    left_out = {entry["id"] for entry in journal if entry["what"] == "left out"}
+    assert len(left_out) == 8 and left_out.isdisjoint(row["id"] for row in rows)
+
+
+def test_records_without_a_group_are_listed(preprocess: Preprocess, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text(
+        "".join(f">p{n} LABEL={n % 2} {f'FAM=f{n % 3}' if n else ''}\nMKV{'W' * (n + 1)}\n" for n in range(9))
+    )
+    rows, journal, _, _ = preprocess("--input", tmp_path / "f", "--split", "group", "--group", "FAM=")
+    assert [row["group"] for row in rows] == ["p0", *(f"f{n % 3}" for n in range(1, 9))]
+    assert [(entry["id"], entry["what"]) for entry in journal] == [("p0", "changed")]

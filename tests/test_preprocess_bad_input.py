@@ -12,6 +12,8 @@ import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SITE = ("--task", "site", "--window", "33", "--split", "none")
+TABLE = b"id\tsequence\tlabel\n" + b"".join(b"%d\tMKVA%s\t1\n" % (row * 7919, b"WY" * (row % 5)) for row in range(500))
+DAMAGED = gzip.compress(TABLE)[:300] + b"\xff" * 50 + gzip.compress(TABLE)[350:]
 
 
 @pytest.fixture
@@ -36,6 +38,12 @@ def _rows(tmp_path: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(handle, delimiter="\t"))
 
 
+def _lines(tmp_path: Path) -> list[list[str]]:
+    lines = (tmp_path / "out" / "dataset").read_text().splitlines()
+    place = lines[0].split("\t").index("label")
+    return [line.split("\t")[place].split(",") for line in lines[1:]]
+
+
 @pytest.mark.parametrize(
     ("content", "args", "message"),
     [
@@ -46,7 +54,7 @@ def _rows(tmp_path: Path, name: str) -> list[dict[str, str]]:
         (
             ">a CLASS=1\nMK\n>b\nMV\n",
             (),
-            "matches none of 2 records; the first header is 'a CLASS=1' [--labels LABEL=]",
+            "the word LABEL= matches none of 2 records; the first header is 'a CLASS=1' [--labels LABEL=]",
         ),
         (">a\nMYK\n", ("--labels", "hash", *SITE), "the '#' after a residue matches none of 1 records"),
         (">a|x\nMK\n", ("--labels", "field:7"), "the field 7 between '|' matches none"),
@@ -63,6 +71,27 @@ def _rows(tmp_path: Path, name: str) -> list[dict[str, str]]:
         (">a LABEL=1\nMKV\n", ("--split", "group"), "--split group needs --group"),
         (">a LABEL=1\nMKV\n", ("--labels", "regex:("), "the regular expression '(' is broken"),
         (">a LABEL=1\nMKV\n", ("--folds", "1"), "--folds must be 0 (none) or at least 2"),
+        (
+            ">a LABEL=1\nMKV\n",
+            ("--labels", "none", "--otherwise", "0"),
+            "--otherwise is for labels in headers or columns",
+        ),
+        (
+            ">a LABEL=1\nMKV\n>b LABEL=0\nMRV\n",
+            ("--task", "site", "--protein-position", "regex:("),
+            "--protein-position: the regular expression '(' is broken",
+        ),
+        (
+            ">a LABEL=1\nMKV\n>b LABEL=0\nMRV\n",
+            ("--split", "group", "--group", "FAM="),
+            "No group found: the word FAM= matches none of 2 records; the first header is 'a LABEL=1'",
+        ),
+        ("id\tsequence\tlabel\na\tMKß\t1\n", ("--labels", "column:label"), "'ß' at residue 3 is no residue"),
+        (gzip.compress(TABLE)[:200], (), "The gzip file is broken or cut short [input.fasta, after line "),
+        (gzip.compress(TABLE)[:5], (), "The gzip file is broken or cut short [input.fasta, after line 0]"),
+        (DAMAGED, (), "The gzip file is broken or cut short"),
+        (gzip.compress(TABLE)[:200], ("--format", "table"), "The gzip file is broken or cut short"),
+        (DAMAGED, ("--format", "table"), "The gzip file is broken or cut short"),
         (">a LABEL=1\nMKV\n", ("--nonsense",), "unrecognized arguments: --nonsense"),
     ],
 )
@@ -115,6 +144,34 @@ def test_a_list_that_fits_nothing_is_an_error(preprocess: Run, tmp_path: Path) -
     assert "None of 1 listed sites fits the proteins; the first: P1:99: position 99 lies outside" in done.stderr
 
 
+@pytest.mark.parametrize("place", ["Y3", "pY3", "3"])
+def test_a_list_without_a_header_loses_no_site(preprocess: Run, tmp_path: Path, place: str) -> None:
+    sites = tmp_path / "sites.tsv"
+    sites.write_text(f"P1\t{place}\nP1\tY6\n")
+    assert preprocess(">sp|P1|N\nMKYVAYLY\n", "--sites", sites, *SITE).returncode == 0
+    found = [(row["id"], row["label"]) for row in _rows(tmp_path, "dataset")]
+    assert found == [("P1_Y3", "1"), ("P1_Y6", "1"), ("P1_Y8", "0")]
+
+
+def test_negatives_that_are_not_called_0_cannot_be_thinned(preprocess: Run, tmp_path: Path) -> None:
+    sites = tmp_path / "sites.csv"
+    sites.write_text("accession,position,label\nP1,3,phos\nP1,6,none\n")
+    done = preprocess(">sp|P1|N\nMKYVAYL\n", "--sites", sites, "--ratio", "1", *SITE)
+    assert done.returncode == 1 and "no sites of class 0 to draw from (classes: none, phos) [--ratio 1]" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_numbers_for_each_residue_of_a_very_long_protein(preprocess: Run, tmp_path: Path) -> None:
+    labels = ",".join(["0.125"] * 34999)
+    rows = ["id\tsequence\tlabel", *(f"p{end}\t{'MKVLA' * 7000}\t{labels},{end}" for end in (1, 2))]
+    done = preprocess(
+        "\n".join(rows), "--task", "residue", "--labels", "column:label", "--split", "none",
+        "--conflicting-labels", "keep",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [len(row) for row in _lines(tmp_path)] == [35000, 35000]
+
+
 def test_a_very_long_protein_goes_through(preprocess: Run, tmp_path: Path) -> None:
     protein = "MKVLA" * 7000
     done = preprocess(f">titin\n{protein[:20000]}Y#{protein[20000:]}Y\n", "--labels", "hash", *SITE)
@@ -147,3 +204,15 @@ def test_a_missing_library_is_named(preprocess: Run, run_stage: Run, tmp_path: P
     assert done.returncode == 1
     assert "The Python library pandas is missing" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_library_that_is_too_old_is_named(preprocess: Run, run_stage: Run, tmp_path: Path) -> None:
+    old = tmp_path / "path" / "pandas-1.5.3.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: pandas\nVersion: 1.5.3\n")
+    outputs = [
+        word for one in ("dataset", "rejected", "leakage", "report") for word in (f"--{one}", tmp_path / "out" / one)
+    ]
+    done = run_stage("plm_preprocess", "--input", "x", *outputs, env={"PYTHONPATH": str(tmp_path / "path")})
+    assert done.returncode == 1
+    assert "pandas 1.5.3 is too old: this tool needs 2.1 or newer" in done.stderr and done.stderr.count("\n") == 1

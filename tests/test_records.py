@@ -46,6 +46,8 @@ def test_windows_line_ends_gzip_and_byte_order_mark(tmp_path: Path) -> None:
         ("id\tsequence\na\tMk\n", "other letters"),
         ("id\tsequence\na\t\n", "[d.tabular, line 2, id 'a']"),
         ("id\tsequence\na\tMK\tx\n", "more columns than the header"),
+        ("id\tsequence\tlabel\tlabel\na\tMK\t1\t0\n", "The column 'label' appears twice"),
+        ("PAR1 and nothing more", "cannot be read"),
         ("id\tsequence\tposition\na\tMK\tx\n", "no whole number"),
         ("id\tsequence\tposition\na\tMK\t3\n", "outside its sequence"),
         ("id\tsequence\tposition\na\tMK\t0\n", "outside its sequence"),

@@ -307,9 +307,7 @@ def _split(
     return made, "mmseqs" if method == "linclust" else method, pairs
 
 
-def _own_groups(
-    args: Arguments, made: Sequence[Example], records: dict[str, RawRecord], journal: Journal
-) -> None:
+def _own_groups(args: Arguments, made: Sequence[Example], records: dict[str, RawRecord], journal: Journal) -> None:
     """Groups by the user's rule; where it finds none the protein stands for the group, and the journal says so."""
     rule = parse_rule(args.group, "--group")
     found = {example.id: rule.find(_origin(example, records)) for example in made}

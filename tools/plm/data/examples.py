@@ -164,12 +164,23 @@ def capped(examples: Sequence[Example], cap: int, seed: int, journal: Journal) -
 
 
 def thinned_negatives(
-    examples: Sequence[Example], positive: str, ratio: float, seed: int, journal: Journal
+    examples: Sequence[Example], negative: str, ratio: float, seed: int, journal: Journal
 ) -> list[Example]:
-    """At most ``ratio`` negatives for each positive (0: all), drawn with ``seed``; the order stays."""
+    """At most ``ratio`` examples of the class ``negative`` for each other one (0: all), drawn with ``seed``.
+
+    Raises:
+        UserError: There is no example of that class to draw from.
+    """
     if not ratio:
         return list(examples)
-    negatives = [example for example in examples if example.label != positive]
+    negatives = [example for example in examples if example.label == negative]
+    if examples and not negatives:
+        raise UserError(
+            f"There are no sites of class {negative} to draw from "
+            f"(classes: {', '.join(sorted({example.label for example in examples}))})",
+            where=f"--ratio {ratio:g}",
+            fix=f"Call the negatives {negative} in the list of sites, or leave --ratio out and use --cap",
+        )
     wanted = round(ratio * (len(examples) - len(negatives)))
     if len(negatives) <= wanted:
         return list(examples)

@@ -79,30 +79,38 @@ def open_text(path: str | Path) -> TextIO:
     return io.TextIOWrapper(io.BufferedReader(binary), encoding="latin-1", newline=None)
 
 
-def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yields (1-based line number, line without its end) of a text file, checked to be plain ASCII.
+def raw_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yields (1-based line number, line without its end, its bytes as Latin-1) of a text file.
 
     Raises:
-        UserError: As :func:`open_text`; also a broken gzip stream, binary content or a character outside
-            ASCII (with its line).
+        UserError: As :func:`open_text`; also a broken gzip stream.
     """
-    name = Path(path).name
     number = 0
     with open_text(path) as handle:
         try:
             for number, line in enumerate(handle, start=1):
-                text = line.rstrip("\n")
-                if number == 1 and text.startswith("\xef\xbb\xbf"):  # the byte order mark that Windows editors write
-                    text = text[3:]
-                if not text.isascii() or "\x00" in text:
-                    raise _not_plain(text, name, number)
-                yield number, text
+                yield number, line.rstrip("\n")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(
                 "The gzip file is broken or cut short",
-                where=f"{name}, after line {number}",
+                where=f"{Path(path).name}, after line {number}",
                 fix="Transfer the file again",
             ) from error
+
+
+def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yields (1-based line number, line without its end) of a text file, checked to be plain ASCII.
+
+    Raises:
+        UserError: As :func:`raw_lines`; also binary content or a character outside ASCII (with its line).
+    """
+    for number, line in raw_lines(path):
+        text = line
+        if number == 1 and text.startswith("\xef\xbb\xbf"):  # the byte order mark that Windows editors write
+            text = text[3:]
+        if not text.isascii() or "\x00" in text:
+            raise _not_plain(text, Path(path).name, number)
+        yield number, text
 
 
 def _not_plain(text: str, name: str, number: int) -> UserError:
@@ -276,6 +284,10 @@ def clean(sequence: str, rule: CleaningRule | None = None) -> Cleaned:
             )
         changes.append(f"{_count(inner, 'inner stop')} -> X")
         text = text.replace(STOP_CHARACTER, UNKNOWN_RESIDUE)
+    # Before upper case, which would make two letters of one such as a sharp s.
+    foreign = next((index for index, letter in enumerate(text) if not (letter.isascii() and letter.isalpha())), None)
+    if foreign is not None:
+        return Cleaned("", f"{text[foreign]!r} at residue {foreign + 1} is no residue")
     lower = sum(character.islower() for character in text)
     if lower:
         if rule.lower == "reject":
@@ -286,9 +298,6 @@ def clean(sequence: str, rule: CleaningRule | None = None) -> Cleaned:
         else:
             changes.append(f"{_count(lower, 'lower-case residue')} -> upper case")
             text = text.upper()
-    foreign = next((index for index, character in enumerate(text) if not ("A" <= character <= "Z")), None)
-    if foreign is not None:
-        return Cleaned("", f"{text[foreign]!r} at residue {foreign + 1} is no residue")
     unusual = sorted(set(text) - _RESIDUE_SET)
     if unusual:
         found = ", ".join(f"{letter} x{text.count(letter)}" for letter in unusual)

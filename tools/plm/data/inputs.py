@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from plm.data.examples import Journal
-from plm.data.fasta import looks_like_nucleotides, open_text, read_fasta
+from plm.data.fasta import looks_like_nucleotides, raw_lines, read_fasta
 from plm.data.labels import RawRecord
 from plm.data.tables import read_table
 from plm.errors import UserError
@@ -33,9 +33,8 @@ def read_records(
         UserError: The file is neither, or broken, or has no sequence column.
     """
     if kind == "auto":
-        with open_text(path) as handle:
-            first = next((line for line in handle if line.strip()), "").removeprefix("\xef\xbb\xbf")
-        kind = "table" if not first.startswith(">") and any(mark in first.rstrip("\n") for mark in "\t,;") else "fasta"
+        first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
+        kind = "table" if not first.startswith(">") and any(mark in first for mark in "\t,;") else "fasta"
     if kind == "fasta":
         records = [RawRecord(fasta.id, fasta.description, fasta.sequence, fasta.line) for fasta in read_fasta(path)]
     else:

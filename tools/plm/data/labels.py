@@ -87,7 +87,9 @@ class Rule:
             return f"field {self.argument} between '|'"
         if self.kind == "column":
             return f"column {self.argument}"
-        return f"pattern {self.argument}" if self.kind == "regex" else self.text
+        if self.kind == "regex":
+            return f"pattern {self.argument}" if self.text.startswith("regex:") else f"word {self.text}"
+        return self.text
 
 
 def parse_rule(text: str, flag: str) -> Rule:
@@ -187,7 +189,8 @@ def place_of(record: RawRecord, rule: str) -> tuple[int | None, int | None]:
     if rule == "none":
         return None, None
     if rule == "auto" or rule.startswith("regex:"):
-        found = (_START_SITE if rule == "auto" else re.compile(rule.removeprefix("regex:"))).search(record.header)
+        pattern = _START_SITE if rule == "auto" else re.compile(parse_rule(rule, "--protein-position").argument)
+        found = pattern.search(record.header)
         if found is None:
             return None, None
         groups = found.groupdict()

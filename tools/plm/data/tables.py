@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from plm.data.fasta import open_text
+from plm.data.fasta import raw_lines
 from plm.errors import UserError
+
+_LONGEST_FIELD = 2**31 - 1  # labels of every residue of a long protein are one field
+_PLACE = re.compile(r"-?\d+|p?[A-Z]\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ def read_table(path: str | Path, *, header: bool | None = True) -> Table:
 
     Args:
         path: File, plain or gzipped (told by content), UTF-8.
-        header: Whether the first line names the columns; None: it does unless one of its fields is a whole number.
+        header: Whether the first line names the columns; None: it does unless one of its fields is a whole number or a
+            residue with its place (``Y614``), as lists of sites have.
 
     Raises:
         UserError: Missing, empty or undecodable file, a row of another width than the header, no rows: with its line.
@@ -71,12 +76,13 @@ def read_table(path: str | Path, *, header: bool | None = True) -> Table:
         for _, line in lines:
             yield line + "\n"
 
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(
         content(), delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     )
     names = tuple(field.strip() for field in next(reader))
     if header is None:
-        header = not any(field.lstrip("-").isdigit() for field in names)
+        header = not any(_PLACE.fullmatch(field) for field in names)
     rows: list[tuple[str, ...]] = []
     places: list[int] = []
     if header:
@@ -105,19 +111,15 @@ def read_table(path: str | Path, *, header: bool | None = True) -> Table:
 
 
 def _decoded(path: Path) -> Iterator[tuple[int, str]]:
-    with open_text(path) as handle:
+    for number, line in raw_lines(path):
         try:
-            for number, line in enumerate(handle, start=1):
-                try:
-                    text = line.rstrip("\n").encode("latin-1").decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        "The table is not UTF-8 text",
-                        where=f"{path.name}, line {number}",
-                        fix="Save it as UTF-8 or plain text",
-                    ) from error
-                if "\x00" in text:
-                    raise UserError("This is not a plain text table", where=f"{path.name}, line {number}")
-                yield number, text
-        except EOFError as error:
-            raise UserError("The gzip file is broken or cut short", where=path.name, fix="Transfer it again") from error
+            text = line.encode("latin-1").decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                "The table is not UTF-8 text",
+                where=f"{path.name}, line {number}",
+                fix="Save it as UTF-8 or plain text",
+            ) from error
+        if "\x00" in text:
+            raise UserError("This is not a plain text table", where=f"{path.name}, line {number}")
+        yield number, text

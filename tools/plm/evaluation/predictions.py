@@ -7,7 +7,6 @@ by its id and position.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.records import sort_classes
+from plm.data.records import read_strings, sort_classes
 from plm.errors import UserError
 from plm.evaluation.metrics import Scored
 
@@ -83,21 +82,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         UserError: Missing or empty file, no header, missing columns, a probability that is missing, no number or
             outside 0 to 1, or probabilities that do not add up to 1: with the line of the first such row.
     """
-    import pandas as pd
-
     path = Path(path)
-    if not path.is_file():
-        raise UserError("The predictions table does not exist", where=str(path), fix="Check the path")
-    if path.stat().st_size == 0:
-        raise UserError("The predictions table is empty", where=path.name, fix="Make one with plm_finetune")
-    try:
-        frame = pd.read_csv(
-            path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8-sig"
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"The predictions table cannot be read: {error}", where=path.name, fix="Give a tab-separated table"
-        ) from error
+    frame = read_strings(path, "predictions table", "Make one with plm_finetune")
     for column in ("id", "label"):
         if column not in frame:
             found = ", ".join(map(str, list(frame.columns)[:8]))
