@@ -639,3 +639,21 @@ def test_the_survey_counts_what_the_scan_will_meet(query: Path) -> None:
     assert found.candidates == sum(len(protein.sites) for protein in proteins) == 124
     windows = [cut_window(protein.sequence, site, 33)[0] for protein in proteins for site in protein.sites]
     assert found.context == sum(map(len, windows))
+
+
+def test_a_library_that_is_missing_or_too_old_is_named(
+    run_stage: Callable[..., Any], query: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    arguments = ("plm_classify_sites", "--input", query, "--bundle", tiny_bundle, "--sites", tmp_path / "s.tsv")
+    old = tmp_path / "path" / "transformers-4.9.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.9\n")
+    done = run_stage(*arguments, env={"PYTHONPATH": str(tmp_path / "path")})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "transformers 4.9 is too old: this tool needs" in done.stderr
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.15\n")
+    (tmp_path / "path" / "torch").mkdir()
+    (tmp_path / "path" / "torch" / "__init__.py").write_text("raise ModuleNotFoundError(name='torch')\n")
+    done = run_stage(*arguments, env={"PYTHONPATH": str(tmp_path / "path")})
+    assert done.returncode == 1 and "The Python library torch is missing" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "s.tsv").exists()

@@ -106,7 +106,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
 def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
-    stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.15", "safetensors": "0.5"})
+    stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17", "safetensors": "0.5"})
     from plm.data import candidates
     from plm.evaluation.operating_point import OperatingPoint
     from plm.evaluation.site_report import Found

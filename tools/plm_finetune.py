@@ -187,7 +187,8 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
 
 def run(argv: Sequence[str] | None = None) -> None:
     given = arguments(argv)
-    stage.require({"torch": "2.4", "transformers": "5.0", "peft": "0.17", "safetensors": "0.4", "pandas": "2.0"})
+    needed = {"torch": "2.6", "transformers": "5.2", "peft": "0.17", "safetensors": "0.5", "accelerate": "1.1"}
+    stage.require({**needed, "pandas": "2.1"})
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     log = stage.log(NAME)

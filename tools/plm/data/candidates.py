@@ -11,8 +11,6 @@ from plm.data.fasta import CleaningRule, FastaRecord, clean, looks_like_nucleoti
 from plm.data.labels import RawRecord, protein_of
 from plm.errors import UserError
 
-DUPLICATE_POLICIES = ("error", "rename", "first")
-
 
 @dataclass(frozen=True, slots=True)
 class Protein:

@@ -19,8 +19,6 @@ from plm.errors import UserError
 
 STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 """The twenty amino acids of the genetic code."""
-UNUSUAL_RESIDUES = "BJOUZ"
-"""Asx, Xle, pyrrolysine, selenocysteine, Glx: one-letter codes that ESM-2 and ProtT5 hardly know."""
 UNKNOWN_RESIDUE = "X"
 GAP_CHARACTERS = "-._"
 STOP_CHARACTER = "*"

@@ -41,7 +41,6 @@ class Found:
     changed: int = 0
     candidates: int = 0
     called: int = 0
-    proteins_called: int = 0
     doubt: float = 0.0
     by_class: dict[str, int] = field(default_factory=dict)
     _tracks: list[tuple[tuple[float, float, int], Track]] = field(default_factory=list)
@@ -82,7 +81,6 @@ class Found:
         self.changed += bool(protein.changes)
         self.candidates += len(heights)
         self.called += int(called.sum())
-        self.proteins_called += bool(called.any())
         if self.task.target == "class":
             self.doubt += float((1 - heights[called]).sum())
             for name in calls:

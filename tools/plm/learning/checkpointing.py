@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -127,7 +128,10 @@ def unpack(path: Path, folder: Path, kind: str) -> dict[str, Any]:
                 opened.extract(member, folder)
         content = json.loads((folder / "checkpoint.json").read_text())
         version, stage = content["schema_version"], content["stage"]
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError, NotImplementedError,
+        RuntimeError,
+    ) as error:  # fmt: skip
         raise UserError(f"The checkpoint cannot be read ({error})", where=path.name, fix=again) from error
     if version != SCHEMA_VERSION or stage != kind:
         raise UserError(

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -279,7 +280,7 @@ def unpack_bundle(path: Path, folder: Path) -> dict[str, Any]:
                 if member.filename in digests:
                     raise UserError(f"The bundle holds {member.filename} twice", where=where, fix=again)
                 digests[member.filename] = _extract(opened, member, folder / member.filename)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"The bundle is no complete zip file ({error})", where=where, fix=f"{again}: it may be truncated"
         ) from error

@@ -7,6 +7,7 @@ import hashlib
 import json
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ def unpack_checkpoint(archive: Path, folder: Path) -> None:
                 if member.is_dir() or name.suffix not in (*WEIGHT_SUFFIXES, *_TEXT_FILES):
                     continue
                 opened.extract(member, folder)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"The model archive cannot be read ({error})",
             where=archive.name,
