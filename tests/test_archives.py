@@ -1,4 +1,4 @@
-"""Zips that users bring (models, bundles, checkpoints): one clear line whatever the damage, nothing outside a folder."""
+"""Zips that users bring (models, bundles, checkpoints): one clear line for any damage, nothing outside a folder."""
 
 from __future__ import annotations
 

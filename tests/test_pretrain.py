@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import random
@@ -127,6 +128,23 @@ def test_the_cluster_column_is_believed(tmp_path: Path) -> None:
     assert split.clusters == (6, 2)
 
 
+def test_every_record_is_accounted_for(tmp_path: Path) -> None:
+    content = ">a\r\nMKVU\r\n>b\r\nM*K\r\n>c\r\nMKVX\r\n>d\r\n" + "MKVLA" * 7000 + "\r\n"
+    for name, data in (("p.fasta", gzip.compress(content.encode())), ("p.fasta.gz", content.encode())):
+        (tmp_path / name).write_bytes(data)
+        proteins = read_sequences(tmp_path / name)
+        assert proteins.account == (
+            "4 records read: 2 distinct proteins; 1 of them cleaned; 1 left out as unusable (first: b, 1 stop inside "
+            "the sequence, the first at residue 2); 1 left out as repetitions (first: c)"
+        )
+        assert [len(sequence) for sequence in proteins.sequences] == [4, 35000]
+
+
+def test_a_table_may_hold_names_beyond_ascii(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("id\torganism\tsequence\na\tMüller\tMKV\n", encoding="utf-8")
+    assert read_sequences(tmp_path / "t.tsv").sequences == ["MKV"]
+
+
 @pytest.mark.parametrize(("loss", "words"), [(2.5, "39.3 % below"), (3.1, "10.5 % above")])
 def test_a_model_worse_than_the_frequencies_is_called_so(loss: float, words: str) -> None:
     score = Score(loss=10 * loss, correct=1, residues=10, unigram_loss=30.0, unigram_correct=1)
@@ -235,8 +253,11 @@ def test_a_killed_job_leaves_its_state_and_no_output(fasta: Path, tmp_path: Path
     ("content", "message"),
     [
         ("", "empty"),
-        ("no fasta at all\n", "neither FASTA nor a table"),
-        (">a\n\n", "no usable protein"),
+        ("no fasta at all\n", "This is not FASTA"),
+        ("id,peptides\na,MKV\n", "neither FASTA (no '>') nor a table with a column named sequence"),
+        (">a\n\n", "no usable protein; the first: a, no residues"),
+        (">a\nM*K\n", "no usable protein; the first: a, 1 stop inside the sequence"),
+        (">dna\n" + "ACGT" * 30 + "\n", "All sequences are nucleotides"),
         (">a\nMKT\u00c4YI\n", "not ASCII"),
     ],
 )
@@ -262,3 +283,12 @@ def test_wrong_flags_are_one_clear_line(fasta: Path, tmp_path: Path, run_stage: 
 def test_help_is_quick(run_stage: Run) -> None:
     done = run_stage("plm_pretrain", "--help")
     assert done.returncode == 0 and "masked language modelling" in done.stdout
+
+
+def test_a_library_that_is_too_old_is_named(fasta: Path, tmp_path: Path, run_stage: Run) -> None:
+    old = tmp_path / "path" / "accelerate-0.1.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: accelerate\nVersion: 0.1\n")
+    done = run_stage("plm_pretrain", *flags(fasta, tmp_path / "out"), env={"PYTHONPATH": str(tmp_path / "path")})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "accelerate 0.1 is too old: this tool needs" in done.stderr and not list((tmp_path / "out").iterdir())

@@ -130,7 +130,7 @@ def run(argv: Sequence[str] | None) -> None:
     precision = devices.choose_precision(args.precision, device)
     devices.announce(log, device, precision)
     records = corpora.read_sequences(args.input)
-    log.info("Read %d distinct proteins, %d residues", len(records.sequences), sum(map(len, records.sequences)))
+    log.info("%s; %d residues", records.account, sum(map(len, records.sequences)))
     threads = stage.threads()
     split = corpora.hold_out(records, share=args.holdout, identity=args.identity, seed=args.seed, threads=threads)
     log.info("%s", split.sentence)
@@ -195,8 +195,8 @@ def run(argv: Sequence[str] | None) -> None:
             score.perplexity, score.unigram_perplexity, score.beside_unigram, score.accuracy,
             score.unigram_accuracy, score.residues,
         )  # fmt: skip
-        facts = {"arguments": args, "split": split, "outcome": outcome, "score": score, "parameters": parameters,
-                 "files": files, "device": str(device), "precision": precision}  # fmt: skip
+        facts = {"arguments": args, "records": records, "split": split, "outcome": outcome, "score": score,
+                 "parameters": parameters, "files": files, "device": str(device), "precision": precision}  # fmt: skip
         write_model(loaded, outputs.path(args.output_model), facts, dtype=args.stored_dtype, workdir=workdir)
         write_report(facts, outputs, history=args.history, figure=args.figure, report=args.report)
         if args.checkpoint:

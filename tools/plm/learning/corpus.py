@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from plm.data import fasta, homology, records
+from plm.data.inputs import read_records
 from plm.errors import UserError
 from plm.model.batching import Batch, Layout, plan_batches
 from plm.model.families import AMINO_ACIDS, ModelFamily, prepare
@@ -174,72 +173,70 @@ class Proteins:
         sequences: Distinct cleaned sequences in input order.
         clusters: One cluster name a sequence, or None.
         read: Records in the input.
-        dropped: Reason -> number of records that training does not use.
+        dropped: Reason -> ids of the records that training does not use.
+        changed: Records that cleaning changed, such as unusual residues that became X.
     """
 
     ids: list[str]
     sequences: list[str]
     clusters: list[str] | None
     read: int
-    dropped: dict[str, int]
+    dropped: dict[str, list[str]]
+    changed: int = 0
+
+    @property
+    def account(self) -> str:
+        """Where every record went, in one sentence."""
+        told = [f"{len(ids)} left out as {reason} (first: {ids[0]})" for reason, ids in self.dropped.items()]
+        cleaned = [f"{self.changed} of them cleaned"] if self.changed else []
+        return "; ".join([f"{self.read} records read: {len(self.sequences)} distinct proteins", *cleaned, *told])
 
 
 def read_sequences(path: Path) -> Proteins:
     """Reads proteins from FASTA, CSV/TSV with a ``sequence`` column, or a dataset table (also Parquet).
 
     Raises:
-        UserError: The file cannot be read or holds no usable protein.
+        UserError: The file cannot be read, holds nucleotides, or holds no usable protein.
     """
     ids: list[str] = []
     sequences: list[str] = []
     clusters: list[str] = []
     seen: set[str] = set()
-    dropped: dict[str, int] = {}
-    read = 0
+    dropped: dict[str, list[str]] = {}
+    read = changed = 0
     for identity, raw, cluster in _records(path):
         read += 1
         cleaned = fasta.clean(raw)
-        if not cleaned.sequence:
-            dropped["no residues or a stop inside"] = dropped.get("no residues or a stop inside", 0) + 1
+        if cleaned.rejected:
+            dropped.setdefault("unusable", []).append(f"{identity}, {cleaned.rejected}")
         elif cleaned.sequence in seen:
-            dropped["sequence given before"] = dropped.get("sequence given before", 0) + 1
+            dropped.setdefault("repetitions", []).append(identity)
         else:
             seen.add(cleaned.sequence)
             ids.append(identity)
             sequences.append(cleaned.sequence)
             clusters.append(cluster)
+            changed += bool(cleaned.changes)
     if not sequences:
-        raise UserError("The input holds no usable protein", where=path.name, fix="Give protein sequences")
-    return Proteins(ids, sequences, clusters if all(clusters) else None, read, dropped)
+        first = next(iter(dropped.values()), ["no record"])[0]
+        raise UserError(
+            f"The input holds no usable protein; the first: {first}", where=path.name, fix="Give protein sequences"
+        )
+    return Proteins(ids, sequences, clusters if all(clusters) else None, read, dropped, changed)
 
 
 def _records(path: Path) -> Iterator[tuple[str, str, str]]:
     """(id, raw sequence, cluster or empty) of each record."""
-    if not path.is_file():
-        raise UserError("The input file does not exist", where=str(path), fix="Check the path")
-    with path.open("rb") as opened:
-        parquet = opened.read(4) == b"PAR1"
-    if parquet:
-        table = records.read_dataset(path)
-        rows = zip(table["id"], table["sequence"], table.get("cluster", [""] * len(table)), strict=True)
-        yield from ((str(a), str(b), str(c)) for a, b, c in rows)
-        return
-    lines = (text for _, text in fasta.text_lines(path))
-    first = next((text for text in lines if text.strip()), "")
-    if first.startswith(">") or not first:
-        yield from ((record.id, record.sequence, "") for record in fasta.read_fasta(path))
-        return
-    separator = "\t" if "\t" in first else ","
-    reader = csv.DictReader(chain([first], lines), delimiter=separator)
-    if "sequence" not in (reader.fieldnames or ()):
-        raise UserError(
-            "The input is neither FASTA nor a table with a column named sequence",
-            where=f"{path.name}, line 1",
-            fix="Give FASTA, or CSV/TSV whose header names the column sequence",
-        )
-    for number, row in enumerate(reader, start=1):
-        identity = row.get("id") or row.get("sequence_id") or str(number)
-        yield identity, row["sequence"] or "", row.get("cluster") or ""
+    if path.is_file():
+        with path.open("rb") as opened:
+            parquet = opened.read(4) == b"PAR1"
+        if parquet:
+            table = records.read_dataset(path)
+            rows = zip(table["id"], table["sequence"], table.get("cluster", [""] * len(table)), strict=True)
+            yield from ((str(a), str(b), str(c)) for a, b, c in rows)
+            return
+    for record in read_records(path):
+        yield record.id, record.sequence, record.columns.get("cluster", "")
 
 
 @dataclass(frozen=True)
@@ -264,9 +261,8 @@ class HeldOut:
 def hold_out(proteins: Proteins, *, share: float, identity: float, seed: int, threads: int) -> HeldOut:
     """Keeps whole homology clusters away from training.
 
-    Clusters come from the input or from MMseqs2. Held-out proteins that MMseqs2 still finds a relative of in
-    training (E-value up to
-    0.001, half of the shorter protein) are set aside.
+    Clusters come from the input or from MMseqs2. Held-out proteins that MMseqs2 still finds a relative of in training
+    (E-value up to 0.001, half of the shorter protein) are set aside.
 
     Args:
         proteins: What there is.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plm import __version__, stage
-from plm.evaluation.report import Report
+from plm.evaluation.report import Report, plain
 from plm.model.checkpoint import LoadedModel, save_checkpoint
 
 HISTORY_COLUMNS = (
@@ -98,7 +98,7 @@ def write_report(
                 ["unigram", f"{score.unigram_perplexity:.2f}", f"{score.unigram_accuracy:.3f}"],
             ],
         )
-        made.paragraph(split.sentence + ".")
+        made.bullets([plain(facts["records"].account), split.sentence])
         made.paragraph(
             f"{outcome.steps:,} steps, {outcome.tokens:,} residues seen, {stage.duration(outcome.seconds)} in this run."
         )
