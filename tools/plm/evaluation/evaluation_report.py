@@ -23,8 +23,8 @@ _TITLES = {
     "residuals": "Errors",
 }
 _HEADLINE = {
-    "binary": ("auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "brier"),
-    "multiclass": ("macro_f1", "macro_auroc", "mcc", "accuracy", "balanced_accuracy", "brier"),
+    "binary": ("auroc", "auprc", "mcc", "accuracy"),
+    "multiclass": ("macro_f1", "macro_auroc", "mcc", "accuracy"),
     "number": ("spearman", "pearson", "rmse", "r2"),
 }
 _MOST_MODELS = 8
@@ -62,6 +62,12 @@ def write_up(
     report.heading("What was evaluated", 1).bullets(rows_told(found))
     report.heading("Scores").paragraph(_headline(found))
     report.rows(*_score_table(found))
+    seeds = _seed_table(found)
+    if seeds:
+        report.paragraph("The same for single trainings: mean ± standard deviation over seeds.")
+        report.rows(*seeds)
+    if with_metrics:
+        report.paragraph("All scores, sensitivity, specificity and calibration among them, are in the last table.")
     for figure in figures:
         report.heading(_TITLES[figure], 3).image(figure)
     if with_comparison:
@@ -109,14 +115,12 @@ def rows_told(found: Assessment) -> list[str]:
 def _headline(found: Assessment) -> str:
     if found.groups < FEWEST_GROUPS:
         return f"{found.groups} groups are too few for intervals (at least {FEWEST_GROUPS} are needed)."
-    return "In brackets the 95 % interval over groups. Where a model has several seeds: the ensemble, then mean ± sd."
+    return "In brackets the 95 % interval over groups. A model with several seeds answers as an ensemble."
 
 
 def _score_table(found: Assessment) -> tuple[list[str], list[list[str]]]:
     evaluation = found.evaluation
-    names = list(_HEADLINE[evaluation.kind])
-    if found.metric not in names:
-        names.insert(0, found.metric)
+    names = _headline_metrics(found)
     header = ["Model", *map(metric_name, names)]
     cells = []
     for model in evaluation.models[:_MOST_MODELS]:
@@ -128,11 +132,24 @@ def _score_table(found: Assessment) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+def _headline_metrics(found: Assessment) -> list[str]:
+    names = list(_HEADLINE[found.evaluation.kind])
+    return names if found.metric in names else [found.metric, *names]
+
+
+def _seed_table(found: Assessment) -> tuple[list[str], list[list[str]]] | None:
+    names = _headline_metrics(found)
+    cells = []
+    for model in found.evaluation.models[:_MOST_MODELS]:
+        lines = [found.line(model.name, metric) for metric in names]
+        if len(lines[0].seeds) > 1:
+            told = [f"{np.mean(line.seeds):.3f} ± {np.std(line.seeds, ddof=1):.3f}" for line in lines]
+            cells.append([plain(model.name), str(len(lines[0].seeds)), *told])
+    return (["Model", "Seeds", *map(metric_name, names)], cells) if cells else None
+
+
 def _cell(line: Line) -> str:
-    text = number(line.value) + interval_text(line.low, line.high, 2)
-    if len(line.seeds) > 1:
-        text += f"; {np.mean(line.seeds):.3f} ± {np.std(line.seeds, ddof=1):.3f}"
-    return text
+    return number(line.value) + interval_text(line.low, line.high, 2)
 
 
 def _strata_table(found: Assessment) -> tuple[list[str], list[list[str]]] | None:
