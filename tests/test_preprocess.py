@@ -308,3 +308,25 @@ def test_records_without_a_group_are_listed(preprocess: Preprocess, tmp_path: Pa
     rows, journal, _, _ = preprocess("--input", tmp_path / "f", "--split", "group", "--group", "FAM=")
     assert [row["group"] for row in rows] == ["p0", *(f"f{n % 3}" for n in range(1, 9))]
     assert [(entry["id"], entry["what"]) for entry in journal] == [("p0", "changed")]
+
+
+def test_the_report_names_the_fast_search_that_made_the_clusters(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import plm_preprocess
+    from plm.data import homology
+
+    monkeypatch.setattr(homology, "MANY", 20)
+    told = []
+    for split in ("homology", "protein"):
+        outputs = [
+            word
+            for name in ("dataset", "rejected", "leakage", "report")
+            for word in (f"--{name}", str(tmp_path / name))
+        ]
+        plm_preprocess.main(
+            ["--input", str(data / "simulated_classes.fasta"), "--labels", "field:-1", "--split", split, *outputs]
+        )
+        told.append((tmp_path / "report").read_text())
+    assert "How relatives were told: MMseqs2, cascaded clustering;" in told[0]
+    assert "How relatives were told: MMseqs2, all against all;" in told[1]

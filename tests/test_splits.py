@@ -152,3 +152,20 @@ def test_failing_mmseqs_says_what_it_said(tmp_path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(UserError, match="MMseqs2 failed: no space left"):
         homology.cluster([("a", "MKVLA" * 20), ("b", "MKVLA" * 21)])
+
+
+@pytest.mark.skipif(shutil.which("mmseqs") is None, reason="MMseqs2 is not installed")
+def test_fast_clusters_of_many_proteins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families of about 58 % identity, which linclust would part."""
+    chance = random.Random(7)
+    records = []
+    for family in range(6):
+        ancestor = "".join(chance.choices("ACDEFGHIKLMNPQRSTVWY", k=150))
+        for member in range(3):
+            relative = "".join(chance.choice("ACDEFGHIKLMNPQRSTVWY") if chance.random() < 0.25 else x for x in ancestor)
+            records.append((f"f{family}m{member}", relative[member * 5 :]))
+    monkeypatch.setattr(homology, "MANY", 10)
+    assert homology.choose_method([sequence for _, sequence in records]) == "cascade"
+    found = homology.cluster(records, identity=0.3, coverage=0.8, threads=1)
+    assert list(found) == [name for name, _ in records]
+    assert found == {name: f"{name[:2]}m0" for name, _ in records}

@@ -195,8 +195,9 @@ def run(args: Arguments) -> None:
     if args.rule.kind != "none" or args.sites:
         infer_task(frame, args.task, name=args.input.name)  # one class only, broken labels: said here, not in training
     leaks = leakage.measure(
-        made, identity=args.identity, coverage=args.coverage, threads=stage.threads(), method=method, pairs=pairs
-    )
+        made, identity=args.identity, coverage=args.coverage, threads=stage.threads(),
+        method="mmseqs" if method == "cascade" else method, pairs=pairs,
+    )  # fmt: skip
     near = width or 33
     account = split_report.Account(len(records), made, journal, leaks, near, method, args)
     for line in account.lines():
@@ -304,7 +305,8 @@ def _split(
     elif not args.test:
         for example in made:
             example.split = ""
-    return made, "mmseqs" if method == "linclust" else method, pairs
+    # Fast clusters are for many sequences; without clusters only the search of the leakage report counts.
+    return made, "mmseqs" if method == "cascade" and args.split != "homology" else method, pairs
 
 
 def _own_groups(args: Arguments, made: Sequence[Example], records: dict[str, RawRecord], journal: Journal) -> None:

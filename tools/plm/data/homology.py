@@ -1,22 +1,18 @@
-"""Which sequences are relatives: MMseqs2 for proteins, an exact comparison for short windows; clusters by
-single linkage.
+"""Which sequences are relatives: MMseqs2 for proteins, an exact comparison for short windows; single linkage.
 
 Two measures of identity, both between 0 and 1, both always stated beside a result:
 
-* **Proteins** (longer than :data:`LONGEST_WINDOW` residues): MMseqs2 local alignments; identity = identical
-residues over
-  alignment columns, counted only if the alignment covers at least ``coverage`` of the shorter sequence.
-* **Windows** (up to :data:`LONGEST_WINDOW` residues): MMseqs2's seeds need two similar k-mers and miss most
-relatives of this
-  length, so every pair is compared without gaps at every offset; identity = identical residues at the best
-  offset over the
-  length of the **shorter** window. Positions beyond an end and X match nothing. Besides, windows that share
-  a stretch of
-  :data:`SHARED_STRETCH` identical residues count as relatives (two windows cut from one protein a few
-  residues apart).
+* **Proteins** (longer than :data:`LONGEST_WINDOW` residues): MMseqs2 local alignments; identity = identical residues
+  over alignment columns, counted only if the alignment covers at least ``coverage`` of the shorter sequence.
+* **Windows** (up to :data:`LONGEST_WINDOW` residues): MMseqs2's seeds need two similar k-mers and miss most relatives
+  of this length, so every pair is compared without gaps at every offset; identity = identical residues at the best
+  offset over the length of the **shorter** window. Positions beyond an end and X match nothing. Besides, windows that
+  share a stretch of :data:`SHARED_STRETCH` identical residues count as relatives (two windows cut from one protein a
+  few residues apart).
 
-Clusters are connected components of the relation (single linkage), so no pair of relatives is ever in two
-clusters.
+Clusters are connected components of the relation (single linkage), so no pair of relatives that was found is ever in
+two clusters. Beyond :data:`MANY` sequences MMseqs2's cascaded clustering, which compares representatives step by step,
+stands in for the search of all against all and may miss pairs.
 """
 
 from __future__ import annotations
@@ -85,8 +81,7 @@ def cluster(
         identity: Lowest identity of relatives, 0-1; None: 0.3 for proteins, 0.5 for windows.
         coverage: Lowest part of the shorter sequence that an alignment covers (proteins only).
         threads: Processor threads.
-        method: ``exact`` (windows), ``mmseqs`` (all against all, most sensitive), ``linclust`` (linear time,
-            for corpora), or
+        method: ``exact`` (windows), ``mmseqs`` (all against all, most sensitive), ``cascade`` (many sequences), or
             ``auto``: :func:`choose_method`.
 
     Returns:
@@ -98,8 +93,8 @@ def cluster(
     sequences = [sequence for _, sequence in records]
     if method == "auto":
         method = choose_method(sequences)
-    if method == "linclust":
-        roots = _linclust(sequences, default_identity("mmseqs", identity), coverage, threads)
+    if method == "cascade":
+        roots = _cascade(sequences, default_identity("mmseqs", identity), coverage, threads)
     else:
         pairs = relatives(sequences, identity=identity, coverage=coverage, threads=threads, method=method)
         roots = components(len(records), ((pair.first, pair.second) for pair in pairs))
@@ -107,10 +102,10 @@ def cluster(
 
 
 def choose_method(sequences: Sequence[str]) -> str:
-    """``exact`` if every sequence fits a window, ``linclust`` beyond 30,000 sequences, else ``mmseqs``."""
+    """``exact`` if every sequence fits a window, ``cascade`` beyond 30,000 sequences, else ``mmseqs``."""
     if max(map(len, sequences), default=0) <= LONGEST_WINDOW:
         return "exact"
-    return "mmseqs" if len(sequences) <= MANY else "linclust"
+    return "mmseqs" if len(sequences) <= MANY else "cascade"
 
 
 def default_identity(method: str, identity: float | None) -> float:
@@ -127,7 +122,7 @@ def describe(method: str, identity: float, coverage: float) -> str:
             f"windows compared without gaps at every offset; relatives share at least {identity:.0%} of the "
             f"shorter window's residues or {SHARED_STRETCH} identical residues in a row; single linkage"
         )
-    tool = "MMseqs2 linclust" if method == "linclust" else "MMseqs2, all against all"
+    tool = "MMseqs2, cascaded clustering" if method == "cascade" else "MMseqs2, all against all"
     return (
         f"{tool}; relatives have at least {identity:.0%} identical residues in the alignment, which covers "
         f"at least {coverage:.0%} of the shorter protein; single linkage"
@@ -281,8 +276,7 @@ def _distinct(sequences: Sequence[str]) -> tuple[list[str], list[list[int]]]:
     return list(members), list(members.values())
 
 
-# --- windows: every pair, every offset
-# -------------------------------------------------------------------------------------
+# --- windows: every pair, every offset --------------------------------------------------------------------------------
 
 
 def _codes(sequences: Sequence[str], nothing: int) -> np.ndarray:
@@ -420,8 +414,7 @@ def _exact_nearest(queries: Sequence[str], targets: Sequence[str], threads: int)
         return [pair for found in pool.map(strip, range(0, len(queries), _ROWS)) for pair in found]
 
 
-# --- proteins: MMseqs2
-# -----------------------------------------------------------------------------------------------------
+# --- proteins: MMseqs2 ------------------------------------------------------------------------------------------------
 
 
 def mmseqs_binary() -> str:
@@ -484,18 +477,21 @@ def mmseqs_search(
                     yield first, second, float(score)
 
 
-def _linclust(sequences: Sequence[str], identity: float, coverage: float, threads: int) -> list[int]:
+def _cascade(sequences: Sequence[str], identity: float, coverage: float, threads: int) -> list[int]:
+    """Clusters of many sequences by ``mmseqs cluster``.
+
+    Not by linclust: it needs shared k-mers and parts families of less than about 80 % identity.
+    """
     distinct, members = _distinct(sequences)
     program = mmseqs_binary()
     links = [(same[0], other) for same in members for other in same[1:]]
     with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
         folder = Path(name)
         write_fasta([(str(index), sequence) for index, sequence in enumerate(distinct)], folder / "all.fasta")
-        # Coverage mode 1 asks for coverage of the member, the shorter one, since linclust's centres are the
-        # longest sequences.
+        # Coverage mode 1 asks for coverage of the member, the shorter one, since centres are the longest sequences.
         _mmseqs(
-            program, "easy-linclust", "all.fasta", "out", "tmp", "--min-seq-id", f"{identity:.4f}",
-            "-c", f"{coverage:.4f}", "--cov-mode", "1", "--cluster-mode", "1", "--dbtype", "1",
+            program, "easy-cluster", "all.fasta", "out", "tmp", "--min-seq-id", f"{identity:.4f}",
+            "-c", f"{coverage:.4f}", "--cov-mode", "1", "--cluster-mode", "1", "--mask", "0", "--dbtype", "1",
             "--threads", str(max(1, threads)), folder=folder,
         )  # fmt: skip
         with (folder / "out_cluster.tsv").open() as handle:
