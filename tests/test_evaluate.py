@@ -377,8 +377,3 @@ def test_different_rows_or_truths_cannot_be_compared(
     table.loc[3, "label"] = "alpha" if table.loc[3, "label"] != "alpha" else "beta"
     table.to_csv(tmp_path / "other.tabular", sep="\t", index=False)
     _fails(root, capsys, "The label of a row differs", "--predictions", given, tmp_path / "other.tabular")
-
-
-def test_help_is_quick(run_stage: Run) -> None:
-    done = run_stage("plm_evaluate", "--help", timeout=20)
-    assert done.returncode == 0 and "baselines" in done.stdout

@@ -280,11 +280,6 @@ def test_wrong_flags_are_one_clear_line(fasta: Path, tmp_path: Path, run_stage: 
         assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_help_is_quick(run_stage: Run) -> None:
-    done = run_stage("plm_pretrain", "--help")
-    assert done.returncode == 0 and "masked language modelling" in done.stdout
-
-
 def test_a_library_that_is_too_old_is_named(fasta: Path, tmp_path: Path, run_stage: Run) -> None:
     old = tmp_path / "path" / "accelerate-0.1.dist-info"
     old.mkdir(parents=True)
