@@ -114,6 +114,14 @@ def test_families_never_straddle_training_and_evaluation() -> None:
     assert not list(homology.mmseqs_search(split.held_out, split.train, 0.0, 0.5, 1))
 
 
+def test_relatives_that_fast_clusters_part_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, sequences = zip(*families(20, 3), strict=True)
+    monkeypatch.setattr(homology, "MANY", 10)
+    split = hold_out(Proteins(list(names), list(sequences), None, 60, {}), share=0.5, identity=0.3, seed=1, threads=1)
+    assert "MMseqs2 linclust" in split.sentence and split.set_aside > 0
+    assert not list(homology.mmseqs_search(split.held_out, split.train, 0.0, 0.5, 1))
+
+
 def test_the_cluster_column_is_believed(tmp_path: Path) -> None:
     table = tmp_path / "corpus.csv"
     chance = random.Random(5)

@@ -81,8 +81,9 @@ def cluster(
         identity: Lowest identity of relatives, 0-1; None: 0.3 for proteins, 0.5 for windows.
         coverage: Lowest part of the shorter sequence that an alignment covers (proteins only).
         threads: Processor threads.
-        method: ``exact`` (windows), ``mmseqs`` (all against all, most sensitive), ``cascade`` (many sequences), or
-            ``auto``: :func:`choose_method`.
+        method: ``exact`` (windows), ``mmseqs`` (all against all, most sensitive), ``cascade`` (many sequences),
+            ``linclust`` (corpora, in linear time; parts families of less than about 80 % identity, so the caller must
+            look for relatives across), or ``auto``: :func:`choose_method`.
 
     Returns:
         Id to cluster id, in input order. A cluster is named after its first member in input order.
@@ -93,8 +94,8 @@ def cluster(
     sequences = [sequence for _, sequence in records]
     if method == "auto":
         method = choose_method(sequences)
-    if method == "cascade":
-        roots = _cascade(sequences, default_identity("mmseqs", identity), coverage, threads)
+    if method in ("cascade", "linclust"):
+        roots = _cluster_fast(sequences, default_identity("mmseqs", identity), coverage, threads, method)
     else:
         pairs = relatives(sequences, identity=identity, coverage=coverage, threads=threads, method=method)
         roots = components(len(records), ((pair.first, pair.second) for pair in pairs))
@@ -122,7 +123,8 @@ def describe(method: str, identity: float, coverage: float) -> str:
             f"windows compared without gaps at every offset; relatives share at least {identity:.0%} of the "
             f"shorter window's residues or {SHARED_STRETCH} identical residues in a row; single linkage"
         )
-    tool = "MMseqs2, cascaded clustering" if method == "cascade" else "MMseqs2, all against all"
+    known = {"cascade": "MMseqs2, cascaded clustering", "linclust": "MMseqs2 linclust"}
+    tool = known.get(method, "MMseqs2, all against all")
     return (
         f"{tool}; relatives have at least {identity:.0%} identical residues in the alignment, which covers "
         f"at least {coverage:.0%} of the shorter protein; single linkage"
@@ -477,11 +479,8 @@ def mmseqs_search(
                     yield first, second, float(score)
 
 
-def _cascade(sequences: Sequence[str], identity: float, coverage: float, threads: int) -> list[int]:
-    """Clusters of many sequences by ``mmseqs cluster``.
-
-    Not by linclust: it needs shared k-mers and parts families of less than about 80 % identity.
-    """
+def _cluster_fast(sequences: Sequence[str], identity: float, coverage: float, threads: int, method: str) -> list[int]:
+    """Clusters of many sequences by MMseqs2's own clustering."""
     distinct, members = _distinct(sequences)
     program = mmseqs_binary()
     links = [(same[0], other) for same in members for other in same[1:]]
@@ -489,9 +488,10 @@ def _cascade(sequences: Sequence[str], identity: float, coverage: float, threads
         folder = Path(name)
         write_fasta([(str(index), sequence) for index, sequence in enumerate(distinct)], folder / "all.fasta")
         # Coverage mode 1 asks for coverage of the member, the shorter one, since centres are the longest sequences.
+        command = ["easy-linclust"] if method == "linclust" else ["easy-cluster", "--mask", "0"]
         _mmseqs(
-            program, "easy-cluster", "all.fasta", "out", "tmp", "--min-seq-id", f"{identity:.4f}",
-            "-c", f"{coverage:.4f}", "--cov-mode", "1", "--cluster-mode", "1", "--mask", "0", "--dbtype", "1",
+            program, *command, "all.fasta", "out", "tmp", "--min-seq-id", f"{identity:.4f}",
+            "-c", f"{coverage:.4f}", "--cov-mode", "1", "--cluster-mode", "1", "--dbtype", "1",
             "--threads", str(max(1, threads)), folder=folder,
         )  # fmt: skip
         with (folder / "out_cluster.tsv").open() as handle:

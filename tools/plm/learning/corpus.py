@@ -279,9 +279,12 @@ def hold_out(proteins: Proteins, *, share: float, identity: float, seed: int, th
         names, origin = proteins.clusters, "the input's cluster column"
     else:
         pairs = [(str(index), sequence) for index, sequence in enumerate(sequences)]
-        found = homology.cluster(pairs, identity=identity, coverage=0.5, threads=threads)
+        method = homology.choose_method(sequences)
+        if method == "cascade":  # linear time for a corpus; relatives that it leaves apart are set aside below
+            method = "linclust"
+        found = homology.cluster(pairs, identity=identity, coverage=0.5, threads=threads, method=method)
         names = list(found.values())
-        origin = homology.describe(homology.choose_method(sequences), identity, 0.5)
+        origin = homology.describe(method, identity, 0.5)
     distinct = sorted(set(names))
     if len(distinct) < 2:
         raise UserError(
