@@ -146,7 +146,7 @@ class MaskedRows(torch.utils.data.Dataset):
 
     def _rows_of(self, epoch: int) -> list[list[int]]:
         if self._plan is None or self._plan[0] != epoch:
-            seed = hash((self._seed, epoch)) % 2**32
+            seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
             self._plan = (epoch, plan_batches(self._corpus.lengths(self._crop).tolist(), self._budget, seed=seed))
         return self._plan[1]
 

@@ -64,13 +64,6 @@ def _has_native_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
-def torch_dtype(precision: Precision) -> torch.dtype:
-    """``torch.bfloat16`` or ``torch.float32``."""
-    import torch
-
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
 def use_threads(count: int) -> None:
     """Limits torch to the threads that the scheduler gave the job."""
     import torch

@@ -203,11 +203,6 @@ def residues(hidden: torch.Tensor, batch: Batch, family: ModelFamily) -> list[to
     return [piece[before : len(piece) - after] for piece in hidden.split(list(batch.lengths))]
 
 
-def residue_starts(batch: Batch, family: ModelFamily) -> list[int]:
-    """The row index of each sequence's first residue."""
-    return [start + len(family.before) for start in batch.layout.starts]
-
-
 def encode(
     loaded: LoadedModel,
     sequences: Sequence[str],
