@@ -67,4 +67,5 @@ class GffWriter:
 
 
 def _key(name: str) -> str:
-    return name if name in _RESERVED_KEYS else name[:1].lower() + name[1:]
+    # Only A to Z are reserved; lower() of some other capitals, such as I with a dot, is two characters.
+    return name if name in _RESERVED_KEYS or not name[:1].isascii() else name[:1].lower() + name[1:]
