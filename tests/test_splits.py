@@ -154,7 +154,6 @@ def test_failing_mmseqs_says_what_it_said(tmp_path, monkeypatch: pytest.MonkeyPa
         homology.cluster([("a", "MKVLA" * 20), ("b", "MKVLA" * 21)])
 
 
-@pytest.mark.skipif(shutil.which("mmseqs") is None, reason="MMseqs2 is not installed")
 def test_fast_clusters_of_many_proteins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Families of about 58 % identity, which linclust would part."""
     chance = random.Random(7)
