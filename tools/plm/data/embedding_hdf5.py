@@ -1,0 +1,389 @@
+"""Embeddings in HDF5: packed (few large arrays), UniProt's layout (one data set a protein), and files of others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from plm.data.embedding_records import (
+    FORMAT_NAME,
+    Description,
+    PackedSource,
+    Pooling,
+    Records,
+    Source,
+    check_ids,
+    check_offsets,
+    check_positions,
+    check_values,
+)
+from plm.errors import UserError
+
+if TYPE_CHECKING:
+    import h5py
+
+IDS, VALUES, RESIDUES, OFFSETS, POSITIONS = "ids", "values", "residues", "offsets", "positions"
+_ESCAPED = {"%": "%25", "/": "%2F"}
+_UNESCAPED = {"%25": "%", "%2F": "/", "%2E": "."}
+_MATRIX_NAMES = frozenset(
+    ("values", "embeddings", "embedding", "vectors", "representations", "features", "data", "matrix", "x", "train",
+     "valid", "validation", "test", "positive", "negative")
+)  # fmt: skip
+"""Data sets of these names in files of others hold one row a protein, not one row a residue."""
+_LABEL_NAMES = ("labels", "label", "y", "classes", "targets", "target")
+
+
+def data_set_name(identifier: str) -> str:
+    """An id as the name of an HDF5 data set; different ids have different names.
+
+    ``/`` parts groups and ``.`` alone is the group itself, so both are written with ``%``, as is ``%``.
+    """
+    return "%2E" if identifier == "." else re.sub("[%/]", lambda found: _ESCAPED[found[0]], identifier)
+
+
+def identifier_of(name: str) -> str:
+    """The inverse of :func:`data_set_name`."""
+    return re.sub("%25|%2F|%2E", lambda found: _UNESCAPED[found[0]], name)
+
+
+# -- writing --------------------
+
+
+def write_packed(path: Path, records: Records) -> None:
+    """Data sets ``ids``, ``values`` ``(N, [K,] D)`` or ``residues`` ``(R, [K,] D)`` with ``offsets``, ``positions``."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        _write_attributes(file, records.description, "packed")
+        count = len(records.ids)
+        names = file.create_dataset(IDS, (count,), h5py.string_dtype(), track_times=False)
+        for start in range(0, count, 4096):
+            names[start : start + 4096] = [records.ids[index] for index in range(start, min(count, start + 4096))]
+        if records.offsets is not None:
+            file.create_dataset(OFFSETS, data=records.offsets.astype("<i8"), track_times=False)
+        if records.positions is not None:
+            places = np.fromiter(records.positions, "<i8", count)
+            file.create_dataset(POSITIONS, data=places, track_times=False)
+        # Every byte is written below, so filling the space with zeros first would only double the work.
+        values = file.create_dataset(
+            VALUES if records.offsets is None else RESIDUES, (records.row_count, *records.row_shape), records.stored,
+            track_times=False, fill_time="never",
+        )  # fmt: skip
+        done = 0
+        for block in records.blocks():
+            values[done : done + len(block)] = block
+            done += len(block)
+
+
+def write_uniprot(path: Path, records: Records) -> None:
+    """One data set an id in input order (tracked), with the attribute ``original_id`` (and ``position`` for sites)."""
+    import h5py
+    from h5py import h5a, h5d, h5p, h5s, h5t
+
+    with h5py.File(path, "w", track_order=True) as file:
+        _write_attributes(file, records.description, "uniprot")
+        # The low-level interface takes half the time, which counts for 100,000 data sets.
+        creation = h5p.create(h5p.DATASET_CREATE)
+        creation.set_obj_track_times(False)
+        kind = h5t.py_create(records.stored)
+        text, scalar = h5py.string_dtype(), h5s.create(h5s.SCALAR)
+        text_kind, whole_kind = h5t.py_create(text, logical=True), h5t.py_create(np.dtype("<i8"))
+        spaces: dict[tuple[int, ...], Any] = {}
+        for index, array in enumerate(records.arrays()):
+            identifier = records.ids[index]
+            name = data_set_name(identifier)
+            if records.positions is not None:
+                name += f"@{int(records.positions[index])}"
+            if array.shape not in spaces:
+                if len(spaces) > 10_000:
+                    spaces.clear()
+                spaces[array.shape] = h5s.create_simple(array.shape)
+            data_set = h5d.create(file.id, name.encode(), kind, spaces[array.shape], creation)
+            data_set.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(array))
+            attribute = h5a.create(data_set, b"original_id", text_kind, scalar)
+            attribute.write(np.array(identifier, dtype=text))
+            if records.positions is not None:
+                attribute = h5a.create(data_set, b"position", whole_kind, scalar)
+                attribute.write(np.array(records.positions[index], "<i8"))
+
+
+def _write_attributes(file: h5py.File, description: Description, layout: str) -> None:
+    import h5py
+
+    for key, value in description.attributes(layout).items():
+        if isinstance(value, str):
+            file.attrs.create(key, value, dtype=h5py.string_dtype())
+        else:
+            file.attrs.create(key, np.array(value, "<i8"))
+
+
+# -- reading --------------------
+
+
+def open_hdf5(path: Path, name: str, matrices: str) -> Source:
+    """Opens a file of ours in either layout, or one of another program.
+
+    Args:
+        path: The file.
+        name: What messages call it.
+        matrices: What the rows of a two-dimensional data set of another program are: ``residues``, ``proteins`` or
+            ``auto``.
+
+    Raises:
+        UserError: Broken file, or content that is no embeddings.
+    """
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(
+            f"The HDF5 file is broken or cut short ({str(error).rstrip(')').rsplit('(', 1)[-1]})",
+            where=name,
+            fix="Transfer or make the file again",
+        ) from error
+    try:
+        if _text(file.attrs.get("format")) == FORMAT_NAME:
+            return _open_own(file, name)
+        return _open_foreign(file, name, matrices)
+    except (OSError, KeyError, RuntimeError) as error:  # h5py's own errors on damaged content
+        file.close()
+        raise UserError(f"The HDF5 file cannot be read ({error})", where=name, fix="Make the file again") from error
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open_own(file: h5py.File, name: str) -> Source:
+    attributes = {key: _plain(file.attrs[key]) for key in file.attrs}
+    description = Description.from_attributes(attributes, name)
+    version = str(attributes.get("suite_version", ""))
+    layout = attributes.get("layout")
+    if layout == "uniprot":
+        places: list[int] | None = None
+        names = list(file)
+        if description.level == "site":
+            parted = [one.rpartition("@") for one in names]
+            if any(not place.isdigit() for _, _, place in parted):
+                raise UserError("A data set's name does not end in @position", where=name, fix="Make the file again")
+            places = [int(place) for _, _, place in parted]
+            ids = [identifier_of(before) for before, _, _ in parted]
+        else:
+            ids = [identifier_of(one) for one in names]
+        return _Datasets(file, name, description, names, ids, places, suite_version=version)
+    if layout != "packed":
+        raise UserError(f"The layout {layout!r} is unknown", where=name, fix="Use the version that wrote the file")
+    key = RESIDUES if description.level == "residue" else VALUES
+    values = _array(file, key, name)
+    ids = _strings(_array(file, IDS, name), name)
+    check_values(values.shape, values.dtype, description, name)
+    offsets = positions = None
+    if description.level == "residue":
+        offsets = check_offsets(_array(file, OFFSETS, name)[()], len(ids), len(values), name)
+    elif len(ids) != len(values):
+        raise UserError(f"There are {len(ids)} ids for {len(values)} vectors", where=name, fix="Make the file again")
+    if description.level == "site":
+        positions = check_positions(_array(file, POSITIONS, name)[()], len(ids), name)
+    check_ids(ids, positions, name)
+    return PackedSource(description, ids, values, offsets, positions, suite_version=version, close=file.close)
+
+
+def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
+    found = dict(_walk(file, name))
+    lowered = {key.lower(): key for key in found}
+    for ids_name in ("ids", "id", "names", "accessions"):
+        for values_name in ("values", "embeddings", "vectors", "representations", "features", "x"):
+            if ids_name in lowered and values_name in lowered and found[lowered[values_name]].ndim == 2:
+                values, names = found[lowered[values_name]], found[lowered[ids_name]]
+                return _matrices(file, name, {values_name: values}, _strings(names, name), found)
+    numeric = {key: one for key, one in found.items() if one.dtype.kind == "f" and one.ndim > 0}
+    if not numeric:
+        raise UserError(
+            "The HDF5 file holds no embeddings (no data set of floating-point numbers)",
+            where=name,
+            fix="Give an embeddings file, for instance of plm_embed",
+        )
+    first = next(iter(numeric.values()))
+    if matrices == "auto":
+        generic = all(key.rsplit("/", 1)[-1].lower() in _MATRIX_NAMES for key in numeric)
+        matrices = "proteins" if first.ndim == 2 and generic else "residues"
+    if matrices == "proteins" and all(one.ndim == 2 for one in numeric.values()):
+        return _matrices(file, name, numeric, None, found)
+    # UniProt's layout; bio_embeddings keeps the id in an attribute and may leave an axis of length one in front.
+    pooling: Pooling = "" if first.ndim == 1 or (first.ndim == 2 and first.shape[0] == 1) else "residues"
+    names = list(numeric)
+    ids = [str(_text(numeric[key].attrs.get("original_id")) or key.rsplit("/", 1)[-1]) for key in names]
+    labels = {"group": [key.rpartition("/")[0] for key in names]} if any("/" in key for key in names) else {}
+    description = Description("", "", (), pooling, _stored(first.dtype), int(first.shape[-1]))
+    return _Datasets(file, name, description, names, ids, None, labels)
+
+
+def _matrices(
+    file: h5py.File, name: str, numeric: dict[str, h5py.Dataset], ids: list[str] | None, found: dict[str, h5py.Dataset]
+) -> Source:
+    """Data sets whose rows are proteins: their names and row numbers become ids, the names a label."""
+    parts = list(numeric.items())
+    width = int(parts[0][1].shape[1])
+    for key, part in parts:
+        if part.shape[1] != width:
+            raise UserError(
+                f"{key} has {part.shape[1]} columns where {parts[0][0]} has {width}", where=name,
+                fix="Give embeddings of one model",
+            )  # fmt: skip
+    total = sum(len(part) for _, part in parts)
+    labels: dict[str, list[str]] = {}
+    if ids is None:
+        stem = name.rsplit(".", 1)[0] or name
+        ids = [f"{stem if len(parts) == 1 else key}:{row}" for key, part in parts for row in range(len(part))]
+        if len(parts) > 1:
+            labels["group"] = [key for key, part in parts for _ in range(len(part))]
+    if len(ids) != total:
+        raise UserError(f"There are {len(ids)} ids for {total} vectors", where=name, fix="Make the file again")
+    for key, other in found.items():
+        if key.lower() in _LABEL_NAMES and other.shape == (total,):
+            labels[key] = [str(_text(value)) for value in other[()].tolist()]
+    check_ids(ids, None, name)
+    description = Description("", "", (), "", _stored(parts[0][1].dtype), width)
+    return PackedSource(description, ids, _Stacked([part for _, part in parts]), None, None, labels, close=file.close)
+
+
+class _Stacked:
+    """Matrices one below the other, sliced as one."""
+
+    def __init__(self, parts: list[h5py.Dataset]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        taken = []
+        before = 0
+        for part in self._parts:
+            low, high = max(rows.start - before, 0), min(rows.stop - before, len(part))
+            if low < high:
+                taken.append(part[low:high])
+            before += len(part)
+        return np.concatenate(taken)
+
+
+class _Datasets:
+    """UniProt's layout: one data set a record, opened when it is wanted."""
+
+    def __init__(
+        self,
+        file: h5py.File,
+        name: str,
+        description: Description,
+        names: list[str],
+        ids: list[str],
+        positions: list[int] | None,
+        labels: dict[str, list[str]] | None = None,
+        suite_version: str = "",
+    ) -> None:
+        check_ids(ids, positions, name)
+        self.description, self.ids, self.positions = description, ids, positions
+        self.labels, self.suite_version = labels or {}, suite_version
+        self._file, self._name, self._names = file, name, names
+        self._lengths: list[int] | None = None
+
+    def lengths(self) -> list[int] | None:
+        """Residues of each record at residue level, else None."""
+        if self.description.level == "residue" and self._lengths is None:
+            self._lengths = [self._shape(self._data_set(index), index)[0] for index in range(len(self.ids))]
+        return self._lengths
+
+    def arrays(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Records start..stop-1."""
+        for index in range(start, stop):
+            data_set = self._data_set(index)
+            try:
+                yield data_set[()].reshape(self._shape(data_set, index))
+            except OSError as error:
+                raise UserError(
+                    f"The embedding of {self.ids[index]!r} cannot be read ({error})", where=self._name,
+                    fix="Transfer or make the file again",
+                ) from error  # fmt: skip
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _data_set(self, index: int) -> h5py.Dataset:
+        return _array(self._file, self._names[index], self._name)
+
+    def _shape(self, data_set: h5py.Dataset, index: int) -> tuple[int, ...]:
+        """``(K, D)`` or ``(L, K, D)``, checked; an axis of length one in front is dropped from files of others."""
+        shape = data_set.shape
+        depth, dimension = self.description.depth, self.description.dimension
+        tail = (depth, dimension) if depth > 1 else (dimension,)
+        residue = self.description.level == "residue"
+        if not self.suite_version and len(shape) == len(tail) + residue + 1 and shape[0] == 1:
+            shape = shape[1:]
+        fits = shape[residue:] == tail and (not residue or shape[0] > 0) and data_set.dtype.kind == "f"
+        if not fits:
+            wanted = ("L", *tail) if residue else tail
+            raise UserError(
+                f"The embedding of {self.ids[index]!r} has shape {data_set.shape} ({data_set.dtype}) where the file "
+                f"has {'(' + ', '.join(map(str, wanted)) + ')'}",
+                where=self._name,
+                fix="Give embeddings of one model and one level",
+            )
+        return (shape[0], depth, dimension) if residue else (depth, dimension)
+
+
+def _walk(group: h5py.Group, name: str, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
+    """Data sets of a file of others with their paths; only what really lies in this file."""
+    import h5py
+
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+            raise UserError(f"{prefix}{key} is a link", where=name, fix="Copy the data into the file")
+        if isinstance(one := group[key], h5py.Group):
+            if prefix.count("/") > 4:
+                raise UserError("Groups are nested too deeply", where=name, fix="Give a flat file")
+            yield from _walk(one, name, f"{prefix}{key}/")
+        elif isinstance(one, h5py.Dataset):
+            yield prefix + key, one
+
+
+def _array(file: h5py.File, key: str, name: str) -> h5py.Dataset:
+    """A data set that lies in this very file: a link or outside storage could read any file of the machine."""
+    import h5py
+
+    try:
+        one = file[key]
+    except (KeyError, OSError) as error:
+        raise UserError(f"The data set {key} is missing or broken", where=name, fix="Make the file again") from error
+    if not isinstance(one, h5py.Dataset) or one.external or one.is_virtual or one.file.filename != file.filename:
+        raise UserError(f"{key} is no data set of this file", where=name, fix="Make the file again")
+    return one
+
+
+def _strings(data_set: h5py.Dataset, name: str) -> list[str]:
+    import h5py
+
+    if data_set.ndim != 1:
+        raise UserError("The ids are no list", where=name, fix="Make the file again")
+    if data_set.dtype.kind in "iu":
+        return [str(value) for value in data_set[()].tolist()]
+    if h5py.check_string_dtype(data_set.dtype) is None:
+        raise UserError("The ids are no text", where=name, fix="Make the file again")
+    try:
+        return [value.decode("utf-8") for value in data_set[()].tolist()]
+    except UnicodeDecodeError as error:
+        raise UserError("The ids are not UTF-8 text", where=name, fix="Make the file again") from error
+
+
+def _stored(dtype: np.dtype) -> Any:
+    return "float16" if dtype.itemsize == 2 else "float32"
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+
+
+def _plain(value: Any) -> Any:
+    value = _text(value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
