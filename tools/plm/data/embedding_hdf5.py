@@ -25,6 +25,7 @@ from plm.errors import UserError
 
 if TYPE_CHECKING:
     import h5py
+    from h5py import h5d
 
 IDS, VALUES, RESIDUES, OFFSETS, POSITIONS = "ids", "values", "residues", "offsets", "positions"
 _ESCAPED = {"%": "%25", "/": "%2F"}
@@ -214,7 +215,8 @@ def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
     if matrices == "proteins" and all(one.ndim == 2 for one in numeric.values()):
         return _matrices(file, name, numeric, None, found)
     # UniProt's layout; bio_embeddings keeps the id in an attribute and may leave an axis of length one in front.
-    pooling: Pooling = "" if first.ndim == 1 or (first.ndim == 2 and first.shape[0] == 1) else "residues"
+    single = first.ndim == 1 or all(one.ndim == 2 and one.shape[0] == 1 for one in numeric.values())
+    pooling: Pooling = "" if single else "residues"
     names = list(numeric)
     ids = [str(_text(numeric[key].attrs.get("original_id")) or key.rsplit("/", 1)[-1]) for key in names]
     labels = {"group": [key.rpartition("/")[0] for key in names]} if any("/" in key for key in names) else {}
@@ -291,42 +293,69 @@ class _Datasets:
     def lengths(self) -> list[int] | None:
         """Residues of each record at residue level, else None."""
         if self.description.level == "residue" and self._lengths is None:
-            self._lengths = [self._shape(self._data_set(index), index)[0] for index in range(len(self.ids))]
+            self._lengths = [self._open(index)[1][0] for index in range(len(self.ids))]
         return self._lengths
 
     def arrays(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """Records start..stop-1."""
+        from h5py import h5s
+
         for index in range(start, stop):
-            data_set = self._data_set(index)
+            data_set, shape = self._open(index)
+            array = np.empty(data_set.shape, data_set.dtype)
             try:
-                yield data_set[()].reshape(self._shape(data_set, index))
+                data_set.read(h5s.ALL, h5s.ALL, array)
             except OSError as error:
                 raise UserError(
-                    f"The embedding of {self.ids[index]!r} cannot be read ({error})", where=self._name,
+                    f"The embedding of {self.ids[index]!r} cannot be read ({error})",
+                    where=self._name,
                     fix="Transfer or make the file again",
-                ) from error  # fmt: skip
+                ) from error
+            yield array.reshape(shape)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
-    def _data_set(self, index: int) -> h5py.Dataset:
-        return _array(self._file, self._names[index], self._name)
+    def _open(self, index: int) -> tuple[h5d.DatasetID, tuple[int, ...]]:
+        """A data set and its shape as ``(K, D)`` or ``(L, K, D)``.
 
-    def _shape(self, data_set: h5py.Dataset, index: int) -> tuple[int, ...]:
+        Through the low-level interface, since this happens for each of perhaps 500,000 records.
+
+        Raises:
+            UserError: It is missing, lies outside the file, or does not fit the others.
+        """
+        from h5py import h5d, h5l
+
+        key = self._names[index].encode()
+        try:
+            plain = "/" in self._names[index] or self._file.id.links.get_info(key).type == h5l.TYPE_HARD
+            data_set = h5d.open(self._file.id, key)
+        except (KeyError, RuntimeError, OSError) as error:
+            raise UserError(
+                f"The data set {self._names[index]} is missing or broken", where=self._name, fix="Make the file again"
+            ) from error
+        creation = data_set.get_create_plist()
+        if not plain or creation.get_layout() == h5d.VIRTUAL or creation.get_external_count():
+            raise UserError(
+                f"{self._names[index]} is no data set of this file", where=self._name, fix="Make the file again"
+            )
+        return data_set, self._shape(data_set.shape, data_set.dtype, index)
+
+    def _shape(self, shape: tuple[int, ...], dtype: np.dtype, index: int) -> tuple[int, ...]:
         """``(K, D)`` or ``(L, K, D)``, checked; an axis of length one in front is dropped from files of others."""
-        shape = data_set.shape
+        found = shape
         depth, dimension = self.description.depth, self.description.dimension
         tail = (depth, dimension) if depth > 1 else (dimension,)
         residue = self.description.level == "residue"
         if not self.suite_version and len(shape) == len(tail) + residue + 1 and shape[0] == 1:
             shape = shape[1:]
-        fits = shape[residue:] == tail and (not residue or shape[0] > 0) and data_set.dtype.kind == "f"
+        fits = len(shape) == len(tail) + residue and shape[residue:] == tail and 0 not in shape and dtype.kind == "f"
         if not fits:
             wanted = ("L", *tail) if residue else tail
             raise UserError(
-                f"The embedding of {self.ids[index]!r} has shape {data_set.shape} ({data_set.dtype}) where the file "
-                f"has {'(' + ', '.join(map(str, wanted)) + ')'}",
+                f"The embedding of {self.ids[index]!r} has shape {found} ({dtype}) where the file "
+                f"has ({', '.join(map(str, wanted))})",
                 where=self._name,
                 fix="Give embeddings of one model and one level",
             )

@@ -119,7 +119,7 @@ def _load(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
         if info.compress_type != zipfile.ZIP_STORED or size < 2**20:
             flat = np.frombuffer(handle.read(), dtype)
             return flat.reshape(shape, order="F" if fortran else "C")
-        while handle.read(2**22):  # to the end: the checksum is compared there
+        while handle.read(2**18):  # to the end: the checksum is compared there
             pass
     with path.open("rb") as raw:
         raw.seek(info.header_offset + 26)
