@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Split a FASTA file into parts of consecutive records with about equally many residues.
+
+Input: FASTA, plain or gzipped.
+Outputs: a folder of FASTA files part_0001.fasta, part_0002.fasta, ... that together are the input, byte by byte, and a
+table of what each holds. For stages that run on all parts at the same time, such as plm_embed.
+
+Example:
+    python plm_split_fasta.py --input proteome.fasta.gz --parts 8 --output-dir parts --table parts.tsv
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plm import stage
+from plm.errors import UserError
+
+if TYPE_CHECKING:
+    from plm.data.fasta_split import Part, Survey
+
+NAME = "plm_split_fasta"
+COLUMNS = ("part", "records", "residues", "longest", "first_id", "last_id")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line; see ``--help``."""
+
+    input: Path
+    parts: int | None
+    max_residues: int | None
+    output_dir: Path
+    table: Path | None
+
+    def __post_init__(self) -> None:
+        if (self.parts is None) == (self.max_residues is None):
+            raise UserError("Give either the number of parts or their size", where="--parts or --max-residues")
+        if self.parts is not None and not 1 <= self.parts <= 9999:
+            raise UserError(f"{self.parts} is out of range", where="--parts", fix="Choose 1 to 9999")
+        if self.max_residues is not None and self.max_residues < 1:
+            raise UserError(f"{self.max_residues} is out of range", where="--max-residues", fix="Choose 1 or more")
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    parser = stage.parser(NAME, __doc__ or "")
+    add = parser.add_argument
+    add("--input", type=Path, required=True, help="FASTA, plain or gzipped")
+    add("--parts", type=int, help="number of parts, 1 to 9999; fewer if there are fewer records")
+    add("--max-residues", type=int, help="instead: residues of a part at most; a longer record is alone in its part")
+    add("--output-dir", type=Path, required=True, help="folder for part_0001.fasta, part_0002.fasta, ...; replaced")
+    add("--table", type=Path, help="table of the parts: records, residues, longest record, first and last id")
+    return Arguments(**vars(parser.parse_args(argv)))
+
+
+def run(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    log = stage.log(NAME)
+    from plm.data import fasta_split
+
+    found = fasta_split.survey(args.input)
+    records, total = len(found.residues), int(found.residues.sum())
+    log.info("%s: %d records, %d residues", args.input.name, records, total)
+    if args.parts is not None:
+        parts = fasta_split.parts_of(found.residues, args.parts)
+        if len(parts) < args.parts:
+            log.warning("Note: %d parts instead of %d, since there are no more records", len(parts), args.parts)
+    elif args.max_residues is not None:
+        parts = fasta_split.parts_up_to(found.residues, args.max_residues)
+        longer = sum(part.longest > args.max_residues for part in parts)
+        if longer:
+            log.warning(
+                "Note: %d records are longer than %d residues and alone in their parts", longer, args.max_residues
+            )
+    _warn(found, log)
+    with stage.Outputs() as outputs:
+        folder = outputs.directory(args.output_dir)
+        progress = stage.Progress(log, records, "records", every=10.0)
+        ends = fasta_split.write_parts(args.input, parts, folder, progress.advance)
+        if args.table:
+            _write_table(outputs.path(args.table), parts, ends)
+    sizes = [part.residues for part in parts]
+    log.info("%d parts of %d to %d residues", len(parts), min(sizes), max(sizes))
+
+
+def _warn(found: Survey, log: stage.logging.Logger) -> None:
+    if found.repeated is None:
+        return
+    identifier, first, again = found.repeated
+    log.warning(
+        "Note: %d records have an id that came before; the first is %s (records %d and %d). Stages that see one part "
+        "alone do not notice; say in plm_merge_embeddings what to do with them",
+        found.repeats, identifier, first, again,
+    )  # fmt: skip
+
+
+def _write_table(path: Path, parts: list[Part], ends: list[tuple[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as handle:
+        handle.write("\t".join(COLUMNS) + "\n")
+        for part, (first, last) in zip(parts, ends, strict=True):
+            ids = [name.encode("latin-1").decode("utf-8", errors="replace") for name in (first, last)]
+            row = (part.name, part.stop - part.start, part.residues, part.longest, *ids)
+            handle.write("\t".join(map(str, row)) + "\n")
+
+
+def main() -> None:
+    stage.main(NAME, run, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
