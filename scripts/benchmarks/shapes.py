@@ -1,0 +1,108 @@
+"""Model shapes that are measured, as checkpoints of random weights that load through the suite's own code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parents[2]
+T5_TOKENIZER = ROOT / "test-data" / "models" / "tiny_t5"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One architecture.
+
+    Attributes:
+        name: What it is called in tables.
+        kind: ``esm2`` or ``t5`` (the encoder of ProtT5).
+        layers: Transformer layers.
+        hidden: Width of the residue representations.
+        heads: Attention heads.
+        feedforward: Width in the middle of the feed-forward layers.
+        residues: Residues in a sample by default; less for larger models.
+        head_width: Width of a head (T5; ESM-2 divides ``hidden`` among the heads).
+    """
+
+    name: str
+    kind: Literal["esm2", "t5"]
+    layers: int
+    hidden: int
+    heads: int
+    feedforward: int
+    residues: int
+    head_width: int = 0
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("tiny", "esm2", 2, 40, 4, 80, 600),
+        Shape("tinyT5", "t5", 2, 40, 4, 80, 600, head_width=10),
+        Shape("8M", "esm2", 6, 320, 20, 1280, 16_000),
+        Shape("8Mx5", "esm2", 6, 320, 5, 1280, 16_000),
+        Shape("35M", "esm2", 12, 480, 20, 1920, 8_000),
+        Shape("150M", "esm2", 30, 640, 20, 2560, 6_000),
+        Shape("T5", "t5", 12, 512, 8, 2048, 8_000, head_width=64),
+        Shape("650M", "esm2", 33, 1280, 20, 5120, 200_000),
+        Shape("3B", "esm2", 36, 2560, 40, 10240, 100_000),
+        Shape("ProtT5-XL", "t5", 24, 1024, 32, 16384, 100_000, head_width=128),
+    )
+}
+"""By name. 8M, 35M, 150M, 650M and 3B are ESM-2's published shapes; 8Mx5 is the starter model's (five wide heads)."""
+
+
+def checkpoint(shape: Shape, work: Path, *, dtype: str = "float32") -> Path:
+    """A folder with random weights of a shape in Hugging Face format; written once.
+
+    Args:
+        shape: What to write.
+        work: It lies in ``work/<name>``.
+        dtype: Type of the stored weights.
+    """
+    folder = work / f"{shape.name}-{dtype}"
+    if folder.is_dir():
+        return folder
+    import torch
+
+    unfinished = work / f".{folder.name}.{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    torch.manual_seed(1)
+    model = _t5(shape) if shape.kind == "t5" else _esm2(shape, unfinished)
+    model.to(getattr(torch, dtype)).save_pretrained(unfinished)
+    if shape.kind == "t5":
+        for name in ("spiece.model", "tokenizer_config.json"):
+            shutil.copyfile(T5_TOKENIZER / name, unfinished / name)
+    unfinished.rename(folder)
+    return folder
+
+
+def _esm2(shape: Shape, folder: Path) -> Any:
+    from plm.model.presets import esm2_config, write_esm2_tokenizer
+    from transformers import EsmForMaskedLM
+
+    write_esm2_tokenizer(folder)
+    sizes = {"layers": shape.layers, "hidden": shape.hidden, "heads": shape.heads, "feedforward": shape.feedforward}
+    return EsmForMaskedLM(esm2_config(**sizes))
+
+
+def _t5(shape: Shape) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=128, d_model=shape.hidden, d_kv=shape.head_width, d_ff=shape.feedforward,
+            num_layers=shape.layers, num_heads=shape.heads, feed_forward_proj="relu", is_encoder_decoder=False,
+            use_cache=False, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def attention_flops(shape: Shape, lengths: list[int]) -> float:
+    """Floating-point operations of the two products of attention, which grow with the square of the length."""
+    width = shape.heads * shape.head_width if shape.kind == "t5" else shape.hidden
+    return float(sum(4 * length * length * width * shape.layers for length in lengths))
