@@ -113,6 +113,11 @@ class Report:
         self._blocks.append((False, link(output_name)))
         return self
 
+    def vega(self, spec: str) -> Report:
+        """An interactive plot: a Vega-Lite specification (JSON) with its data inside. It is never shortened."""
+        self._blocks.append((False, f"```vega\n{_unfenced(spec)}\n```"))
+        return self
+
     def text(self) -> str:
         """The whole report, at most 10,240 bytes; the longest paragraphs are shortened first."""
         blocks = list(self._blocks)

@@ -1,0 +1,266 @@
+"""What a projection starts from: reference and query embeddings that fit each other, and labels matched by id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.data.embeddings import Description, read_embeddings
+from plm.data.tables import Table, read_table
+from plm.errors import UserError
+
+_IDS = ("id", "accession", "protein", "name", "identifier", "entry", "protein_id")
+_LABELS = ("label", "labels", "class", "target", "family", "value", "score")
+_ACCESSION = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)(?:\|\S*)?$", re.IGNORECASE)
+_SHOWN = 5
+
+
+@dataclass
+class Side:
+    """One embeddings file, read whole.
+
+    Attributes:
+        name: What messages call the file.
+        ids: N ids in file order.
+        positions: 1-based places at site level, else None.
+        matrix: (N, D) float32, finite.
+        description: What the numbers are.
+        columns: Further columns that the file carries, one text a row.
+        labels: N texts; empty where there is none.
+        groups: N names of groups of relatives; each row's own without any.
+    """
+
+    name: str
+    ids: list[str]
+    positions: list[int] | None
+    matrix: NDArray[np.float32]
+    description: Description
+    columns: dict[str, list[str]]
+    labels: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def keys(self) -> list[str]:
+        """What tells the rows apart: the id, at site level with the position."""
+        if self.positions is None:
+            return self.ids
+        return [f"{name}\t{place}" for name, place in zip(self.ids, self.positions, strict=True)]
+
+
+def read_side(path: Path, layer: int | None, notes: list[str]) -> Side:
+    """Reads an embeddings file; residues are averaged to proteins, which is noted.
+
+    Args:
+        path: Any format that :func:`plm.data.embeddings.read_embeddings` knows.
+        layer: Of a file with several.
+        notes: Gets what a reader of the results should know.
+
+    Raises:
+        UserError: Unreadable, several layers and none chosen, or numbers that are not finite (the first is named).
+    """
+    with read_embeddings(path, layer=layer) as file:
+        if not len(file):
+            raise UserError("There are no embeddings in the file", where=file.name)
+        matrix = file.matrix()
+        bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+        if len(bad):
+            file.check_finite()  # names the record, and at residue level the residue
+            raise UserError(f"The embedding of {file.ids[bad[0]]!r} is too large a number to average", where=file.name)
+        if file.level == "residue":
+            notes.append(f"{file.name} holds embeddings of residues; their mean over each protein was used.")
+        positions = None if file.positions is None else list(file.positions)
+        columns = {name: list(values) for name, values in file.labels.items()}
+        return Side(file.name, list(file.ids), positions, matrix, file.description, columns)
+
+
+def check_fit(references: Side, queries: Side, notes: list[str]) -> None:
+    """Checks that two files hold the same kind of numbers.
+
+    Raises:
+        UserError: Names what differs: dimension, model, weights, layer or pooling.
+    """
+    first, second = references.description, queries.description
+    if first.dimension != second.dimension:
+        raise _differ("dimension", str(first.dimension), str(second.dimension), references, queries)
+    # Averaged residues are means over residues.
+    pooling = {"residues": "mean"}
+    facts = (
+        ("model", first.model, second.model),
+        ("weights of the model (sha256)", first.model_sha256[:12], second.model_sha256[:12]),
+        ("layer", *(", ".join(map(str, one.layers)) for one in (first, second))),
+        ("pooling", *(pooling.get(one.pooling, one.pooling) for one in (first, second))),
+    )
+    unknown = []
+    for what, one, other in facts:
+        if one and other and one != other:
+            raise _differ(what, one, other, references, queries)
+        if not (one and other):
+            unknown.append(what)
+    if unknown:
+        notes.append(
+            f"The files do not say whether they agree in {', '.join(unknown)}: make sure that the same model, layer "
+            "and pooling made both, else the queries' places mean nothing."
+        )
+
+
+def _differ(what: str, one: str, other: str, references: Side, queries: Side) -> UserError:
+    return UserError(
+        f"References and queries differ in {what}: {one} and {other}",
+        where=f"{references.name}, {queries.name}",
+        fix="Embed both with the same model, layer and pooling",
+    )
+
+
+def attach_labels(
+    references: Side,
+    queries: Side | None,
+    *,
+    table: Path | None,
+    id_column: str,
+    label_column: str,
+    group_column: str,
+    wanted: bool,
+    notes: list[str],
+) -> str:
+    """Gives every row its label and its group, from a table or from columns that the embeddings carry.
+
+    Args:
+        references: Gets labels and groups.
+        queries: Likewise.
+        table: Table of labels, or None for the embeddings' own columns.
+        id_column: Column of the table, by name or number; empty: found by its usual names, else the first.
+        label_column: Column of the labels; empty: found by its usual names.
+        group_column: Column of groups of relatives; empty: none.
+        wanted: False: no labels, whatever there is.
+        notes: Gets labels of unknown ids, among others.
+
+    Returns:
+        Where the labels come from, in words; empty without labels.
+
+    Raises:
+        UserError: A column is missing, an id has two labels, or no label belongs to any embedding.
+    """
+    sides = [side for side in (references, queries) if side is not None]
+    for side in sides:
+        side.labels = [""] * len(side)
+        side.groups = list(side.ids)
+    if table is not None:
+        return _from_table(sides, read_table(table), id_column, label_column, group_column, notes)
+    if group_column:
+        _carried(sides, group_column, "--group-column")
+        for side in sides:
+            names = side.columns.get(group_column, [""] * len(side))
+            side.groups = [name or own for name, own in zip(names, side.ids, strict=True)]
+    if not wanted:
+        return ""
+    if not label_column:
+        carried = {name.lower(): name for name in references.columns}
+        label_column = next((carried[name] for name in _LABELS if name in carried), "")
+        if not label_column:
+            return ""
+    _carried(sides, label_column, "--label-column")
+    for side in sides:
+        if label_column in side.columns:
+            side.labels = list(side.columns[label_column])
+    return f"column {label_column} of {references.name}"
+
+
+def _carried(sides: Sequence[Side], column: str, flag: str) -> None:
+    if any(column in side.columns for side in sides):
+        return
+    there = ", ".join(sides[0].columns) or "none"
+    raise UserError(
+        f"{flag}: the embeddings carry no column {column!r} (columns beside the numbers: {there})",
+        where=sides[0].name,
+        fix="Give a table of labels with --labels, or another column",
+    )
+
+
+def _from_table(
+    sides: Sequence[Side], table: Table, id_column: str, label_column: str, group_column: str, notes: list[str]
+) -> str:
+    ids = table.column(id_column, "--id-column") if id_column else table.find(*_IDS)
+    ids = 0 if ids is None else ids
+    labels = table.column(label_column, "--label-column") if label_column else table.find(*_LABELS)
+    if labels is None:
+        raise UserError(
+            f"Which column holds the labels? (columns: {', '.join(table.header[:12])})",
+            where=table.name,
+            fix="Name it with --label-column",
+        )
+    groups = table.column(group_column, "--group-column") if group_column else None
+    # At site level an id comes with several positions; a table without positions labels whole proteins.
+    places = table.find("position") if any(side.positions is not None for side in sides) else None
+    found: dict[str, tuple[str, str, int]] = {}
+    for row, line in zip(table.rows, table.lines, strict=True):
+        key = row[ids] if places is None else f"{row[ids]}\t{row[places]}"
+        entry = (row[labels], "" if groups is None else row[groups], line)
+        before = found.setdefault(key, entry)
+        if before[:2] != entry[:2]:
+            what = "labels" if before[0] != entry[0] else "groups"
+            raise UserError(
+                f"{key.replace(chr(9), ' position ')!r} has two {what}: "
+                f"{before[what == 'groups']!r} (line {before[2]}) and {entry[what == 'groups']!r}",
+                where=f"{table.name}, line {line}",
+                fix="Give each id once",
+            )
+    by_accession = _by_accession(found)
+    used: set[str] = set()
+    looked_up = 0
+    for side in sides:
+        for index, key in enumerate(side.ids if places is None else side.keys()):
+            name = key if key in found else by_accession.get(_accession(key), "")
+            if not name:
+                continue
+            used.add(name)
+            looked_up += name != key
+            side.labels[index] = found[name][0]
+            side.groups[index] = found[name][1] or side.ids[index]
+    if not used:
+        raise UserError(
+            f"None of the {len(found)} ids of the table is among the embeddings: it has e.g. {next(iter(found))!r}, "
+            f"they have e.g. {sides[0].ids[0]!r}",
+            where=table.name,
+            fix="Check the column of the ids (--id-column)",
+        )
+    if looked_up:
+        notes.append(f"{looked_up} ids were matched by their UniProt accession.")
+    unknown = [name for name in found if name not in used]
+    if unknown:
+        shown = ", ".join(name.replace("\t", " position ") for name in unknown[:_SHOWN])
+        more = " and more" if len(unknown) > _SHOWN else ""
+        notes.append(f"{len(unknown)} of {len(found)} ids of the table of labels have no embedding: {shown}{more}.")
+    if groups is None:
+        columns = [name for name in ("cluster", "group") if table.find(name) is not None]
+        if columns:
+            notes.append(
+                f"The table has a column {columns[0]}. Name it as the column of groups, so that relatives do not count "
+                "as each other's neighbours."
+            )
+    return f"column {table.header[labels]} of {table.name}"
+
+
+def _accession(key: str) -> str:
+    """``P12345`` of ``sp|P12345|NAME``; a site keeps its position."""
+    name, tab, place = key.partition("\t")
+    match = _ACCESSION.match(name)
+    return (match[1] if match else name) + tab + place
+
+
+def _by_accession(found: Sequence[str] | dict[str, tuple[str, str, int]]) -> dict[str, str]:
+    """Keys of the table by accession, where that is unambiguous."""
+    keys: dict[str, str] = {}
+    twice: set[str] = set()
+    for key in found:
+        short = _accession(key)
+        if short in keys:
+            twice.add(short)
+        keys[short] = key
+    return {short: key for short, key in keys.items() if short not in twice}
