@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,7 @@ def read_fasta(path: str | Path) -> Iterator[FastaRecord]:
     from Bio.SeqIO.FastaIO import SimpleFastaParser
 
     name = Path(path).name
-    headers: list[int] = []
+    headers: deque[int] = deque()
 
     def checked() -> Iterator[str]:
         started = False
@@ -174,9 +175,9 @@ def read_fasta(path: str | Path) -> Iterator[FastaRecord]:
 
     # SimpleFastaParser reads a header ahead of the record it yields, so line numbers are taken in order of
     # appearance.
-    for index, (title, sequence) in enumerate(SimpleFastaParser(checked())):
+    for title, sequence in SimpleFastaParser(checked()):
         description = title.strip()
-        yield FastaRecord(description.split(None, 1)[0], description, "".join(sequence.split()), headers[index])
+        yield FastaRecord(description.split(None, 1)[0], description, "".join(sequence.split()), headers.popleft())
 
 
 def write_fasta(records: Sequence[tuple[str, str]], path: str | Path, width: int = 60) -> None:

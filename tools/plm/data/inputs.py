@@ -12,8 +12,8 @@ from plm.data.labels import RawRecord
 from plm.data.tables import read_table
 from plm.errors import UserError
 
-_IDS = ("id", "accession", "name", "header", "entry", "protein")
-_SEQUENCES = ("sequence", "seq", "window", "peptide")
+ID_COLUMNS = ("id", "accession", "name", "header", "entry", "protein")
+SEQUENCE_COLUMNS = ("sequence", "seq", "window", "peptide")
 
 
 def read_records(
@@ -50,7 +50,7 @@ def read_records(
 
 def _from_table(path: str | Path, id_column: str, sequence_column: str) -> list[RawRecord]:
     table = read_table(path)
-    place = table.column(sequence_column, "--sequence-column") if sequence_column else table.find(*_SEQUENCES)
+    place = table.column(sequence_column, "--sequence-column") if sequence_column else table.find(*SEQUENCE_COLUMNS)
     if place is None:
         raise UserError(
             "This is neither FASTA (no '>') nor a table with a column named sequence "
@@ -58,7 +58,7 @@ def _from_table(path: str | Path, id_column: str, sequence_column: str) -> list[
             where=table.name,
             fix="Name the column with --sequence-column",
         )
-    name = table.column(id_column, "--id-column") if id_column else table.find(*_IDS)
+    name = table.column(id_column, "--id-column") if id_column else table.find(*ID_COLUMNS)
     records = []
     for number, (row, line) in enumerate(zip(table.rows, table.lines, strict=True), start=1):
         identifier = row[name] if name is not None else f"row{number}"

@@ -64,6 +64,23 @@ def read_table(path: str | Path, *, header: bool | None = True) -> Table:
     Raises:
         UserError: Missing, empty or undecodable file, a row of another width than the header, no rows: with its line.
     """
+    names, lines = stream_table(path, header=header)
+    rows: list[tuple[str, ...]] = []
+    places: list[int] = []
+    for line, fields in lines:
+        rows.append(fields)
+        places.append(line)
+    return Table(Path(path).name, names, rows, places)
+
+
+def stream_table(
+    path: str | Path, *, header: bool | None = True
+) -> tuple[tuple[str, ...], Iterator[tuple[int, tuple[str, ...]]]]:
+    """As :func:`read_table`, without holding the rows: column names, then (1-based line, values) of each row.
+
+    Raises:
+        UserError: As :func:`read_table`; what is wrong with a row is raised when the row is reached.
+    """
     path = Path(path)
     lines = _decoded(path)
     first_number, first = next(((number, line) for number, line in lines if line.strip()), (0, ""))
@@ -81,33 +98,32 @@ def read_table(path: str | Path, *, header: bool | None = True) -> Table:
         content(), delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     )
     names = tuple(field.strip() for field in next(reader))
-    if header is None:
-        header = not any(_PLACE.fullmatch(field) for field in names)
-    rows: list[tuple[str, ...]] = []
-    places: list[int] = []
-    if header:
-        repeated = next((name for name in names if names.count(name) > 1), None)
-        if repeated is not None:
-            raise UserError(f"The column {repeated!r} appears twice in the header", where=path.name, fix="Rename one")
-    else:
-        rows.append(names)
-        places.append(first_number)
-        names = tuple(str(number) for number in range(1, len(names) + 1))
-    for fields in reader:
-        line = first_number + reader.line_num - 1
-        if not any(field.strip() for field in fields):
-            continue
-        if len(fields) != len(names):
-            raise UserError(
-                f"A row has {len(fields)} columns where the header has {len(names)}",
-                where=f"{path.name}, line {line}",
-                fix="Check the separators of that line",
-            )
-        rows.append(tuple(field.strip() for field in fields))
-        places.append(line)
-    if not rows:
-        raise UserError("The table has a header but no rows", where=path.name)
-    return Table(path.name, names, rows, places)
+    named = not any(_PLACE.fullmatch(field) for field in names) if header is None else header
+    repeated = next((name for name in names if names.count(name) > 1), None) if named else None
+    if repeated is not None:
+        raise UserError(f"The column {repeated!r} appears twice in the header", where=path.name, fix="Rename one")
+
+    def rows() -> Iterator[tuple[int, tuple[str, ...]]]:
+        count = 0
+        if not named:
+            count = 1
+            yield first_number, names
+        for fields in reader:
+            line = first_number + reader.line_num - 1
+            if not any(field.strip() for field in fields):
+                continue
+            if len(fields) != len(names):
+                raise UserError(
+                    f"A row has {len(fields)} columns where the header has {len(names)}",
+                    where=f"{path.name}, line {line}",
+                    fix="Check the separators of that line",
+                )
+            count += 1
+            yield line, tuple(field.strip() for field in fields)
+        if not count:
+            raise UserError("The table has a header but no rows", where=path.name)
+
+    return (names if named else tuple(str(number) for number in range(1, len(names) + 1))), rows()
 
 
 def _decoded(path: Path) -> Iterator[tuple[int, str]]:

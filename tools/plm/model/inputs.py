@@ -34,8 +34,8 @@ class Segment:
 def segments(length: int, limit: int) -> list[Segment]:
     """Cuts ``length`` residues into overlapping segments of at most ``limit``; one segment if they fit.
 
-    Neighbours overlap by a quarter of the limit on each side (at most 256 residues), and each residue is kept by
-    exactly one.
+    Neighbours overlap by half the limit (at most 512 residues), the last two perhaps by more. Each residue is kept by
+    exactly one segment: that in which it lies farthest from a cut.
 
     Raises:
         ValueError: ``limit`` is below 8.
@@ -52,6 +52,10 @@ def segments(length: int, limit: int) -> list[Segment]:
         start = max(0, min(keep - margin, length - limit))
         end = min(start + limit, length)
         stop = length if end == length else end - margin
+        if start < keep - margin:
+            before = found[-1]
+            keep = (start + before.end) // 2
+            found[-1] = Segment(before.start, before.end, before.keep_start, keep)
         found.append(Segment(start, end, keep, stop))
         keep = stop
     return found

@@ -10,18 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from plm import stage
 from plm.data.candidates import Protein
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.model.bundle import Bundle
+from plm.model.capacity import capacity, is_out_of_memory
 
 Floats = NDArray[np.float64]
 SMALLEST_BUDGET = 64
 REMEMBERED = 200_000
 """Contexts whose answers are kept, so that isoforms and repeats far apart in the file cost nothing."""
-_SHARE = 0.5
-"""Part of the free memory that one whole protein may take."""
 
 
 class SiteScanner:
@@ -99,7 +97,7 @@ class SiteScanner:
                 self.segmented += len({text for text in texts if len(text) > limit})
                 return found
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if budget // 2 < SMALLEST_BUDGET:
                     raise UserError(
@@ -156,32 +154,9 @@ def _shares(advance: Callable[[int], None] | None, candidates: int, steps: int) 
 _UNKNOWN: Floats = np.empty(0)
 
 
-def _out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    kinds = (torch.cuda.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in text or "out of memory" in text
-
-
 def longest_whole(bundle: Bundle) -> int:
-    """Residues of the longest protein that fits half of the free memory in one piece (an estimate from above).
-
-    Per token: the widest layer's activations, about 16 values of the hidden width with their temporaries. T5 adds its
-    relative bias and the attention weights, three values for each head and pair of tokens.
-    """
-    loaded = bundle.loaded
-    if loaded.device.type == "cuda":
-        free = torch.cuda.mem_get_info(loaded.device)[0]
-    else:
-        free = stage.memory_mib() * 2**20
-    bytes_each = 2 if loaded.dtype == torch.bfloat16 else 4
-    linear = 16 * loaded.hidden_size * bytes_each
-    square = 0
-    if loaded.family.name == "prott5":
-        square = 3 * int(loaded.model.config.num_heads) * bytes_each
-    room = _SHARE * free
-    if not square:
-        return int(room / linear)
-    return int((-linear + (linear**2 + 4 * square * room) ** 0.5) / (2 * square))
+    """Residues of the longest protein that fits half of the free memory in one piece (an estimate from above)."""
+    return capacity(bundle.loaded).longest
 
 
 def chunks(proteins: Iterable[Protein], window: int, tokens: int) -> Iterator[list[Protein]]:

@@ -1,0 +1,97 @@
+"""Tables beside an embeddings file: what became of each record, log-probabilities, pseudo-perplexity, contacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.data.fasta import STANDARD_RESIDUES
+from plm.data.spool import Spool
+
+Ints = NDArray[np.int64]
+STATUS_COLUMNS = ("id", "line", "length", "encoded", "windows", "cleaned", "duplicate_of", "status", "details")
+_BLOCK = 100_000
+
+
+def write_status(path: Path, spool: Spool, windows: Ints) -> None:
+    """One row a record of the input, in its order.
+
+    Args:
+        path: Tab-separated.
+        spool: The records.
+        windows: (U,) windows that each sequence went in.
+    """
+    with path.open("w", encoding="utf-8", newline="\n") as handle:
+        handle.write("\t".join(STATUS_COLUMNS) + "\n")
+        for record in range(len(spool.ids)):
+            sequence = int(spool.unique[record])
+            encoded = pieces = 0
+            twin = ""
+            if sequence >= 0:
+                first = int(spool.firsts[sequence])
+                encoded, pieces = int(spool.lengths[sequence]), int(windows[sequence])
+                twin = "" if first == record else spool.ids[first]
+            fields = (
+                spool.ids[record], spool.lines[record], spool.letters[record], encoded, pieces, spool.cleaned[record],
+                twin, "embedded" if sequence >= 0 else "rejected", spool.details[record],
+            )  # fmt: skip
+            handle.write("\t".join(map(str, fields)) + "\n")
+
+
+def write_logits(path: Path, spool: Spool, rows: Iterable[NDArray[np.float32]]) -> None:
+    """One row a residue: id, position (from 1), residue, entropy (nats) and the twenty log-probabilities (nats).
+
+    Args:
+        path: Tab-separated.
+        spool: The records.
+        rows: (L, 20) of each embedded record, in order.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    names = ["id", "position", "residue", "entropy", *STANDARD_RESIDUES]
+    kinds = [pa.string(), pa.int64(), pa.string(), *[pa.float64()] * 21]
+    schema = pa.schema(list(zip(names, kinds, strict=True)))
+    # Its own header would be in quotation marks.
+    options = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+    with path.open("wb") as handle:
+        handle.write(("\t".join(names) + "\n").encode())
+        writer = csv.CSVWriter(handle, schema, write_options=options)
+        for record, values in zip(spool.accepted.tolist(), rows, strict=True):
+            name, sequence = spool.ids[record], spool.sequences[int(spool.unique[record])]
+            for start in range(0, len(sequence), _BLOCK):
+                block = values[start : start + _BLOCK].astype(np.float64)
+                entropy = -(np.exp(block) * block).sum(1)
+                columns = [
+                    [name] * len(block),
+                    np.arange(start + 1, start + 1 + len(block)),
+                    list(sequence[start : start + _BLOCK]),
+                    np.round(entropy, 4) + 0.0,
+                    *np.round(block, 4).T,
+                ]
+                arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
+        writer.close()
+
+
+def write_perplexity(path: Path, spool: Spool, values: Iterable[tuple[float, int]], mode: str) -> None:
+    """One row an embedded record: id, length, residues that were scored, pseudo-perplexity, how it was computed."""
+    with path.open("w", encoding="utf-8", newline="\n") as handle:
+        handle.write("id\tlength\tscored\tpseudo_perplexity\tmode\n")
+        for record, (perplexity, scored) in zip(spool.accepted.tolist(), values, strict=True):
+            length = int(spool.lengths[spool.unique[record]])
+            shown = f"{perplexity:.6g}" if scored else ""
+            handle.write(f"{spool.ids[record]}\t{length}\t{scored}\t{shown}\t{mode}\n")
+
+
+def write_contacts(path: Path, spool: Spool, values: Iterable[tuple[NDArray[np.int32], NDArray[np.float32]]]) -> None:
+    """One row a contact of an embedded record: id, i, j (from 1, i < j), probability."""
+    with path.open("w", encoding="utf-8", newline="\n") as handle:
+        handle.write("id\ti\tj\tprobability\n")
+        for record, (pairs, probabilities) in zip(spool.accepted.tolist(), values, strict=True):
+            name = spool.ids[record]
+            for (i, j), probability in zip(pairs.tolist(), probabilities.tolist(), strict=True):
+                handle.write(f"{name}\t{i + 1}\t{j + 1}\t{probability:.4f}\n")

@@ -1,0 +1,158 @@
+"""Finished parts of a long computation, kept as verified files, from which a killed run goes on.
+
+A store is a folder named by a key: the digest of everything that the numbers depend on. Whatever is in it was made from
+the same input, model and settings; changed ones have another key and another folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+_OPEN = 3
+
+
+def key(content: Mapping[str, Any]) -> str:
+    """A digest of settings: equal keys mean the same work."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class ShardStore:
+    """The parts of one computation.
+
+    Args:
+        folder: Made if absent.
+        key: What the parts belong to; written into each and compared on reading.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        folder.mkdir(parents=True, exist_ok=True)
+        self._opened: OrderedDict[int, Any] = OrderedDict()
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"shard_{number:06d}.safetensors"
+
+    def save(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Writes a part: whole or not at all."""
+        from safetensors.numpy import save_file
+
+        tidy = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        partial = self.path(number).with_suffix(f".{os.getpid()}.partial")
+        save_file(tidy, partial, metadata={"key": self.key, "shard": str(number), "sha256": _digest(tidy)})
+        os.replace(partial, self.path(number))
+
+    def holds(self, number: int) -> bool:
+        """Whether a part is there, whole, unchanged and of this computation; a broken one is removed."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(number)
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, framework="numpy") as opened:
+                told = opened.metadata() or {}
+                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError):
+            told, arrays = {}, {}
+        found = {"key": self.key, "shard": str(number), "sha256": _digest(arrays)}
+        if told == found:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def read(self, number: int, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``start:stop`` of an array of a part; only they are read."""
+        from safetensors import safe_open
+
+        if number not in self._opened:
+            while len(self._opened) >= _OPEN:  # each holds a mapped file
+                self._opened.popitem(last=False)
+            self._opened[number] = safe_open(self.path(number), framework="numpy")
+        self._opened.move_to_end(number)
+        found: NDArray[Any] = self._opened[number].get_slice(name)[start:stop]
+        return found
+
+    def note(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes ``<name>.json`` beside the parts: whole or not at all."""
+        partial = self.folder / f".{name}.{os.getpid()}.partial"
+        partial.write_text(json.dumps(content))
+        os.replace(partial, self.folder / f"{name}.json")
+
+    def notes(self, pattern: str) -> dict[str, dict[str, Any]]:
+        """What :meth:`note` wrote under names that match a shell's pattern, by name; broken ones are left out."""
+        found = {}
+        for path in sorted(self.folder.glob(f"{pattern}.json")):
+            try:
+                found[path.stem] = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def remove(self) -> None:
+        """Deletes the folder with all parts."""
+        self._opened.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+class Lock:
+    """The right to work in a folder, held by one process at a time and given up by the kernel if it dies.
+
+    Attributes:
+        held: Whether this process has it.
+        why: If not, why.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder.with_name(folder.name + ".lock")
+        self._handle: int | None = None
+        self.why = ""
+
+    @property
+    def held(self) -> bool:
+        return self._handle is not None
+
+    def __enter__(self) -> Lock:
+        while True:
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(handle)
+                busy = isinstance(error, BlockingIOError)
+                self.why = "another job is at the same work" if busy else f"no lock can be had there ({error.strerror})"
+                return self
+            # Another may have finished and removed the file between opening and locking it.
+            if self._path.exists() and self._path.stat().st_ino == os.fstat(handle).st_ino:
+                self._handle = handle
+                return self
+            os.close(handle)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = None

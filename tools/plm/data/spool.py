@@ -1,0 +1,385 @@
+"""A file of proteins, read once and laid out on disk, so that memory does not grow with the number of proteins.
+
+Sequences, ids and remarks go to files; in memory stay a few numbers a record (about 100 bytes). Equal sequences are
+found by their digests and get one number, so that they are encoded once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.data.fasta import GAP_CHARACTERS, Cleaned, clean, looks_like_nucleotides, raw_lines, read_fasta
+from plm.data.inputs import ID_COLUMNS, SEQUENCE_COLUMNS
+from plm.data.tables import stream_table
+from plm.errors import UserError
+
+Ints = NDArray[np.int64]
+_NUCLEOTIDES = "nucleotides (A, C, G, T, U, N), not a protein: translate it"
+_NO_GAPS = {ord(character): None for character in GAP_CHARACTERS}
+_BREAKS = "\t\r\n\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record as the file has it.
+
+    Attributes:
+        id: First word of the FASTA header, or the table's id.
+        sequence: Letters without white space, otherwise untouched.
+        line: 1-based line of the header or table row (Parquet: the row).
+        position: What the column ``position`` says, or an empty string.
+    """
+
+    id: str
+    sequence: str
+    line: int
+    position: str = ""
+
+
+class Texts(Sequence[str]):
+    """Strings that lie in a file; a sequence that reads each one when it is asked for."""
+
+    def __init__(self, handle: int, starts: Ints, sizes: Ints) -> None:
+        self._handle, self._starts, self._sizes = handle, starts, sizes
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Texts: ...
+    def __getitem__(self, index: int | slice) -> str | Texts:
+        if isinstance(index, slice):
+            return Texts(self._handle, self._starts[index], self._sizes[index])
+        # Not mapped into memory: pages of a mapped file would count as this job's memory.
+        return os.pread(self._handle, int(self._sizes[index]), int(self._starts[index])).decode()
+
+    def select(self, rows: Ints) -> Texts:
+        """The strings at ``rows``, still in the file."""
+        return Texts(self._handle, self._starts[rows], self._sizes[rows])
+
+
+class _Writer:
+    """Appends strings to a file; :meth:`replace` gives an earlier one another text."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=2**20)
+        self._starts, self._sizes, self._end = array("q"), array("q"), 0
+
+    def append(self, text: str) -> None:
+        self._starts.append(self._end)
+        self._sizes.append(self._write(text))
+
+    def replace(self, index: int, text: str) -> None:
+        self._starts[index] = self._end
+        self._sizes[index] = self._write(text)
+
+    def _write(self, text: str) -> int:
+        data = text.encode()
+        self._file.write(data)
+        self._end += len(data)
+        return len(data)
+
+    def text(self, index: int) -> str:
+        self._file.flush()
+        return os.pread(self._file.fileno(), self._sizes[index], self._starts[index]).decode()
+
+    def close(self) -> Texts:
+        self._file.flush()
+        kept = os.dup(self._file.fileno())
+        self._file.close()
+        return Texts(kept, np.frombuffer(self._starts, np.int64), np.frombuffer(self._sizes, np.int64))
+
+
+@dataclass(frozen=True)
+class Spool:
+    """The records of a file. N records, U different sequences.
+
+    Attributes:
+        name: The file's name, for messages.
+        digest: sha256 of all ids, cleaned sequences and sites in their order.
+        ids: N names, unique; renamed ones as they are written.
+        lines: (N,) 1-based line of each record.
+        letters: (N,) letters as the file has them.
+        cleaned: (N,) letters that were removed or replaced.
+        details: N remarks: what was cleaned, or why a record was rejected.
+        unique: (N,) number of the record's sequence; -1 if rejected.
+        positions: (N,) 1-based site as the file has it; empty without sites.
+        places: (N,) the same site, 0-based in the cleaned sequence; empty without sites.
+        firsts: (U,) the record that brought each sequence first.
+        lengths: (U,) residues of each sequence.
+        sequences: U cleaned sequences.
+    """
+
+    name: str
+    digest: str
+    ids: Texts
+    lines: Ints
+    letters: Ints
+    cleaned: Ints
+    details: Texts
+    unique: Ints
+    positions: Ints
+    places: Ints
+    firsts: Ints
+    lengths: Ints
+    sequences: Texts
+
+    @property
+    def accepted(self) -> Ints:
+        """Records that are embedded, in the order of the file."""
+        return np.flatnonzero(self.unique >= 0)
+
+
+def read_entries(path: str | Path) -> Iterator[Entry]:
+    """Streams FASTA, a separated table (both plain or gzipped) or Parquet; told by content.
+
+    Raises:
+        UserError: Missing, empty, broken, neither kind, or a table without a sequence column.
+    """
+    path = Path(path)
+    first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
+    if first.startswith("PAR1"):
+        return _parquet_entries(path)
+    if not first.startswith(">") and any(mark in first for mark in "\t,;"):
+        return _table_entries(path)
+    return (Entry(record.id, record.sequence, record.line) for record in read_fasta(path))
+
+
+def _find(header: Sequence[str], names: Sequence[str]) -> int | None:
+    lowered = [column.lower() for column in header]
+    return next((lowered.index(name) for name in names if name in lowered), None)
+
+
+def _columns(header: Sequence[str], name: str) -> tuple[int | None, int, int | None]:
+    sequence = _find(header, SEQUENCE_COLUMNS)
+    if sequence is None:
+        raise UserError(
+            "This is neither FASTA (no '>') nor a table with a column named sequence "
+            f"(columns: {', '.join(header[:12])})"[:300],
+            where=name,
+            fix="Give FASTA, or a table with the columns id and sequence",
+        )
+    return _find(header, ID_COLUMNS), sequence, _find(header, ("position",))
+
+
+def _table_entries(path: Path) -> Iterator[Entry]:
+    header, rows = stream_table(path)
+    named, sequence, position = _columns(header, path.name)
+    for number, (line, fields) in enumerate(rows, start=1):
+        identifier = f"row{number}" if named is None else fields[named]
+        yield Entry(identifier, "".join(fields[sequence].split()), line, "" if position is None else fields[position])
+
+
+def _parquet_entries(path: Path) -> Iterator[Entry]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        opened = parquet.ParquetFile(path)
+        header = opened.schema_arrow.names
+        wanted = [header[index] for index in _columns(header, path.name) if index is not None]
+        named, sequence, position = _columns(wanted, path.name)
+        number = 0
+        for batch in opened.iter_batches(batch_size=4096, columns=wanted):
+            columns = [batch.column(name).to_pylist() for name in wanted]
+            for fields in zip(*columns, strict=True):
+                number += 1
+                values = ["" if field is None else str(field) for field in fields]
+                yield Entry(
+                    f"row{number}" if named is None else values[named].strip(),
+                    "".join(values[sequence].split()),
+                    number,
+                    "" if position is None else values[position],
+                )
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"The Parquet file cannot be read: {error}", where=path.name, fix="Transfer the file again"
+        ) from error
+    if not number:
+        raise UserError("The table has a header but no rows", where=path.name)
+
+
+def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False) -> Spool:
+    """Reads, cleans and lays out a file of proteins.
+
+    Args:
+        path: FASTA or a table with the columns id and sequence (and position), plain, gzipped or Parquet.
+        folder: Takes the files; it must outlive the spool.
+        duplicates: An id that comes again: ``error``, ``rename`` (``_2``, ``_3``, ... is added) or ``first`` (the later
+            records are rejected).
+        sites: Each record is a site, named by its column ``position``.
+
+    Raises:
+        UserError: As :func:`read_entries`; a repeated id under ``error``; no usable record, or nothing but nucleotides;
+            sites without a position, or with one outside the sequence. With file and line.
+    """
+    name = Path(path).name
+    folder.mkdir(parents=True, exist_ok=True)
+    ids, details = _Writer(folder / "ids"), _Writer(folder / "details")
+    sequences = (folder / "sequences").open("w+b", buffering=2**20)
+    lines, letters, lengths, cleaned_letters, positions, places, starts = (array("q") for _ in range(7))
+    names, contents, whole = bytearray(), bytearray(), hashlib.sha256()
+    end = nucleotides = 0
+    first_rejected = ""
+    for entry in read_entries(path):
+        cleaned, place, reason = _judge(entry, name, sites)
+        nucleotides += reason == _NUCLEOTIDES
+        if reason and not first_rejected:
+            first_rejected = f"{entry.id}: {reason}"
+        ids.append(entry.id)
+        details.append(reason or "; ".join(cleaned.changes))
+        lines.append(entry.line)
+        letters.append(len(entry.sequence))
+        data = b"" if reason else cleaned.sequence.encode("ascii")
+        cleaned_letters.append(0 if reason else _changed(entry.sequence, cleaned))
+        lengths.append(len(data))
+        starts.append(end)
+        if sites:
+            positions.append(int(entry.position))
+            places.append(place)
+        sequences.write(data)
+        end += len(data)
+        names += _digest(entry.id.encode())
+        contents += _digest(data)
+        whole.update(b"%d %d %d %d\n" % (len(entry.id.encode()), len(data), place, bool(reason)))
+        whole.update(entry.id.encode() + data)
+    sequences.flush()
+    if nucleotides == len(lines):
+        raise UserError(
+            "All sequences are nucleotides (A, C, G, T, U, N)", where=name, fix="Translate them to proteins first"
+        )
+    sizes = np.array(lengths, np.int64)
+    _settle_ids(ids, details, lines, sizes, _first_equal(names), duplicates, name)
+    usable = np.flatnonzero(sizes)
+    if not len(usable):
+        raise UserError(
+            f"None of {len(lines)} records can be used; the first: {first_rejected}",
+            where=name,
+            fix="Give protein sequences",
+        )
+    first = usable[_first_equal(bytearray(np.frombuffer(contents, np.uint8).reshape(-1, 16)[usable].tobytes()))]
+    firsts = np.unique(first)
+    unique = np.full(len(sizes), -1, np.int64)
+    unique[usable] = np.searchsorted(firsts, first)
+    handle = os.dup(sequences.fileno())
+    sequences.close()
+    return Spool(
+        name=name,
+        digest=whole.hexdigest(),
+        ids=ids.close(),
+        lines=np.frombuffer(lines, np.int64),
+        letters=np.frombuffer(letters, np.int64),
+        cleaned=np.frombuffer(cleaned_letters, np.int64),
+        details=details.close(),
+        unique=unique,
+        positions=np.array(positions, np.int64),
+        places=np.array(places, np.int64),
+        firsts=firsts,
+        lengths=sizes[firsts],
+        sequences=Texts(handle, np.frombuffer(starts, np.int64)[firsts], sizes[firsts]),
+    )
+
+
+def _judge(entry: Entry, name: str, sites: bool) -> tuple[Cleaned, int, str]:
+    """The cleaned sequence, the 0-based site in it (-1 without sites), and why the record cannot be used."""
+    where = f"{name}, line {entry.line}"
+    if not entry.id:
+        raise UserError("A record without an id", where=where, fix="Fill the id column")
+    if any(mark in entry.id for mark in _BREAKS):
+        raise UserError(f"The id {entry.id!r} holds a tab or a line end", where=where, fix="Rename it")
+    cleaned = clean(entry.sequence)
+    reason = _NUCLEOTIDES if looks_like_nucleotides(entry.sequence) else cleaned.rejected
+    if not sites:
+        return cleaned, -1, reason
+    if not (entry.position.isascii() and entry.position.isdigit()):
+        found = f"{entry.position!r} is no whole number" if entry.position else "there is none"
+        raise UserError(
+            f"A site needs its position: {found}",
+            where=f"{where}, id {entry.id!r}",
+            fix="Give a table with the column position (counted from 1), or choose another --pooling",
+        )
+    position = int(entry.position)
+    if not reason and not 1 <= position <= len(entry.sequence):
+        raise UserError(
+            f"Position {position} lies outside its sequence of {len(entry.sequence)} residues (positions count from 1)",
+            where=f"{where}, id {entry.id!r}",
+            fix="Correct the position",
+        )
+    place = -1 if reason else cleaned.position(position - 1)
+    if place is None:
+        return cleaned, -1, f"position {position} is no residue but {entry.sequence[position - 1]!r}"
+    return cleaned, place, reason
+
+
+def _changed(raw: str, cleaned: Cleaned) -> int:
+    """Letters that cleaning removed or replaced; a change of case is none."""
+    if not cleaned.changes:
+        return 0
+    kept = raw.translate(_NO_GAPS)
+    replaced = sum(before.upper() != after for before, after in zip(kept, cleaned.sequence, strict=False))
+    return replaced + len(raw) - len(cleaned.sequence)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _first_equal(digests: bytearray) -> Ints:
+    """For each 16-byte digest the index of the first that equals it."""
+    pairs = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # stable: the first of a group is the earliest
+    ordered = pairs[order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    found = np.empty(len(order), np.int64)
+    found[order] = order[begins][np.cumsum(begins) - 1]
+    return found
+
+
+def _settle_ids(
+    ids: _Writer, details: _Writer, lines: Sequence[int], sizes: Ints, first: Ints, duplicates: str, name: str
+) -> None:
+    """Applies the policy for repeated ids; rejected records get size 0."""
+    repeated = np.flatnonzero(first != np.arange(len(first)))
+    if not len(repeated):
+        return
+    if duplicates == "error":
+        row = int(repeated[0])
+        raise UserError(
+            f"The id {ids.text(row)!r} appears more than once",
+            where=f"{name}, lines {lines[int(first[row])]} and {lines[row]}",
+            fix="Make ids unique, or choose --duplicate-ids rename or first",
+        )
+    if duplicates == "first":
+        for row in repeated.tolist():
+            sizes[row] = 0
+            details.replace(row, f"the id was used before (line {lines[int(first[row])]})")
+        return
+    taken = {ids.text(row) for row in repeated.tolist()}
+    # A new name may be another record's own: those can only be names that end in _<number>.
+    taken |= {text for text in (ids.text(row) for row in range(len(first))) if _numbered(text) in taken}
+    counts: dict[int, int] = {}
+    for row in repeated.tolist():
+        base, number = ids.text(row), counts.get(int(first[row]), 2)
+        while f"{base}_{number}" in taken:
+            number += 1
+        counts[int(first[row])] = number + 1
+        ids.replace(row, f"{base}_{number}")
+        note = f"renamed: the id {base} was used before (line {lines[int(first[row])]})"
+        details.replace(row, "; ".join(filter(None, (note, details.text(row)))))
+
+
+def _numbered(text: str) -> str:
+    base, mark, number = text.rpartition("_")
+    return base if mark and number.isdigit() else ""

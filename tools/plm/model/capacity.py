@@ -1,0 +1,92 @@
+"""How much fits the memory: tokens in a batch, residues of one protein; estimates from above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from plm import stage
+from plm.model.checkpoint import LoadedModel
+
+_VALUES_PER_TOKEN = 16
+"""Values of the hidden width that live at once at the widest place of a layer, temporaries included."""
+_VALUES_PER_PAIR = 3
+"""Values that each head keeps for a pair of tokens where attention has a bias (T5): bias, scores, weights."""
+_BUCKET_BYTES = 40
+"""Of each pair of tokens while T5 sorts distances into buckets, whole numbers of 8 bytes."""
+_SHARE = 0.5
+"""Part of the free memory to plan with."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a model needs and what there is.
+
+    Attributes:
+        room: Bytes to plan with.
+        token: Bytes of each token in a batch.
+        pair: Bytes of each pair of tokens of the longest sequence in a batch; 0 where attention is linear in memory.
+        fixed: Bytes taken already: process and weights (processor), or what is in use on the GPU.
+    """
+
+    room: int
+    token: int
+    pair: int
+    fixed: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that fits in one piece."""
+        if not self.pair:
+            return self.room // self.token
+        return int((-self.token + (self.token**2 + 4 * self.pair * self.room) ** 0.5) / (2 * self.pair))
+
+    def need(self, tokens: int, longest: int) -> int:
+        """Bytes of a batch of ``tokens`` in which the longest sequence has ``longest``."""
+        return tokens * self.token + longest**2 * self.pair
+
+
+def capacity(
+    loaded: LoadedModel, limit_mib: int | None = None, *, inner_layers: bool = False, kept_per_token: int = 0
+) -> Capacity:
+    """Compares a loaded model with the memory where it runs.
+
+    Args:
+        loaded: The model.
+        limit_mib: Memory that the job may use on that device in MiB, if less than there is.
+        inner_layers: The states of all layers are kept until the last is done.
+        kept_per_token: Bytes that the caller keeps of each token beside the model's own.
+    """
+    if loaded.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(loaded.device)
+        fixed = total - free
+    else:
+        fixed = _resident()
+        free = stage.memory_mib() * 2**20 - fixed  # the limit is the whole job's, this process and the weights included
+    if limit_mib is not None:
+        free = min(free, limit_mib * 2**20 - fixed)
+    each = 2 if loaded.dtype == torch.bfloat16 else 4
+    states = _VALUES_PER_TOKEN + (loaded.layers + 1 if inner_layers else 0)
+    token = states * loaded.hidden_size * each + kept_per_token
+    pair = 0
+    if loaded.family.name == "prott5":
+        pair = _VALUES_PER_PAIR * int(loaded.model.config.num_heads) * each + _BUCKET_BYTES
+    return Capacity(max(0, int(_SHARE * free)), token, pair, fixed)
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * 4096
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the processor or the GPU is full."""
+    text = str(error).lower()
+    kinds = (torch.cuda.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in text or "out of memory" in text

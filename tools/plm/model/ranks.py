@@ -1,0 +1,73 @@
+"""Several processes of one job on one machine, as torchrun starts them: who am I, and are the others there yet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the job.
+
+    Attributes:
+        rank: 0 leads: it plans, assembles and writes.
+        world: How many there are.
+        local: Number of this one on its machine, which is the number of its GPU.
+        here: How many there are on this machine.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    here: int = 1
+
+    @classmethod
+    def join(cls) -> Ranks:
+        """Meets the other processes that torchrun has started; alone without it."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world == 1:
+            return cls()
+        import torch.distributed as dist
+
+        if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # The leader may wait for hours. A process that dies breaks the connection, which ends all of them at once.
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return cls(dist.get_rank(), world, local, int(os.environ.get("LOCAL_WORLD_SIZE", str(world))))
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def meet(self) -> None:
+        """Waits until all processes are here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def told(self, text: str) -> str:
+        """The leader's text, in all processes."""
+        if self.world == 1:
+            return text
+        import torch
+        import torch.distributed as dist
+
+        data = text.encode()
+        size = torch.tensor([len(data)])
+        dist.broadcast(size, 0)
+        content = torch.zeros(int(size), dtype=torch.uint8)
+        if self.leads:
+            content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(content, 0)
+        return bytes(content.tolist()).decode()
+
+    def leave(self) -> None:
+        """Ends the connection."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()

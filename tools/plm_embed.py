@@ -1,0 +1,296 @@
+#!/usr/bin/env python3
+"""Turn proteins into embeddings: numbers in which a protein language model has put what it knows of them.
+
+Inputs: proteins (FASTA, plain or gzipped; or a data set table, tab-separated or Parquet) of any length, and a model.
+Outputs: an embeddings file, one vector a protein, a residue or a site, in the order of the input; a status table that
+names every input record; on request log-probabilities of the amino acids, pseudo-perplexity and predicted contacts.
+
+A job that was killed goes on where it stopped if it is started again with the same inputs and PLM_CHECKPOINT_DIR (or
+--work-dir) names a folder that outlives it. With several GPUs: torchrun --nproc-per-node 4 plm_embed.py ...
+
+Example:
+    python plm_embed.py --input proteins.fasta --model starter --embeddings proteins.h5 --status status.tsv
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plm import __version__, stage
+from plm.errors import UserError
+
+if TYPE_CHECKING:
+    from plm.data.shards import ShardStore
+    from plm.data.spool import Spool
+    from plm.model.checkpoint import LoadedModel, ModelFiles
+    from plm.model.embed_job import EmbedJob
+    from plm.model.embedding import Wanted
+    from plm.model.ranks import Ranks
+
+NAME = "plm_embed"
+FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line; see ``--help``."""
+
+    input: Path
+    model: str
+    allow_hub: bool
+    pooling: str
+    layers: str
+    store: str
+    format: str
+    duplicate_ids: str
+    embeddings: Path
+    status: Path | None
+    logits: Path | None
+    pseudo_perplexity: Path | None
+    perplexity_mode: str
+    contacts: Path | None
+    contact_threshold: float
+    max_residues: int
+    max_memory: int | None
+    batch_tokens: int
+    work_dir: Path | None
+    device: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.contact_threshold <= 1:
+            raise UserError(
+                f"{self.contact_threshold:g} is no probability", where="--contact-threshold", fix="Choose 0 to 1"
+            )
+        if self.max_residues and not 64 <= self.max_residues <= 10**6:
+            raise UserError(
+                f"{self.max_residues} is out of range", where="--max-residues", fix="Choose 64 to 1000000, or 0"
+            )
+        if self.max_memory is not None and self.max_memory < 1:
+            raise UserError(f"{self.max_memory} MiB is no memory", where="--max-memory", fix="Give it in MiB")
+        if self.batch_tokens and not 64 <= self.batch_tokens <= 10**7:
+            raise UserError(
+                f"{self.batch_tokens} is out of range", where="--batch-tokens", fix="Choose 64 to 10000000, or 0"
+            )
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    parser = stage.parser(NAME, __doc__ or "")
+    add = parser.add_argument
+    add("--input", type=Path, required=True, help="FASTA, or a table with the columns id and sequence (and position)")
+    add("--model", default="starter", help="starter, folder, zip or hub:name (default: the built-in one)")
+    add("--allow-hub", action="store_true", help="let --model hub:... use the network")
+    add(
+        "--pooling",
+        choices=("mean", "max", "first", "residues", "sites"),
+        default="mean",
+        help="one vector a protein: mean or maximum over its residues, or the model's start token; or one vector a "
+        "residue; or of the residue in the column position of each row",
+    )
+    add("--layers", default="last", help="last, all, or numbers: 0 = token embeddings, -1 = last, e.g. 0,6,-1")
+    add("--store", choices=("float32", "float16"), default="float32", help="how numbers are stored")
+    add("--format", choices=FORMATS, default="hdf5", help="of the embeddings file")
+    add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
+    add("--embeddings", type=Path, required=True, help="the embeddings file")
+    add("--status", type=Path, help="table of what became of each input record")
+    add("--logits", type=Path, help="table of each residue's log-probabilities of the amino acids (ESM models)")
+    add("--pseudo-perplexity", type=Path, help="table of each protein's pseudo-perplexity (ESM models)")
+    add(
+        "--perplexity-mode",
+        choices=("single", "masked"),
+        default="single",
+        help="single: from the same pass as the embeddings, the residue being visible; masked: each residue hidden in "
+        "turn, which takes as many passes as the protein has residues (350 times the work for a usual protein)",
+    )
+    add("--contacts", type=Path, help="table of residue pairs that probably touch (ESM models with contact regression)")
+    add("--contact-threshold", type=float, default=0.3, help="lowest probability that is listed")
+    add(
+        "--max-residues", type=int, default=0,
+        help="longer proteins go in overlapping windows of this length (default: only what the memory does not hold)",
+    )  # fmt: skip
+    add("--max-memory", type=int, help="MiB that the job may use on its processor or GPU (default: what there is)")
+    add("--batch-tokens", type=int, default=0, help="residues encoded together (default: what suits the machine)")
+    add("--work-dir", type=Path, help="folder for finished parts (default: PLM_CHECKPOINT_DIR, else a temporary one)")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of matrix products")
+    return Arguments(**vars(parser.parse_args(argv)))
+
+
+def run(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    log = stage.log(NAME)
+    stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "h5py": "3.10", "pyarrow": "14"})
+    from plm.data.spool import read_spool
+
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
+        # Everything wrong with the input is found before the model is loaded.
+        spool = read_spool(args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=args.pooling == "sites")
+        from plm.model import device as devices
+        from plm.model.ranks import Ranks
+
+        ranks = Ranks.join()
+        stack.callback(ranks.leave)
+        log.disabled = not ranks.leads
+        devices.use_threads(max(1, stage.threads() // ranks.here))
+        chosen = devices.choose_device(args.device)
+        if chosen.type == "cuda" and ranks.world > 1:
+            chosen = devices.choose_device(f"cuda:{ranks.local}")
+        precision = devices.choose_precision(args.precision, chosen)
+        devices.announce(log, chosen, precision)
+        files, loaded, wanted = _load(args, scratch, chosen, precision)
+        store = _open_store(args, spool, files, wanted, precision, chosen.type, scratch, ranks, stack, log)
+        job = _begin(args, spool, loaded, wanted, store, ranks)
+        missing = job.missing()
+        _announce(job, missing, precision, ranks, log)
+        ranks.meet()  # a shard that appears from now on was made by its owner
+        job.compute(missing)
+        ranks.meet()
+        if not ranks.leads:
+            return
+        while broken := job.missing():
+            job.compute(broken, Ranks())
+        with stage.Outputs() as outputs:
+            _write(args, job, files, precision, outputs)
+        store.remove()
+        _finish(spool, job, log)
+
+
+def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tuple[ModelFiles, LoadedModel, Wanted]:
+    from plm.model.checkpoint import load_model, resolve_model
+    from plm.model.embedding import Wanted, check_wanted, parse_layers
+
+    files = resolve_model(args.model, workdir=scratch, allow_hub=args.allow_hub)
+    head = args.logits is not None or args.pseudo_perplexity is not None
+    loaded = load_model(
+        files, purpose="masked_lm" if head else "encoder", dtype="bfloat16" if precision == "bf16" else "float32",
+        device=device,  # type: ignore[arg-type]
+    )  # fmt: skip
+    wanted = Wanted(
+        layers=parse_layers(args.layers, loaded.layers),
+        pooling=args.pooling,  # type: ignore[arg-type]
+        dtype=args.store,  # type: ignore[arg-type]
+        logits=args.logits is not None,
+        perplexity=args.perplexity_mode if args.pseudo_perplexity is not None else "",  # type: ignore[arg-type]
+        contacts=args.contact_threshold if args.contacts is not None else None,
+    )
+    check_wanted(loaded, wanted)
+    return files, loaded, wanted
+
+
+def _open_store(
+    args: Arguments, spool: Spool, files: ModelFiles, wanted: Wanted, precision: str, device: str, scratch: Path,
+    ranks: Ranks, stack: ExitStack, log: stage.logging.Logger,
+) -> ShardStore:  # fmt: skip
+    """The folder of this very work: equal input, model and settings find it again, others never."""
+    from dataclasses import asdict
+
+    from plm.data.shards import Lock, ShardStore, key
+    from plm.model.checkpoint import read_config, read_vocabulary
+
+    content = {
+        "suite": __version__, "input": spool.digest, "duplicates": args.duplicate_ids, "weights": files.sha256,
+        "config": read_config(files.directory), "vocabulary": read_vocabulary(files.directory),
+        "wanted": asdict(wanted), "precision": precision, "device": device, "batch_tokens": args.batch_tokens,
+        "max_residues": args.max_residues,
+    }  # fmt: skip
+    name = key(content)
+    kept = args.work_dir or (Path(os.environ["PLM_CHECKPOINT_DIR"]) if os.environ.get("PLM_CHECKPOINT_DIR") else None)
+    folder = scratch / "shards"
+    if ranks.leads and kept is not None:
+        if not kept.is_dir():
+            log.info("The folder %s does not exist: a killed job will start anew", kept)
+        else:
+            lock = stack.enter_context(Lock(kept / f"{NAME}-{name[:32]}"))
+            if lock.held:
+                folder = kept / f"{NAME}-{name[:32]}"
+            else:
+                log.info("Finished parts are not kept in %s: %s", kept, lock.why)
+    return ShardStore(Path(ranks.told(str(folder))), name)
+
+
+def _begin(
+    args: Arguments, spool: Spool, loaded: LoadedModel, wanted: Wanted, store: ShardStore, ranks: Ranks
+) -> EmbedJob:
+    import numpy as np
+    from plm.model.capacity import capacity
+    from plm.model.embed_job import EmbedJob
+    from plm.model.embed_plan import first_budget, stored_bytes
+    from plm.model.embedding import Embedder
+
+    one = np.ones(1, np.int64)
+    kept = int(stored_bytes(wanted, loaded.hidden_size, one, one)[0])
+    inner = set(wanted.layers) != {loaded.layers}
+    room = capacity(loaded, args.max_memory, inner_layers=inner, kept_per_token=kept)
+    budget = first_budget(room, loaded, wanted, batch_tokens=args.batch_tokens, max_residues=args.max_residues)
+    return EmbedJob(spool, Embedder(loaded, wanted, room), store, budget, ranks, stage.log(NAME))
+
+
+def _announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, log: stage.logging.Logger) -> None:
+    """Says what is to be done, on what, and for how long."""
+    spool, budget, loaded = job.spool, job.budget, job.embedder.loaded
+    lengths = spool.lengths
+    if len(missing) < len(job.ends):
+        log.info("Going on from an earlier run: %d of %d parts are done", len(job.ends) - len(missing), len(job.ends))
+    seconds = job.seconds(missing) if ranks.leads else None
+    cut = int((job.planned_windows() > 1).sum())
+    log.info(
+        "Plan: %d proteins of %d records (%d different sequences), %d residues, longest %d, %s; %s%s, %s, "
+        "batches of %d tokens, about %.1f GiB of memory; about %s",
+        len(spool.accepted), len(spool.ids), len(lengths), int(lengths.sum()), int(lengths.max()),
+        f"{cut} in windows of {budget.whole}" if cut else "all whole", loaded.device.type,
+        f" x {ranks.world}" if ranks.world > 1 else "", precision, budget.tokens, job.memory() / 2**30,
+        "unknown time" if seconds is None else stage.duration(seconds),
+    )  # fmt: skip
+
+
+def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, outputs: stage.Outputs) -> None:
+    """Assembles the outputs from the shards, in the order of the input."""
+    from plm.data import embed_tables
+    from plm.data.embeddings import Description, write_embeddings
+
+    spool, wanted = job.spool, job.embedder.wanted
+    accepted = spool.accepted
+    windows = job.windows()
+    notes = {"precision": precision, "windowed_proteins": str(int((windows[spool.unique[accepted]] > 1).sum()))}
+    description = Description(
+        files.id, files.sha256, wanted.layers, wanted.pooling, wanted.dtype, job.embedder.loaded.hidden_size, notes
+    )
+    write_embeddings(
+        outputs.path(args.embeddings), args.format, description, spool.ids.select(accepted), job.values(),
+        lengths=spool.lengths[spool.unique[accepted]] if wanted.pooling == "residues" else None,
+        positions=spool.positions[accepted] if wanted.pooling == "sites" else None,
+    )  # fmt: skip
+    records = accepted.tolist()
+    if args.status:
+        embed_tables.write_status(outputs.path(args.status), spool, windows)
+    if args.logits:
+        embed_tables.write_logits(outputs.path(args.logits), spool, map(job.logits, records))
+    if args.pseudo_perplexity:
+        values = map(job.perplexity, records)
+        embed_tables.write_perplexity(outputs.path(args.pseudo_perplexity), spool, values, wanted.perplexity)
+    if args.contacts:
+        embed_tables.write_contacts(outputs.path(args.contacts), spool, map(job.contacts, records))
+
+
+def _finish(spool: Spool, job: EmbedJob, log: stage.logging.Logger) -> None:
+    records, accepted = len(spool.ids), len(spool.accepted)
+    log.info(
+        "%d records: %d embedded (%d different sequences), %d rejected",
+        records, accepted, len(spool.lengths), records - accepted,
+    )  # fmt: skip
+
+
+def main() -> None:
+    stage.main(NAME, run, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
