@@ -8,7 +8,7 @@ import json
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,6 +62,7 @@ class LoadedModel:
         layers: Number of transformer layers.
         device: Where its parameters are.
         dtype: Their type.
+        has_contacts: Whether the checkpoint carries a trained regression from attention maps to contacts.
     """
 
     model: Any
@@ -72,6 +73,7 @@ class LoadedModel:
     layers: int
     device: torch.device
     dtype: torch.dtype
+    has_contacts: bool = False
 
     def token_ids(self, sequence: str) -> list[int]:
         """Token ids of a sequence with its special tokens, as the checkpoint's own tokenizer gives them.
@@ -344,7 +346,16 @@ def load_model(
         layers=depth,
         device=torch.device(device),
         dtype=getattr(torch, dtype),
+        has_contacts=_has_contacts(model, report["missing_keys"]),
     )
+
+
+def _has_contacts(model: Any, missing: Iterable[str]) -> bool:
+    """Whether a contact regression was loaded; one that was never trained still has the zero bias of its making."""
+    head = getattr(getattr(model, "esm", model), "contact_head", None)
+    if head is None or any("contact_head." in key for key in missing):
+        return False
+    return bool(head.regression.bias.detach().abs().max() > 0)
 
 
 def _check_complete(model: Any, report: Mapping[str, Any], files: ModelFiles, purpose: Purpose) -> None:

@@ -1,21 +1,22 @@
 """Padding-free encoding through the Hugging Face model classes.
 
 A packed row holds many sequences. An attention function registered with transformers keeps each sequence to itself,
-positions restart in
-each sequence, and the few places where the classes assume one sequence a row (ESM's token dropout, T5's relative
-bias) are told
-where the sequences lie. Gradients, PEFT wrappers and gradient checkpointing work as with the plain classes.
+positions restart in each sequence, and the few places where the classes assume one sequence a row (ESM's token dropout
+and learned positions, T5's relative bias) are told where the sequences lie. Gradients, PEFT wrappers and gradient
+checkpointing work as with the plain classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from plm.errors import UserError
+from plm.model import attention
 from plm.model.batching import Batch, Layout, pack, plan_batches
 from plm.model.families import ModelFamily
 
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from plm.model.checkpoint import LoadedModel
 
 ATTENTION = "plm_packed"
-SHORT = 64
-"""Up to this many tokens two matrix products and a float32 softmax beat the fused kernel on CPUs."""
+ROW_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens in a row where nobody says otherwise: on processors what the caches hold, on CUDA what fills the device."""
 
 _TRAINED_MASK_RATIO = 0.15 * 0.8
 """ESM-2 scales embeddings by the share of tokens that were visible in its training (fair-esm, esm2.py)."""
+
+Result = TypeVar("Result")
 
 
 def packed_attention(
@@ -56,29 +59,18 @@ def packed_attention(
     Returns:
         ``(1, T, H, D)`` and None (no attention weights are kept).
     """
-    heads, tokens, width = query.shape[1:]
-    scale = width**-0.5 if scaling is None else scaling
-    layout = Layout((tokens,)) if packing is None else packing
-    pieces = []
-    for start, count, length in layout.runs():
-        stop = start + count * length
-        shape = (heads, count, length, width)
-        q, k, v = (x[0, :, start:stop].reshape(shape).transpose(0, 1) for x in (query, key, value))
-        bias = None if position_bias is None else position_bias[:, :, :length, :length].to(q.dtype)
-        if length <= SHORT and q.device.type == "cpu":
-            scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
-            if bias is not None:
-                scores = scores + bias
-            weights = functional.dropout(scores.softmax(-1), dropout, training=dropout > 0).to(v.dtype)
-            attended = torch.matmul(weights, v)
-        else:
-            if bias is not None:
-                bias = bias.expand(count, -1, -1, -1)
-            attended = functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale
-            )
-        pieces.append(attended.transpose(1, 2).reshape(count * length, heads, width))
-    return torch.cat(pieces).unsqueeze(0), None
+    tokens, width = query.shape[2:]
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    attended = attention.attend(
+        query,
+        key,
+        value,
+        Layout((tokens,)) if packing is None else packing,
+        scale=width**-0.5 if scaling is None else scaling,
+        bias=position_bias,
+        dropout=dropout,
+    )
+    return attended.unsqueeze(0), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
@@ -98,58 +90,91 @@ def register() -> None:
 
 def adapt(model: nn.Module) -> None:
     """Tells the layers of a loaded model how to work on packed rows. Parameters and their names stay as they are."""
-    from transformers.models.esm.modeling_esm import EsmIntermediate
-    from transformers.models.t5.modeling_t5 import T5Attention
-
+    replaced = _esm_layers() if unwrap(model).config.model_type == "esm" else _t5_layers()
     for module in model.modules():
-        if type(module) is EsmIntermediate:
-            module.__class__ = _fused_intermediate()
-        elif type(module) is T5Attention and module.has_relative_attention_bias:
-            module.__class__ = _packed_bias_attention()
+        if type(module) in replaced:
+            module.__class__ = replaced[type(module)]
 
 
-_CLASSES: dict[str, type[nn.Module]] = {}
+_LAYERS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {}
 
 
-def _fused_intermediate() -> type[nn.Module]:
-    """ESM's first feed-forward layer with the exact GELU in one kernel instead of four."""
-    if "intermediate" not in _CLASSES:
-        from transformers.models.esm.modeling_esm import EsmIntermediate
+def _esm_layers() -> dict[type[nn.Module], type[nn.Module]]:
+    """ESM's layers and what takes their place; made once, when transformers is loaded anyway."""
+    if "esm" in _LAYERS:
+        return _LAYERS["esm"]
+    from transformers.models.esm import modeling_esm as esm
 
-        class FusedIntermediate(EsmIntermediate):
-            def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-                return functional.gelu(self.dense(hidden_states))
+    class FusedIntermediate(esm.EsmIntermediate):
+        """The first feed-forward layer with the exact GELU in one kernel instead of four."""
 
-        _CLASSES["intermediate"] = FusedIntermediate
-    return _CLASSES["intermediate"]
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return functional.gelu(self.dense(hidden_states))
+
+    class RotaryTables(esm.EsmRotaryEmbedding):
+        """Cosines and sines ``(T, D / 2)``, float32 whatever the type of the weights, once a row."""
+
+        def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: Any = None) -> Any:
+            with torch.no_grad():
+                angles = torch.outer(position_ids[0].float(), self.inv_freq.float().to(x.device))
+                return angles.cos(), angles.sin()
+
+    class PackedSelfAttention(esm.EsmSelfAttention):
+        """Rotation and attention within each sequence, without head-first copies of the whole row."""
+
+        def forward(
+            self,
+            hidden_states: torch.Tensor,
+            *args: Any,
+            position_embeddings: Any = None,
+            packing: Layout | None = None,
+            contacts: Callable[[torch.Tensor], None] | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            shape = (hidden_states.shape[1], self.num_attention_heads, self.attention_head_size)
+            query, key, value = (layer(hidden_states)[0].view(shape) for layer in (self.query, self.key, self.value))
+            scale = self.attention_head_size**-0.5
+            if contacts is not None:
+                contacts(attention.weights(query, key, scale=scale, rotary=position_embeddings))
+            attended = attention.attend(
+                query, key, value, Layout(shape[:1]) if packing is None else packing,
+                scale=scale, rotary=position_embeddings, dropout=self.dropout if self.training else 0.0,
+            )  # fmt: skip
+            return attended.view(1, shape[0], -1), None
+
+    _LAYERS["esm"] = {
+        esm.EsmIntermediate: FusedIntermediate,
+        esm.EsmRotaryEmbedding: RotaryTables,
+        esm.EsmSelfAttention: PackedSelfAttention,
+    }
+    return _LAYERS["esm"]
 
 
-def _packed_bias_attention() -> type[nn.Module]:
-    """T5's first attention layer, whose relative bias is as wide as the longest sequence, not as the whole row."""
-    if "bias" not in _CLASSES:
-        from transformers.models.t5.modeling_t5 import T5Attention
+def _t5_layers() -> dict[type[nn.Module], type[nn.Module]]:
+    if "t5" in _LAYERS:
+        return _LAYERS["t5"]
+    from transformers.models.t5 import modeling_t5 as t5
 
-        class PackedBiasAttention(T5Attention):
-            def forward(
-                self,
-                hidden_states: torch.Tensor,
-                *args: Any,
-                position_bias: torch.Tensor | None = None,
-                **kwargs: Any,
-            ) -> Any:
-                packing = kwargs.get("packing")
-                if position_bias is None and packing is not None:
-                    position_bias = self.compute_bias(
-                        packing.longest, packing.longest, device=hidden_states.device
-                    )
-                return super().forward(hidden_states, *args, position_bias=position_bias, **kwargs)
+    class PackedBiasAttention(t5.T5Attention):
+        """The first layer's relative bias is as wide as the longest sequence, not as the whole row."""
 
-        _CLASSES["bias"] = PackedBiasAttention
-    return _CLASSES["bias"]
+        def forward(
+            self, hidden_states: torch.Tensor, *args: Any, position_bias: torch.Tensor | None = None, **kwargs: Any
+        ) -> Any:
+            packing = kwargs.get("packing")
+            if position_bias is None and packing is not None and self.has_relative_attention_bias:
+                position_bias = self.compute_bias(packing.longest, packing.longest, device=hidden_states.device)
+            return super().forward(hidden_states, *args, position_bias=position_bias, **kwargs)
+
+    _LAYERS["t5"] = {t5.T5Attention: PackedBiasAttention}
+    return _LAYERS["t5"]
 
 
 def embed_tokens(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Token embeddings of a packed row with ESM's token dropout counted per sequence, not per row.
+    """Token embeddings of a packed row, with ESM's token dropout counted per sequence, not per row.
+
+    ESM-1b's learned positions and first layer norm are applied here too: transformers skips them where embeddings are
+    given instead of ids.
 
     Args:
         model: The (wrapped) transformers model.
@@ -161,7 +186,9 @@ def embed_tokens(model: nn.Module, batch: Batch) -> torch.Tensor:
     base = unwrap(model)
     embedded = base.get_input_embeddings()(batch.input_ids)
     config = base.config
-    if getattr(config, "token_dropout", False):
+    if config.model_type != "esm":
+        return embedded.unsqueeze(0)
+    if config.token_dropout:
         hidden = batch.input_ids == config.mask_token_id
         lengths = torch.tensor(batch.lengths, device=embedded.device)
         sequence = torch.repeat_interleave(torch.arange(len(lengths), device=embedded.device), lengths)
@@ -169,6 +196,11 @@ def embed_tokens(model: nn.Module, batch: Batch) -> torch.Tensor:
         scale = (1 - _TRAINED_MASK_RATIO) / (1 - masked / lengths)
         embedded = embedded.masked_fill(hidden[:, None], 0.0)
         embedded = (embedded * scale[sequence][:, None]).to(embedded.dtype)
+    layers = (base.esm if hasattr(base, "esm") else base).embeddings
+    if config.position_embedding_type == "absolute":
+        embedded = embedded + layers.position_embeddings(batch.position_ids + config.pad_token_id + 1)
+    if layers.layer_norm is not None:
+        embedded = layers.layer_norm(embedded)
     return embedded.unsqueeze(0)
 
 
@@ -177,24 +209,51 @@ def unwrap(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def forward(model: nn.Module, batch: Batch) -> Any:
+def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
     """Runs a model on a packed row; the transformers output object, whose tensors are ``(1, T, ...)``.
 
     Args:
         model: Loaded by :func:`plm.model.checkpoint.load_model`, possibly wrapped by PEFT.
         batch: The packed row, on the model's device.
+        options: Passed on to the model.
     """
-    config = unwrap(model).config
     arguments: dict[str, Any] = {"inputs_embeds": embed_tokens(model, batch), "packing": batch.layout}
-    if config.model_type == "esm":
-        offset = config.pad_token_id + 1 if config.position_embedding_type == "absolute" else 0
-        arguments["position_ids"] = (batch.position_ids + offset).unsqueeze(0)
-    return model(**arguments)
+    if unwrap(model).config.model_type == "esm":
+        arguments["position_ids"] = batch.position_ids.unsqueeze(0)
+    return model(**arguments, **options)
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The last hidden state of every token, ``(T, D)`` in the model's dtype; gradients flow."""
     return forward(model, batch).last_hidden_state[0]
+
+
+def layer_states(loaded: LoadedModel, batch: Batch, layers: Sequence[int]) -> list[torch.Tensor]:
+    """The states of every token after some layers, each ``(T, D)`` in the model's dtype.
+
+    Args:
+        loaded: The model, for either purpose.
+        batch: The packed row, on the model's device.
+        layers: 0 for the token embeddings, n for the states after block n; the last one comes after the final layer
+            norm (as fair-esm's ``repr_layers``).
+    """
+    model = unwrap(loaded.model)
+    body = model.esm if hasattr(model, "esm") else loaded.model
+    if set(layers) <= {loaded.layers}:
+        last = hidden_states(body, batch)
+        return [last for _ in layers]
+    states = forward(body, batch, output_hidden_states=True).hidden_states
+    return [states[layer][0] for layer in layers]
+
+
+def logits(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
+    """Scores of every vocabulary entry at every token, ``(T, V)``.
+
+    Args:
+        loaded: Loaded for the purpose ``masked_lm``.
+        batch: The packed row, on the model's device.
+    """
+    return forward(loaded.model, batch).logits[0]
 
 
 def residues(hidden: torch.Tensor, batch: Batch, family: ModelFamily) -> list[torch.Tensor]:
@@ -203,10 +262,111 @@ def residues(hidden: torch.Tensor, batch: Batch, family: ModelFamily) -> list[to
     return [piece[before : len(piece) - after] for piece in hidden.split(list(batch.lengths))]
 
 
+def first_tokens(hidden: torch.Tensor, batch: Batch, family: ModelFamily) -> torch.Tensor:
+    """The state of each sequence's first special token, ``(B, D)``.
+
+    Raises:
+        UserError: The family puts no token in front of the residues.
+    """
+    if not family.before:
+        raise UserError(
+            f"{family.title} has no token in front of the residues", fix="Take the mean over the residues instead"
+        )
+    return hidden[torch.tensor(batch.layout.starts, device=hidden.device)]
+
+
+def contacts(loaded: LoadedModel, sequence: str) -> torch.Tensor:
+    """Probability that two residues touch, from the attention maps (Rao et al. 2021).
+
+    The regression is summed layer by layer, so that the attention maps of one layer are all that memory must hold.
+
+    Args:
+        loaded: An ESM model with the weights of its contact regression.
+        sequence: The residues.
+
+    Returns:
+        ``(L, L)`` float32, symmetric.
+
+    Raises:
+        UserError: The family or the checkpoint has no contact regression.
+    """
+    model = unwrap(loaded.model)
+    body = model.esm if hasattr(model, "esm") else model
+    if not loaded.has_contacts:
+        raise UserError(
+            "The checkpoint has no contact regression", where=loaded.files.id,
+            fix="Use a published ESM-2 or ESM-1b checkpoint, or leave contacts out",
+        )  # fmt: skip
+    regression = body.contact_head.regression
+    batch = pack([loaded.token_ids(sequence)]).to(loaded.device)
+    factors = regression.weight.float().view(loaded.layers, -1)
+    total = torch.zeros((len(sequence), len(sequence)), device=loaded.device)
+    layer = iter(range(loaded.layers))
+
+    def add(weights: torch.Tensor) -> None:
+        maps = weights[:, 1:-1, 1:-1]  # the tokens around the residues do not count
+        maps = maps + maps.transpose(1, 2)
+        rows, whole = maps.sum(2), maps.sum((1, 2))
+        corrected = maps - rows[:, :, None] * (rows / whole[:, None])[:, None, :]  # average product correction
+        total.add_(torch.einsum("hij,h->ij", corrected, factors[next(layer)]))
+
+    with torch.inference_mode():
+        forward(body, batch, contacts=add)
+        return (total + regression.bias.float()).sigmoid().cpu()
+
+
+def workers(device: torch.device) -> int:
+    """How many rows are computed at a time: one a thread on processors (:func:`run`), one on CUDA."""
+    return max(1, torch.get_num_threads()) if device.type == "cpu" else 1
+
+
+def run(
+    loaded: LoadedModel, batches: Iterable[Batch], compute: Callable[[Batch], Result], *, rows: int | None = None
+) -> Iterator[Result]:
+    """Computes rows without gradients, several at a time, and gives the results in the order of the rows.
+
+    On processors each row is computed by one thread: no thread waits for another inside a layer, temporaries fit the
+    caches, and a result is the same, to the bit, whatever the number of threads.
+
+    Args:
+        loaded: The model.
+        batches: Packed rows; taken as they are needed.
+        compute: Called with each row, on the model's device, in some thread.
+        rows: Rows at a time; by default :func:`workers`.
+
+    Yields:
+        What ``compute`` returned, row by row.
+    """
+    count = workers(loaded.device) if rows is None else rows
+    if loaded.device.type != "cpu":
+        with torch.inference_mode():
+            for batch in batches:
+                yield compute(batch.to(loaded.device))
+        return
+    from collections import deque
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    def alone(batch: Batch) -> Result:
+        with torch.inference_mode():
+            return compute(batch)
+
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="row", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(alone, batch))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def encode(
     loaded: LoadedModel,
     sequences: Sequence[str],
-    budget: int = 8192,
+    budget: int | None = None,
     *,
     advance: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
@@ -215,7 +375,7 @@ def encode(
     Args:
         loaded: The model.
         sequences: Residue letters; what is not an amino acid counts as X.
-        budget: Tokens in a packed row.
+        budget: Tokens in a packed row; by default what suits the device (:data:`ROW_TOKENS`).
         advance: Called with the number of sequences finished after each row.
 
     Returns:
@@ -223,13 +383,16 @@ def encode(
     """
     unique = list(dict.fromkeys(sequences))
     ids = [loaded.token_ids(sequence) for sequence in unique]
+    rows = plan_batches([len(x) for x in ids], budget or ROW_TOKENS[loaded.device.type])
+
+    def compute(batch: Batch) -> list[torch.Tensor]:
+        states = hidden_states(loaded.model, batch).float().cpu()
+        return [piece.clone() for piece in residues(states, batch, loaded.family)]
+
     found: dict[str, torch.Tensor] = {}
-    with torch.inference_mode():
-        for row in plan_batches([len(x) for x in ids], budget):
-            batch = pack([ids[index] for index in row], row).to(loaded.device)
-            states = hidden_states(loaded.model, batch).float().cpu()
-            for index, piece in zip(row, residues(states, batch, loaded.family), strict=True):
-                found[unique[index]] = piece.clone()
-            if advance is not None:
-                advance(len(row))
+    batches = (pack([ids[index] for index in row], row) for row in rows)
+    for row, pieces in zip(rows, run(loaded, batches, compute), strict=True):
+        found.update((unique[index], piece) for index, piece in zip(row, pieces, strict=True))
+        if advance is not None:
+            advance(len(row))
     return [found[sequence] for sequence in sequences]
