@@ -359,3 +359,46 @@ def test_merge_of_a_broken_part_leaves_nothing(run_stage: Run, tmp_path: Path) -
     answer = merge(run_stage, parts, tmp_path / "merged")
     assert answer.returncode == 1 and "broken or cut short" in answer.stderr and "b.h5" in answer.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "b.h5"]
+
+
+# -- with the real model --------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [["--pooling", "mean", "--layers", "all"], ["--pooling", "residues"]], ids=["all-layers", "residues"]
+)
+def test_scattered_and_merged_is_the_file_of_one_run(
+    settings: list[str], tiny_esm2: Path, run_stage: Run, tmp_path: Path
+) -> None:
+    """Split, embed each part, merge: the bytes of embedding the whole; the status but for the line numbers, too."""
+
+    def embed(source: Path, name: str) -> None:
+        answer = run_stage(
+            "plm_embed", "--input", source, "--model", tiny_esm2, "--precision", "fp32", *settings,
+            "--embeddings", tmp_path / f"{name}.h5", "--status", tmp_path / f"{name}.tsv",
+        )  # fmt: skip
+        assert answer.returncode == 0, answer.stderr
+
+    messy = tmp_path / "messy.fasta"
+    messy.write_text(PROTEINS.read_text() + ">empty\n>odd\nMKV*LL\n>twin\nMKVLAAGIU\n")
+    run_stage("plm_split_fasta", "--input", messy, "--parts", 3, "--output-dir", tmp_path / "parts")
+    sources = sorted((tmp_path / "parts").iterdir())
+    assert len(sources) == 3
+    for source in sources:
+        embed(source, source.stem)
+    embed(messy, "whole")
+    tables = [item for source in sources for item in ("--status", tmp_path / f"{source.stem}.tsv")]
+    answer = merge(
+        run_stage, [tmp_path / f"{source.stem}.h5" for source in sources], tmp_path / "merged.h5", *tables,
+        "--merged-status", tmp_path / "merged.tsv",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    merged = [line.split("\t") for line in (tmp_path / "merged.tsv").read_text().splitlines()]
+    whole = [line.split("\t") for line in (tmp_path / "whole.tsv").read_text().splitlines()]
+    line_at = whole[0].index("line")
+    assert [row[:line_at] + row[line_at + 1 : -1] for row in merged] == [
+        row[:line_at] + row[line_at + 1 :] for row in whole
+    ]
+    assert len(whole) == 10 and sum("rejected" in row for row in whole) == 2
