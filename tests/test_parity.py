@@ -101,3 +101,35 @@ def test_contacts_need_a_trained_regression(tiny_esm2: Path, tiny_t5: Path, tmp_
         loaded = load_model(resolve_model(str(folder), workdir=tmp_path))
         with pytest.raises(UserError, match="no contact regression"):
             encoder.contacts(loaded, "MKTAYIAK")
+
+
+def test_stored_outputs_are_compared_by_one_command(tmp_path: Path, root: Path) -> None:
+    """scripts/check_goldens on outputs of fair-esm's own making: equal weights pass, others fail."""
+    import subprocess
+    import sys
+
+    from safetensors.torch import save_file
+
+    reference = fair_esm2((2, 64, 4), tmp_path / "m")
+    loaded = load(tmp_path / "m", tmp_path)
+    rows = [loaded.token_ids(sequence) for sequence in sequences((20, 33))]
+    ids = torch.tensor([row + [1] * (35 - len(row)) for row in rows])
+    with torch.inference_mode():
+        found = [reference(torch.tensor([row]), repr_layers=[2]) for row in rows]
+    states, logits = torch.zeros((2, 35, 64)), torch.zeros((2, 35, 33))
+    for number, row in enumerate(rows):
+        states[number, : len(row)] = found[number]["representations"][2][0]
+        logits[number, : len(row)] = found[number]["logits"][0]
+    stored = {"input__input_ids": ids, "input__attention_mask": (ids != 1).long()}
+    save_file(
+        {**stored, "output__last_hidden_state": states, "output__logits": logits}, tmp_path / "goldens.safetensors"
+    )
+    fair_esm2((3, 64, 4), tmp_path / "other")
+    command = [sys.executable, str(root / "scripts" / "check_goldens"), "--goldens", tmp_path / "goldens.safetensors"]
+    good, other = (
+        subprocess.run([*command, "--model", tmp_path / name], capture_output=True, text=True)
+        for name in ("m", "other")
+    )
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.count(" ok") == 4
+    assert other.returncode == 1 and "MORE THAN" in other.stdout
