@@ -83,11 +83,11 @@ class EmbedJob:
         return [number for number in range(len(self.ends)) if not self.store.holds(number)]
 
     def seconds(self, shards: Sequence[int]) -> float | None:
-        """How long shards will take, timed on this machine; None if memory ran out at it."""
+        """How long shards will take, timed on this machine; None if that failed (the work will say why)."""
         numbers = np.concatenate([np.arange(self._starts[n], self.ends[n]) for n in shards] or [_NONE])
         try:
             return embed_plan.expected_seconds(self.embedder, self.spool, self.budget, numbers) / self._ranks.world
-        except OutOfMemory:
+        except (OutOfMemory, UnfitNumber):
             return None
 
     def memory(self) -> int:
@@ -124,7 +124,8 @@ class EmbedJob:
                 nonlocal done
                 step = min(count, due - done)  # noqa: B023
                 done += step
-                progress.advance(step)
+                if step:
+                    progress.advance(step)
 
             parts = (self._part(number) for number in alike)
             try:
