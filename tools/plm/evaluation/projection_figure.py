@@ -81,9 +81,10 @@ def projection_figure(found: Findings, path: str | Path) -> None:
         spare.axis("off")
     _legend(figure, spare, found)
     if shade is not None:
-        target = [spare] if spare is not None else list(axes.flat)
-        options: dict[str, Any] = {"location": "left", "fraction": 0.3} if spare is not None else {}
-        bar = figure.colorbar(shade, ax=target, shrink=0.75, extend="both", label="Label", **options)
+        if spare is not None:
+            bar = figure.colorbar(shade, cax=spare.inset_axes((0.05, 0.12, 0.05, 0.76)), extend="both", label="Label")
+        else:
+            bar = figure.colorbar(shade, ax=list(axes.flat), shrink=0.75, extend="both", label="Label")
         if bar.solids is not None:
             bar.solids.set_alpha(1)
     figure.suptitle(_headline(found), fontsize=11)
@@ -151,10 +152,11 @@ def _queries(panel: Any, points: NDArray[np.float32], labels: Labels, found: Fin
         scale = matplotlib.colormaps[SCALE]
         for row in np.flatnonzero(labels.known):
             edges[row] = to_hex(scale((labels.numbers[row] - low) / (high - low)))
-    big = max(2.2 * size, 22.0) if len(points) <= 400 else max(1.5 * size, 10.0)
-    # White below keeps a hollow marker readable in a crowd.
-    panel.scatter(*points.T, s=big, facecolors="none", edgecolors="white", marker="D", linewidths=2.6, zorder=3)
-    panel.scatter(*points.T, s=big, facecolors="none", edgecolors=list(edges), marker="D", linewidths=1.2, zorder=4)
+    big = float(np.clip(3000 / len(points), 10.0, 26.0))
+    # White below keeps a hollow marker readable in a crowd, but many of them would hide the references.
+    if len(points) <= 100:
+        panel.scatter(*points.T, s=big, facecolors="none", edgecolors="white", marker="D", linewidths=2.4, zorder=3)
+    panel.scatter(*points.T, s=big, facecolors="none", edgecolors=list(edges), marker="D", linewidths=1.1, zorder=4)
 
 
 def number_range(labels: Labels) -> tuple[float, float]:
@@ -166,7 +168,7 @@ def number_range(labels: Labels) -> tuple[float, float]:
 
 def _size(count: int) -> tuple[float, float]:
     """Area of a marker in points² and its opacity by the number of points."""
-    size = float(np.clip(1.2e4 / max(count, 1), 3.0, 34.0))
+    size = float(np.clip(2e4 / max(count, 1), 4.0, 34.0))
     return size, float(np.clip(30 / np.sqrt(max(count, 1)), 0.35, 0.85))
 
 
@@ -219,7 +221,8 @@ def _legend(figure: Any, spare: Any, found: Findings) -> None:
     title = "Label (references)" if found.labels.kind == "class" else None
     options: dict[str, Any] = {"frameon": False, "title": title, "fontsize": 9, "alignment": "left"}
     if spare is not None:
-        spare.legend(handles=entries, loc="center left", **options)
+        right = 0.25 if found.labels.kind == "number" else 0.0
+        spare.legend(handles=entries, loc="center left", bbox_to_anchor=(right, 0.5), **options)
     else:
         figure.legend(handles=entries, loc="outside right center", **options)
 

@@ -161,8 +161,7 @@ def _verdict(found: Findings) -> str:
         return f"No sign that the labels separate in the full embedding space: {what}."
     what = (
         f"the correlation (Spearman) of a protein's number with the mean of its {score.note.split()[0]} nearest "
-        f"neighbours is {score.value:.2f}{_range(score, lambda value: f'{value:.2f}')}, {score.expected:.2f} under "
-        f"random labels ({chance})"
+        f"neighbours is {_two(score.value)}{_range(score, _two)}, {_two(score.expected)} under random labels ({chance})"
     )
     if beyond:
         return f"The labels vary with the place in the full embedding space beyond chance: {what}."
@@ -181,6 +180,12 @@ def _query_line(found: Findings) -> str:
         line += (
             f" {_percent(score.value)} of the labelled queries' nearest references carry their label"
             f"{_range(score, _percent)}, {_percent(score.expected)} under random labels."
+        )
+    score = found.score(FULL, "neighbour_correlation", "query")
+    if score is not None and score.value == score.value:
+        line += (
+            f" The numbers of the labelled queries correlate with the mean of their nearest references by "
+            f"{_two(score.value)}{_range(score, _two)}."
         )
     return line
 
@@ -261,7 +266,7 @@ def _compare(report: Report, found: Findings) -> None:
 
 
 def _two(value: float) -> str:
-    return number(value, 2)
+    return number(0.0 if abs(value) < 0.005 else value, 2)  # never -0.00
 
 
 def _with_range(score: Score, write: Any) -> str:

@@ -210,14 +210,16 @@ class Judge:
                     self.groups[self._known])[0]
         ]  # fmt: skip
         if self.labels.kind == "number":
-            return [self._correlation(name, places)]
+            note = f"{places.shape[1]} nearest neighbours{self._among(self._scored, len(self._known))}"
+            own, groups = self.labels.numbers[self._scored], self.groups[self._scored]
+            return [self._correlated(name, "reference", own, places, groups, note, self._scored)]
         scores = self._agreement(name, places)
         if len(self._compared) > 2 and len(np.unique(self.labels.codes[self._compared])) > 1:
             scores.append(self._silhouette(name, points))
         return scores
 
     def queries(self, name: str, references: Array, points: Array, labels: Labels) -> list[Score]:
-        """Whether labelled queries lie among references of their label.
+        """Whether labelled queries lie among references of their label, or of numbers like theirs.
 
         Args:
             name: ``embedding`` or a method.
@@ -226,21 +228,24 @@ class Judge:
             labels: Of the queries, in the classes of the references.
         """
         asked = np.flatnonzero(labels.known)
-        if self.why_not or self.labels.kind != "class" or not len(asked):
+        if self.why_not or not len(asked):
             return []
         count = min(self.neighbours, len(self._known))
         own = np.full(len(asked), -1, dtype=np.int64)  # of no reference's group
         places = self._known[nearest(points[asked], references[self._known], count, own, self.groups[self._known])[0]]
-        hits = self.labels.codes[places] == labels.codes[asked][:, None]
-        shuffled = [
-            float((codes[places] == labels.codes[asked][:, None]).mean())
-            for codes in self._shuffles(self.labels.codes, self.resamples)
-        ]
-        low, high = _bootstrap(hits.mean(axis=1), np.arange(len(asked)), self.resamples, self.seed)
+        note = f"{count} nearest references"
+        if self.labels.kind == "number":
+            return [self._correlated(name, "query", labels.numbers[asked], places, np.arange(len(asked)), note)]
+        codes = labels.codes[asked][:, None]
+        share = (self.labels.codes[places] == codes).mean(axis=1)
+        drawn = self._shuffles(self.labels.codes, self.resamples)
+        shuffled = [float((shuffle[places] == codes).mean()) for shuffle in drawn]
+        low, high = _bootstrap(share, np.arange(len(asked)), self.resamples, self.seed)
+        value = float(share.mean())
         return [
             Score(
-                name, "query", "neighbour_agreement", "all", float(hits.mean()), low, high, _mean(shuffled),
-                _p_value(float(hits.mean()), shuffled), len(asked), f"{count} nearest references",
+                name, "query", "neighbour_agreement", "all", value, low, high, _mean(shuffled),
+                _p_value(value, shuffled), len(asked), note,
             )
         ]  # fmt: skip
 
@@ -322,27 +327,38 @@ class Judge:
             len(rows), f"classes of two or more{self._among(rows, len(self._known))}",
         )  # fmt: skip
 
-    def _correlation(self, name: str, places: Ints) -> Score:
+    def _correlated(
+        self, name: str, set: str, own: Floats, places: Ints, groups: Ints, note: str, asked: Ints | None = None
+    ) -> Score:
+        """Correlation of numbers with the mean of their neighbours'.
+
+        Args:
+            name: The space.
+            set: ``reference`` or ``query``.
+            own: (n,) numbers.
+            places: (n, k) references that are their neighbours.
+            groups: (n,) groups.
+            note: For the table.
+            asked: (n,) which references the numbers belong to; None for queries, whose numbers stay when the
+                references' are shuffled.
+        """
+        from plm.evaluation.intervals import bootstrap
         from plm.evaluation.metrics import ALL, Scored
 
-        numbers = self.labels.numbers
-        own, around = numbers[self._scored], numbers[places].mean(axis=1)
+        around = self.labels.numbers[places].mean(axis=1)
         value = _spearman(own, around)
-        index = np.unique(self.groups[self._scored], return_inverse=True)[1]
+        index = np.unique(groups, return_inverse=True)[1]
         low = high = math.nan
         if index.max() + 1 >= FEWEST_GROUPS and value == value:
-            from plm.evaluation.intervals import bootstrap
-
             scored = Scored("number", own, around, np.zeros(len(own), dtype=np.int64))
-            draws = draw_groups(int(index.max()) + 1, min(self.resamples, 500), self.seed)
+            draws = draw_groups(int(index.max()) + 1, min(self.resamples, _SHUFFLES_NUMBER + 1), self.seed)
             low, high = interval(bootstrap(scored, index, draws)[("spearman", ALL)])
         shuffled = []
-        for drawn in self._shuffles(numbers, min(self.resamples, _SHUFFLES_NUMBER)):
-            shuffled.append(_spearman(drawn[self._scored], drawn[places].mean(axis=1)))
-        note = f"{places.shape[1]} nearest neighbours{self._among(self._scored, len(self._known))}"
+        for drawn in self._shuffles(self.labels.numbers, min(self.resamples, _SHUFFLES_NUMBER)):
+            shuffled.append(_spearman(own if asked is None else drawn[asked], drawn[places].mean(axis=1)))
         return Score(
-            name, "reference", "neighbour_correlation", "all", value, low, high, _mean(shuffled),
-            _p_value(value, shuffled), len(own), note,
+            name, set, "neighbour_correlation", "all", value, low, high, _mean(shuffled), _p_value(value, shuffled),
+            len(own), note,
         )  # fmt: skip
 
     def _shuffles(self, values: NDArray[Any], count: int) -> Iterator[NDArray[Any]]:
