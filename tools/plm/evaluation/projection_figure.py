@@ -20,6 +20,7 @@ MOST_CLASSES = 12
 OTHER, UNLABELLED = "#8a8a8a", "#c8c8c8"
 SCALE = "viridis"
 _MARKERS = ("o", "^")
+_PALETTE = COLOURS[:6]  # black is for queries without label
 _SEED = 7
 
 
@@ -49,8 +50,8 @@ def looks(labels: Labels) -> list[Look]:
     if labels.kind == "class":
         shown = len(labels.classes) if len(labels.classes) <= MOST_CLASSES else MOST_CLASSES - 1
         for index, name in enumerate(labels.classes[:shown]):
-            marker = _MARKERS[index // len(COLOURS) % len(_MARKERS)]
-            drawn.append(Look(name, COLOURS[index % len(COLOURS)], marker, (index,)))
+            marker = _MARKERS[index // len(_PALETTE) % len(_MARKERS)]
+            drawn.append(Look(name, _PALETTE[index % len(_PALETTE)], marker, (index,)))
         rare = tuple(range(shown, len(labels.classes)))
         if rare:
             drawn.append(Look(f"{len(rare)} other classes", OTHER, "s", rare))
@@ -152,11 +153,12 @@ def _queries(panel: Any, points: NDArray[np.float32], labels: Labels, found: Fin
         scale = matplotlib.colormaps[SCALE]
         for row in np.flatnonzero(labels.known):
             edges[row] = to_hex(scale((labels.numbers[row] - low) / (high - low)))
-    big = float(np.clip(3000 / len(points), 10.0, 26.0))
+    big = float(np.clip(3000 / len(points), 6.0, 26.0))
+    line = 1.1 if len(points) <= 300 else 0.6
     # White below keeps a hollow marker readable in a crowd, but many of them would hide the references.
     if len(points) <= 100:
         panel.scatter(*points.T, s=big, facecolors="none", edgecolors="white", marker="D", linewidths=2.4, zorder=3)
-    panel.scatter(*points.T, s=big, facecolors="none", edgecolors=list(edges), marker="D", linewidths=1.1, zorder=4)
+    panel.scatter(*points.T, s=big, facecolors="none", edgecolors=list(edges), marker="D", linewidths=line, zorder=4)
 
 
 def number_range(labels: Labels) -> tuple[float, float]:
@@ -169,7 +171,7 @@ def number_range(labels: Labels) -> tuple[float, float]:
 def _size(count: int) -> tuple[float, float]:
     """Area of a marker in points² and its opacity by the number of points."""
     size = float(np.clip(2e4 / max(count, 1), 4.0, 34.0))
-    return size, float(np.clip(30 / np.sqrt(max(count, 1)), 0.35, 0.85))
+    return size, float(np.clip(40 / np.sqrt(max(count, 1)), 0.45, 0.85))
 
 
 def _label(panel: Any, made: Projection, found: Findings) -> None:
@@ -205,6 +207,8 @@ def _legend(figure: Any, spare: Any, found: Findings) -> None:
     if found.labels.kind == "class" or (found.labels.kind == "none" and len(found.queries or ())):
         for look in looks(found.labels):
             rows = int(np.isin(known, look.codes).sum())
+            if not rows and -1 in look.codes:  # only queries lack a label
+                continue
             text = f"{shortened(look.name, 26)} ({rows:,})"
             entries.append(
                 Line2D([], [], color=look.colour, marker=look.marker, markersize=6, linestyle="", label=text)
@@ -229,7 +233,7 @@ def _legend(figure: Any, spare: Any, found: Findings) -> None:
 
 def _headline(found: Findings) -> str:
     """What the picture is of, and the score of the space that it was made from."""
-    text = f"{len(found.references):,} embeddings of {found.references.description.dimension} dimensions"
+    text = f"{len(found.references):,} embeddings of {found.references.description.dimension:,} dimensions"
     agreement = found.score(FULL, "neighbour_agreement")
     if agreement is not None:
         text += f": {agreement.value:.0%} of nearest neighbours share the label ({agreement.expected:.0%} by chance)"
