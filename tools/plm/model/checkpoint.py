@@ -8,7 +8,8 @@ import json
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -269,6 +270,22 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
     return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
 
 
+@contextmanager
+def _without_scikit_learn() -> Iterator[None]:
+    """Imports transformers' models without scikit-learn and pandas, half a second of each start.
+
+    transformers takes one function of scikit-learn for speculative decoding, which no encoder does.
+    """
+    from transformers import utils
+
+    known = utils.is_sklearn_available
+    utils.is_sklearn_available = lambda: False
+    try:
+        yield
+    finally:
+        utils.is_sklearn_available = known
+
+
 def load_model(
     files: ModelFiles,
     *,
@@ -295,7 +312,6 @@ def load_model(
     config = read_config(files.directory)
     vocabulary = read_vocabulary(files.directory)
     family = find_family(config, vocabulary, where=files.id)
-    encoder.register()
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "attn_implementation": encoder.ATTENTION,
@@ -309,12 +325,14 @@ def load_model(
             raise UserError(
                 "ProtT5 has no masked language model here", where=files.id, fix="Use an ESM-2 model"
             )
-        loader: Any = transformers.T5EncoderModel
-    elif purpose == "masked_lm":
-        loader = transformers.EsmForMaskedLM
+        kind = "T5EncoderModel"
     else:
-        loader = transformers.EsmModel
+        kind = "EsmForMaskedLM" if purpose == "masked_lm" else "EsmModel"
+    if kind == "EsmModel":
         options["add_pooling_layer"] = False
+    with _without_scikit_learn():
+        encoder.register()
+        loader: Any = getattr(transformers, kind)
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
