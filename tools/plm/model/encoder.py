@@ -9,7 +9,7 @@ checkpointing work as with the plain classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -320,8 +320,15 @@ def workers(device: torch.device) -> int:
     return max(1, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
+class OnDevice(Protocol):
+    """Something that lives on a device: a loaded model, a network."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
 def run(
-    loaded: LoadedModel, batches: Iterable[Batch], compute: Callable[[Batch], Result], *, rows: int | None = None
+    loaded: OnDevice, batches: Iterable[Batch], compute: Callable[[Batch], Result], *, rows: int | None = None
 ) -> Iterator[Result]:
     """Computes rows without gradients, several at a time, and gives the results in the order of the rows.
 
@@ -329,7 +336,7 @@ def run(
     caches, and a result is the same, to the bit, whatever the number of threads.
 
     Args:
-        loaded: The model.
+        loaded: The model, or what else says where it lives.
         batches: Packed rows; taken as they are needed.
         compute: Called with each row, on the model's device, in some thread.
         rows: Rows at a time; by default :func:`workers`.

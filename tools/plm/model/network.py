@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,34 +103,50 @@ def answers(
     outputs: dict[int, Floats] = {}
     states: dict[int, NDArray[np.float32]] = {}
     level = network.head.config.level
-    rows = plan_batches([unit.length for unit in units], budget)
+    if network.device.type == "cpu":  # a thread a row, each as long as the caches like it
+        budget = min(budget, encoder.ROW_TOKENS["cpu"])
+    rows = deque(plan_batches([unit.length for unit in units], budget))
     try:
-        with torch.inference_mode():
-            while rows:
-                row = rows.pop(0)
-                try:
-                    found, seen = _run(network, [units[index] for index in row], represent)
-                except torch.cuda.OutOfMemoryError:
-                    if len(row) == 1:
-                        raise
-                    torch.cuda.empty_cache()
-                    rows[:0] = [row[: len(row) // 2], row[len(row) // 2 :]]
-                    continue
-                sizes = np.cumsum([units[index].answers(level) for index in row])[:-1]
-                outputs.update(zip(row, np.split(found, sizes), strict=True))
-                if represent:
-                    states.update(zip(row, np.split(seen, sizes), strict=True))
-                if advance is not None:
-                    advance(len(row))
+        while rows:
+            planned = list(rows)
+            found = _run(network, units, planned, represent)
+            try:
+                for row, (values, seen) in zip(planned, found, strict=True):
+                    sizes = np.cumsum([units[index].answers(level) for index in row])[:-1]
+                    outputs.update(zip(row, np.split(values, sizes), strict=True))
+                    if represent:
+                        states.update(zip(row, np.split(seen, sizes), strict=True))
+                    rows.popleft()
+                    if advance is not None:
+                        advance(len(row))
+            except torch.cuda.OutOfMemoryError:
+                row = rows.popleft()
+                if len(row) == 1:
+                    raise
+                torch.cuda.empty_cache()
+                rows.extendleft([row[len(row) // 2 :], row[: len(row) // 2]])
     finally:
         network.train(was_training)
     return [outputs[i] for i in range(len(units))], [states[i] for i in range(len(units))] if represent else []
 
 
-def _run(network: Network, units: Sequence[Unit], represent: bool) -> tuple[Floats, NDArray[np.float32]]:
-    batch, where = pack_units(units, network.family)
-    batch, where = batch.to(network.device), where.to(network.device)
-    hidden = network.hidden(batch)
-    found = network.head(hidden, where).double().cpu().numpy()
-    seen = network.head.represent(hidden, where).float().cpu().numpy() if represent else np.empty((0, 0), np.float32)
-    return found, seen
+def _run(
+    network: Network, units: Sequence[Unit], rows: Sequence[Sequence[int]], represent: bool
+) -> Iterator[tuple[Floats, NDArray[np.float32]]]:
+    """Outputs and representations row by row; several rows at a time on processors."""
+    places: dict[int, Where] = {}
+
+    def batches() -> Iterator[Batch]:
+        for row in rows:
+            batch, where = pack_units([units[index] for index in row], network.family)
+            places[row[0]] = where
+            yield dataclasses.replace(batch, indices=tuple(row))
+
+    def compute(batch: Batch) -> tuple[Floats, NDArray[np.float32]]:
+        where = places.pop(batch.indices[0]).to(network.device)
+        hidden = network.hidden(batch)
+        found = network.head(hidden, where).double().cpu().numpy()
+        seen = network.head.represent(hidden, where).float().cpu().numpy() if represent else np.empty((0, 0))
+        return found, seen.astype(np.float32, copy=False)
+
+    yield from encoder.run(network, batches(), compute)
