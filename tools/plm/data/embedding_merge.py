@@ -1,4 +1,4 @@
-"""Embeddings files of the parts of one input -> one file, the same that a run over the whole would have written."""
+"""Embeddings files of the parts of one input -> the one file that a run over the whole would have written."""
 
 from __future__ import annotations
 
