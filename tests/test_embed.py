@@ -610,14 +610,14 @@ def test_fasta_has_no_sites(embed: Run, query: Path) -> None:
 
 
 def test_sites_on_cleaned_sequences(embed: Run, tmp_path: Path) -> None:
-    text = "id\tsequence\tposition\nwhole\tMKYLA\t3\ngaps\tM-K-YLA\t5\nongap\tM-K-YLA\t4\n"
+    text = "id\tsequence\tposition\nwhole\tMKYLA\t3\nongap\tM-K-YLA\t4\nbare\t\t1\ngaps\tM-K-YLA\t5\n"
     (tmp_path / "sites").write_text(text)
     folder = embed(tmp_path / "sites", "--pooling", "sites")
     whole, gaps = vectors(folder)
     np.testing.assert_array_equal(whole, gaps)
     with read_embeddings(folder / "embeddings") as found:
         assert list(found.positions or ()) == [3, 5]
-    assert table(folder / "status")[2]["details"] == "position 4 is no residue but '-'"
+    assert table(folder / "status")[1]["details"] == "position 4 is no residue but '-'"
 
 
 def test_repeated_ids(embed: Run) -> None:

@@ -268,16 +268,15 @@ def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, ou
         lengths=spool.lengths[spool.unique[accepted]] if wanted.pooling == "residues" else None,
         positions=spool.positions[accepted] if wanted.pooling == "sites" else None,
     )  # fmt: skip
-    records = accepted.tolist()
     if args.status:
         embed_tables.write_status(outputs.path(args.status), spool, windows)
     if args.logits:
-        embed_tables.write_logits(outputs.path(args.logits), spool, map(job.logits, records))
+        embed_tables.write_logits(outputs.path(args.logits), spool, job.logits())
     if args.pseudo_perplexity:
-        values = map(job.perplexity, records)
-        embed_tables.write_perplexity(outputs.path(args.pseudo_perplexity), spool, values, wanted.perplexity)
+        path = outputs.path(args.pseudo_perplexity)
+        embed_tables.write_perplexity(path, spool, job.perplexity(), wanted.perplexity)
     if args.contacts:
-        embed_tables.write_contacts(outputs.path(args.contacts), spool, map(job.contacts, records))
+        embed_tables.write_contacts(outputs.path(args.contacts), spool, job.contacts())
 
 
 def _finish(spool: Spool, job: EmbedJob, log: stage.logging.Logger) -> None:

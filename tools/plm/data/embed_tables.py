@@ -36,7 +36,7 @@ def write_status(path: Path, spool: Spool, windows: Ints) -> None:
                 twin = "" if first == record else spool.ids[first]
             fields = (
                 spool.ids[record], spool.lines[record], spool.letters[record], encoded, pieces, spool.cleaned[record],
-                twin, "embedded" if sequence >= 0 else "rejected", spool.details[record],
+                twin, "embedded" if sequence >= 0 else "rejected", spool.details.get(record, ""),
             )  # fmt: skip
             handle.write("\t".join(map(str, fields)) + "\n")
 
@@ -60,8 +60,8 @@ def write_logits(path: Path, spool: Spool, rows: Iterable[NDArray[np.float32]]) 
     with path.open("wb") as handle:
         handle.write(("\t".join(names) + "\n").encode())
         writer = csv.CSVWriter(handle, schema, write_options=options)
-        for record, values in zip(spool.accepted.tolist(), rows, strict=True):
-            name, sequence = spool.ids[record], spool.sequences[int(spool.unique[record])]
+        for (record, number), values in zip(spool.embedded(), rows, strict=True):
+            name, sequence = spool.ids[record], spool.sequences[number]
             for start in range(0, len(sequence), _BLOCK):
                 block = values[start : start + _BLOCK].astype(np.float64)
                 entropy = -(np.exp(block) * block).sum(1)
@@ -81,8 +81,8 @@ def write_perplexity(path: Path, spool: Spool, values: Iterable[tuple[float, int
     """One row an embedded record: id, length, residues that were scored, pseudo-perplexity, how it was computed."""
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("id\tlength\tscored\tpseudo_perplexity\tmode\n")
-        for record, (perplexity, scored) in zip(spool.accepted.tolist(), values, strict=True):
-            length = int(spool.lengths[spool.unique[record]])
+        for (record, number), (perplexity, scored) in zip(spool.embedded(), values, strict=True):
+            length = int(spool.lengths[number])
             shown = f"{perplexity:.6g}" if scored else ""
             handle.write(f"{spool.ids[record]}\t{length}\t{scored}\t{shown}\t{mode}\n")
 
@@ -91,7 +91,7 @@ def write_contacts(path: Path, spool: Spool, values: Iterable[tuple[NDArray[np.i
     """One row a contact of an embedded record: id, i, j (from 1, i < j), probability."""
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("id\ti\tj\tprobability\n")
-        for record, (pairs, probabilities) in zip(spool.accepted.tolist(), values, strict=True):
+        for (record, _), (pairs, probabilities) in zip(spool.embedded(), values, strict=True):
             name = spool.ids[record]
             for (i, j), probability in zip(pairs.tolist(), probabilities.tolist(), strict=True):
                 handle.write(f"{name}\t{i + 1}\t{j + 1}\t{probability:.4f}\n")

@@ -1,6 +1,6 @@
 """A file of proteins, read once and laid out on disk, so that memory does not grow with the number of proteins.
 
-Sequences, ids and remarks go to files; in memory stay a few numbers a record (about 100 bytes). Equal sequences are
+Sequences, ids and remarks go to files; in memory stay a few numbers a record (about 50 bytes). Equal sequences are
 found by their digests and get one number, so that they are encoded once.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -23,6 +23,7 @@ from plm.data.tables import stream_table
 from plm.errors import UserError
 
 Ints = NDArray[np.int64]
+SmallInts = NDArray[np.int32]
 _NUCLEOTIDES = "nucleotides (A, C, G, T, U, N), not a protein: translate it"
 _NO_GAPS = {ord(character): None for character in GAP_CHARACTERS}
 _BREAKS = "\t\r\n\x00"
@@ -48,7 +49,7 @@ class Entry:
 class Texts(Sequence[str]):
     """Strings that lie in a file; a sequence that reads each one when it is asked for."""
 
-    def __init__(self, handle: int, starts: Ints, sizes: Ints) -> None:
+    def __init__(self, handle: int, starts: Ints, sizes: SmallInts) -> None:
         self._handle, self._starts, self._sizes = handle, starts, sizes
 
     def __len__(self) -> int:
@@ -74,7 +75,7 @@ class _Writer:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b", buffering=2**20)
-        self._starts, self._sizes, self._end = array("q"), array("q"), 0
+        self._starts, self._sizes, self._end = array("q"), array("i"), 0
 
     def append(self, text: str) -> None:
         self._starts.append(self._end)
@@ -98,7 +99,32 @@ class _Writer:
         self._file.flush()
         kept = os.dup(self._file.fileno())
         self._file.close()
-        return Texts(kept, np.frombuffer(self._starts, np.int64), np.frombuffer(self._sizes, np.int64))
+        return Texts(kept, np.frombuffer(self._starts, np.int64), np.frombuffer(self._sizes, np.int32))
+
+
+class _Remarks(Mapping[int, str]):
+    """Texts of the few records that have one."""
+
+    def __init__(self, rows: SmallInts, texts: Texts) -> None:
+        self._rows, self._texts = rows, texts
+        self._later: dict[int, str] = {}
+
+    def put(self, row: int, text: str) -> None:
+        self._later[row] = text
+
+    def __getitem__(self, row: int) -> str:
+        if row in self._later:
+            return self._later[row]
+        at = int(np.searchsorted(self._rows, row))
+        if at == len(self._rows) or self._rows[at] != row:
+            raise KeyError(row)
+        return self._texts[at]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted({*self._rows.tolist(), *self._later}))
+
+    def __len__(self) -> int:
+        return len({*self._rows.tolist(), *self._later})
 
 
 @dataclass(frozen=True)
@@ -112,7 +138,7 @@ class Spool:
         lines: (N,) 1-based line of each record.
         letters: (N,) letters as the file has them.
         cleaned: (N,) letters that were removed or replaced.
-        details: N remarks: what was cleaned, or why a record was rejected.
+        details: Remarks by record, where there are any: what was cleaned, or why a record was rejected.
         unique: (N,) number of the record's sequence; -1 if rejected.
         positions: (N,) 1-based site as the file has it; empty without sites.
         places: (N,) the same site, 0-based in the cleaned sequence; empty without sites.
@@ -125,13 +151,13 @@ class Spool:
     digest: str
     ids: Texts
     lines: Ints
-    letters: Ints
-    cleaned: Ints
-    details: Texts
-    unique: Ints
-    positions: Ints
-    places: Ints
-    firsts: Ints
+    letters: SmallInts
+    cleaned: SmallInts
+    details: Mapping[int, str]
+    unique: SmallInts
+    positions: SmallInts
+    places: SmallInts
+    firsts: SmallInts
     lengths: Ints
     sequences: Texts
 
@@ -139,6 +165,13 @@ class Spool:
     def accepted(self) -> Ints:
         """Records that are embedded, in the order of the file."""
         return np.flatnonzero(self.unique >= 0)
+
+    def embedded(self) -> Iterator[tuple[int, int]]:
+        """(record, number of its sequence) of the records that are embedded, in the order of the file."""
+        for record in range(len(self.unique)):
+            sequence = int(self.unique[record])
+            if sequence >= 0:
+                yield record, sequence
 
 
 def read_entries(path: str | Path) -> Iterator[Entry]:
@@ -228,7 +261,9 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
     folder.mkdir(parents=True, exist_ok=True)
     ids, details = _Writer(folder / "ids"), _Writer(folder / "details")
     sequences = (folder / "sequences").open("w+b", buffering=2**20)
-    lines, letters, lengths, cleaned_letters, positions, places, starts = (array("q") for _ in range(7))
+    lines, starts = array("q"), array("q")
+    letters, lengths, cleaned_letters, positions, places = (array("i") for _ in range(5))
+    remarked = array("i")
     names, contents, whole = bytearray(), bytearray(), hashlib.sha256()
     end = nucleotides = 0
     first_rejected = ""
@@ -238,7 +273,9 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
         if reason and not first_rejected:
             first_rejected = f"{entry.id}: {reason}"
         ids.append(entry.id)
-        details.append(reason or "; ".join(cleaned.changes))
+        if reason or cleaned.changes:
+            remarked.append(len(lines))
+            details.append(reason or "; ".join(cleaned.changes))
         lines.append(entry.line)
         letters.append(len(entry.sequence))
         data = b"" if reason else cleaned.sequence.encode("ascii")
@@ -260,7 +297,8 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
             "All sequences are nucleotides (A, C, G, T, U, N)", where=name, fix="Translate them to proteins first"
         )
     sizes = np.array(lengths, np.int64)
-    _settle_ids(ids, details, lines, sizes, _first_equal(names), duplicates, name)
+    remarks = _Remarks(np.frombuffer(remarked, np.int32), details.close())
+    _settle_ids(ids, remarks, lines, sizes, _first_equal(names), duplicates, name)
     usable = np.flatnonzero(sizes)
     if not len(usable):
         raise UserError(
@@ -270,7 +308,7 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
         )
     first = usable[_first_equal(bytearray(np.frombuffer(contents, np.uint8).reshape(-1, 16)[usable].tobytes()))]
     firsts = np.unique(first)
-    unique = np.full(len(sizes), -1, np.int64)
+    unique = np.full(len(sizes), -1, np.int32)
     unique[usable] = np.searchsorted(firsts, first)
     handle = os.dup(sequences.fileno())
     sequences.close()
@@ -279,15 +317,15 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
         digest=whole.hexdigest(),
         ids=ids.close(),
         lines=np.frombuffer(lines, np.int64),
-        letters=np.frombuffer(letters, np.int64),
-        cleaned=np.frombuffer(cleaned_letters, np.int64),
-        details=details.close(),
+        letters=np.frombuffer(letters, np.int32),
+        cleaned=np.frombuffer(cleaned_letters, np.int32),
+        details=remarks,
         unique=unique,
-        positions=np.array(positions, np.int64),
-        places=np.array(places, np.int64),
-        firsts=firsts,
+        positions=np.array(positions, np.int32),
+        places=np.array(places, np.int32),
+        firsts=firsts.astype(np.int32),
         lengths=sizes[firsts],
-        sequences=Texts(handle, np.frombuffer(starts, np.int64)[firsts], sizes[firsts]),
+        sequences=Texts(handle, np.frombuffer(starts, np.int64)[firsts], sizes[firsts].astype(np.int32)),
     )
 
 
@@ -348,7 +386,7 @@ def _first_equal(digests: bytearray) -> Ints:
 
 
 def _settle_ids(
-    ids: _Writer, details: _Writer, lines: Sequence[int], sizes: Ints, first: Ints, duplicates: str, name: str
+    ids: _Writer, remarks: _Remarks, lines: Sequence[int], sizes: Ints, first: Ints, duplicates: str, name: str
 ) -> None:
     """Applies the policy for repeated ids; rejected records get size 0."""
     repeated = np.flatnonzero(first != np.arange(len(first)))
@@ -364,7 +402,7 @@ def _settle_ids(
     if duplicates == "first":
         for row in repeated.tolist():
             sizes[row] = 0
-            details.replace(row, f"the id was used before (line {lines[int(first[row])]})")
+            remarks.put(row, f"the id was used before (line {lines[int(first[row])]})")
         return
     taken = {ids.text(row) for row in repeated.tolist()}
     # A new name may be another record's own: those can only be names that end in _<number>.
@@ -377,7 +415,7 @@ def _settle_ids(
         counts[int(first[row])] = number + 1
         ids.replace(row, f"{base}_{number}")
         note = f"renamed: the id {base} was used before (line {lines[int(first[row])]})"
-        details.replace(row, "; ".join(filter(None, (note, details.text(row)))))
+        remarks.put(row, "; ".join(filter(None, (note, remarks.get(row, "")))))
 
 
 def _numbered(text: str) -> str:

@@ -153,7 +153,8 @@ class EmbedJob:
         span = range(int(self._starts[number]), self.ends[number])
         sites: list[Ints] = []
         if len(self._edges):
-            sites = [self.spool.places[self._order[self._edges[u] : self._edges[u + 1]]] for u in span]
+            records = [self._order[self._edges[u] : self._edges[u + 1]] for u in span]
+            sites = [self.spool.places[mine].astype(np.int64) for mine in records]
         return Part(number, [self.spool.sequences[u] for u in span], sites)
 
     def _budget_of(self, number: int) -> Budget:
@@ -195,11 +196,11 @@ class EmbedJob:
     def values(self) -> Iterator[NDArray[Any]]:
         """The representation of each embedded record, in the order of the input."""
         pooling = self.embedder.wanted.pooling
-        ranks = np.empty(len(self._order), np.int64)
+        ranks = _NONE
         if pooling == "sites":
+            ranks = np.empty(len(self.spool.ids), np.int64)
             ranks[self._order] = np.arange(len(self._order))
-        for record in self.spool.accepted.tolist():
-            sequence = int(self.spool.unique[record])
+        for record, sequence in self.spool.embedded():
             number, first = self._shard(sequence)
             if pooling == "residues":
                 yield self._residues(number, first, sequence, "values")
@@ -209,29 +210,29 @@ class EmbedJob:
                 row = int(ranks[record] - self._edges[first])
             yield self.store.read(number, "values", row, row + 1)[0]
 
-    def logits(self, record: int) -> NDArray[np.float32]:
-        """(L, 20) log-probabilities of an embedded record."""
-        sequence = int(self.spool.unique[record])
-        return self._residues(*self._shard(sequence), sequence, "logits")
+    def logits(self) -> Iterator[NDArray[np.float32]]:
+        """(L, 20) log-probabilities of each embedded record."""
+        for _, sequence in self.spool.embedded():
+            yield self._residues(*self._shard(sequence), sequence, "logits")
 
-    def perplexity(self, record: int) -> tuple[float, int]:
-        """Pseudo-perplexity of an embedded record and the residues that were scored (none: not a number)."""
-        sequence = int(self.spool.unique[record])
-        number, first = self._shard(sequence)
-        total, count = self.store.read(number, "perplexity", sequence - first, sequence - first + 1)[0].tolist()
-        return (float(np.exp(-total / count)) if count else float("nan")), int(count)
+    def perplexity(self) -> Iterator[tuple[float, int]]:
+        """Pseudo-perplexity of each embedded record and the residues that were scored (none: not a number)."""
+        for _, sequence in self.spool.embedded():
+            number, first = self._shard(sequence)
+            total, count = self.store.read(number, "perplexity", sequence - first, sequence - first + 1)[0].tolist()
+            yield (float(np.exp(-total / count)) if count else float("nan")), int(count)
 
-    def contacts(self, record: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """0-based pairs (C, 2) and probabilities (C,) of an embedded record."""
-        sequence = int(self.spool.unique[record])
-        number, first = self._shard(sequence)
-        row = sequence - first
-        ends = self.store.read(number, "contact_ends", max(0, row - 1), row + 1).tolist()
-        start = ends[0] if row else 0
-        return (
-            self.store.read(number, "contacts", start, ends[-1]),
-            self.store.read(number, "contact_p", start, ends[-1]),
-        )
+    def contacts(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """0-based pairs (C, 2) and probabilities (C,) of each embedded record."""
+        for _, sequence in self.spool.embedded():
+            number, first = self._shard(sequence)
+            row = sequence - first
+            ends = self.store.read(number, "contact_ends", max(0, row - 1), row + 1).tolist()
+            start = ends[0] if row else 0
+            yield (
+                self.store.read(number, "contacts", start, ends[-1]),
+                self.store.read(number, "contact_p", start, ends[-1]),
+            )
 
     def _shard(self, sequence: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._starts, sequence, side="right")) - 1
