@@ -216,7 +216,7 @@ def _from_table(
     looked_up = 0
     for side in sides:
         for index, key in enumerate(side.ids if places is None else side.keys()):
-            name = key if key in found else by_accession.get(_accession(key), "")
+            name = key if key in found else by_accession.get(accession(key), "")
             if not name:
                 continue
             used.add(name)
@@ -247,7 +247,7 @@ def _from_table(
     return f"column {table.header[labels]} of {table.name}"
 
 
-def _accession(key: str) -> str:
+def accession(key: str) -> str:
     """``P12345`` of ``sp|P12345|NAME``; a site keeps its position."""
     name, tab, place = key.partition("\t")
     match = _ACCESSION.match(name)
@@ -259,7 +259,7 @@ def _by_accession(found: Sequence[str] | dict[str, tuple[str, str, int]]) -> dic
     keys: dict[str, str] = {}
     twice: set[str] = set()
     for key in found:
-        short = _accession(key)
+        short = accession(key)
         if short in keys:
             twice.add(short)
         keys[short] = key

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.evaluation.figures import shortened
 from plm.evaluation.projection import METHOD_NAMES, Projected, Settings
 from plm.evaluation.projection_figure import SCALE, Look, looks, number_range
-from plm.evaluation.projection_input import Side
+from plm.evaluation.projection_input import Side, accession
 from plm.evaluation.report import Report, number, plain
 from plm.evaluation.separation import FULL, Labels, Score
 
@@ -223,7 +224,8 @@ def _report(found: Findings, outputs: Sequence[str], plot: str) -> Report:
     report.heading("Scores")
     _compare(report, found)
     if "scores" in outputs:
-        report.table("scores", title="All scores", footer="Expected is what random labels give; part is a class")
+        footer = "Expected is what random labels give; part is a class or a component"
+        report.table("scores", title="All scores", footer=footer)
     if plot:
         report.heading("Look closer")
         report.paragraph(_shown(found, plot))
@@ -237,18 +239,18 @@ def _compare(report: Report, found: Findings) -> None:
     """One line a space, so that a picture can be held against the space that it shows."""
     numbers = found.labels.kind == "number"
     measure = "neighbour_correlation" if numbers else "neighbour_agreement"
-    header = ["Space", "Neighbour correlation" if numbers else "Neighbour agreement", "By chance"]
-    header += ([] if numbers else ["Silhouette", "By chance"]) + ["Trustworthiness"]
+    header = ["Space", "Neighbour correlation" if numbers else "Neighbour agreement"]
+    header += ([] if numbers else ["Silhouette"]) + ["Trustworthiness"]
     rows = []
     for space in [FULL, *(one.method for one in found.made.projections)]:
-        name = "Full embedding" if space == FULL else METHOD_NAMES[space]
+        name = "Full space" if space == FULL else METHOD_NAMES[space]
         trust = found.score(space, "trustworthiness")
         cells = [name]
         for key in [measure] if numbers else [measure, "silhouette"]:
             score = found.score(space, key)
             write = _percent if key == "neighbour_agreement" else _two
-            cells += ["", ""] if score is None else [_with_range(score, write), write(score.expected)]
-        cells.append("1 by definition" if space == FULL else "" if trust is None else number(trust.value, 2))
+            cells.append("" if score is None else f"{_with_range(score, write)}, chance {write(score.expected)}")
+        cells.append("" if trust is None else number(trust.value, 2))
         rows.append(cells)
     if found.why_not:
         header, rows = ["Space", "Trustworthiness"], [[row[0], row[-1]] for row in rows]
@@ -319,11 +321,13 @@ def _done(found: Findings) -> list[str]:
 
 def _shown(found: Findings, plot: str) -> str:
     count = json.loads(plot)["data"]["values"].count("\n")
-    total = len(found.labels.texts)
+    total = len(_stratified(found))
     method = METHOD_NAMES[found.made.projections[-1].method]
-    some = f"{count:,} of {total:,} proteins, drawn from the classes in proportion"
+    how = "from the classes in proportion" if found.labels.kind == "class" else "at random"
+    what = "proteins with a label" if found.labels.kind == "number" and not found.labels.known.all() else "proteins"
+    some = f"{count:,} of {total:,} {what}, drawn {how}"
     if count == total:
-        some = f"all {total:,} proteins"
+        some = f"all {total:,} {what}"
     single = ", click on a class in the legend to single it out" if found.labels.kind == "class" else ""
     return f"{method} of {some}. Point at one for its name, drag and zoom{single}."
 
@@ -347,7 +351,10 @@ def interactive(found: Findings, room: int) -> str:
 
 
 def _stratified(found: Findings) -> NDArray[np.int64]:
-    """All rows in an order of which every beginning holds the classes in proportion."""
+    """All rows in an order of which every beginning holds the classes in proportion.
+
+    If labels are numbers, rows without are left out: a scale of colours has no place for them.
+    """
     count = len(found.references)
     stratum = found.labels.codes + 1
     stratum[count:] += len(found.labels.classes) + 1
@@ -358,7 +365,8 @@ def _stratified(found: Findings) -> NDArray[np.int64]:
         rows = np.flatnonzero(stratum == index)
         rows = rows[np.argsort(chance[rows])]
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    return np.lexsort((chance, place)).astype(np.int64)
+    rows = np.lexsort((chance, place)).astype(np.int64)
+    return rows[found.labels.known[rows]] if found.labels.kind == "number" else rows
 
 
 def _plot(found: Findings, rows: NDArray[np.int64]) -> str:
@@ -373,8 +381,8 @@ def _plot(found: Findings, rows: NDArray[np.int64]) -> str:
     for row in rows:
         x, y = (f"{value:.{digits}f}" for value in points[row])
         label = f"{found.labels.numbers[row]:.4g}" if numbers else str(place[int(found.labels.codes[row])])
-        name = ids[row][:40].replace('"', "'").replace(",", ";").replace("\n", " ")
-        lines.append(f"{x},{y},{'' if label == 'nan' else label},{'1' if row >= count else ''},{name}")
+        name = accession(ids[row])[:40].replace('"', "'").replace(",", ";").replace("\n", " ")
+        lines.append(f"{x},{y},{label},{'1' if row >= count else ''},{name}")
     return json.dumps(_spec("\n".join(lines), found, drawn), separators=(",", ":"))
 
 
@@ -384,13 +392,15 @@ def _spec(values: str, found: Findings, drawn: list[Look]) -> dict[str, Any]:
     axis = {"type": "quantitative", "scale": {"zero": False}}
     if name != "PCA":
         axis["axis"] = {"labels": False, "ticks": False, "grid": False}
-    short = [look.name if len(look.name) <= 26 else look.name[:25] + "…" for look in drawn]
+    short: list[str] = []
+    for look in drawn:
+        text = shortened(look.name, 26)
+        short.append(text if text not in short else f"{text} ({len(short) + 1})")
     colour: dict[str, Any]
     params: list[dict[str, Any]] = [{"name": "zoom", "select": "interval", "bind": "scales"}]
     encoding: dict[str, Any] = {
         "x": {"field": "x", "title": f"{name} 1", **axis},
         "y": {"field": "y", "title": f"{name} 2", **axis},
-        "fillOpacity": {"condition": {"test": "datum.q", "value": 0}, "value": 0.7},
         "tooltip": [{"field": "n", "title": "id"}, {"field": "l" if numbers else "label", "title": "label"}],
     }
     spec: dict[str, Any] = {
@@ -403,16 +413,26 @@ def _spec(values: str, found: Findings, drawn: list[Look]) -> dict[str, Any]:
         low, high = number_range(found.labels)
         domain = [float(f"{low:.4g}"), float(f"{high:.4g}")]
         colour = {"field": "l", "type": "quantitative", "scale": {"scheme": SCALE, "domain": domain, "clamp": True}}
-        colour["title"] = "label"
+        encoding["fillOpacity"] = {"condition": {"test": "datum.q", "value": 0}, "value": 0.7}
     else:
-        spec["transform"] = [{"calculate": f"{json.dumps(short)}[datum.l]", "as": "label"}]
-        params.append({"name": "pick", "select": {"type": "point", "fields": ["label"]}, "bind": "legend"})
         colours = [look.colour for look in drawn]
-        colour = {"field": "label", "type": "nominal", "scale": {"domain": short, "range": colours}, "title": "label"}
+        spec["transform"] = [
+            {"calculate": f"{json.dumps(texts)}[datum.l]", "as": target}
+            for target, texts in (("label", short), ("fill", colours))
+        ]
+        params.append({"name": "pick", "select": {"type": "point", "fields": ["label"]}, "bind": "legend"})
+        colour = {"field": "label", "type": "nominal", "scale": {"domain": short, "range": colours}}
+        # Colours as they stand: a second scale would write all names again.
+        fill = {"test": "!datum.q", "field": "fill", "type": "nominal", "scale": None}
+        encoding["fill"] = {"condition": fill, "value": "white"}
         shapes = [_VEGA_SHAPES[look.marker] for look in drawn]
         if len(set(shapes)) > 1:
             scale = {"domain": short, "range": shapes}
             encoding["shape"] = {"field": "label", "type": "nominal", "scale": scale, "title": "label"}
         encoding["opacity"] = {"condition": {"param": "pick", "value": 1}, "value": 0.08}
-    encoding |= {"stroke": colour, "fill": {**colour, "legend": None}}
+    # Below the plot: Galaxy widens it to the page, which leaves no room beside it.
+    legend: dict[str, Any] = {"orient": "bottom", "labelLimit": 220, "symbolStrokeWidth": 3}
+    encoding["stroke"] = {**colour, "title": "label", "legend": legend | ({} if numbers else {"columns": 3})}
+    if numbers:  # the same legend twice becomes one; without it on one of them there would be none
+        encoding["fill"] = encoding["stroke"]
     return spec | {"params": params, "mark": {"type": "point", "strokeWidth": 1.2}, "encoding": encoding}
