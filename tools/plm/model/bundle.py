@@ -16,15 +16,12 @@ Several seeds or folds lie in ``members/0``, ``members/1``, ... instead of the t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,17 +29,14 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm.errors import UserError
-from plm.model import adapters
+from plm.model import adapters, bundle_zip
 from plm.model import device as devices
+from plm.model.bundle_zip import SCHEMA_VERSION, json_text, sha256_of, write_zip
 from plm.model.checkpoint import LoadedModel, ModelFiles, load_model, resolve_model
 from plm.model.heads import HeadConfig, build_head
 from plm.model.inputs import make_units
 from plm.model.network import Network, answers, as_network
 from plm.model.task import Level, Task
-
-SCHEMA_VERSION = 1
-SUFFIXES = (".json", ".safetensors", ".md", ".txt", ".model")
-"""What a bundle may hold: data, never code or pickles (``.model`` is ProtT5's sentencepiece vocabulary)."""
 
 DEFAULT_BUDGET = 8192
 _TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
@@ -261,110 +255,9 @@ def load_bundle(
 
 
 def unpack_bundle(path: Path, folder: Path) -> dict[str, Any]:
-    """Checks a bundle's zip member by member, unpacks it and gives its manifest.
-
-    Raises:
-        UserError: Truncated, not a bundle, of a later schema, with a member that is missing, altered, unlisted or no
-            data.
-    """
-    where, again = path.name, "Give the bundle as plm_finetune wrote it"
-    if not path.is_file():
-        raise UserError("The bundle does not exist", where=str(path), fix="Check the path")
-    digests: dict[str, str] = {}
-    try:
-        with zipfile.ZipFile(path) as opened:
-            for member in opened.infolist():
-                _check_name(member.filename, where)
-                if member.is_dir():
-                    continue
-                if member.filename in digests:
-                    raise UserError(f"The bundle holds {member.filename} twice", where=where, fix=again)
-                digests[member.filename] = _extract(opened, member, folder / member.filename)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            f"The bundle is no complete zip file ({error})", where=where, fix=f"{again}: it may be truncated"
-        ) from error
-    if "manifest.json" not in digests:
-        raise UserError("The zip has no manifest.json: it is no bundle", where=where, fix=again)
-    for name in digests:
-        _check_content(name, folder / name, where)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise UserError("The bundle's manifest has no schema_version", where=where, fix=again)
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise UserError(
-            f"The bundle has schema version {manifest['schema_version']} and this version reads {SCHEMA_VERSION}",
-            where=where,
-            fix="Use the version of the suite that made it, or train it anew",
-        )
-    needed = ("files", "name", "base", "window", "members", "head", "method", "threshold")
-    missing = [key for key in needed if key not in manifest]
-    if missing:
-        raise UserError(f"The bundle's manifest lacks {', '.join(missing)}", where=where, fix=again)
-    _check_digests(manifest["files"], digests, where, again)
-    return manifest
-
-
-def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> str:
-    """Writes a member to ``target``; its sha256."""
-    digest = hashlib.sha256()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with opened.open(member) as source, target.open("wb") as out:
-        while block := source.read(1 << 20):
-            digest.update(block)
-            out.write(block)
-    return digest.hexdigest()
-
-
-def _check_name(name: str, where: str) -> None:
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
-        raise UserError(
-            f"The bundle has a member with an unsafe path {name!r}", where=where, fix="Do not trust this file"
-        )
-    if not name.endswith("/") and parts.suffix not in SUFFIXES:
-        raise UserError(
-            f"The bundle holds {name!r}, which no bundle may hold (pickles and code are refused)",
-            where=where,
-            fix="Do not trust this file; give the bundle as plm_finetune wrote it",
-        )
-
-
-def _check_content(name: str, file: Path, where: str) -> None:
-    """Whether a member is what its suffix says; a pickle under another name is not."""
-    with file.open("rb") as opened:
-        start = opened.read(9)
-    good = True
-    if file.suffix == ".safetensors":
-        good = start[8:9] == b"{" and file.stat().st_size >= 8 + int.from_bytes(start[:8], "little")
-    elif file.suffix == ".model":
-        good = start[:1] == b"\n"
-    else:
-        try:
-            text = file.read_text(encoding="utf-8")
-            good = "\0" not in text
-            if file.suffix == ".json":
-                json.loads(text)
-        except ValueError:
-            good = False
-    if not good:
-        kind = "a pickle" if start[:1] == b"\x80" or start[:2] == b"PK" else "damaged"
-        raise UserError(
-            f"The bundle's member {name!r} is not what its name says (it may be {kind})",
-            where=where,
-            fix="Do not trust this file; give the bundle as plm_finetune wrote it",
-        )
-
-
-def _check_digests(listed: Mapping[str, str], found: Mapping[str, str], where: str, again: str) -> None:
-    present = set(found) - {"manifest.json"}
-    for name in sorted(set(listed) - present):
-        raise UserError(f"The bundle lacks its member {name}", where=where, fix=again)
-    for name in sorted(present - set(listed)):
-        raise UserError(f"The bundle holds {name}, which its manifest does not list", where=where, fix=again)
-    for name, digest in listed.items():
-        if found[name] != digest:
-            raise UserError(f"The bundle's member {name} was altered or damaged", where=where, fix=again)
+    """Checks a bundle's zip, unpacks it and gives its manifest; errors as :func:`plm.model.bundle_zip.unpack`."""
+    needed = ("name", "base", "window", "members", "head", "method", "threshold")
+    return bundle_zip.unpack(path, folder, kind_wanted=bundle_zip.FINETUNED, needed=needed)
 
 
 def _base_files(
@@ -551,7 +444,7 @@ def write_bundle(
         entries.append({**entry, "mean": member.mean, "sd": member.sd})
     (folder / "README.md").write_text(card, encoding="utf-8")
     save_file({"representations": states.astype(np.float16)}, folder / "reference.safetensors")
-    (folder / "reference.json").write_text(_json({"ids": list(ids), "labels": list(labels)}), encoding="utf-8")
+    (folder / "reference.json").write_text(json_text({"ids": list(ids), "labels": list(labels)}), encoding="utf-8")
 
     complete = {**manifest, "schema_version": SCHEMA_VERSION, "members": entries}
     chosen_device = devices.choose_device(device)
@@ -559,11 +452,11 @@ def write_bundle(
     files = _base_files(complete, base, folder, path.name, workdir, allow_hub)
     loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
     fresh = Bundle(complete, Task.from_json(complete), loaded, _load_members(complete, folder, loaded), folder)
-    (folder / "self_test.json").write_text(_json(make_self_test(fresh, chosen_precision)), encoding="utf-8")
+    (folder / "self_test.json").write_text(json_text(make_self_test(fresh, chosen_precision)), encoding="utf-8")
 
     contents = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-    complete["files"] = {name: _sha256(contents[name]) for name in sorted(contents)}
-    (folder / "manifest.json").write_text(_json(complete), encoding="utf-8")
+    complete["files"] = {name: sha256_of(contents[name]) for name in sorted(contents)}
+    (folder / "manifest.json").write_text(json_text(complete), encoding="utf-8")
     write_zip(path, {**contents, "manifest.json": folder / "manifest.json"})
 
 
@@ -572,22 +465,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def write_zip(path: Path, files: Mapping[str, Path]) -> None:
-    """Writes a stored zip whose bytes depend on names and contents alone."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as zipped:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            entry.external_attr = 0o644 << 16
-            with files[name].open("rb") as source, zipped.open(entry, "w", force_zip64=True) as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

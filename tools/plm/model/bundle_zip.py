@@ -1,0 +1,187 @@
+"""The zip of every bundle: written with equal bytes for equal content, and checked member by member before it is used.
+
+A bundle holds data only (JSON, safetensors, Markdown, tokenizer files), and its manifest lists a digest of each member.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from plm.errors import UserError
+
+SCHEMA_VERSION = 1
+SUFFIXES = (".json", ".safetensors", ".md", ".txt", ".model")
+"""What a bundle may hold: data, never code or pickles (``.model`` is ProtT5's sentencepiece vocabulary)."""
+FINETUNED, EMBEDDING = "finetuned", "embedding"
+"""Kinds of bundles; a manifest that names none is of a fine-tuned model."""
+
+
+def bundle_kind(path: str | Path) -> str:
+    """``embedding`` for a classifier of embeddings, ``finetuned`` for a fine-tuned model; nothing else is checked.
+
+    Raises:
+        UserError: The file is missing, no zip, or has no readable manifest.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("The bundle does not exist", where=str(path), fix="Check the path")
+    try:
+        with zipfile.ZipFile(path) as opened:
+            manifest = json.loads(opened.read("manifest.json"))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"The bundle is no complete zip file ({error})", where=path.name) from error
+    except (KeyError, ValueError):
+        raise UserError("The zip has no manifest.json: it is no bundle", where=path.name) from None
+    kind = manifest.get("kind", FINETUNED) if isinstance(manifest, dict) else ""
+    if kind not in (FINETUNED, EMBEDDING):
+        raise UserError("The bundle is of a kind that this version does not know", where=path.name)
+    return str(kind)
+
+
+def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str]) -> dict[str, Any]:
+    """Checks a bundle's zip member by member, unpacks it and gives its manifest.
+
+    Args:
+        path: The zip.
+        folder: Where its members go.
+        kind_wanted: ``FINETUNED`` or ``EMBEDDING``.
+        needed: Fields that the manifest must have.
+
+    Raises:
+        UserError: Truncated, not a bundle, of another kind or schema, with a member that is missing, altered, unlisted
+            or no data.
+    """
+    where, again = path.name, "Give the bundle as the suite wrote it"
+    if not path.is_file():
+        raise UserError("The bundle does not exist", where=str(path), fix="Check the path")
+    digests: dict[str, str] = {}
+    try:
+        with zipfile.ZipFile(path) as opened:
+            for member in opened.infolist():
+                _check_name(member.filename, where)
+                if member.is_dir():
+                    continue
+                if member.filename in digests:
+                    raise UserError(f"The bundle holds {member.filename} twice", where=where, fix=again)
+                digests[member.filename] = _extract(opened, member, folder / member.filename)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"The bundle is no complete zip file ({error})", where=where, fix=f"{again}: it may be truncated"
+        ) from error
+    if "manifest.json" not in digests:
+        raise UserError("The zip has no manifest.json: it is no bundle", where=where, fix=again)
+    for name in digests:
+        _check_content(name, folder / name, where)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise UserError("The bundle's manifest has no schema_version", where=where, fix=again)
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"The bundle has schema version {manifest['schema_version']} and this version reads {SCHEMA_VERSION}",
+            where=where,
+            fix="Use the version of the suite that made it, or train it anew",
+        )
+    kind = manifest.get("kind", FINETUNED)
+    if kind != kind_wanted:
+        known = {
+            FINETUNED: "a fine-tuned model (plm_finetune)",
+            EMBEDDING: "a classifier of embeddings (plm_train_classifier)",
+        }
+        raise UserError(
+            f"The bundle is {known.get(kind, f'of the unknown kind {kind!r}')}, not {known[kind_wanted]}",
+            where=where,
+            fix="Give a bundle of the other kind",
+        )
+    missing = [key for key in ("files", *needed) if key not in manifest]
+    if missing:
+        raise UserError(f"The bundle's manifest lacks {', '.join(missing)}", where=where, fix=again)
+    _check_digests(manifest["files"], digests, where, again)
+    return manifest
+
+
+def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> str:
+    """Writes a member to ``target``; its sha256."""
+    digest = hashlib.sha256()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with opened.open(member) as source, target.open("wb") as out:
+        while block := source.read(1 << 20):
+            digest.update(block)
+            out.write(block)
+    return digest.hexdigest()
+
+
+def _check_name(name: str, where: str) -> None:
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
+        raise UserError(
+            f"The bundle has a member with an unsafe path {name!r}", where=where, fix="Do not trust this file"
+        )
+    if not name.endswith("/") and parts.suffix not in SUFFIXES:
+        raise UserError(
+            f"The bundle holds {name!r}, which no bundle may hold (pickles and code are refused)",
+            where=where,
+            fix="Do not trust this file; give the bundle as the suite wrote it",
+        )
+
+
+def _check_content(name: str, file: Path, where: str) -> None:
+    """Whether a member is what its suffix says; a pickle under another name is not."""
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    good = True
+    if file.suffix == ".safetensors":
+        good = start[8:9] == b"{" and file.stat().st_size >= 8 + int.from_bytes(start[:8], "little")
+    elif file.suffix == ".model":
+        good = start[:1] == b"\n"
+    else:
+        try:
+            text = file.read_text(encoding="utf-8")
+            good = "\0" not in text
+            if file.suffix == ".json":
+                json.loads(text)
+        except ValueError:
+            good = False
+    if not good:
+        kind = "a pickle" if start[:1] == b"\x80" or start[:2] == b"PK" else "damaged"
+        raise UserError(
+            f"The bundle's member {name!r} is not what its name says (it may be {kind})",
+            where=where,
+            fix="Do not trust this file; give the bundle as the suite wrote it",
+        )
+
+
+def _check_digests(listed: Mapping[str, str], found: Mapping[str, str], where: str, again: str) -> None:
+    present = set(found) - {"manifest.json"}
+    for name in sorted(set(listed) - present):
+        raise UserError(f"The bundle lacks its member {name}", where=where, fix=again)
+    for name in sorted(present - set(listed)):
+        raise UserError(f"The bundle holds {name}, which its manifest does not list", where=where, fix=again)
+    for name, digest in listed.items():
+        if found[name] != digest:
+            raise UserError(f"The bundle's member {name} was altered or damaged", where=where, fix=again)
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def write_zip(path: Path, files: Mapping[str, Path]) -> None:
+    """Writes a stored zip whose bytes depend on names and contents alone."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as zipped:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            with files[name].open("rb") as source, zipped.open(entry, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def json_text(content: Any) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
