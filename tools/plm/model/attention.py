@@ -125,11 +125,13 @@ def _in_blocks(
 ) -> torch.Tensor:
     result = torch.empty(query.shape, dtype=query.dtype)
     exact = query.dtype == torch.float32
-    base = 1.0 if exact else _LOG2E
+    base = (
+        1.0 if exact or bias is not None else _LOG2E
+    )  # a bias stays as it is: scaling it costs more than base 2 saves
     for start, count, length in _steps(layout):
         part = slice(start, start + count * length)
         q, k, v = _heads(query[part], key[part], value[part], count, scale * base, rotary, start, centred=not exact)
-        own = None if bias is None else _bias(bias, length, count, query.dtype, base)
+        own = None if bias is None else _bias(bias, length, count, query.dtype)
         _put(result[part], _attend_heads(q, k, v, own, exact), count)
     return result
 
@@ -182,10 +184,9 @@ def _by_head(states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return made.copy_(states.transpose(1, 2)).view(batch * heads, length, width)
 
 
-def _bias(bias: torch.Tensor, length: int, count: int, dtype: torch.dtype, base: float) -> torch.Tensor:
+def _bias(bias: torch.Tensor, length: int, count: int, dtype: torch.dtype) -> torch.Tensor:
     """The relative bias of ``count`` sequences of one length, ``(count * H, L, L)``."""
-    own = bias[0, :, :length, :length].float()
-    own = (own * base if base != 1.0 else own).to(dtype)
+    own = bias[0, :, :length, :length].to(dtype)
     return own if count == 1 else own.expand(count, -1, -1, -1).reshape(-1, length, length)
 
 
@@ -201,40 +202,41 @@ def _spans(heads: int, length: int) -> Iterator[tuple[slice, slice]]:
 def _attend_heads(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, exact: bool
 ) -> torch.Tensor:
-    """Attention of ``(N, L, D)`` heads, scaled already (to base 2 unless ``exact``), block by block."""
+    """Attention of ``(N, L, D)`` heads block by block; scaled already, to base 2 unless ``exact`` or with a bias."""
     keys = key.transpose(1, 2)
     result = torch.empty_like(query)
     for chosen, lines in _spans(query.shape[0], query.shape[1]):
         scores = torch.bmm(query[chosen, lines], keys[chosen])
         if bias is not None:
             scores += bias[chosen, lines]
-        if exact or not _exponential(scores, value[chosen], result[chosen, lines]):
+        if exact or not _exponential(scores, value[chosen], result[chosen, lines], natural=bias is not None):
             if not exact:
-                scores = _softmax_scores(query[chosen, lines], keys[chosen], bias, chosen, lines)
+                own = None if bias is None else bias[chosen, lines]
+                scores = _softmax_scores(query[chosen, lines], keys[chosen], own)
             weights = scores.softmax(-1).to(value.dtype)
             result[chosen, lines] = torch.bmm(weights, value[chosen])
     return result
 
 
-def _exponential(scores: torch.Tensor, value: torch.Tensor, result: torch.Tensor) -> bool:
+def _exponential(scores: torch.Tensor, value: torch.Tensor, result: torch.Tensor, *, natural: bool) -> bool:
     """Softmax without a maximum, in place; False if the sums left the range in which that is safe."""
-    weights = scores.exp2_()
+    weights = scores.exp_() if natural else scores.exp2_()
     sums = weights.sum(-1, keepdim=True)  # summed in float32; asking for it in the result would copy all weights
-    low, high = torch.aminmax(sums)
-    if not (float(low) > 1e-20 and float(high) < 1e30):
+    if not _in_range(sums):
         return False
     torch.div(torch.bmm(weights, value), sums, out=result)
     return True
 
 
-def _softmax_scores(
-    query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None, chosen: slice, lines: slice
-) -> torch.Tensor:
+def _in_range(sums: torch.Tensor) -> bool:
+    low, high = torch.aminmax(sums)
+    return float(low) > 1e-20 and float(high) < 1e30
+
+
+def _softmax_scores(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """The scores once more, in float32 and to base e."""
     scores = torch.bmm(query.float(), keys.float())
-    if bias is not None:
-        scores += bias[chosen, lines].float()
-    return scores / _LOG2E
+    return scores / _LOG2E if bias is None else scores + bias.float()
 
 
 class _Blocks(torch.autograd.Function):
@@ -289,9 +291,8 @@ def _backward_heads(
     for chosen, lines in _spans(query.shape[0], query.shape[1]):
         weights = torch.bmm(query[chosen, lines], keys[chosen]).exp2_()
         sums = weights.sum(-1, keepdim=True)
-        low, high = torch.aminmax(sums)
-        if not (float(low) > 1e-20 and float(high) < 1e30):
-            scores = _softmax_scores(query[chosen, lines], keys[chosen], None, chosen, lines)
+        if not _in_range(sums):
+            scores = _softmax_scores(query[chosen, lines], keys[chosen], None)
             weights, sums = scores.softmax(-1).to(query.dtype), torch.ones_like(sums)
         scaled = (given[chosen, lines] / sums).to(query.dtype)
         d_value[chosen] += torch.bmm(weights.transpose(1, 2), scaled)
