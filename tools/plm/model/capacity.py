@@ -10,10 +10,11 @@ import torch
 from plm import stage
 from plm.model.checkpoint import LoadedModel
 
-_VALUES_PER_TOKEN = 16
-"""Values of the hidden width that live at once at the widest place of a layer, temporaries included."""
-_VALUES_PER_PAIR = 3
-"""Values that each head keeps for a pair of tokens where attention has a bias (T5): bias, scores, weights."""
+_VALUES_PER_TOKEN = 26
+"""Values of the hidden width that live at once at the widest place of a layer, temporaries included (24 measured)."""
+_VALUES_PER_PAIR = {"cpu": 1.5, "cuda": 3.0}
+"""Values that each head keeps for a pair of tokens where attention has a bias (T5): the bias (1.1 measured on processors,
+where scores are made block by block), on CUDA perhaps scores and weights too."""
 _BUCKET_BYTES = 40
 """Of each pair of tokens while T5 sorts distances into buckets, whole numbers of 8 bytes."""
 _SHARE = 0.5
@@ -72,7 +73,7 @@ def capacity(
     token = states * loaded.hidden_size * each + kept_per_token
     pair = 0
     if loaded.family.name == "prott5":
-        pair = _VALUES_PER_PAIR * int(loaded.model.config.num_heads) * each + _BUCKET_BYTES
+        pair = int(_VALUES_PER_PAIR[loaded.device.type] * loaded.model.config.num_heads * each) + _BUCKET_BYTES
     return Capacity(max(0, int(_SHARE * free)), token, pair, fixed)
 
 
