@@ -178,6 +178,20 @@ def test_interactive_plot_fits_and_is_what_it_says(execute: Callable[..., Any], 
         assert float(point["x"]) == pytest.approx(float(placed[point["n"]]["pca_1"]), abs=0.06)
 
 
+def test_interactive_plot_of_numbers_leaves_out_who_has_none(execute: Callable[..., Any], tmp_path: Path) -> None:
+    values, _ = clusters(50, 1, 0.0)
+    ids = write(tmp_path / "r.h5", values)
+    rows = [[name, f"{value:.3f}"] for name, value in zip(ids, values[:, 0], strict=True)]
+    labels = table(tmp_path / "l.tsv", rows[:40])
+    out = execute(tmp_path / "r.h5", "--labels", labels, "--methods", "pca", "--resamples", "100")
+    report = out["report"].read_text()
+    assert "PCA of all 40 proteins with a label." in report and "40 references have a label" in report
+    spec = json.loads(re.findall(r"^```vega\n(.*)\n```$", report, flags=re.M)[0])
+    points = list(csv.DictReader(spec["data"]["values"].splitlines()))
+    assert sorted(point["n"] for point in points) == ids[:40]
+    assert all(float(point["l"]) == pytest.approx(values[int(point["n"][1:]), 0], abs=2e-3) for point in points)
+
+
 def test_labels_of_sites_and_their_proteins_as_groups(execute: Callable[..., Any], tmp_path: Path) -> None:
     values, codes = clusters(40, 2, 2.0)
     ids = [f"P{number // 2}" for number in range(40)]
