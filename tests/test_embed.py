@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import logging
 import math
 import random
 import re
@@ -55,6 +56,8 @@ def embed(tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     """Runs the stage in this process; gives the folder with ``embeddings`` and ``status``."""
     monkeypatch.setenv("GALAXY_SLOTS", "1")
     monkeypatch.delenv("PLM_CHECKPOINT_DIR", raising=False)
+    # A log of an earlier test writes to that test's standard output.
+    logging.getLogger("plm_embed").handlers.clear()
 
     def run(given: Path | str, *options: str | Path, model: Path = tiny_esm2, name: str = "out") -> Path:
         if isinstance(given, str):
@@ -306,7 +309,7 @@ def test_titin_on_a_small_memory(run_stage: Callable[..., Any], tiny_esm2: Path,
 
 
 def test_out_of_memory_halves_the_batch_then_the_windows(
-    embed: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    embed: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "".join(f">p{number}\n{made_up(length, number)}\n" for number, length in enumerate([40] * 30 + [900]))
     expected = vectors(embed(text, "--max-residues", "300", "--batch-tokens", "300", name="a"))
@@ -323,7 +326,7 @@ def test_out_of_memory_halves_the_batch_then_the_windows(
     assert int(table(folder / "status")[-1]["windows"]) > 1
     for found, usual in list(zip(vectors(folder), expected, strict=True))[:30]:
         np.testing.assert_allclose(found, usual, atol=2e-5)
-    assert "Out of memory at 900 residues: going on with" in caplog.text
+    assert "Out of memory at 900 residues: going on with" in capsys.readouterr().out
 
 
 def test_memory_that_holds_nothing_is_one_clear_line(
@@ -644,15 +647,16 @@ def test_flags_out_of_range(embed: Run, query: Path) -> None:
             embed(query, *option, name=option[0])
 
 
-def test_plan_comes_before_the_work(embed: Run, query: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_plan_comes_before_the_work(embed: Run, query: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = query.read_text()
     embed(text + text.replace(">sp|SIM", ">sp|TWIN"))
+    said = capsys.readouterr().out
     assert re.search(
         r"Plan: 12 proteins of 12 records \(6 different sequences\), 2450 residues, longest 790, all whole; cpu, fp32, "
         r"batches of 2048 tokens, about [\d.]+ GiB of memory; about \d+ s",
-        caplog.text,
+        said,
     )
-    assert caplog.text.index("Plan:") < caplog.text.index("2450 of 2450 residues (100 %)")
+    assert said.index("Plan:") < said.index("2450 of 2450 residues (100 %)")
 
 
 # -- memory --------------------

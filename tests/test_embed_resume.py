@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -55,6 +56,8 @@ def run(root: Path, tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Runs the stage in this process; gives the folder of its outputs."""
     monkeypatch.setenv("GALAXY_SLOTS", "1")
     monkeypatch.delenv("PLM_CHECKPOINT_DIR", raising=False)
+    # A log of an earlier test writes to that test's standard output.
+    logging.getLogger("plm_embed").handlers.clear()
 
     def go(proteins: Path, name: str, *options: str | Path, model: Path = tiny_esm2) -> Path:
         plm_embed.run(command(root, proteins, model, tmp_path / name, *map(str, options))[1:])
@@ -232,10 +235,10 @@ def test_two_jobs_with_the_same_work_do_not_meet(run: Callable[..., Path], kept:
 
 
 def test_a_folder_that_does_not_exist_is_said(
-    run: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(fasta(tmp_path / "proteins.fasta", 5), "out", "--work-dir", tmp_path / "nowhere")
-    assert "does not exist: a killed job will start anew" in caplog.text
+    assert "does not exist: a killed job will start anew" in capsys.readouterr().out
 
 
 def test_failed_work_leaves_its_parts_and_no_outputs(

@@ -13,8 +13,8 @@ from plm.model.checkpoint import LoadedModel
 _VALUES_PER_TOKEN = 26
 """Values of the hidden width that live at once at the widest place of a layer, temporaries included (24 measured)."""
 _VALUES_PER_PAIR = {"cpu": 1.5, "cuda": 3.0}
-"""Values that each head keeps for a pair of tokens where attention has a bias (T5): the bias (1.1 measured on processors,
-where scores are made block by block), on CUDA perhaps scores and weights too."""
+"""Values that each head keeps for a pair of tokens where attention has a bias (T5): the bias (1.1 measured on
+processors, where scores are made block by block), on CUDA perhaps scores and weights too."""
 _BUCKET_BYTES = 40
 """Of each pair of tokens while T5 sorts distances into buckets, whole numbers of 8 bytes."""
 _SHARE = 0.5
