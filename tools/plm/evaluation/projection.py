@@ -10,6 +10,7 @@ would differ with the number of threads.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -196,7 +197,9 @@ def _reduce(found: Projected, settings: Settings) -> tuple[Array, Array]:
 
 def _tsne(reduced: Array, queries: Array, settings: Settings, notes: list[str]) -> tuple[Array, Array]:
     import openTSNE
+    from openTSNE.affinity import PerplexityBasedNN
     from openTSNE.initialization import rescale
+    from openTSNE.nearest_neighbors import Sklearn
 
     # A perplexity needs three times as many neighbours.
     highest = (len(reduced) - 1) / 3
@@ -209,10 +212,15 @@ def _tsne(reduced: Array, queries: Array, settings: Settings, notes: list[str]) 
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitted = openTSNE.TSNE(
-            perplexity=perplexity, initialization=rescale(reduced[:, :2].astype(np.float64)), neighbors="exact",
-            n_jobs=settings.threads, random_state=_seed(settings),
-        ).fit(reduced)  # fmt: skip
+        # The index is given as an object: by its name openTSNE would first compile the approximate ones, for 20 s.
+        count = min(len(reduced) - 1, math.ceil(3 * perplexity))
+        index = Sklearn(reduced, count, n_jobs=settings.threads)
+        affinities = PerplexityBasedNN(perplexity=perplexity, knn_index=index, n_jobs=settings.threads)
+        start = rescale(reduced[:, :2].astype(np.float64))
+        tsne = openTSNE.TSNE(
+            perplexity=perplexity, initialization=start, n_jobs=settings.threads, random_state=_seed(settings)
+        )
+        fitted = tsne.fit(affinities=affinities)
         placed = np.zeros((0, 2))
         if len(queries):
             nearest = min(25, len(reduced) - 1)
