@@ -56,8 +56,10 @@ def embed(tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     """Runs the stage in this process; gives the folder with ``embeddings`` and ``status``."""
     monkeypatch.setenv("GALAXY_SLOTS", "1")
     monkeypatch.delenv("PLM_CHECKPOINT_DIR", raising=False)
-    # A log of an earlier test writes to that test's standard output.
-    logging.getLogger("plm_embed").handlers.clear()
+    # The log of an earlier test writes to that test's standard output; this one makes its own.
+    log = logging.getLogger("plm_embed")
+    log.handlers.clear()
+    log.propagate = True
 
     def run(given: Path | str, *options: str | Path, model: Path = tiny_esm2, name: str = "out") -> Path:
         if isinstance(given, str):

@@ -56,8 +56,10 @@ def run(root: Path, tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Runs the stage in this process; gives the folder of its outputs."""
     monkeypatch.setenv("GALAXY_SLOTS", "1")
     monkeypatch.delenv("PLM_CHECKPOINT_DIR", raising=False)
-    # A log of an earlier test writes to that test's standard output.
-    logging.getLogger("plm_embed").handlers.clear()
+    # The log of an earlier test writes to that test's standard output; this one makes its own.
+    log = logging.getLogger("plm_embed")
+    log.handlers.clear()
+    log.propagate = True
 
     def go(proteins: Path, name: str, *options: str | Path, model: Path = tiny_esm2) -> Path:
         plm_embed.run(command(root, proteins, model, tmp_path / name, *map(str, options))[1:])
