@@ -78,7 +78,10 @@ def add_adapters(loaded: LoadedModel, settings: AdapterSettings) -> nn.Module:
             target_modules=list(settings.targets or loaded.family.attention_targets),
             use_dora=settings.method == "dora",
         )  # fmt: skip
+    from plm.model import low_rank
+
     wrapped: Any = peft.get_peft_model(loaded.model, config)
+    low_rank.lean(wrapped)
     # PEFT records the path of the folder on this machine.
     wrapped.peft_config["default"].base_model_name_or_path = loaded.files.id
     return wrapped
