@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from plm.errors import UserError
 from plm.learning import objectives
 from plm.learning.examples import Examples, make_examples
 from plm.learning.objectives import Array
+from plm.learning.parts import Part, parts
 from plm.model.checkpoint import LoadedModel
 from plm.model.inputs import make_units
 from plm.model.task import Task
@@ -21,25 +22,10 @@ from plm.model.task import Task
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["Part", "Rows", "inferred_window", "parts", "read_rows"]
+
 WIDEST_INFERRED = 129
 """A table without a window column whose sequences are all this short, with the site in the middle, holds windows."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Row numbers of one training: all splits of the table, or one fold as test.
-
-    Attributes:
-        fold: The fold that is its test set, or None.
-        train: Rows to learn from.
-        valid: Rows that choose epoch, temperature and threshold.
-        test: Rows that are only predicted.
-    """
-
-    fold: int | None
-    train: list[int]
-    valid: list[int]
-    test: list[int]
 
 
 @dataclass(frozen=True)
@@ -180,55 +166,3 @@ def inferred_window(sequences: Sequence[str], positions: Sequence[int]) -> int:
         for text, at in zip(sequences, positions, strict=True)
     )
     return width if fits and sum(map(len, sequences)) > 0.5 * width * len(sequences) else 0
-
-
-def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -> list[Part]:
-    """The trainings that a table asks for.
-
-    A ``split`` column gives one; a ``fold`` column one a fold, with the next fold (cyclically) as validation rows.
-
-    Args:
-        frame: The table.
-        fold: Only this fold.
-        name: The table, for messages.
-
-    Raises:
-        UserError: No split, no training or validation rows, fewer than three folds, or no such fold.
-    """
-    if "split" in frame.columns:
-        if fold is not None:
-            raise UserError("The table has splits, not folds", where="--fold", fix="Leave --fold out")
-        column = frame["split"].tolist()
-        found = {split: [row for row, value in enumerate(column) if value == split] for split in records.SPLITS}
-        for split, what in (("train", "training"), ("valid", "validation")):
-            if not found[split]:
-                raise UserError(
-                    f"The table has no {what} rows (split = {split})",
-                    where=name,
-                    fix="Split it with plm_preprocess, with a share for each of training, validation and test",
-                )
-        return [Part(None, found["train"], found["valid"], found["test"])]
-    if "fold" not in frame.columns:
-        raise UserError(
-            "The table has neither a column split nor a column fold",
-            where=name,
-            fix="Split it with plm_preprocess",
-        )
-    numbers = [int(value) for value in frame["fold"]]
-    names = sorted(set(numbers))
-    if len(names) < 3:
-        raise UserError(
-            f"The table has {len(names)} folds; at least 3 are needed (training, validation and test)",
-            where=name,
-            fix="Make more folds with plm_preprocess",
-        )
-    if fold is not None and fold not in names:
-        raise UserError(f"There is no fold {fold}", where="--fold", fix=f"Choose among {', '.join(map(str, names))}")
-    following: Mapping[int, int] = dict(zip(names, [*names[1:], names[0]], strict=True))
-    made = []
-    for test in names if fold is None else [fold]:
-        rows: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
-        for row, value in enumerate(numbers):
-            rows["test" if value == test else "valid" if value == following[test] else "train"].append(row)
-        made.append(Part(test, **rows))
-    return made
