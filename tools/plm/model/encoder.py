@@ -163,8 +163,18 @@ def _t5_layers() -> dict[type[nn.Module], type[nn.Module]]:
         ) -> Any:
             packing = kwargs.get("packing")
             if position_bias is None and packing is not None and self.has_relative_attention_bias:
-                position_bias = self.compute_bias(packing.longest, packing.longest, device=hidden_states.device)
+                position_bias = self._bias(packing.longest, hidden_states.device)
             return super().forward(hidden_states, *args, position_bias=position_bias, **kwargs)
+
+        def _bias(self, length: int, device: torch.device) -> torch.Tensor:
+            """``(1, H, L, L)``, contiguous: looked up once a distance instead of once a pair."""
+            distance = torch.arange(1 - length, length, device=device)
+            bucket = self._relative_position_bucket(
+                distance, bidirectional=not self.is_decoder, num_buckets=self.relative_attention_num_buckets,
+                max_distance=self.relative_attention_max_distance,
+            )  # fmt: skip
+            by_distance = self.relative_attention_bias(bucket).T
+            return by_distance.unfold(1, length, 1).flip(1).unsqueeze(0)
 
     class RootMeanSquareNorm(t5.T5LayerNorm):
         """The same norm, float32 inside, in fewer passes over the states."""
