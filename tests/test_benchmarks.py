@@ -76,6 +76,14 @@ def test_a_proteome_is_drawn_from(tmp_path: Path) -> None:
     assert set(chosen) < set(given)
 
 
+def test_training_proteins_divide_the_lengths_evenly(tmp_path: Path) -> None:
+    lengths = [len(text) for text in proteins.evenly(40, 512)]
+    assert len(lengths) == 40 and max(lengths) <= 512 and lengths != sorted(lengths)
+    assert np.median(lengths) == pytest.approx(262, rel=0.1)  # half of yeast's proteins up to 512 residues
+    given = proteins.write_fasta(proteins.sample("uneven", 5000), tmp_path / "p.fasta")
+    assert max(len(text) for text in proteins.evenly(10, 100, given)) <= 60
+
+
 def test_ratios_compare_within_rounds_only() -> None:
     turns: list[str] = []
 

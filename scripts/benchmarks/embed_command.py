@@ -51,6 +51,11 @@ class Case:
         return cls(SHAPES[name], mix)
 
     @property
+    def thorough(self) -> bool:
+        """Slow variants take part unasked."""
+        return self.mix == "proteome" and self.shape.hidden <= 512
+
+    @property
     def title(self) -> str:
         kind = f"{self.shape.layers} x {self.shape.hidden} x {self.shape.heads}"
         return f"{self.shape.name} ({kind}), {proteins.MIXES[self.mix]}"
@@ -59,12 +64,12 @@ class Case:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made = argparse.ArgumentParser(description=DOC, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--shapes", help=f"comma list of SHAPE or SHAPE:MIX (default: {CASES}; on a GPU {CUDA_CASES})")
-    made.add_argument("--residues", type=int, help="residues in a sample (default: by shape, 6,000 to 16,000)")
-    made.add_argument("--repeats", type=int, default=3, help="rounds (default: 3; slow variants run in the first only)")
-    made.add_argument("--variants", default="", help="comma list of variants beside the reference (default: all)")
+    made.add_argument("--residues", type=int, help="residues in a sample (default: by shape, 4,000 or 6,000)")
+    made.add_argument("--repeats", type=int, default=2, help="rounds (default: 2; slow variants run in the first only)")
     made.add_argument(
-        "--processes", default="35M,150M", help="shapes for whole processes, '' for none (default: 35M,150M)"
+        "--variants", default="", help="comma list beside the reference (default: all; slow ones on small shapes)"
     )
+    made.add_argument("--processes", default="150M", help="shapes for whole processes, '' for none (default: 150M)")
     made.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="a peer package's environment")
     made.add_argument("--fasta", type=Path, help="proteome to draw proteins from")
     made.add_argument("--threads", type=int, default=None, help="processor threads (default: all)")
@@ -122,11 +127,10 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[
     say(f"{case.title}: {len(lengths)} proteins, {sum(lengths)} residues, longest {max(lengths)}")
     budgets = CUDA_BUDGETS if cuda else BUDGETS
     asked = set(filter(None, args.variants.split(",")))
-    chosen = [
-        variant
-        for variant in embedding.variants(budgets, list(args.peers))
-        if not asked or variant.name in asked or variant.name in (embedding.REFERENCE, embedding.GEMM)
-    ]
+    known = embedding.variants(budgets, list(args.peers))
+    names = asked or {variant.name for variant in known if case.thorough or not variant.once}
+    names |= {embedding.REFERENCE, embedding.GEMM}
+    chosen = [variant for variant in known if variant.name in names]
     synchronize = torch.cuda.synchronize if cuda else (lambda: None)
     expected: list[torch.Tensor] = []
     errors: dict[str, dict[str, float]] = {}

@@ -21,7 +21,7 @@ MIXES = {
 }
 
 
-def sample(mix: str, residues: int, fasta: Path | None = None, seed: int = 7, *, even: bool = False) -> list[str]:
+def sample(mix: str, residues: int, fasta: Path | None = None, seed: int = 7) -> list[str]:
     """Proteins of about so many residues, in random order.
 
     Args:
@@ -29,15 +29,13 @@ def sample(mix: str, residues: int, fasta: Path | None = None, seed: int = 7, *,
         residues: How many altogether; at least two proteins are given.
         fasta: A proteome that ``proteome`` takes proteins from instead of random letters in yeast's lengths.
         seed: Of the choice.
-        even: Take the middle of each part of the length distribution, not a random place in it: small samples then
-            have no unusually long protein.
     """
     generator = np.random.default_rng(seed)
     if mix == "proteome" and fasta is not None:
-        return _from_proteome(fasta, residues, generator, even)
+        return _from_proteome(fasta, residues, generator)
     if mix == "proteome":
         mean = np.mean([yeast_length(share) for share in np.linspace(0, 1, 2001)])
-        lengths = [yeast_length(share) for share in _strata(max(2, round(residues / mean)), generator, even)]
+        lengths = [yeast_length(share) for share in _strata(max(2, round(residues / mean)), generator)]
     elif mix == "windows":
         lengths = [33] * max(2, residues // 33)
     elif mix == "long":
@@ -56,23 +54,45 @@ def yeast_length(share: float) -> int:
     return round(float(np.exp(np.interp(share, list(YEAST), np.log(list(YEAST.values()))))))
 
 
-def _strata(count: int, generator: np.random.Generator, even: bool) -> np.ndarray:
+def _strata(count: int, generator: np.random.Generator) -> np.ndarray:
     """One random share (0-1) in each of ``count`` equal parts, so that small samples have the whole spread."""
-    return (np.arange(count) + (0.5 if even else generator.uniform(size=count))) / count
+    return (np.arange(count) + generator.uniform(size=count)) / count
 
 
-def _from_proteome(fasta: Path, residues: int, generator: np.random.Generator, even: bool) -> list[str]:
-    from plm.data.fasta import clean
-    from plm.data.inputs import read_records
-
-    cleaned = (clean(record.sequence) for record in read_records(fasta))
-    found = sorted({one.sequence for one in cleaned if not one.rejected}, key=lambda text: (len(text), text))
+def _from_proteome(fasta: Path, residues: int, generator: np.random.Generator) -> list[str]:
+    found = _proteome(fasta)
     count = max(2, round(residues / (sum(map(len, found)) / len(found))))
     if count >= len(found):
         chosen = list(range(len(found)))
     else:
-        chosen = [int(share * len(found)) for share in _strata(count, generator, even)]
+        chosen = [int(share * len(found)) for share in _strata(count, generator)]
     return [found[chosen[index]] for index in generator.permutation(len(chosen))]
+
+
+def _proteome(fasta: Path) -> list[str]:
+    """Its different proteins, shortest first."""
+    from plm.data.fasta import clean
+    from plm.data.inputs import read_records
+
+    cleaned = (clean(record.sequence) for record in read_records(fasta))
+    return sorted({one.sequence for one in cleaned if not one.rejected}, key=lambda text: (len(text), text))
+
+
+def evenly(count: int, longest: int, fasta: Path | None = None, seed: int = 7) -> list[str]:
+    """``count`` proteins of up to ``longest`` residues whose lengths divide the distribution evenly, in random order.
+
+    No chance in the lengths: even a batch or two have usual ones.
+    """
+    generator = np.random.default_rng(seed)
+    shares = (np.arange(count) + 0.5) / count
+    if fasta is not None:
+        found = [text for text in _proteome(fasta) if len(text) <= longest]
+        chosen = [found[int(share * len(found))] for share in shares]
+    else:
+        known = [length for length in (yeast_length(x) for x in np.linspace(0, 1, 2001)) if length <= longest]
+        lengths = [known[int(share * len(known))] for share in shares]
+        chosen = ["".join(generator.choice(list(LETTERS), size=length)) for length in lengths]
+    return [chosen[index] for index in generator.permutation(count)]
 
 
 def write_fasta(sequences: list[str], path: Path) -> Path:

@@ -49,10 +49,10 @@ class Case:
 
 
 CASES = {
-    "35M": Case("35M, LoRA, whole proteins", "35M", "proteins", 2),
-    "150M": Case("150M, LoRA, whole proteins", "150M", "proteins", 1),
+    "35M": Case("35M, LoRA, proteins of up to 512 residues", "35M", "proteins", 2),
+    "150M": Case("150M, LoRA, proteins of up to 512 residues", "150M", "proteins", 1),
     "windows": Case("35M, LoRA, windows of 33 residues", "35M", "windows", 24),
-    "pretrain": Case("6 x 320 with 5 heads, pretraining", "8Mx5", "pretrain", 4),
+    "pretrain": Case("6 x 320 with 5 heads, pretraining, proteins of up to 512 residues", "8Mx5", "pretrain", 4),
     "tiny": Case("tiny, LoRA, whole proteins", "tiny", "proteins", 2),
     "tiny-windows": Case("tiny, LoRA, windows of 33 residues", "tiny", "windows", 3),
     "tiny-pretrain": Case("tiny, pretraining", "tiny", "pretrain", 2),
