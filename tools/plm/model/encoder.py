@@ -173,7 +173,7 @@ def _t5_layers() -> dict[type[nn.Module], type[nn.Module]]:
                 distance, bidirectional=not self.is_decoder, num_buckets=self.relative_attention_num_buckets,
                 max_distance=self.relative_attention_max_distance,
             )  # fmt: skip
-            by_distance = self.relative_attention_bias(bucket).T
+            by_distance = self.relative_attention_bias(bucket).T.contiguous()
             return by_distance.unfold(1, length, 1).flip(1).unsqueeze(0)
 
     class RootMeanSquareNorm(t5.T5LayerNorm):
