@@ -226,23 +226,13 @@ def _prott5_embedder(shape: Shape, folder: Path, device: torch.device) -> Encode
 def _ours(folder: Path, device: torch.device, precision: str, budget: int) -> Encode:
     """The suite's engine: packed rows through :mod:`plm.model.encoder`."""
     from plm.model import encoder
-    from plm.model.batching import pack, plan_batches
     from plm.model.checkpoint import load_model, resolve_model
 
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[precision]
     loaded = load_model(resolve_model(str(folder), workdir=folder), dtype=dtype, device=device)
 
     def encode(sequences: Sequence[str]) -> list[torch.Tensor]:
-        ids = [loaded.token_ids(sequence) for sequence in sequences]
-        found: dict[int, torch.Tensor] = {}
-        with torch.inference_mode():
-            for row in plan_batches([len(each) for each in ids], budget):
-                batch = pack([ids[index] for index in row], row).to(device)
-                (last,) = encoder.layer_states(loaded, batch, [loaded.layers])
-                states = last.float().cpu()
-                for index, piece in zip(row, encoder.residues(states, batch, loaded.family), strict=True):
-                    found[index] = piece.clone()
-        return [found[index] for index in range(len(sequences))]
+        return encoder.encode(loaded, sequences, budget)
 
     return encode
 
