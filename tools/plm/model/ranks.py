@@ -27,7 +27,7 @@ class Ranks:
     def join(cls) -> Ranks:
         """Meets the other processes that torchrun has started; alone without it."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world == 1:
+        if world == 1 or "MASTER_ADDR" not in os.environ:
             return cls()
         import torch.distributed as dist
 
