@@ -17,7 +17,7 @@ Four ways to the same numbers, chosen by :func:`attend`:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -122,7 +122,9 @@ def _in_blocks(
     scale: float,
     rotary: Tables | None,
     bias: torch.Tensor | None,
+    kept: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
+    """As :func:`attend`; the heads that were multiplied are left in ``kept``, three tensors of T * H * D numbers."""
     result = torch.empty(query.shape, dtype=query.dtype)
     exact = query.dtype == torch.float32
     base = (
@@ -130,7 +132,10 @@ def _in_blocks(
     )  # a bias stays as it is: scaling it costs more than base 2 saves
     for start, count, length in _steps(layout):
         part = slice(start, start + count * length)
-        q, k, v = _heads(query[part], key[part], value[part], count, scale * base, rotary, start, centred=not exact)
+        into = [_span(one, query, part) for one in kept] or [None] * 3
+        q, k, v = _heads(
+            query[part], key[part], value[part], count, scale * base, rotary, start, into, centred=not exact
+        )
         own = None if bias is None else _bias(bias, length, count, query.dtype)
         _put(result[part], _attend_heads(q, k, v, own, exact), count)
     return result
@@ -152,6 +157,7 @@ def _heads(
     factor: float,
     rotary: Tables | None,
     start: int,
+    into: Sequence[torch.Tensor | None],
     *,
     centred: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -166,8 +172,15 @@ def _heads(
         turned_q, turned_k = _turn(q, *tables), _turn(k, *tables)
     if centred:
         turned_k = turned_k - turned_k.mean(1, keepdim=True)
-    dtype = query.dtype
-    return _by_head(turned_q * factor, dtype), _by_head(turned_k, dtype), _by_head(value.reshape(shape), dtype)
+    wanted = (turned_q * factor, turned_k, value.reshape(shape))
+    q, k, v = (_by_head(states, query.dtype, where) for states, where in zip(wanted, into, strict=True))
+    return q, k, v
+
+
+def _span(kept: torch.Tensor, like: torch.Tensor, part: slice) -> torch.Tensor:
+    """The numbers of some tokens in a flat tensor of T * H * D."""
+    width = like.shape[1] * like.shape[2]
+    return kept[part.start * width : part.stop * width]
 
 
 def _put(result: torch.Tensor, heads: torch.Tensor, count: int) -> None:
@@ -177,11 +190,12 @@ def _put(result: torch.Tensor, heads: torch.Tensor, count: int) -> None:
     result.view(shape).copy_(heads.view(count, number, -1, width).transpose(1, 2))
 
 
-def _by_head(states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``(B, L, H, D)`` as contiguous ``(B * H, L, D)``."""
+def _by_head(states: torch.Tensor, dtype: torch.dtype, into: torch.Tensor | None = None) -> torch.Tensor:
+    """``(B, L, H, D)`` as contiguous ``(B * H, L, D)``, in the memory of ``into`` if given."""
     batch, length, heads, width = states.shape
-    made = torch.empty((batch, heads, length, width), dtype=dtype)
-    return made.copy_(states.transpose(1, 2)).view(batch * heads, length, width)
+    made = torch.empty(states.numel(), dtype=dtype) if into is None else into
+    made.view(batch, heads, length, width).copy_(states.transpose(1, 2))
+    return made.view(batch * heads, length, width)
 
 
 def _bias(bias: torch.Tensor, length: int, count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -252,54 +266,61 @@ class _Blocks(torch.autograd.Function):
         scale: float,
         rotary: Tables | None,
     ) -> torch.Tensor:
-        result = _in_blocks(query, key, value, layout, scale, rotary, None)
-        tables = () if rotary is None else rotary
-        ctx.save_for_backward(query, key, value, result, *tables)
+        kept = tuple(torch.empty(query.numel(), dtype=query.dtype) for _ in range(3))
+        result = _in_blocks(query, key, value, layout, scale, rotary, None, kept)
+        ctx.save_for_backward(*kept, result, *(() if rotary is None else rotary))
         ctx.layout, ctx.scale = layout, scale
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, result, *tables = ctx.saved_tensors
-        rotary = (tables[0], tables[1]) if tables else None
-        incoming = gradients[0]
-        towards = [torch.empty(query.shape, dtype=query.dtype) for _ in range(3)]
+        given = gradients[0]
+        towards = [torch.empty(result.shape, dtype=result.dtype) for _ in range(3)]
+        inner = (given.float() * result).sum(-1)
         for start, count, length in _steps(ctx.layout):
             part = slice(start, start + count * length)
-            factor = ctx.scale * _LOG2E
-            q, k, v = _heads(query[part], key[part], value[part], count, factor, rotary, start, centred=True)
-            shape = (count, length, *query.shape[1:])
-            o, given = (_by_head(x[part].reshape(shape), query.dtype) for x in (result, incoming))
-            found = _backward_heads(q, k, v, o, given)
+            q, k, v = (_span(one, result, part).view(-1, length, result.shape[-1]) for one in (query, key, value))
+            above = _by_head(given[part].reshape(count, length, *result.shape[1:]), result.dtype)
+            share = inner[part].view(count, length, -1).transpose(1, 2).reshape(-1, length, 1)
+            found = _backward_heads(q, k, v, above, share)
             # q carries scale * log2(e): the scores' gradient times k misses the scale, times q has log2(e) too much.
             found = (found[0] * ctx.scale, found[1] / _LOG2E, found[2])
             for to, heads in zip(towards, found, strict=True):
                 _put(to[part], heads, count)
-        if rotary is not None:
-            towards[:2] = [_rotated(one, rotary[0], -rotary[1]) for one in towards[:2]]
+        if tables:
+            towards[:2] = [_rotated(one, tables[0], -tables[1]) for one in towards[:2]]
         return (*towards, None, None, None)
 
 
 def _backward_heads(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, result: torch.Tensor, given: torch.Tensor
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, given: torch.Tensor, inner: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of ``(N, L, D)`` queries, keys and values, float32, without the factors inside ``query``."""
+    """Gradients of ``(N, L, D)`` queries, keys and values, without the factors inside ``query``.
+
+    Args:
+        query: As :func:`_heads` gave it; ``key`` and ``value`` likewise.
+        given: Gradient of the result.
+        inner: ``(N, L, 1)`` float32, its product with the result.
+    """
     keys, values = key.transpose(1, 2), value.transpose(1, 2)
-    d_query = torch.empty(query.shape)
-    d_key, d_value = torch.zeros(query.shape), torch.zeros(query.shape)
-    inner = (given.float() * result.float()).sum(-1, keepdim=True)
-    for chosen, lines in _spans(query.shape[0], query.shape[1]):
+    spans = list(_spans(query.shape[0], query.shape[1]))
+    # Rows of one head add up in float32; whole heads need no adding.
+    kind = query.dtype if spans[0][1].stop >= query.shape[1] else torch.float32
+    d_query = torch.empty_like(query)
+    d_key, d_value = (torch.zeros(query.shape, dtype=kind) for _ in range(2))
+    for chosen, lines in spans:
         weights = torch.bmm(query[chosen, lines], keys[chosen]).exp2_()
         sums = weights.sum(-1, keepdim=True)
         if not _in_range(sums):
             scores = _softmax_scores(query[chosen, lines], keys[chosen], None)
             weights, sums = scores.softmax(-1).to(query.dtype), torch.ones_like(sums)
-        scaled = (given[chosen, lines] / sums).to(query.dtype)
+        scaled = given[chosen, lines] / sums
         d_value[chosen] += torch.bmm(weights.transpose(1, 2), scaled)
         d_scores = torch.bmm(scaled, values[chosen])
         d_scores -= (inner[chosen, lines] / sums).to(query.dtype)
         d_scores *= weights
-        d_query[chosen, lines] = torch.bmm(d_scores, key[chosen]).float()
+        d_query[chosen, lines] = torch.bmm(d_scores, key[chosen])
         d_key[chosen] += torch.bmm(d_scores.transpose(1, 2), query[chosen, lines])
     return d_query, d_key, d_value
 
