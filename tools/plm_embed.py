@@ -14,7 +14,6 @@ Example:
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,16 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plm import __version__, stage
+from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.data.shards import ShardStore
     from plm.data.spool import Spool
     from plm.model.checkpoint import LoadedModel, ModelFiles
     from plm.model.embed_job import EmbedJob
     from plm.model.embedding import Wanted
-    from plm.model.ranks import Ranks
 
 NAME = "plm_embed"
 FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
@@ -134,6 +131,7 @@ def run(argv: Sequence[str] | None) -> None:
         # Everything wrong with the input is found before the model is loaded.
         spool = read_spool(args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=args.pooling == "sites")
         from plm.model import device as devices
+        from plm.model import embed_run
         from plm.model.ranks import Ranks
 
         ranks = Ranks.join()
@@ -146,10 +144,16 @@ def run(argv: Sequence[str] | None) -> None:
         precision = devices.choose_precision(args.precision, chosen)
         devices.announce(log, chosen, precision)
         files, loaded, wanted = _load(args, scratch, chosen, precision)
-        store = _open_store(args, spool, files, wanted, precision, chosen.type, scratch, ranks, stack, log)
-        job = _begin(args, spool, loaded, wanted, store, ranks)
+        settings = embed_run.Settings(
+            args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory
+        )
+        store = embed_run.open_store(
+            spool, files, wanted, settings, name=NAME, device=chosen.type, work_dir=args.work_dir, scratch=scratch,
+            ranks=ranks, stack=stack, log=log,
+        )  # fmt: skip
+        job = embed_run.begin(spool, loaded, wanted, settings, store, ranks, log)
         missing = job.missing()
-        _announce(job, missing, precision, ranks, log)
+        embed_run.announce(job, missing, precision, ranks, log)
         ranks.meet()  # a shard that appears from now on was made by its owner
         job.compute(missing)
         ranks.meet()
@@ -183,72 +187,6 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tup
     )
     check_wanted(loaded, wanted)
     return files, loaded, wanted
-
-
-def _open_store(
-    args: Arguments, spool: Spool, files: ModelFiles, wanted: Wanted, precision: str, device: str, scratch: Path,
-    ranks: Ranks, stack: ExitStack, log: stage.logging.Logger,
-) -> ShardStore:  # fmt: skip
-    """The folder of this very work: equal input, model and settings find it again, others never."""
-    from dataclasses import asdict
-
-    from plm.data.shards import Lock, ShardStore, key
-    from plm.model.checkpoint import read_config, read_vocabulary
-
-    content = {
-        "suite": __version__, "input": spool.digest, "duplicates": args.duplicate_ids, "weights": files.sha256,
-        "config": read_config(files.directory), "vocabulary": read_vocabulary(files.directory),
-        "wanted": asdict(wanted), "precision": precision, "device": device, "batch_tokens": args.batch_tokens,
-        "max_residues": args.max_residues,
-    }  # fmt: skip
-    name = key(content)
-    kept = args.work_dir or (Path(os.environ["PLM_CHECKPOINT_DIR"]) if os.environ.get("PLM_CHECKPOINT_DIR") else None)
-    folder = scratch / "shards"
-    if ranks.leads and kept is not None:
-        if not kept.is_dir():
-            log.info("The folder %s does not exist: a killed job will start anew", kept)
-        else:
-            lock = stack.enter_context(Lock(kept / f"{NAME}-{name[:32]}"))
-            if lock.held:
-                folder = kept / f"{NAME}-{name[:32]}"
-            else:
-                log.info("Finished parts are not kept in %s: %s", kept, lock.why)
-    return ShardStore(Path(ranks.told(str(folder))), name)
-
-
-def _begin(
-    args: Arguments, spool: Spool, loaded: LoadedModel, wanted: Wanted, store: ShardStore, ranks: Ranks
-) -> EmbedJob:
-    import numpy as np
-    from plm.model.capacity import capacity
-    from plm.model.embed_job import EmbedJob
-    from plm.model.embed_plan import first_budget, stored_bytes
-    from plm.model.embedding import Embedder
-
-    one = np.ones(1, np.int64)
-    kept = int(stored_bytes(wanted, loaded.hidden_size, one, one)[0])
-    inner = set(wanted.layers) != {loaded.layers}
-    room = capacity(loaded, args.max_memory, inner_layers=inner, kept_per_token=kept)
-    budget = first_budget(room, loaded, wanted, batch_tokens=args.batch_tokens, max_residues=args.max_residues)
-    return EmbedJob(spool, Embedder(loaded, wanted, room), store, budget, ranks, stage.log(NAME))
-
-
-def _announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, log: stage.logging.Logger) -> None:
-    """Says what is to be done, on what, and for how long."""
-    spool, budget, loaded = job.spool, job.budget, job.embedder.loaded
-    lengths = spool.lengths
-    if len(missing) < len(job.ends):
-        log.info("Going on from an earlier run: %d of %d parts are done", len(job.ends) - len(missing), len(job.ends))
-    seconds = job.seconds(missing) if ranks.leads else None
-    cut = int((job.planned_windows() > 1).sum())
-    log.info(
-        "Plan: %d proteins of %d records (%d different sequences), %d residues, longest %d, %s; %s%s, %s, "
-        "batches of %d tokens, about %.1f GiB of memory; about %s",
-        len(spool.accepted), len(spool.ids), len(lengths), int(lengths.sum()), int(lengths.max()),
-        f"{cut} in windows of {budget.whole}" if cut else "all whole", loaded.device.type,
-        f" x {ranks.world}" if ranks.world > 1 else "", precision, budget.tokens, job.memory() / 2**30,
-        "unknown time" if seconds is None else stage.duration(seconds),
-    )  # fmt: skip
 
 
 def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, outputs: stage.Outputs) -> None:
