@@ -27,6 +27,10 @@ def _record(header: str, **columns: str) -> RawRecord:
         ("field:4", "sp|Q5|SPAK_SHISO Surface protein", None),
         ("field:-1", "gi|6|AIA|Murligase|Glycopeptide|FARME|GLYCOPEPTIDE", "GLYCOPEPTIDE"),
         ("field:-9", "a|b", None),
+        ("field:2:;", "a1;beta lactam;x|y", "beta lactam"),
+        ("field:-1:::", "a1::b::c|d", "c|d"),
+        ("field:3: ", "a1  two\tthree four", "three"),
+        ("field:1:_", "|_x", "|"),
         (r"regex:class (\w+)", "x class beta y", "beta"),
         (r"regex:beta|alpha", "x class beta y", "beta"),
         ("regex:gamma", "x class beta y", None),
@@ -46,7 +50,9 @@ def test_columns_by_name_and_number() -> None:
         parse_rule("column:x", "--labels").find(_record("a"))
 
 
-@pytest.mark.parametrize("rule", ["field:0", "field:x", "regex:(", "regex:", "column:", "LABEL", "a b=", ""])
+@pytest.mark.parametrize(
+    "rule", ["field:0", "field:x", "field:2:", "regex:(", "regex:", "column:", "LABEL", "a b=", ""]
+)
 def test_broken_rules_name_the_flag(rule: str) -> None:
     with pytest.raises(UserError, match="--labels"):
         parse_rule(rule, "--labels")

@@ -148,7 +148,7 @@ def without_duplicates(examples: Sequence[Example], policy: str, journal: Journa
 
 
 def capped(examples: Sequence[Example], cap: int, seed: int, journal: Journal) -> list[Example]:
-    """At most ``cap`` examples of each label (0: no cap), drawn with ``seed``; the order stays."""
+    """At most ``cap`` examples of each label (0: no cap), drawn with ``seed``; the order stays, the rest is noted."""
     if not cap:
         return list(examples)
     rng = random.Random(seed)
@@ -159,7 +159,7 @@ def capped(examples: Sequence[Example], cap: int, seed: int, journal: Journal) -
         if len(members) > cap:
             for member in rng.sample(members, len(members) - cap):
                 dropped.add(member.id)
-                journal.left_out(member.id, f"not drawn: at most {cap} records of class {label}")
+                journal.left_out(member.id, f"left out by the cap: at most {cap} records of class {label} (--cap)")
     return [example for example in examples if example.id not in dropped]
 
 

@@ -5,6 +5,7 @@ A **rule** is written in one string:
 ===================  ========================================================================================
 ``LABEL=``           the word after ``LABEL=`` in the header (any word before ``=`` will do)
 ``field:4``          the 4th field of the header between ``|``; ``field:-1`` the last
+``field:2:;``        the 2nd field between ``;`` (any separator; a space stands for white space of any length)
 ``regex:PATTERN``    the first group of a regular expression found in the header (or the whole match)
 ``column:NAME``      a column of a table, by name or 1-based number
 ``hash``             ``#`` after a residue in the sequence marks a positive site
@@ -57,11 +58,13 @@ class Rule:
         kind: ``regex``, ``field``, ``column``, ``hash``, ``file`` or ``none``.
         argument: Pattern, field number or column.
         text: As the user wrote it.
+        separator: Between the fields of a header.
     """
 
     kind: str
     argument: str
     text: str
+    separator: str = "|"
 
     def find(self, record: RawRecord) -> str | None:
         """The value of a ``regex``, ``field`` or ``column`` rule for a record; None where there is none.
@@ -72,7 +75,7 @@ class Rule:
         if self.kind == "column":
             return record.columns[column_name(record, self.argument)].strip() or None
         if self.kind == "field":
-            fields, number = record.header.split("|"), int(self.argument)
+            fields, number = record.header.split(None if self.separator == " " else self.separator), int(self.argument)
             place = number - 1 if number > 0 else len(fields) + number
             return (fields[place].strip() or None) if 0 <= place < len(fields) else None
         found = re.search(self.argument, record.header)
@@ -84,7 +87,7 @@ class Rule:
     def in_words(self) -> str:
         """What the rule looks for, for a message."""
         if self.kind == "field":
-            return f"field {self.argument} between '|'"
+            return f"field {self.argument} between {self.separator!r}"
         if self.kind == "column":
             return f"column {self.argument}"
         if self.kind == "regex":
@@ -102,9 +105,12 @@ def parse_rule(text: str, flag: str) -> Rule:
     if text in ("hash", "file", "none"):
         return Rule(text, "", text)
     if kind == "field":
-        if not re.fullmatch(r"-?[1-9]\d*", argument):
+        number, colon, separator = argument.partition(":")
+        if not re.fullmatch(r"-?[1-9]\d*", number):
             raise UserError(f"{flag} field:{argument}: the field's number must be 1, 2, ... or -1, -2, ...")
-        return Rule("field", argument, text)
+        if colon and not separator:
+            raise UserError(f"{flag} {text}: the separator is empty", fix="Write it after the colon, as in field:2:;")
+        return Rule("field", number, text, separator or "|")
     if kind == "column" and argument:
         return Rule("column", argument, text)
     if kind == "regex" and argument:
@@ -117,7 +123,7 @@ def parse_rule(text: str, flag: str) -> Rule:
         return Rule("regex", rf"(?:^|[\s|;,]){re.escape(text)}([^\s|;,]+)", text)
     raise UserError(
         f"{flag} {text!r} is no rule",
-        fix="Use a key such as LABEL=, field:N, regex:PATTERN, column:NAME, hash, file or none",
+        fix="Use a key such as LABEL=, field:N, field:N:SEPARATOR, regex:PATTERN, column:NAME, hash, file or none",
     )
 
 
