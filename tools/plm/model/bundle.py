@@ -43,6 +43,7 @@ _TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
 """How far a probability (or a standardised number) may move between machines, by precision."""
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 
 
 @dataclass
@@ -137,12 +138,54 @@ class Bundle:
         found = []
         for number in chosen:
             member = self.members[number]
-            raw = self._raw(member, sequences, positions, budget, advance)
-            if self.task.target == "number":
-                found.append(raw * member.sd + member.mean)
-            else:
-                found.append(softmax(raw / member.temperature, axis=1))
+            found.append(self._calibrated(member, self._raw(member, sequences, positions, budget, advance)))
         return np.stack(found)
+
+    def _calibrated(self, member: Member, raw: Floats) -> Floats:
+        if self.task.target == "number":
+            return raw * member.sd + member.mean
+        probabilities: Floats = softmax(raw / member.temperature, axis=1)
+        return probabilities
+
+    def _choose(self, member: Member) -> None:
+        if member.adapter:
+            member.network.body.set_adapter(member.adapter)
+
+    def predict_with_states(self, sequences: Sequence[str], budget: int = DEFAULT_BUDGET) -> tuple[Floats, Singles]:
+        """As :meth:`predict` for a sequence task, with the representations by which proteins are compared.
+
+        Returns:
+            ``(N, K)`` float64 answers, and ``(N, D)`` float32 representations by the first member: the space of
+            :meth:`reference`.
+        """
+        found, states = [], np.empty((0, 0), np.float32)
+        for number, member in enumerate(self.members):
+            self._choose(member)
+            raw, seen = answers_with_states(
+                self.loaded, member.network, self.task, sequences, None, window=0, budget=budget, represent=number == 0
+            )
+            states = states if number else seen
+            found.append(self._calibrated(member, raw))
+        return np.mean(found, axis=0), states
+
+    def reference(self) -> tuple[list[str], list[str], Singles]:
+        """Ids, labels and ``(M, D) float32`` representations of a sample of training rows (or residues).
+
+        Raises:
+            UserError: They do not fit each other.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            rows = load_file(self.folder / "reference.safetensors")["representations"].astype(np.float32)
+            names = json.loads((self.folder / "reference.json").read_text(encoding="utf-8"))
+            ids, labels = [str(name) for name in names["ids"]], [str(label) for label in names["labels"]]
+        except (SafetensorError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+            raise UserError(f"The bundle's reference cannot be read ({error})", where=self.name) from error
+        if rows.ndim != 2 or not len(rows) == len(ids) == len(labels):
+            raise UserError("The bundle's reference does not fit its ids and labels", where=self.name)
+        return ids, labels, rows
 
     def predict_labels(self, probabilities: Floats, threshold: float | None = None) -> list[str]:
         """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest.
@@ -166,8 +209,7 @@ class Bundle:
         budget: int,
         advance: Callable[[int], None] | None,
     ) -> Floats:
-        if member.adapter:
-            member.network.body.set_adapter(member.adapter)
+        self._choose(member)
         return raw_answers(
             self.loaded, member.network, self.task, sequences, positions,
             window=self.window, budget=budget, advance=advance,
@@ -186,6 +228,26 @@ def raw_answers(
     advance: Callable[[int], None] | None = None,
 ) -> Floats:
     """Uncalibrated outputs ``(N, K)`` in input order; equal inputs are computed once."""
+    found, _ = answers_with_states(
+        loaded, network, task, sequences, positions, window=window, budget=budget, advance=advance
+    )
+    return found
+
+
+def answers_with_states(
+    loaded: LoadedModel,
+    network: Network,
+    task: Task,
+    sequences: Sequence[str],
+    positions: Sequence[int] | None,
+    *,
+    window: int,
+    budget: int,
+    represent: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[Floats, Singles]:
+    """As :func:`raw_answers`, for sequence tasks with the ``(N, D)`` representations if ``represent``, else none."""
+    states: Singles = np.empty((0, 0), np.float32)
     if task.level == "site":
         asked, back = list(sequences), None
     else:
@@ -194,16 +256,18 @@ def raw_answers(
         back = [number[sequence] for sequence in sequences]
     limit = max(budget - loaded.family.specials, 8)
     units = make_units(loaded, task.level, asked, positions, window=window, limit=limit)
-    found, _ = answers(network, units, budget, advance=advance)
+    found, seen = answers(network, units, budget, represent=represent, advance=advance)
     if back is None:
         filled = np.empty((len(asked), task.outputs))
         for unit, values in zip(units, found, strict=True):
             filled[list(unit.rows)] = values
-        return filled
+        return filled, states
     parts: list[list[Floats]] = [[] for _ in asked]
     for unit, values in zip(units, found, strict=True):
         parts[unit.rows[0]].append(values)
-    return np.concatenate([piece for row in back for piece in parts[row]])
+    if seen:
+        states = np.concatenate(seen)[back]  # a unit a sequence
+    return np.concatenate([piece for row in back for piece in parts[row]]), states
 
 
 # ------------------------------------------------------------------------------------------------------------- loading

@@ -27,6 +27,18 @@ def bundle_kind(path: str | Path) -> str:
     """``embedding`` for a classifier of embeddings, ``finetuned`` for a fine-tuned model; nothing else is checked.
 
     Raises:
+        UserError: As :func:`read_manifest`, or a kind that is not known.
+    """
+    kind = read_manifest(path).get("kind", FINETUNED)
+    if kind not in (FINETUNED, EMBEDDING):
+        raise UserError("The bundle is of a kind that this version does not know", where=Path(path).name)
+    return str(kind)
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """A bundle's manifest, unchecked.
+
+    Raises:
         UserError: The file is missing, no zip, or has no readable manifest.
     """
     path = Path(path)
@@ -39,10 +51,9 @@ def bundle_kind(path: str | Path) -> str:
         raise UserError(f"The bundle is no complete zip file ({error})", where=path.name) from error
     except (KeyError, ValueError):
         raise UserError("The zip has no manifest.json: it is no bundle", where=path.name) from None
-    kind = manifest.get("kind", FINETUNED) if isinstance(manifest, dict) else ""
-    if kind not in (FINETUNED, EMBEDDING):
-        raise UserError("The bundle is of a kind that this version does not know", where=path.name)
-    return str(kind)
+    if not isinstance(manifest, dict):
+        raise UserError("The bundle's manifest.json is none", where=path.name)
+    return manifest
 
 
 def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str]) -> dict[str, Any]:

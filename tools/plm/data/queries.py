@@ -1,0 +1,179 @@
+"""What a bundle is asked about: the records of a file, what stands beside them, and what became of each.
+
+Records are proteins (FASTA or a table) or rows of an embeddings file. None is lost: each has a row in the status table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.data.embeddings import Embeddings
+from plm.data.fasta import raw_lines
+from plm.data.spool import Spool
+from plm.data.tables import stream_table
+from plm.errors import UserError
+
+PASSED = ("protein", "protein_position", "label", "group", "cluster", "split", "fold")
+"""Columns of an input table that go on into the predictions, so that they can be evaluated."""
+STATUS_COLUMNS = ("id", "line", "length", "windows", "cleaned", "duplicate_of", "status", "details")
+BATCH_ROWS = 4096
+Singles = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def passed_columns(path: str | Path) -> dict[str, list[str]]:
+    """The columns of a table of proteins that go on into the predictions, one value a record; none of FASTA."""
+    path = Path(path)
+    first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
+    if first.startswith(">"):
+        return {}
+    if first.startswith("PAR1"):
+        import pyarrow.parquet as parquet
+
+        there = [name for name in parquet.read_schema(path).names if name.lower() in PASSED]
+        table = parquet.read_table(path, columns=there)
+        return {
+            name.lower(): ["" if value is None else str(value) for value in table[name].to_pylist()] for name in there
+        }
+    header, rows = stream_table(path)
+    places = {name.lower(): index for index, name in enumerate(header) if name.lower() in PASSED}
+    found: dict[str, list[str]] = {name: [] for name in places}
+    for _, fields in rows:
+        for name, index in places.items():
+            found[name].append(fields[index])
+    return found
+
+
+@dataclass
+class Queries:
+    """The records of one input.
+
+    Attributes:
+        name: The file's name.
+        ids: One a record, as tables show them.
+        columns: What stands beside them, of :data:`PASSED`, one value a record.
+        positions: 1-based sites, one a record; None unless the records are sites.
+        spool: The proteins; None for embeddings.
+        lengths: Residues of each record of an embeddings file that tells them.
+        rejected: Reasons by record, for embeddings.
+        windows: Windows that each record's sequence went in; set once it is known.
+    """
+
+    name: str
+    ids: Sequence[str]
+    columns: dict[str, list[str]]
+    positions: Sequence[int] | None = None
+    spool: Spool | None = None
+    lengths: Sequence[int] | None = None
+    rejected: dict[int, str] = field(default_factory=dict)
+    windows: Ints | None = None
+
+    @classmethod
+    def of_proteins(cls, path: Path, spool: Spool, *, sites: bool) -> Queries:
+        """From proteins that were read."""
+        positions = [int(place) for place in spool.positions] if sites else None
+        return cls(spool.name, spool.ids, passed_columns(path), positions, spool)
+
+    @classmethod
+    def of_embeddings(cls, embeddings: Embeddings) -> Queries:
+        """From an open embeddings file."""
+        columns = {name.lower(): list(values) for name, values in embeddings.labels.items() if name.lower() in PASSED}
+        positions = None if embeddings.positions is None else [int(place) for place in embeddings.positions]
+        return cls(embeddings.name, embeddings.ids, columns, positions, lengths=embeddings.lengths)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def is_rejected(self, record: int) -> bool:
+        if self.spool is not None:
+            return bool(self.spool.unique[record] < 0)
+        return record in self.rejected
+
+    def remarks(self) -> list[str]:
+        """What is worth a line in the report."""
+        if self.spool is None:
+            some = len(self.rejected)
+            return [f"{some} embeddings hold NaN or infinity and have no answer."] if some else []
+        notes = []
+        changed = sum(not self.is_rejected(record) for record in self.spool.details)
+        if changed:
+            notes.append(f"{changed} records were changed before use (the status table tells how).")
+        if self.windows is not None and (cut := int((self.windows > 1).sum())):
+            notes.append(f"{cut} proteins were too long to be encoded whole and went in overlapping windows.")
+        return notes
+
+    def write_status(self, handle: TextIO, abstained: set[int]) -> None:
+        """One row a record of the input, in its order.
+
+        Args:
+            handle: Tab-separated text.
+            abstained: Records that got no answer on purpose.
+        """
+        handle.write("\t".join(STATUS_COLUMNS) + "\n")
+        for record in range(len(self)):
+            rejected = self.is_rejected(record)
+            status = "rejected" if rejected else "abstained" if record in abstained else "predicted"
+            row = (visible(self.ids[record]), *self._facts(record), status, self._details(record))
+            handle.write("\t".join(map(str, row)) + "\n")
+
+    def _facts(self, record: int) -> tuple[object, object, object, object, str]:
+        """Line, length, windows, cleaned letters, and the record with the same sequence before it."""
+        if self.spool is None:
+            return record + 1, "" if self.lengths is None else self.lengths[record], "", "", ""
+        sequence = int(self.spool.unique[record])
+        twin, windows = "", 0
+        if sequence >= 0:
+            first = int(self.spool.firsts[sequence])
+            twin = "" if first == record else visible(self.spool.ids[first])
+            windows = 1 if self.windows is None else int(self.windows[sequence])
+        return self.spool.lines[record], self.spool.letters[record], windows, self.spool.cleaned[record], twin
+
+    def _details(self, record: int) -> str:
+        return self.rejected.get(record, "") if self.spool is None else self.spool.details.get(record, "")
+
+
+def visible(name: str) -> str:
+    """A name as tables hold it: tabs and line ends, which would break a row, are written as in ``\\t``."""
+    if name.isprintable():
+        return name
+    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r").replace("\0", "\\0")
+
+
+def stored_batches(embeddings: Embeddings, queries: Queries) -> Iterator[tuple[Ints, Singles]]:
+    """Records of an embeddings file in blocks: their numbers ``(n,)`` and ``(n, D)`` vectors.
+
+    At residue level a protein's vector is the mean over its residues. Records with NaN or infinity are noted in
+    ``queries.rejected`` and left out.
+
+    Raises:
+        UserError: All records are rejected.
+    """
+    records: list[int] = []
+    rows = np.empty((BATCH_ROWS, embeddings.dimension), np.float32)
+    some = False
+    for record, array in enumerate(embeddings.records()):
+        vector = array.mean(axis=0, dtype=np.float64) if embeddings.level == "residue" else array
+        if not np.isfinite(vector).all():
+            queries.rejected[record] = "the embedding holds NaN or infinity"
+            continue
+        rows[len(records)] = vector
+        records.append(record)
+        if len(records) == BATCH_ROWS:
+            some = True
+            yield np.array(records, np.int64), rows.copy()
+            records.clear()
+    if records:
+        yield np.array(records, np.int64), rows[: len(records)].copy()
+    elif not some:
+        raise UserError(
+            f"None of {len(queries)} embeddings can be used: all hold NaN or infinity" if len(queries) else
+            "The embeddings file holds no record",
+            where=embeddings.name,
+            fix="Make the embeddings again",
+        )  # fmt: skip

@@ -1,0 +1,359 @@
+#!/usr/bin/env python3
+"""Predict classes or numbers for new proteins with a trained bundle, and say what it should not judge.
+
+Inputs: a bundle of plm_train_classifier or plm_finetune, and proteins (FASTA, plain or gzipped, or a table) of any
+length; or, for plm_train_classifier's, embeddings that were made like those it was trained on.
+Outputs: a predictions table (call, calibrated probabilities, set of classes of a chosen coverage, distance to the
+training proteins, nearest of them), a status table that names every input record, a figure, a report.
+
+Example:
+    python plm_predict.py --input genome.fasta --bundle bundle.zip --predictions predictions.tabular --report report.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from plm import stage
+from plm.errors import UserError
+
+if TYPE_CHECKING:
+    from plm.data.queries import Queries
+    from plm.evaluation.verdicts import Rules
+    from plm.model.bundle import Bundle
+    from plm.model.classifier_bundle import ClassifierBundle
+    from plm.model.embed_job import EmbedJob
+    from plm.model.predicting import Answers, Asker
+
+NAME = "plm_predict"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line; see ``--help``."""
+
+    input: Path | None
+    embeddings: Path | None
+    bundle: Path
+    model: str | None
+    allow_hub: bool
+    coverage: float
+    coverage_for: str
+    novel_share: float
+    abstain: str
+    top_k: int
+    duplicate_ids: str
+    submission_columns: str
+    predictions: Path
+    residues: Path | None
+    submission: Path | None
+    status: Path | None
+    figure: Path | None
+    report: Path | None
+    max_residues: int
+    max_memory: int | None
+    batch_tokens: int
+    work_dir: Path | None
+    device: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        if (self.input is None) == (self.embeddings is None):
+            raise UserError("Give either proteins or embeddings", where="--input, --embeddings", fix="One of the two")
+        for flag, share in (("--coverage", self.coverage), ("--novel-share", self.novel_share)):
+            if not 0 < share < 1:
+                raise UserError(f"{share:g} is no share between 0 and 1", where=flag, fix="Give e.g. 0.9 for 90 %")
+        if not 0 <= self.top_k <= 1000:
+            raise UserError(f"{self.top_k} is out of range", where="--top-k", fix="Choose 0 to 1000")
+        names = self.submission_names
+        if len(names) != 2 or not all(names):
+            raise UserError(
+                f"{self.submission_columns!r} are not two names", where="--submission-columns", fix="Give e.g. id,label"
+            )
+        for flag, value, low, high in (
+            ("--max-residues", self.max_residues, 64, 10**6), ("--batch-tokens", self.batch_tokens, 64, 10**7),
+        ):  # fmt: skip
+            if value and not low <= value <= high:
+                raise UserError(f"{value} is out of range", where=flag, fix=f"Choose {low} to {high}, or 0")
+        if self.max_memory is not None and self.max_memory < 1:
+            raise UserError(f"{self.max_memory} MiB is no memory", where="--max-memory", fix="Give it in MiB")
+
+    @property
+    def submission_names(self) -> list[str]:
+        return [name.strip() for name in self.submission_columns.split(",")]
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    parser = stage.parser(NAME, __doc__ or "")
+    add = parser.add_argument
+    add("--input", type=Path, help="FASTA, or a table with the columns id and sequence (and perhaps label, position)")
+    add("--embeddings", type=Path, help="instead: embeddings made as those that the bundle was trained on")
+    add("--bundle", type=Path, required=True, help="bundle (zip) of plm_train_classifier or plm_finetune")
+    add("--model", help="the model it was trained with: starter, folder, zip or hub:name (default: the built-in one)")
+    add("--allow-hub", action="store_true", help="let --model hub:... use the network")
+    add("--coverage", type=float, default=0.9, help="share (0-1) of sets or intervals that are to hold the truth")
+    add(
+        "--coverage-for",
+        choices=("all", "class"),
+        default="all",
+        help="that share holds over all proteins together, or for each class (larger sets)",
+    )
+    add(
+        "--novel-share",
+        type=float,
+        default=0.05,
+        help="share (0-1) of proteins like the validation ones that may be flagged as novel",
+    )
+    add(
+        "--abstain",
+        choices=("never", "novel", "unsure", "either"),
+        default="never",
+        help="make no call where a protein is novel, where its set is not a single class, or where either holds",
+    )
+    add("--top-k", type=int, default=3, help="likeliest classes listed in the column top; 0: no such column")
+    add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
+    add("--predictions", type=Path, required=True, help="the predictions (tabular)")
+    add("--residues", type=Path, help="of bundles for residues: a row a residue with its probabilities (tabular)")
+    add("--submission", type=Path, help="ids and answers alone, comma-separated, to hand in")
+    add("--submission-columns", default="id,label", help="names of its two columns")
+    add("--status", type=Path, help="table of what became of each input record")
+    add("--figure", type=Path, help="how sure, and how far from the training proteins (PNG)")
+    add("--report", type=Path, help="report in Galaxy's markdown")
+    add("--max-residues", type=int, default=0, help="longer proteins go in windows of this length; 0: as memory allows")
+    add("--max-memory", type=int, help="MiB that embedding may use on its processor or GPU (default: what there is)")
+    add("--batch-tokens", type=int, default=0, help="residues encoded together; 0: what suits the machine")
+    add("--work-dir", type=Path, help="folder for finished parts of embeddings (default: PLM_CHECKPOINT_DIR, if set)")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of matrix products")
+    return Arguments(**vars(parser.parse_args(argv)))
+
+
+def run(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    log = stage.log(NAME)
+    stage.require({"numpy": "1.26", "scipy": "1.11", "safetensors": "0.5"})
+    from plm.model.classifier_bundle import bundle_kind
+
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
+        if bundle_kind(args.bundle) == "embedding":
+            with_embeddings(args, scratch, stack, log)
+        else:
+            with_finetuned(args, scratch, log)
+
+
+def with_embeddings(args: Arguments, scratch: Path, stack: ExitStack, log: stage.logging.Logger) -> None:
+    """A classifier of embeddings: embeds proteins as its training proteins were, or takes embeddings of that kind."""
+    from plm.data.embeddings import read_embeddings
+    from plm.data.queries import Queries, stored_batches
+    from plm.evaluation.conformal import Errors
+    from plm.model.classifier_bundle import check_embeddings, load_classifier_bundle
+    from plm.model.predicting import ask_classifier, embedded_batches
+
+    bundle = load_classifier_bundle(args.bundle)
+    scores, truth = bundle.validation_scores
+    errors = Errors.of(scores, truth, number=bundle.task.target == "number") if len(scores) else None
+    rules = settle(args, bundle, bundle.reference, errors)
+    made = bundle.embedding
+    about = [f"Classifier of embeddings: model {made.model or 'unknown'}, layer {_layer(made.layers)}, pooling "
+             f"{made.pooling or 'unknown'}, {made.dimension} numbers; head {bundle.head.kind}."]  # fmt: skip
+    if args.input is not None:
+        queries, job = embed(args, bundle, scratch, stack, log)
+        finish(args, bundle, rules, queries, ask_classifier(bundle, embedded_batches(job)), about, [], log, job=job)
+        job.store.remove()
+        return
+    assert args.embeddings is not None
+    opened = stack.enter_context(read_embeddings(args.embeddings))
+    # Of several layers the one that the bundle was trained on.
+    if opened.description.depth > 1 and made.layers and made.layers[0] in opened.description.layers:
+        opened = stack.enter_context(read_embeddings(args.embeddings, layer=made.layers[0]))
+    notes = check_embeddings(opened.description, bundle, opened.name)
+    if opened.description.depth > 1:
+        raise UserError(
+            f"The file has the layers {_layer(opened.description.layers)}, and the bundle does not say which it needs",
+            where=opened.name,
+            fix="Embed again with one layer",
+        )
+    queries = Queries.of_embeddings(opened)
+    log.info("Plan: %d embeddings of dimension %d; seconds, on the processor", len(queries), opened.dimension)
+    finish(args, bundle, rules, queries, ask_classifier(bundle, stored_batches(opened, queries)), about, notes, log)
+
+
+def embed(
+    args: Arguments, bundle: ClassifierBundle, scratch: Path, stack: ExitStack, log: stage.logging.Logger
+) -> tuple[Queries, EmbedJob]:
+    """Embeds the proteins, as plm_embed does; a killed job goes on where it stopped."""
+    stage.require({"torch": "2.6", "transformers": "5.2"})
+    from plm.data.queries import Queries
+    from plm.data.spool import read_spool
+    from plm.model import embed_run
+    from plm.model.checkpoint import load_model
+    from plm.model.embedding import check_wanted
+    from plm.model.predicting import base_of
+    from plm.model.ranks import Ranks
+
+    assert args.input is not None
+    files, wanted = base_of(bundle, args.bundle.name, args.model, workdir=scratch, allow_hub=args.allow_hub)
+    sites = wanted.pooling == "sites"
+    spool = read_spool(args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=sites)
+    device, precision = _device(args, log)
+    loaded = load_model(files, dtype="bfloat16" if precision == "bf16" else "float32", device=device)
+    check_wanted(loaded, wanted)
+    settings = embed_run.Settings(args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory)
+    alone = Ranks()
+    store = embed_run.open_store(
+        spool, files, wanted, settings, name=NAME, device=device.type, work_dir=args.work_dir, scratch=scratch,
+        ranks=alone, stack=stack, log=log,
+    )  # fmt: skip
+    job = embed_run.begin(spool, loaded, wanted, settings, store, alone, log)
+    missing = job.missing()
+    embed_run.announce(job, missing, precision, alone, log)
+    while missing:
+        job.compute(missing)
+        missing = job.missing()
+    return Queries.of_proteins(args.input, spool, sites=sites), job
+
+
+def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) -> None:
+    """A fine-tuned model, which reads proteins itself."""
+    stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17"})
+    from plm.data.queries import Queries
+    from plm.data.spool import read_spool
+    from plm.evaluation.conformal import Errors
+    from plm.model.bundle import DEFAULT_BUDGET, load_bundle
+    from plm.model.bundle_zip import read_manifest
+    from plm.model.predicting import Asker
+
+    level = read_manifest(args.bundle).get("task", {}).get("level")
+    if level == "site":
+        raise UserError(
+            "The bundle answers for sites in proteins, not for whole proteins or every residue",
+            where=args.bundle.name,
+            fix="Use plm_classify_sites",
+        )
+    if args.input is None:
+        raise UserError("A fine-tuned model reads proteins, not embeddings", where=args.bundle.name, fix="Give --input")
+    spool = read_spool(args.input, scratch / "spool", duplicates=args.duplicate_ids)
+    _, precision = _device(args, log)
+    bundle = load_bundle(
+        args.bundle, args.model, workdir=scratch, device=args.device, precision=precision, allow_hub=args.allow_hub
+    )
+    whole = bundle.task.level == "sequence"
+    stored = bundle.manifest.get("conformal") if whole else None
+    errors = Errors.from_json(stored) if stored else None
+    rules = settle(args, bundle, bundle.reference() if whole else ([], [], []), errors)
+    asker = Asker(bundle, spool, args.batch_tokens or DEFAULT_BUDGET, log, longest=args.max_residues)
+    log.info(
+        "Plan: %d proteins of %d records (%d different sequences), %d residues, %d networks",
+        len(spool.accepted), len(spool.ids), len(spool.lengths), int(spool.lengths.sum()), len(bundle.members),
+    )  # fmt: skip
+    base = bundle.manifest["base"]
+    about = [f"Fine-tuned model: base model {base['id']} (sha256 {base['sha256'][:12]}), method "
+             f"{bundle.manifest['method']}, {len(bundle.members)} trained networks."]  # fmt: skip
+    queries = Queries.of_proteins(args.input, spool, sites=False)
+    finish(args, bundle, rules, queries, asker.answers(), about, [], log, job=asker)
+
+
+def settle(args: Arguments, bundle: ClassifierBundle | Bundle, reference: tuple, errors: object) -> Rules:
+    """How answers are judged."""
+    from plm.evaluation.novelty import Novelty
+    from plm.evaluation.verdicts import make_rules
+
+    if args.residues is not None and bundle.task.level != "residue":
+        raise UserError(
+            f"The bundle answers for each {bundle.task.level}, not for residues", where="--residues", fix="Leave it out"
+        )
+    call = bundle.calls if hasattr(bundle, "calls") else bundle.predict_labels
+    return make_rules(
+        bundle.task, call, errors=errors, coverage=args.coverage, by_class=args.coverage_for == "class",  # type: ignore[arg-type]
+        novelty=Novelty.of(reference, bundle.manifest.get("novelty"), args.novel_share), abstain=args.abstain,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def finish(
+    args: Arguments, bundle: ClassifierBundle | Bundle, rules: Rules, queries: Queries, answers: Iterable[Answers],
+    about: list[str], notes: list[str], log: stage.logging.Logger, *, job: EmbedJob | Asker | None = None,
+) -> None:  # fmt: skip
+    """Judges and writes block by block, then figure, status and report."""
+    from plm.evaluation.prediction_report import Found, first_line, prediction_report, predictions_figure
+    from plm.evaluation.prediction_tables import PredictionTables
+    from plm.evaluation.verdicts import judge
+
+    finished = bool(bundle.manifest.get("finished", True))
+    model = f"{bundle.name}@{_digest(args.bundle)[:12]}"
+    found = Found(rules, records=len(queries))
+    with stage.Outputs() as outputs, ExitStack() as opened:
+
+        def text(path: Path | None) -> TextIO | None:
+            if path is None:
+                return None
+            return opened.enter_context(outputs.path(path).open("w", encoding="utf-8", newline=""))
+
+        predictions = text(args.predictions)
+        assert predictions is not None
+        tables = PredictionTables(
+            queries, rules, model, finished, args.top_k, predictions, text(args.residues), text(args.submission),
+            (args.submission_names[0], args.submission_names[1]),
+        )  # fmt: skip
+        for block in answers:
+            verdicts = judge(rules, block.values, block.states)
+            found.add(queries, block.records, verdicts)
+            if rules.task.level == "residue":
+                tables.add_residues(block.records, block.sequences, block.values, verdicts)
+            else:
+                tables.add(block.records, block.values, verdicts)
+        tables.close()
+        if job is not None:
+            queries.windows = job.windows()
+        found.rejected = sum(queries.is_rejected(record) for record in range(len(queries)))
+        notes = [*notes, *queries.remarks(), *tables.remarks()]
+        if not finished:
+            notes.append("The bundle is unfinished: its training was stopped by its time limit.")
+        status = text(args.status)
+        if status is not None:
+            queries.write_status(status, found.abstained)
+        if args.figure:
+            predictions_figure(found, outputs.path(args.figure))
+        if args.report:
+            names = [name for name in ("figure", "predictions", "residues", "submission") if getattr(args, name)]
+            report = prediction_report(found, model=model, finished=finished, about=about, notes=notes, outputs=names)
+            report.write(outputs.path(args.report))
+        opened.close()
+    for note in notes:
+        log.warning("Note: %s", note)
+    log.info("%d records: %d predicted, %d rejected", len(queries), len(queries) - found.rejected, found.rejected)
+    log.info("%s.", first_line(found, finished))
+
+
+def _device(args: Arguments, log: stage.logging.Logger) -> tuple:
+    from plm.model import device as devices
+
+    devices.use_threads(stage.threads())
+    device = devices.choose_device(args.device)
+    precision = devices.choose_precision(args.precision, device)
+    devices.announce(log, device, precision)
+    return device, precision
+
+
+def _layer(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers)) or "unknown"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def main() -> None:
+    stage.main(NAME, run, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
