@@ -1,0 +1,327 @@
+"""What a classifier's training tells its user: whether the linear head is enough, all heads beside all baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from plm.evaluation import figures
+from plm.evaluation.assessment import METRIC_COLUMNS, Assessment, interval_text
+from plm.evaluation.comparison import Comparison
+from plm.evaluation.evaluation_report import rows_told
+from plm.evaluation.figures import metric_name
+from plm.evaluation.intervals import FEWEST_GROUPS
+from plm.evaluation.metrics import LOWER_IS_BETTER
+from plm.evaluation.report import Report, number, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_BESIDE = {
+    "binary": ("auprc", "mcc", "accuracy", "ece"),
+    "multiclass": ("macro_auroc", "mcc", "accuracy", "ece"),
+    "number": ("pearson", "rmse", "r2"),
+}
+_MOST_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a training found.
+
+    Attributes:
+        assessment: Heads (the chosen one first) and baselines on the rows that judge.
+        chosen: Name of the chosen head.
+        linear: Name of the best linear head by validation rows.
+        other: Name of the best head that is not linear, likewise.
+        by_user: Whether the user chose the head.
+        validation: Main metric of each head on the validation rows.
+        settings: Settings of each head, in words.
+        uncalibrated: Calibration error of each head before its temperature, on the rows that judge; empty for numbers.
+        valid_scores: Every score of the chosen head on the validation rows: (metric, class) to value.
+        counts: Training, validation and test rows.
+        split_by: How they were parted.
+        about: How the bundle's head came to be.
+        threshold: On the positive one of two classes; NaN otherwise.
+        temperature: Of the bundle.
+        loud: What must be said first; empty if nothing.
+        notes: What else a reader should know.
+        resamples: Of the bootstrap.
+        baselines: (name, how it works, setting) of each baseline.
+    """
+
+    assessment: Assessment
+    chosen: str
+    linear: str
+    other: str
+    by_user: bool
+    validation: Mapping[str, float]
+    settings: Mapping[str, str]
+    uncalibrated: Mapping[str, float]
+    valid_scores: Mapping[tuple[str, str], float]
+    counts: Mapping[str, int]
+    split_by: str
+    about: str
+    threshold: float
+    temperature: float
+    loud: str = ""
+    notes: Sequence[str] = field(default_factory=tuple)
+    resamples: int = 1000
+    baselines: Sequence[tuple[str, str, str]] = ()
+
+    def compared(self, first: str, second: str) -> Comparison:
+        """The paired comparison of two models, in this order."""
+        for one in self.assessment.comparisons:
+            if (one.first, one.second) == (first, second):
+                return one
+            if (one.first, one.second) == (second, first):
+                return Comparison(
+                    first, second, one.metric, one.second_value, one.first_value, -one.difference, -one.high, -one.low,
+                    one.p_value,
+                )  # fmt: skip
+        raise KeyError((first, second))
+
+
+def first_lines(found: Findings) -> list[str]:
+    """The sentences that a reader must see: warning, score, whether the linear head is enough, the best baseline."""
+    assessment = found.assessment
+    line = assessment.line(found.chosen, assessment.metric)
+    name = metric_name(assessment.metric)
+    evaluation = assessment.evaluation
+    how = "chosen by the user" if found.by_user else "chosen on the validation rows"
+    lines = [found.loud] if found.loud else []
+    lines.append(
+        f"{found.chosen.capitalize()} ({how}): {name} {number(line.value)}{interval_text(line.low, line.high)} on "
+        f"{line.n} {evaluation.splits} rows in {line.groups} groups"
+    )
+    lines.append(linear_line(found))
+    baseline = assessment.best_baseline
+    if baseline:
+        one = found.compared(found.chosen, baseline)
+        lines.append(f"Against the best trivial baseline ({baseline.removeprefix('baseline: ')}): {_difference(one)}")
+    return [f"{text.rstrip('.')}." for text in lines]
+
+
+def linear_line(found: Findings) -> str:
+    """Whether the linear head is enough, with the paired interval of the difference."""
+    one = found.compared(found.other, found.linear)
+    scores = f"{one.first} against {one.second}: {_difference(one)}"
+    if one.verdict == "cannot be told from":
+        return f"Whether the linear head is enough cannot be told ({scores})"
+    if one.verdict == "beats":
+        return f"The linear head is not enough ({scores}, beyond chance)"
+    return f"The linear head is enough ({scores}, {'worse' if one.verdict == 'is worse than' else 'not beyond chance'})"
+
+
+def _difference(one: Comparison) -> str:
+    told = f"{metric_name(one.metric)} {number(one.first_value)} and {number(one.second_value)}"
+    if not math.isfinite(one.low):
+        return f"{told}, no interval"
+    return f"{told}, difference {one.difference:+.3f}, 95 % interval {one.low:+.3f} to {one.high:+.3f}"
+
+
+def metrics_table(found: Findings) -> pd.DataFrame:
+    """Every score of heads and baselines, calibration errors before calibration, and the validation scores."""
+    import pandas as pd
+
+    table = found.assessment.metrics_table()
+    evaluation = found.assessment.evaluation
+    groups = str(found.assessment.groups)
+    rows = []
+    for model, value in found.uncalibrated.items():
+        note = "before the temperature of the validation rows"
+        own = ["ece_uncalibrated", "all", f"{value:.6g}", "", "", str(len(evaluation.rows)), groups]
+        rows.append([model, evaluation.splits, "all", *own, "", "", "", note])
+    valid = str(found.counts["valid"])
+    note = "chose head, temperature and threshold: optimistic"
+    for (metric, name), value in found.valid_scores.items():
+        told = "" if math.isnan(value) else f"{value:.6g}"
+        rows.append([found.chosen, "valid", "all", metric, name, told, "", "", valid, "", "", "", "", note])
+    for model, value in found.validation.items():
+        if model != found.chosen:
+            told = "" if math.isnan(value) else f"{value:.6g}"
+            metric = found.assessment.metric
+            rows.append([model, "valid", "all", metric, "all", told, "", "", valid, "", "", "", "", note])
+    return pd.concat([table, pd.DataFrame(rows, columns=list(METRIC_COLUMNS))], ignore_index=True)
+
+
+def heads_figure(found: Findings, path: str | Path) -> None:
+    """Main metric of every head and baseline with its interval; validation scores as open marks."""
+    assessment = found.assessment
+    models = assessment.evaluation.models
+    figure, axes = figures.new_figure(7.2, 1.2 + 0.42 * len(models))
+    panel = axes[0, 0]
+    shown: set[str] = set()
+    for place, model in enumerate(reversed(models)):
+        line = assessment.line(model.name, assessment.metric)
+        colour = figures.GREY if model.baseline else figures.colour(1 if model.name == found.chosen else 0)
+        if math.isfinite(line.low):
+            panel.plot([line.low, line.high], [place, place], color=colour, linewidth=2.4)
+        kind = "baseline" if model.baseline else "chosen head" if model.name == found.chosen else "head"
+        mark = "s" if model.baseline else "o"
+        panel.plot(line.value, place, mark, color=colour, markersize=8, label=None if kind in shown else kind)
+        shown.add(kind)
+        valid = found.validation.get(model.name, math.nan)
+        if math.isfinite(valid):
+            label = None if "valid" in shown else "validation rows"
+            panel.plot(valid, place, "o", markerfacecolor="none", markeredgecolor=colour, markersize=8, label=label)
+            shown.add("valid")
+    panel.set_yticks(range(len(models)), [model.name for model in reversed(models)])
+    panel.set_ylim(-0.6, len(models) - 0.4)
+    panel.set_xlabel(f"{metric_name(assessment.metric)} ({assessment.evaluation.splits} rows, 95 % intervals)")
+    panel.set_title("Heads beside baselines")
+    panel.legend(loc="best")
+    figures.save(figure, path)
+
+
+def search_figure(
+    trials: Sequence[Mapping[str, Any]], importance: Sequence[Mapping[str, float]], metric: str, path: str | Path
+) -> None:
+    """How the search went, and how much each parameter explains of the differences between trials.
+
+    Args:
+        trials: Rows of the search's table; several folds are drawn one by one.
+        importance: One for each fold; averaged.
+        metric: The main metric, a column of the trials.
+        path: Where the PNG goes.
+    """
+    figure, axes = figures.new_figure(10.0, 4.0, 2, 1)
+    left, right = axes.flat
+    for place, fold in enumerate(dict.fromkeys(row["fold"] for row in trials)):
+        own = [row for row in trials if row["fold"] == fold]
+        name = f", fold {fold}" if fold != "" else ""
+        numbers = [row["trial"] for row in own]
+        left.plot(
+            numbers, [row[metric] for row in own], "o", color=figures.colour(place), alpha=0.6, label=f"trial{name}"
+        )
+        left.plot(
+            numbers, [row["best_so_far"] for row in own], "-", color=figures.colour(place), label=f"best so far{name}"
+        )
+    left.set(xlabel="Trial", ylabel=f"{metric_name(metric)} (validation)", title="Search")
+    left.legend(loc="best")
+    known = [one for one in importance if one]
+    if known:
+        names = sorted(known[0], key=lambda key: np.mean([one.get(key, 0.0) for one in known]))
+        values = [float(np.mean([one.get(key, 0.0) for one in known])) for key in names]
+        right.barh(range(len(names)), values, color=figures.colour(0))
+        right.set_yticks(range(len(names)), [key.replace("_", " ") for key in names])
+        right.set(xlabel="Share of the differences explained (fANOVA)", title="Importance")
+    else:
+        right.set(title="Importance: too few finished trials")
+        right.set_xticks([])
+        right.set_yticks([])
+    figures.save(figure, path)
+
+
+def write_up(found: Findings, *, images: Sequence[str], tables: Sequence[str], best_trial: str = "") -> Report:
+    """The report.
+
+    Args:
+        found: What the training found.
+        images: Names of the figure outputs that exist: heads, confusion, curves, search_figure.
+        tables: Names of the table outputs that exist: metrics, search_history.
+        best_trial: The search's best settings in words; empty without a search.
+    """
+    assessment = found.assessment
+    evaluation = assessment.evaluation
+    lines = first_lines(found)
+    report = Report(plain(" ".join(lines)))
+    report.heading("All heads beside all baselines", 1)
+    beside = [name for name in _BESIDE[evaluation.kind] if name != assessment.metric]
+    header = ["", metric_name(assessment.metric), *map(metric_name, beside), "Validation", "Setting"]
+    cells = []
+    about = {name: setting for name, _, setting in found.baselines}
+    for model in evaluation.models:
+        line = assessment.line(model.name, assessment.metric)
+        name = f"**{plain(model.name)}**" if model.name == found.chosen else plain(model.name)
+        values = [number(assessment.line(model.name, metric).value) for metric in beside]
+        valid = found.validation.get(model.name, math.nan)
+        setting = plain(found.settings.get(model.name, about.get(model.name, "")))
+        cells.append([name, number(line.value) + interval_text(line.low, line.high), *values,
+                      number(valid) if math.isfinite(valid) else "", setting])  # fmt: skip
+    report.rows(header, cells)
+    if assessment.groups < FEWEST_GROUPS:
+        report.paragraph(f"{assessment.groups} groups are too few for intervals (at least {FEWEST_GROUPS} are needed).")
+    for name in images:
+        if name == "heads":
+            report.image(name)
+    report.heading("What was trained and tested").bullets(
+        [
+            ", ".join(f"{count} {what}" for what, count in found.counts.items()) + f" rows; split: {found.split_by}",
+            *rows_told(assessment),
+            f"The bundle's head: {plain(found.chosen)}, {found.about}",
+            *_calibration(found),
+            *map(plain, found.notes),
+        ]
+    )
+    if evaluation.kind == "multiclass":
+        report.heading("By class").rows(*_by_class(found))
+    if "confusion" in images:
+        report.heading("Right and wrong" if evaluation.kind != "number" else "Predicted and true values").image(
+            "confusion"
+        )
+    if "curves" in images:
+        report.heading("Training of the feed-forward network").image("curves")
+    if best_trial:
+        report.heading("Search").paragraph(
+            f"Best settings, with which the final network was trained: {plain(best_trial)}."
+        )
+        if "search_figure" in images:
+            report.image("search_figure")
+        if "search_history" in tables:
+            report.table("search_history", title="Trials", headers=False)
+    report.heading("How it was done").bullets(_method(found))
+    if "metrics" in tables:
+        report.heading("All scores").table("metrics", title="Scores with 95 % intervals")
+    return report
+
+
+def _calibration(found: Findings) -> list[str]:
+    if not found.uncalibrated:
+        return []
+    after = found.assessment.line(found.chosen, "ece").value
+    lines = [
+        f"Temperature {found.temperature:.3f}: expected calibration error {number(found.uncalibrated[found.chosen])} "
+        f"before and {number(after)} after it ({found.assessment.evaluation.splits} rows)"
+    ]
+    if math.isfinite(found.threshold):
+        positive = found.assessment.evaluation.classes[-1]
+        lines.append(f"{plain(positive)} is called from a probability of {found.threshold:.3f} (validation rows)")
+    return lines
+
+
+def _by_class(found: Findings) -> tuple[list[str], list[list[str]]]:
+    evaluation = found.assessment.evaluation
+    counts = np.bincount(evaluation.truth.astype(int), minlength=len(evaluation.classes))
+    cells = []
+    for index in np.argsort(-counts, kind="stable")[:_MOST_CLASSES]:
+        name = evaluation.classes[index]
+        lines = [found.assessment.line(found.chosen, metric, name) for metric in ("f1", "sensitivity", "precision")]
+        values = [
+            number(line.value) + interval_text(line.low, line.high, 2) if counts[index] else "no rows" for line in lines
+        ]
+        cells.append([plain(name), str(counts[index]), *values])
+    return ["Class", "Rows", "F1", "Sensitivity", "Precision"], cells
+
+
+def _method(found: Findings) -> list[str]:
+    metric = found.assessment.metric
+    lines = [
+        f"Main metric: {metric_name(metric)}{' (lower is better)' if metric in LOWER_IS_BETTER else ''}. Settings of "
+        "the linear heads and of the neighbours: cross-validation within groups on the training rows. Epoch, "
+        "temperature, threshold and the choice among heads: validation rows. Test rows were answered once.",
+    ]
+    if found.assessment.groups >= FEWEST_GROUPS:
+        lines.append(
+            f"Intervals: percentile bootstrap, {found.resamples} resamples of whole groups; differences are paired"
+        )
+    lines += [f"{plain(name)}: {about}" for name, about, _ in found.baselines]
+    better = found.assessment.better_baselines()
+    if better:
+        lines.append(f"On these rows {plain(', '.join(better))} scored higher than the baseline to beat")
+    return lines

@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Train a classifier (or a regression) on protein embeddings, with every simpler way beside it.
+
+Inputs: embeddings of proteins in any format that the suite reads, and their labels: a table, a column that the
+embeddings carry, or one file a class. Splits, folds and groups come from the table; else they are made.
+Outputs: a bundle (head, scaling, calibration, threshold, self-test), predictions of the validation and test rows by the
+reloaded bundle, scores of all heads and baselines with intervals, figures, what became of every row, a report.
+
+Example:
+    python plm_train_classifier.py --embeddings proteins.h5 --labels dataset.tabular --bundle bundle.zip \\
+        --predictions predictions.tabular --metrics metrics.tabular --report report.md
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plm import stage
+from plm.errors import UserError
+
+if TYPE_CHECKING:
+    from plm.learning.classifier_search import Journal
+    from plm.learning.classifier_training import Material, Settings, Trained
+
+NAME = "plm_train_classifier"
+TABLES = ("metrics", "search_history")
+IMAGES = ("heads", "confusion", "curves", "search_figure")
+PRESETS = {"arginator": {"width": 256, "depth": 2, "dropout": 0.2}, "small": {"width": 64, "depth": 1, "dropout": 0.1}}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line; see ``--help``."""
+
+    embeddings: list[Path]
+    layer: int | None
+    class_name: list[str]
+    labels: Path | None
+    id_column: str
+    label_column: str
+    target: str
+    positive_class: str
+    smallest_class: int
+    identity: float | None
+    head: str
+    metric: str
+    balance: str
+    no_standardise: bool
+    preset: str
+    width: int | None
+    depth: int | None
+    dropout: float | None
+    learning_rate: float
+    weight_decay: float
+    batch: int
+    epochs: int
+    patience: int
+    select: str
+    search_trials: int
+    resume_study: Path | None
+    resamples: int
+    seed: int
+    name: str
+    licence: str
+    bundle: Path
+    predictions: Path | None
+    metrics: Path | None
+    status: Path | None
+    history: Path | None
+    curves: Path | None
+    heads: Path | None
+    confusion: Path | None
+    search_history: Path | None
+    search_figure: Path | None
+    study: Path | None
+    report: Path | None
+
+    def __post_init__(self) -> None:
+        for flag, value, low, high in (
+            ("--smallest-class", self.smallest_class, 0, 10**9), ("--identity", self.identity, 0.05, 1),
+            ("--width", self.width, 1, 8192), ("--depth", self.depth, 1, 8), ("--dropout", self.dropout, 0, 0.95),
+            ("--learning-rate", self.learning_rate, 1e-8, 10), ("--weight-decay", self.weight_decay, 0, 10),
+            ("--batch", self.batch, 1, 10**6), ("--epochs", self.epochs, 1, 10_000),
+            ("--patience", self.patience, 0, 10_000), ("--search-trials", self.search_trials, 0, 10_000),
+            ("--resamples", self.resamples, 100, 100_000), ("--seed", self.seed, 0, 2**32 - 1),
+        ):  # fmt: skip
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{value:g} is out of range", where=flag, fix=f"Choose {low:g} to {high:g}")
+        if not self.search_trials and (self.resume_study or self.study or self.search_history or self.search_figure):
+            raise UserError(
+                "Outputs of a search and a study to resume need a search", where="--search-trials",
+                fix="Give the number of trials",
+            )  # fmt: skip
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    parser = stage.parser(NAME, __doc__ or "")
+    group = parser.add_argument_group("data and task")
+    add = group.add_argument
+    add(
+        "--embeddings",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="one or more files of one model: HDF5, npz, Parquet or tables",
+    )
+    add("--layer", type=int, help="which layer of files that hold several")
+    add("--class-name", action="append", default=[], help="class of a file; once for each file (default: files' names)")
+    add("--labels", type=Path, help="table with ids and labels, perhaps with split, fold, group, cluster and sequence")
+    add("--id-column", default="", help="column of the ids, by name or number (default: id, accession, ...)")
+    add("--label-column", default="", help="column of the labels, by name or number (default: label, class, ...)")
+    add("--target", choices=("auto", "class", "number"), default="auto", help="classes or numbers")
+    add("--positive-class", default="", help="of two classes the one to detect (default: the last)")
+    add("--smallest-class", type=int, default=0, help="leave out classes with fewer members; 0: none")
+    add("--identity", type=float, help="identity of relatives (0-1) when splitting by sequence")
+    group = parser.add_argument_group("heads")
+    add = group.add_argument
+    heads = ("auto", "logistic", "ridge", "neighbours", "feedforward")
+    add("--head", choices=heads, default="auto", help="head of the bundle; auto: the best on the validation rows")
+    add("--metric", default="auto", help="main metric (default: auroc, macro_f1 or spearman)")
+    add("--balance", choices=("none", "weights", "sampling"), default="none", help="make rare classes count as much")
+    add("--no-standardise", action="store_true", help="take embeddings as they are")
+    add("--preset", choices=tuple(PRESETS), default="arginator", help="size of the feed-forward network")
+    add("--width", type=int, help="units of its first hidden layer; each further layer has half as many")
+    add("--depth", type=int, help="hidden layers")
+    add("--dropout", type=float, help="after each hidden layer")
+    add("--learning-rate", type=float, default=1e-3, help="of AdamW (default: %(default)s)")
+    add("--weight-decay", type=float, default=1e-4, help="of AdamW (default: %(default)s)")
+    add("--batch", type=int, default=128, help="rows in a step (default: %(default)s)")
+    add("--epochs", type=int, default=40, help="passes over the training rows at most (default: %(default)s)")
+    add("--patience", type=int, default=6, help="epochs without a better validation score; 0: never stop early")
+    add("--select", choices=("loss", "metric"), default="loss", help="validation score that chooses the epoch")
+    add("--search-trials", type=int, default=0, help="trials of a search for the network's settings; 0: no search")
+    add("--resume-study", type=Path, help="study of an earlier search to go on with")
+    add("--resamples", type=int, default=1000, help="bootstrap resamples; fewer for large tables")
+    add("--seed", type=int, default=42, help="equal seeds give equal results")
+    group = parser.add_argument_group("outputs")
+    add = group.add_argument
+    add("--bundle", type=Path, required=True, help="the trained classifier (zip)")
+    add("--name", default="", help="its name in tables and reports (default: model and head)")
+    add("--licence", default="", help="licence of the data, for the model card")
+    for flag, text in {
+        "predictions": "validation and test rows, predicted by the reloaded bundle (tabular)",
+        "metrics": "scores of all heads and baselines (tabular)",
+        "status": "what became of every embedding and every row of labels (tabular)",
+        "history": "losses and scores of the feed-forward network (tabular)", "curves": "the same as a figure (PNG)",
+        "heads": "heads beside baselines (PNG)", "confusion": "confusion matrix, or predicted and true numbers (PNG)",
+        "search-history": "trials of the search (tabular)", "search-figure": "the same, and importance (PNG)",
+        "study": "the search's trials, to go on with later", "report": "report in Galaxy's markdown",
+    }.items():  # fmt: skip
+        add(f"--{flag}", type=Path, help=text)
+    return Arguments(**vars(parser.parse_args(argv)))
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    needed = {"numpy": "1.26", "scikit-learn": "1.5", "torch": "2.6", "safetensors": "0.5", "pandas": "2.1"}
+    stage.require({**needed, **({"optuna": "4.2"} if args.search_trials else {})})
+    log = stage.log(NAME)
+    from plm.evaluation import classifier_report
+    from plm.learning import classifier_training as training
+    from plm.model import device
+    from plm.model.classifier_bundle import load_classifier_bundle, write_classifier_bundle
+
+    device.use_threads(stage.threads())
+    with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as place, stage.Outputs() as out:
+        workdir = Path(place)
+        material = prepare(args, workdir)
+        settings = settle(args, material)
+        log.info(
+            "Plan: %d embeddings of dimension %d, %s, %s (%s)%s",
+            len(material.data),
+            material.data.description.dimension,
+            _told(material),
+            "folds" if material.folds else "training, validation and test",
+            material.split_by,
+            f", search of {args.search_trials} trials" if args.search_trials else "",
+        )
+        digest = training.data_digest(material)
+        journal = open_journal(args, material, settings, digest, workdir) if args.search_trials else None
+        trained = training.train(material, settings, log, journal)
+        final = training.finish(trained)
+        log.info("Scores and baselines")
+        findings = training.judge(trained, final)
+        best = findings.assessment.best_baseline
+        baseline = {one.name: findings.assessment.line(one.name, material.metric).value
+                    for one in findings.assessment.evaluation.models if one.baseline}  # fmt: skip
+        name = args.name or f"{material.data.description.model or 'embeddings'}-{trained.chosen}"
+        content = training.manifest(
+            trained, final, name=name, licence=args.licence, data_sha256=digest, baseline=baseline
+        )
+        bundle_path = out.path(args.bundle)
+        write_classifier_bundle(
+            bundle_path, content, final.head, reference=training.reference(trained, final),
+            validation_scores=(final.validation, final.truth),
+            card=training.card(content, final.about, findings.settings[findings.chosen]),
+        )  # fmt: skip
+        log.info("Loading the bundle again: self-test, then the predictions of validation and test rows")
+        bundle = load_classifier_bundle(bundle_path)
+        log.info("Best baseline: %s", best)
+        table = training.predictions(trained, bundle)
+        write_outputs(args, out, trained, findings, table)
+        if args.study and journal is not None:
+            shutil.copyfile(journal.path, out.path(args.study))
+    for note in material.notes:
+        log.info("Note: %s", note)
+    for line in classifier_report.first_lines(findings):
+        log.info("%s", line)
+
+
+def prepare(args: Arguments, workdir: Path) -> Material:
+    """Reads embeddings and labels and parts the rows."""
+    from plm.data.labelled_embeddings import read_labelled
+    from plm.learning.classifier_training import prepare as prepare_rows
+
+    data = read_labelled(
+        args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
+        label_column=args.label_column, layer=args.layer,
+    )  # fmt: skip
+    return prepare_rows(
+        data, target=args.target, positive=args.positive_class, metric=args.metric, smallest_class=args.smallest_class,
+        identity=args.identity, seed=args.seed, threads=stage.threads(),
+    )  # fmt: skip
+
+
+def settle(args: Arguments, material: Material) -> Settings:
+    from plm.learning.classifier_training import Settings
+    from plm.learning.classifiers import NetworkSettings
+
+    size: dict[str, Any] = dict(PRESETS[args.preset])
+    size |= {key: getattr(args, key) for key in size if getattr(args, key) is not None}
+    network = NetworkSettings(
+        **size, learning_rate=args.learning_rate, weight_decay=args.weight_decay, batch=args.batch, epochs=args.epochs,
+        patience=args.patience, balance=args.balance, select="loss" if args.select == "loss" else material.metric,
+    )  # fmt: skip
+    return Settings(
+        args.head, network, not args.no_standardise, material.metric, args.balance, args.seed, args.resamples,
+        args.search_trials, stage.threads(),
+    )  # fmt: skip
+
+
+def open_journal(args: Arguments, material: Material, settings: Settings, digest: str, workdir: Path) -> Journal:
+    """The file of the search's trials: in PLM_CHECKPOINT_DIR if there is one, so that a killed job goes on."""
+    from plm.learning.classifier_search import Journal, search_key
+
+    key = search_key(settings.network, settings.standardise, material.metric, settings.seed, digest)
+    kept = Path(os.environ.get("PLM_CHECKPOINT_DIR") or workdir)
+    path = (kept if kept.is_dir() else workdir) / f"{NAME}-{key[:32]}.journal"
+    if args.resume_study is not None and not path.exists():
+        if not args.resume_study.is_file():
+            raise UserError("The study does not exist", where=str(args.resume_study), fix="Check the path")
+        shutil.copyfile(args.resume_study, path)
+    return Journal(path, key)
+
+
+def _told(material: Material) -> str:
+    if material.task.target == "number":
+        return "numbers"
+    names = material.task.classes
+    return f"{len(names)} classes ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
+
+
+def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, findings: Any, predictions: Any) -> None:
+    """Everything but the bundle and the study."""
+    import pandas as pd
+    from plm.evaluation import classifier_report, drawing, figures
+
+    def table(frame: Any, path: Path) -> None:
+        frame.to_csv(out.path(path), sep="\t", index=False, lineterminator="\n", float_format="%.6g")
+
+    material = trained.material
+    history = pd.DataFrame(trained.history())
+    searched = trained.searches
+    if args.predictions:
+        table(predictions, args.predictions)
+    if args.metrics:
+        table(classifier_report.metrics_table(findings), args.metrics)
+    if args.status:
+        fates = material.data.fates
+        rows = [(fate.source, fate.file, fate.line, *_id(fate.id), fate.label, fate.status) for fate in fates]
+        table(pd.DataFrame(rows, columns=["source", "file", "line", "id", "position", "label", "status"]), args.status)
+    if args.history:
+        table(history, args.history)
+    if args.curves:
+        figures.history_figure(history.drop(columns=["kept"]), out.path(args.curves))
+    if args.heads:
+        classifier_report.heads_figure(findings, out.path(args.heads))
+    if args.confusion:
+        kind = "scatter" if material.task.target == "number" else "confusion"
+        drawing.draw(kind, findings.assessment, out.path(args.confusion))
+    trials = [row for one in searched for row in one.trials]
+    if args.search_history:
+        table(pd.DataFrame(trials), args.search_history)
+    if args.search_figure:
+        importance = [one.importance for one in searched]
+        classifier_report.search_figure(trials, importance, material.metric, out.path(args.search_figure))
+    if args.report:
+        best = "; ".join(one.settings.told() + f", weight decay {one.settings.weight_decay:.2g}" for one in searched)
+        report = classifier_report.write_up(
+            findings, images=[name for name in IMAGES if getattr(args, name)],
+            tables=[name for name in TABLES if getattr(args, name)], best_trial=best,
+        )  # fmt: skip
+        report.write(out.path(args.report))
+
+
+def _id(key: str) -> tuple[str, str]:
+    name, _, place = key.partition("\t")
+    return name, place
+
+
+def main() -> None:
+    stage.main(NAME, run, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
