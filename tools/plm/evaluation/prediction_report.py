@@ -34,7 +34,7 @@ class Found:
         rules: How answers were judged.
         records: Records of the input.
         rejected: Those that could not be used.
-        answered: Those with an answer.
+        answered: Those with an answer; of residue tasks the residues.
         called: Answers (or residues) by class, abstained ones not counted.
         best: The same, abstained ones counted.
         novel_by_class: Novel ones by likeliest class.
@@ -65,7 +65,7 @@ class Found:
         """Takes a block's verdicts; of residue tasks those of the residues."""
         task = self.rules.task
         place = {name: index for index, name in enumerate(task.classes)}
-        self.answered += len(records)
+        self.answered += len(verdicts.best)
         numbers = np.array([place.get(name, 0) for name in verdicts.best], np.int32)
         self._confidence.append(verdicts.confidence.astype(np.float32))
         self._classes.append(numbers)
