@@ -130,7 +130,9 @@ class Checks:
 
     def pytest(self) -> bool:
         chosen = ["-m", "not slow and not galaxy"] if self.quick else []
-        code = self._python("-m", "pytest", "-q", "--durations=10", *chosen, *self.pytest_arguments)
+        # One process a core, each with one thread: most of the time goes into starting stages, not into products.
+        several = ["-n", str(min(4, stage.threads())), "--dist", "worksteal"] if stage.threads() > 1 else []
+        code = self._python("-m", "pytest", "-q", "--durations=10", *several, *chosen, *self.pytest_arguments)
         if code == _NO_TESTS_COLLECTED:
             say("pytest collected no test")
         return code == 0
