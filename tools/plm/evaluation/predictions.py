@@ -336,9 +336,12 @@ def _scored(frame: pd.DataFrame, kind: str, classes: tuple[str, ...], file: str)
     scores = np.stack([_numbers(frame[f"p_{label}"]) for label in classes], axis=1)
     calls = scores.argmax(axis=1)
     if "call" in frame and (frame["call"] != "").any():
-        called = frame["call"].map(place)
+        told = frame["call"]
+        if {"best", "abstained"} <= set(frame.columns):  # plm_predict: what would have been called counts
+            told = told.where(frame["abstained"] != "yes", frame["best"])
+        called = told.map(place)
         if called.isna().any():
-            shown = frame["call"][called.isna()].iloc[0]
+            shown = told[called.isna()].iloc[0]
             raise _at(frame, called.isna().to_numpy(), file, f"The call {shown!r} is none of the classes")
         calls = called.to_numpy().astype(np.int64)
     return Scored(kind, labels.to_numpy().astype(np.int64), scores, calls.astype(np.int64), classes)
