@@ -54,6 +54,7 @@ def job(
     workdir: Path,
     *,
     method: str = "lora",
+    others: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (1,),
     window: int | None = None,
     fold: int | None = None,
@@ -71,6 +72,7 @@ def job(
         {"width": 16, "reach": 3, "dropout": 0.1},
         class_weights,  # type: ignore[arg-type]
         seeds,
+        others=tuple(AdapterSettings(other, rank=rank) for other in others),  # type: ignore[arg-type]
     )
     return Job(
         rows, parts(frame, fold), resolve_model(str(model), workdir=workdir), settings,

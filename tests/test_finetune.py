@@ -135,6 +135,7 @@ def test_narrower_windows_are_recut(tiny_esm2: Path, tmp_path: Path) -> None:
         ({}, ["--target", "number", "--metric", "auroc"], "auroc does not fit a task with numbers"),
         ({}, ["--window", "99"], "cannot be cut to 99"),
         ({}, ["--fold", "1"], "splits, not folds"),
+        ({}, ["--learning-rate", "0"], "above 0 [--learning-rate]"),
         ({}, ["--rank", "0"], "at least 1 [--rank]"),
         ({}, ["--warmup", "1"], "below 1 [--warmup]"),
         ({}, ["--targets", "nothing"], "no linear layer named 'nothing'"),
@@ -203,6 +204,8 @@ def test_flags_of_the_form_are_flags_of_the_script(root: Path) -> None:
     for param in form.iter("param"):
         flag = str(param.get("argument", "")).removeprefix("--").replace("-", "_")
         options = {option.get("value") for option in param.iter("option")}
+        if flag == "method":
+            assert options <= {*plm_finetune.METHODS, "compare"}
         if flag in plm_finetune.CHOICES and options:
             assert options <= set(plm_finetune.CHOICES[flag])
         if flag in given and param.get("value") and param.get("type") in ("integer", "float"):

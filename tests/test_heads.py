@@ -151,12 +151,33 @@ def test_adapters_at_the_start_change_nothing(
         np.testing.assert_allclose(found, expected, atol=1e-6)
     every, trainable = adapted.parameter_counts()
     head = sum(p.numel() for p in adapted.head.parameters())
-    if method == "head":
+    if method in adapters.FROZEN:
         assert trainable == head
     elif method == "full":
         assert trainable == every
     else:
         assert head < trainable < every
+
+
+@pytest.mark.parametrize("level", ["sequence", "residue", "site"])
+def test_head_adapters_start_as_the_head_and_merge_into_it(level: str, tiny_esm2: Path, tmp_path: Path) -> None:
+    loaded = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path))
+    adapted = network(loaded, level)
+    names = list(adapted.head.state_dict())
+    units = make_units(loaded, level, PROTEINS, [3] * len(PROTEINS) if level == "site" else None)  # type: ignore[arg-type]
+    before = np.concatenate(answers(adapted, units, 4096)[0])
+    adapters.add_head_adapters(adapted.head, adapters.AdapterSettings("head_lora", rank=2, dropout=0.0))
+    np.testing.assert_array_equal(np.concatenate(answers(adapted, units, 4096)[0]), before)
+    trained = {name: p for name, p in adapted.head.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter += 0.1
+    moved = np.concatenate(answers(adapted, units, 4096)[0])
+    assert not np.allclose(moved, before, atol=1e-3)
+    adapters.merge_head_adapters(adapted.head)
+    assert list(adapted.head.state_dict()) == names
+    np.testing.assert_allclose(np.concatenate(answers(adapted, units, 4096)[0]), moved, atol=1e-5)
 
 
 def test_unknown_target_names_the_layers_there_are(tiny_esm2: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import finetuning_cases as cases
 import pytest
 import torch
 from plm.errors import UserError
-from plm.learning import training
+from plm.learning import training, ways
 from plm.learning.checkpointing import load_tensors, unpack
 from plm.learning.finetuning import Job, write_zip
 
@@ -63,6 +63,32 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert second.history() == whole.history()
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_several_ways_resumed_choose_and_give_the_same(
+    steps: int, tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops in the first and in the second way."""
+    frame = cases.dataset("site", "class", 24)
+    options = {**OPTIONS, "method": "head_lora", "others": ("lora", "head"), "metric": "macro_f1"}
+    whole = cases.trained(frame, tiny_esm2, tmp_path / "whole", **options)
+    with monkeypatch.context() as patched:
+        stop_after(steps, patched)
+        first = cases.job(frame, tiny_esm2, tmp_path / "first", **options)
+        first.plan()
+        assert not first.train()
+        assert ways.choose(first) == [], "one way at most is finished: nothing is compared"
+        assert first.chosen == first.settings.ways[0] and first.usable
+        write_zip(tmp_path / "checkpoint.zip", first.checkpoint_files())
+    second = cases.job(frame, tiny_esm2, tmp_path / "second", **options)
+    second.resume(tmp_path / "checkpoint.zip")
+    second.plan()
+    assert second.train()
+    for expected, found in zip(weights(whole), weights(second), strict=True):
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [way.to_json() for way in ways.choose(second)] == [way.to_json() for way in ways.choose(whole)]
+    assert second.chosen == whole.chosen
 
 
 def test_periodic_checkpoints_do_not_change_the_result(

@@ -4,7 +4,7 @@
 Inputs: a dataset table with splits or folds (plm_preprocess) and a model. Outputs: a bundle (the fine-tuned model
 with head, calibration, threshold and self-test), predictions of the validation and test rows made by the reloaded
 bundle, the training history as table, figure and tfevents, a report, and with --time-limit a checkpoint that --resume
-takes back.
+takes back. Of several ways to train (--method lora,head_lora,head,full) the validation rows choose one.
 
 Example:
     plm_finetune.py --dataset dataset.tabular --model starter --bundle bundle.zip --predictions predictions.tabular
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from plm.learning.finetuning import Job
 
 NAME = "plm_finetune"
+METHODS = ("lora", "dora", "ia3", "head_lora", "head", "full")
+LEARNING_RATE, FULL_LEARNING_RATE = 5e-4, 5e-5
 STARTED = time.monotonic()
 CHOICES = {
     "level": ("auto", "sequence", "residue", "site"),
     "target": ("auto", "class", "number"),
-    "method": ("lora", "dora", "ia3", "head", "full"),
     "class_weights": ("none", "balanced"),
     "schedule": ("linear", "cosine", "constant"),
     "metric": ("auto", "auroc", "auprc", "mcc", "macro_f1", "accuracy", "spearman", "pearson", "rmse", "loss"),
@@ -62,7 +63,7 @@ class Arguments:
     epochs: int
     patience: int
     metric: str
-    learning_rate: float
+    learning_rate: float | None
     head_learning_rate: float
     weight_decay: float
     warmup: float
@@ -95,15 +96,22 @@ class Arguments:
         for flag in ("patience", "reach", "seed", "weight_decay"):
             _require(getattr(self, flag) >= 0, flag, "at least 0")
         for flag in ("alpha", "learning_rate", "head_learning_rate"):
-            _require(getattr(self, flag) > 0, flag, "above 0")
+            _require(getattr(self, flag) is None or getattr(self, flag) > 0, flag, "above 0")
         for flag in ("dropout", "head_dropout", "warmup"):
             _require(0 <= getattr(self, flag) < 1, flag, "at least 0 and below 1")
         _require(self.batch_tokens >= 64, "batch_tokens", "at least 64")
         _require(self.time_limit is None or self.time_limit >= 0, "time_limit", "at least 0")
+        known = f"one of {', '.join(METHODS)}, or several of them with commas"
+        _require(set(self.methods) <= set(METHODS) and len(set(self.methods)) == len(self.methods), "method", known)
         if self.time_limit is not None and self.checkpoint is None:
             raise UserError(
                 "A time limit needs a file for the checkpoint", where="--time-limit", fix="Add --checkpoint"
             )
+
+    @property
+    def methods(self) -> list[str]:
+        """The ways to train, in order."""
+        return [name.strip() for name in self.method.split(",")]
 
 
 def _require(good: bool, flag: str, what: str) -> None:
@@ -141,7 +149,10 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
         "--model", required=True, help="starter, a folder or zip in Hugging Face format, or hub:organisation/name"
     )
     group.add_argument("--allow-hub", action="store_true", help="allow the network for a hub model")
-    add(group, "method", "lora", "what is trained: adapters, the head only, or everything")
+    group.add_argument(
+        "--method", default="lora", metavar="METHOD[,METHOD...]",
+        help=f"what is trained: {', '.join(METHODS)}; of several the best on validation rows is kept (default: lora)",
+    )  # fmt: skip
     add(group, "rank", 8, "rank of LoRA and DoRA", **whole)
     add(group, "alpha", 16.0, "scale of LoRA and DoRA: updates are multiplied by alpha / rank", **real)
     add(group, "dropout", 0.05, "dropout in LoRA and DoRA", **real)
@@ -153,8 +164,11 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
     group = made.add_argument_group("training")
     add(group, "epochs", 20, "passes over the training rows at most", **whole)
     add(group, "patience", 5, "epochs without improvement before training stops; 0 = never", **whole)
-    add(group, "metric", "auto", "validation metric that chooses the epoch: auto = auroc, macro_f1 or spearman")
-    add(group, "learning-rate", 5e-4, "peak learning rate of adapters or model", **real)
+    add(
+        group, "metric", "auto", "validation metric that chooses epoch and method: auto = auroc for one method and two"
+        " classes, macro_f1 for classes else, spearman for numbers",
+    )  # fmt: skip
+    add(group, "learning-rate", None, "peak rate of adapters or model; by default 5e-4, with full 5e-5", **real)
     add(group, "head-learning-rate", 1e-3, "peak learning rate of the head", **real)
     add(group, "weight-decay", 0.01, "AdamW's weight decay", **real)
     add(group, "warmup", 0.1, "share of the steps in which the learning rate rises", **real)
@@ -193,7 +207,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     log = stage.log(NAME)
 
-    from plm.learning import finetuning, release, traces
+    from plm.learning import finetuning, release, traces, ways
     from plm.model.bundle import load_bundle
 
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as folder, stage.Outputs() as out:
@@ -208,9 +222,12 @@ def run(argv: Sequence[str] | None = None) -> None:
         if not finished:
             log.info("The time limit is reached: the bundle is marked unfinished, the checkpoint goes on with --resume")
 
+        compared = ways.choose(job)
         calibration = release.calibrate(job)
-        name = given.name or f"{job.files.id}-{given.method}"
-        content = release.manifest(job, calibration, name=name, finished=finished, licence=given.licence)
+        name = given.name or f"{job.files.id}-{job.chosen.method}"
+        content = release.manifest(
+            job, calibration, name=name, finished=finished, licence=given.licence, compared=compared
+        )
         bundle_path = out.path(given.bundle)
         release.release(
             job, bundle_path, calibration, content, model=given.model, device=given.device, allow_hub=given.allow_hub
@@ -229,7 +246,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         if given.curves is not None:
             traces.curves(history, job.settings.training.metric, out.path(given.curves))
         if given.report is not None:
-            traces.report(bundle.manifest, job, calibration, table).write(out.path(given.report))
+            traces.report(bundle.manifest, job, calibration, table, compared).write(out.path(given.report))
         if given.checkpoint is not None:
             finetuning.write_zip(out.path(given.checkpoint), job.checkpoint_files())
     log.info("Done%s: %s", "" if finished else " (unfinished)", traces.headline(bundle.manifest))
@@ -257,17 +274,32 @@ def prepare(given: Arguments, workdir: Path) -> Job:
         name=given.dataset.name,
     )  # fmt: skip
     splits = parts(frame, given.fold, given.dataset.name)
+    if len(given.methods) > 1 and len(splits) > 1:
+        raise UserError(
+            "In a cross-validation the validation rows of one fold are the test rows of another, so they cannot choose"
+            " among methods",
+            where="--method",
+            fix="Choose one fold with --fold, or make splits instead of folds with plm_preprocess",
+        )
     log.info("Task: %s; %d rows", rows.describe(), len(frame))
+    targets = tuple(part.strip() for part in given.targets.split(",") if part.strip())
+    adapter, *others = (
+        AdapterSettings(method, given.rank, given.alpha, given.dropout, targets)  # type: ignore[arg-type]
+        for method in given.methods
+    )
+    metric = given.metric
+    if others and metric == "auto" and rows.task.target == "class":
+        metric = "macro_f1"
     settings = Settings(
-        adapter=AdapterSettings(
-            given.method, given.rank, given.alpha, given.dropout,  # type: ignore[arg-type]
-            tuple(part.strip() for part in given.targets.split(",") if part.strip()),
-        ),
+        adapter=adapter,
+        others=tuple(others),
+        rates={"full": FULL_LEARNING_RATE} if given.learning_rate is None and "full" in given.methods else {},
         training=TrainingSettings(
-            epochs=given.epochs, learning_rate=given.learning_rate, head_learning_rate=given.head_learning_rate,
+            epochs=given.epochs, learning_rate=given.learning_rate or LEARNING_RATE,
+            head_learning_rate=given.head_learning_rate,
             weight_decay=given.weight_decay, warmup=given.warmup, schedule=given.schedule,  # type: ignore[arg-type]
             batch_sequences=given.batch_sequences, batch_tokens=given.batch_tokens, patience=given.patience,
-            metric=objectives.choose_metric(given.metric, rows.task),
+            metric=objectives.choose_metric(metric, rows.task),
             gradient_checkpointing=given.gradient_checkpointing,
         ),
         head={"width": given.head_width, "dropout": given.head_dropout, "reach": given.reach},

@@ -108,7 +108,7 @@ def history_figure(history: pd.DataFrame, path: str | Path) -> None:
 
     Args:
         history: Columns ``step`` and/or ``epoch``; ``train_loss``, ``valid_loss`` and further metrics, each
-            optional and with gaps; ``seed`` and ``fold`` tell runs apart: one line for each run.
+            optional and with gaps; ``method``, ``seed`` and ``fold`` tell runs apart: one line for each run.
         path: Where the PNG goes.
     """
     import pandas as pd
@@ -116,8 +116,8 @@ def history_figure(history: pd.DataFrame, path: str | Path) -> None:
     if history.empty:
         raise ValueError("the history has no rows")
     history = history.reset_index(drop=True)
-    runs = [column for column in ("seed", "fold") if column in history and history[column].nunique() > 1]
-    numbers = history.drop(columns=[c for c in ("seed", "fold", "model", "run") if c in history])
+    runs = [column for column in ("method", "seed", "fold") if column in history and history[column].nunique() > 1]
+    numbers = history.drop(columns=[c for c in ("method", "seed", "fold", "model", "run") if c in history])
     numbers = numbers.apply(pd.to_numeric, errors="coerce")
     plain = [c for c in numbers if c not in _NOT_METRICS and not c.endswith("_loss")]
     metrics = [c for c in plain if numbers[c].notna().any()]

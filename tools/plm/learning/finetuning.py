@@ -1,4 +1,4 @@
-"""All trainings of a fine-tuning job: each fold and seed in turn, interrupted and resumed exactly.
+"""All trainings of a fine-tuning job: each way, fold and seed in turn, interrupted and resumed exactly.
 
 What a training leaves lies in ``runs/<number>/`` of the work folder: ``weights.safetensors`` (the trained parameters
 of its best epoch), ``valid.safetensors`` (its raw validation outputs) and ``run.json``. A checkpoint is those of the
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,16 @@ from plm.errors import UserError
 from plm.learning import checkpointing, objectives, training
 from plm.learning.plan import Cost, fitting_budget, measure
 from plm.learning.rows import Part, Rows
-from plm.model.adapters import AdapterSettings, add_adapters, load_trainable_state, trainable_state
+from plm.learning.training import TrainingSettings
+from plm.model.adapters import (
+    FROZEN,
+    AdapterSettings,
+    add_adapters,
+    add_head_adapters,
+    load_trainable_state,
+    merge_head_adapters,
+    trainable_state,
+)
 from plm.model.bundle import write_zip
 from plm.model.checkpoint import LoadedModel, ModelFiles, load_model
 from plm.model.heads import HeadConfig, build_head
@@ -51,19 +60,34 @@ class Settings:
         class_weights: ``none`` or ``balanced``.
         seeds: One training each.
         precision: ``fp32`` or ``bf16``.
+        others: Further ways to be trained beside ``adapter``, of which the validation rows choose one.
+        rates: Peak learning rate of methods that take another than ``training`` has.
     """
 
     adapter: AdapterSettings
-    training: training.TrainingSettings
+    training: TrainingSettings
     head: Mapping[str, Any]
     class_weights: objectives.ClassWeights = "none"
     seeds: tuple[int, ...] = (42,)
     precision: str = "fp32"
+    others: tuple[AdapterSettings, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ways(self) -> tuple[AdapterSettings, ...]:
+        """Every way that is trained, in order."""
+        return (self.adapter, *self.others)
+
+    def training_of(self, adapter: AdapterSettings, tokens: int) -> TrainingSettings:
+        """How one of the ways is trained, with a token budget that fits the memory."""
+        rate = self.rates.get(adapter.method, self.training.learning_rate)
+        return replace(self.training, batch_tokens=tokens, learning_rate=rate)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "adapter": self.adapter.to_json(), "training": asdict(self.training), "head": dict(self.head),
             "class_weights": self.class_weights, "seeds": list(self.seeds), "precision": self.precision,
+            "others": [other.to_json() for other in self.others], "rates": dict(self.rates),
         }  # fmt: skip
 
 
@@ -72,12 +96,14 @@ class Run:
     """One training that is done, or as far as it got.
 
     Attributes:
+        adapter: What of the encoder it trained.
         part: Its rows.
         seed: Its seed.
         folder: Where its weights and validation outputs lie.
         outcome: What happened.
     """
 
+    adapter: AdapterSettings
     part: Part
     seed: int
     folder: Path
@@ -130,52 +156,74 @@ class Job:
         self.rows, self.files, self.settings = rows, files, settings
         self.device, self.workdir, self.log = device, workdir, log
         self.data_sha256 = data_sha256
-        self.runs = [(part, seed) for part in parts for seed in settings.seeds]
+        self.runs = [(way, part, seed) for way in settings.ways for part in parts for seed in settings.seeds]
+        self.chosen = settings.adapter
         self.done: list[Run] = []
         self.unfinished: Run | None = None
         self.state: Path | None = None
         self.budget: Budget | None = None
+        self.resumed = False
         self.cost: Cost | None = None
         # Standardisation and the check for one class only come before any training.
         self.prepared = {part.fold: rows.for_part(part) for part in parts}
 
     # ------------------------------------------------------------------------------------------------------ networks
 
-    def network(self, seed: int) -> tuple[LoadedModel, Network]:
-        """A fresh network, as a seed makes it."""
-        method = self.settings.adapter.method
+    def network(self, seed: int, adapter: AdapterSettings | None = None) -> tuple[LoadedModel, Network]:
+        """A fresh network, as a seed makes it, to be trained in the chosen way or another."""
+        adapter = adapter or self.chosen
+        method = adapter.method
         reduced = self.settings.precision == "bf16"
         # Full fine-tuning keeps float32 weights: bfloat16 would swallow small updates.
         dtype = "bfloat16" if reduced and method != "full" else "float32"
         loaded = load_model(self.files, dtype=dtype, device=self.device)
         torch.manual_seed(seed)
-        body = add_adapters(loaded, self.settings.adapter)
+        body = add_adapters(loaded, adapter)
         task = self.rows.task
         head = build_head(HeadConfig(task.level, loaded.hidden_size, task.outputs, **self.settings.head))
-        return loaded, as_network(loaded, body, head, frozen=method == "head", autocast=reduced and method == "full")
+        if method == "head_lora":
+            add_head_adapters(head, adapter)
+        return loaded, as_network(loaded, body, head, frozen=method in FROZEN, autocast=reduced and method == "full")
 
     def trained_network(self, run: Run) -> tuple[LoadedModel, Network]:
         """The network that a training left."""
-        loaded, network = self.network(run.seed)
+        loaded, network = self.network(run.seed, run.adapter)
         load_trainable_state(network, checkpointing.load_tensors(run.folder / "weights.safetensors"))
+        if run.adapter.method == "head_lora":
+            merge_head_adapters(network.head)
         return loaded, network.eval()
 
     # ---------------------------------------------------------------------------------------------------------- plan
 
     def plan(self) -> None:
-        """Finds a token budget that fits, measures a step and writes the plan to the log."""
-        loaded, network = self.network(self.settings.seeds[0])
+        """Finds a token budget that fits every way, measures a step of each and writes the plan to the log."""
+        wanted = self.settings.training
+        longest = max(map(len, self.rows.sequences)) if not self.rows.window else self.rows.window
+        for adapter in self.settings.ways:
+            self._plan_one(adapter, longest)
+        assert self.budget is not None
+        if self.budget.tokens < wanted.batch_tokens:
+            self.log.info("The memory holds %d tokens at once, not %d", self.budget.tokens, wanted.batch_tokens)
+        if longest > self.budget.residues:
+            self.log.info(
+                "Sequences of more than %d residues are encoded in overlapping segments of that length",
+                self.budget.residues,
+            )
+
+    def _plan_one(self, adapter: AdapterSettings, longest: int) -> None:
+        loaded, network = self.network(self.settings.seeds[0], adapter)
         every, trainable = network.parameter_counts()
         wanted = self.settings.training
-        part = self.runs[0][0]
-        longest = max(map(len, self.rows.sequences)) if not self.rows.window else self.rows.window
+        part = self.runs[0][1]
         checkpointing_on, size = wanted.gradient_checkpointing, 2 if self.settings.precision == "bf16" else 4
-        if self.budget is None:
+        if not self.resumed:
             tokens = fitting_budget(
                 loaded, wanted.batch_tokens, longest + loaded.family.specials, trainable,
                 checkpointing=checkpointing_on, bytes_per_value=size,
             )  # fmt: skip
+            tokens = tokens if self.budget is None else min(tokens, self.budget.tokens)
             self.budget = Budget(tokens, tokens - loaded.family.specials)
+        assert self.budget is not None
         if checkpointing_on:
             network.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         while True:
@@ -194,31 +242,24 @@ class Job:
                         fix="Use a smaller model, gradient checkpointing or a GPU with more memory",
                     ) from None
                 self.budget = Budget(tokens, tokens - loaded.family.specials)
-        tokens = examples.tokens
-        epochs = wanted.epochs * len(self.runs)
+        trainings = len(self.runs) // len(self.settings.ways)
         # Validation and the closing predictions are forward passes: a third of a training pass.
-        seconds = self.cost.seconds_per_token * tokens * epochs * (1 + len(part.valid) / (3 * len(part.train)))
+        passes = wanted.epochs * trainings * (1 + len(part.valid) / (3 * len(part.train)))
         self.log.info(
-            "Plan: %d parameters, %d trained (%.2f %%); %s on %s; %d training sequences, %d tokens an epoch;"
+            "Plan%s: %d parameters, %d trained (%.2f %%); %s on %s; %d training sequences, %d tokens an epoch;"
             " %d training%s of at most %d epochs; about %d MiB and %s at most",
+            f" ({adapter.method})" if self.settings.others else "",
             every, trainable, 100 * trainable / every, self.settings.precision, self.device.type,
-            len(examples.units), tokens, len(self.runs), "" if len(self.runs) == 1 else "s", wanted.epochs,
-            self.cost.memory_mib, stage.duration(seconds),
+            len(examples.units), examples.tokens, trainings, "" if trainings == 1 else "s", wanted.epochs,
+            self.cost.memory_mib, stage.duration(self.cost.seconds_per_token * examples.tokens * passes),
         )  # fmt: skip
-        if self.budget.tokens < wanted.batch_tokens:
-            self.log.info("The memory holds %d tokens at once, not %d", self.budget.tokens, wanted.batch_tokens)
-        if longest > self.budget.residues:
-            self.log.info(
-                "Sequences of more than %d residues are encoded in overlapping segments of that length",
-                self.budget.residues,
-            )
 
     # -------------------------------------------------------------------------------------------------- interruption
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with a job to continue it."""
-        trainings = [[part.fold, seed] for part, seed in self.runs]
+        trainings = [[part.fold, seed] for _, part, seed in self.runs]
         task = self.rows.task.to_json()
         return {
             "suite": __version__, "data": self.data_sha256, "model": self.files.sha256, "task": task,
@@ -251,7 +292,7 @@ class Job:
         content = checkpointing.unpack(path, folder, STAGE)
         _same(content["identity"], json.loads(json.dumps(self.identity)), path.name)
         if content["budget"]:
-            self.budget = Budget(**content["budget"])
+            self.budget, self.resumed = Budget(**content["budget"]), True
         self.done = [self._read_run(number, folder / "runs" / str(number)) for number in range(content["done"])]
         self.state = folder / "state" if content["under_way"] else None
         self.log.info(
@@ -312,9 +353,18 @@ class Job:
         return True
 
     @property
-    def usable(self) -> list[Run]:
-        """Finished trainings, and the one that a time limit stopped."""
+    def trained(self) -> list[Run]:
+        """Finished trainings of all ways, and the one that a time limit stopped."""
         return [*self.done, *([] if self.unfinished is None else [self.unfinished])]
+
+    def runs_of(self, adapter: AdapterSettings) -> list[Run]:
+        """The trainings of one way."""
+        return [run for run in self.trained if run.adapter == adapter]
+
+    @property
+    def usable(self) -> list[Run]:
+        """The trainings of the chosen way."""
+        return self.runs_of(self.chosen)
 
     def _train_one(
         self,
@@ -324,18 +374,20 @@ class Job:
         on_step: StepReport | None,
     ) -> Run:
         assert self.budget is not None, "plan() comes first"
-        part, seed = self.runs[number]
+        adapter, part, seed = self.runs[number]
         rows = self.prepared[part.fold]
         name = f"seed {seed}" + ("" if part.fold is None else f", fold {part.fold}")
+        if self.settings.others:
+            name = f"{adapter.method}, {name}"
         self.log.info(
             "Training %d of %d (%s): %d training, %d validation and %d test rows",
             number + 1, len(self.runs), name, len(part.train), len(part.valid), len(part.test),
         )  # fmt: skip
-        loaded, network = self.network(seed)
+        loaded, network = self.network(seed, adapter)
         examples = rows.examples(loaded, part.train, self.budget.residues)
         validation = rows.examples(loaded, part.valid, self.budget.residues)
         weights = objectives.class_weights(rows.values(part.train), rows.task, self.settings.class_weights)
-        settings = training.with_budget(self.settings.training, self.budget.tokens)
+        settings = self.settings.training_of(adapter, self.budget.tokens)
         steps = training.steps_in_epoch(examples, settings) * settings.epochs
         progress: list[stage.Progress] = []
 
@@ -379,19 +431,18 @@ class Job:
         found = in_row_order(outputs, [unit.rows for unit in validation.units], self.rows.task.level)
         checkpointing.save_tensors({"outputs": torch.from_numpy(found)}, folder / "valid.safetensors")
         (folder / "run.json").write_text(json.dumps(asdict(outcome)))
-        part, seed = self.runs[number]
-        return Run(part, seed, folder, outcome)
+        return Run(*self.runs[number], folder, outcome)
 
     def _read_run(self, number: int, folder: Path) -> Run:
         outcome = training.Outcome(**json.loads((folder / "run.json").read_text()))
-        part, seed = self.runs[number]
-        return Run(part, seed, folder, outcome)
+        return Run(*self.runs[number], folder, outcome)
 
     def history(self) -> list[dict[str, Any]]:
-        """The history of all trainings, with ``seed`` and ``fold``."""
+        """The history of all trainings, with ``seed``, ``fold`` and, of several ways, ``method``."""
         return [
             {**row, "seed": run.seed, "fold": "" if run.part.fold is None else run.part.fold}
-            for run in self.usable
+            | ({"method": run.adapter.method} if self.settings.others else {})
+            for run in self.trained
             for row in run.outcome.history
         ]
 
@@ -418,19 +469,19 @@ def _same(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> No
         "suite": "version of the suite", "data": "dataset", "model": "model", "trainings": "seeds or folds",
         "adapter": "method or its settings", "training": "training settings",
     }  # fmt: skip
-    for field, value in asked.items():
-        if stored.get(field) == value:
+    for key, value in asked.items():
+        if stored.get(key) == value:
             continue
         detail = ""
-        if isinstance(value, dict) and isinstance(stored.get(field), dict):
+        if isinstance(value, dict) and isinstance(stored.get(key), dict):
             changed = [
-                f"{key} {stored[field].get(key)} -> {value[key]}"
-                for key in value
-                if stored[field].get(key) != value[key]
+                f"{name} {stored[key].get(name)} -> {value[name]}"
+                for name in value
+                if stored[key].get(name) != value[name]
             ]
             detail = f" ({', '.join(changed)})"
         raise UserError(
-            f"The checkpoint is of another {names.get(field, field)}{detail}",
+            f"The checkpoint is of another {names.get(key, key)}{detail}",
             where=where,
             fix="Go on with the same data, model and settings, or start anew without --resume",
         )

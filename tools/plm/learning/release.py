@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ from plm.model.network import Floats, answers
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from plm.learning.ways import Way
 
 REFERENCE_ROWS = 512
 ENSEMBLE = "ensemble"
@@ -57,12 +59,18 @@ class Calibration:
     validation_scores: dict[str, Any]
 
 
-def calibrate(job: Job) -> Calibration:
-    """Fits a temperature for each training and a threshold for each fold."""
+def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
+    """Fits a temperature for each training and a threshold for each fold.
+
+    Args:
+        job: After training.
+        runs: The trainings of one way; by default those of the chosen one.
+    """
     task = job.rows.task
+    runs = job.usable if runs is None else runs
     temperatures: list[float] = []
     by_fold: dict[int | None, list[Floats]] = {}
-    for run in job.usable:
+    for run in runs:
         truth = job.rows.values(run.part.valid)
         known = objectives.labelled(truth)
         raw = run.valid_outputs()[known]
@@ -75,7 +83,7 @@ def calibrate(job: Job) -> Calibration:
             scale = job.prepared[run.part.fold].task
             by_fold.setdefault(run.part.fold, []).append(raw * scale.sd + scale.mean)
         temperatures.append(temperature)
-    parts = {run.part.fold: run.part for run in job.usable}
+    parts = {run.part.fold: run.part for run in runs}
     truths, means = [], []
     thresholds: dict[int | None, float] = {}
     for fold, members in by_fold.items():
@@ -103,8 +111,19 @@ def _threshold(probabilities: Floats, truth: NDArray[Any], job: Job) -> float:
     return choose_threshold(probabilities[:, positive], labels, "mcc")
 
 
-def manifest(job: Job, calibration: Calibration, *, name: str, finished: bool, licence: str) -> dict[str, Any]:
-    """The content of ``manifest.json``, less what :func:`plm.model.bundle.write_bundle` adds."""
+def manifest(
+    job: Job, calibration: Calibration, *, name: str, finished: bool, licence: str, compared: Sequence[Way] = ()
+) -> dict[str, Any]:
+    """The content of ``manifest.json``, less what :func:`plm.model.bundle.write_bundle` adds.
+
+    Args:
+        job: After training.
+        calibration: Of the chosen way.
+        name: What tables and reports call the model.
+        finished: False after a time limit.
+        licence: For the model card.
+        compared: The ways of which this one was chosen, if there were several.
+    """
     task = job.prepared[job.usable[0].part.fold].task
     used = sorted({row for run in job.usable for row in run.part.train})
     values = job.rows.values(used)
@@ -118,7 +137,7 @@ def manifest(job: Job, calibration: Calibration, *, name: str, finished: bool, l
     return {
         "name": name,
         **task.to_json(),
-        "method": job.settings.adapter.method,
+        "method": job.chosen.method,
         "base": {"id": job.files.id, "sha256": job.files.sha256, "family": family.name},
         "tokenizer": {"before": list(family.before), "after": list(family.after), "unknown_residues": "X"},
         "window": job.rows.window,
@@ -139,7 +158,8 @@ def manifest(job: Job, calibration: Calibration, *, name: str, finished: bool, l
         "data_sha256": job.data_sha256,
         "rows": {name: len({row for run in job.usable for row in getattr(run.part, name)}) for name in _PARTS},
         "seeds": sorted({run.seed for run in job.usable}),
-        "settings": job.settings.to_json(),
+        "settings": replace(job.settings, adapter=job.chosen, others=()).to_json(),
+        "compared": [way.to_json() for way in compared],
         "versions": {"suite": __version__, "python": platform.python_version(), **_versions()},
         "licence": licence,
         "finished": finished,
@@ -183,7 +203,7 @@ def release(
     for number, (run, temperature) in enumerate(zip(job.usable, calibration.temperatures, strict=True)):
         loaded, network = job.trained_network(run)
         folder = job.workdir / "members" / str(number)
-        save_network(network, loaded, job.settings.adapter.method, folder)
+        save_network(network, loaded, job.chosen.method, folder)
         scale = job.prepared[run.part.fold].task
         members.append(MemberFiles(folder, run.seed, run.part.fold, temperature, scale.mean, scale.sd))
         if reference is None:
@@ -233,7 +253,7 @@ def card(content: Mapping[str, Any]) -> str:
         *([] if content["finished"] else ["**Unfinished: training was stopped by its time limit.**", ""]),
         f"Predicts {what} for each {task['level']}; base model {base['id']} (sha256 {base['sha256']}).",
         "",
-        f"- Method: {content['method']}; seeds {', '.join(map(str, content['seeds']))}",
+        f"- Method: {content['method']}{_among(content)}; seeds {', '.join(map(str, content['seeds']))}",
         f"- Context of a site: {content['window'] or 'the whole protein'}{' residues' if content['window'] else ''}"
         if task["level"] == "site" else "- Context: the whole sequence",
         "- Rows: " + ", ".join(f"{count} {name}" for name, count in content["rows"].items()),
@@ -248,6 +268,11 @@ def card(content: Mapping[str, Any]) -> str:
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _among(content: Mapping[str, Any]) -> str:
+    ways = [way["method"] for way in content["compared"]]
+    return f" (of {', '.join(ways)} the best on validation rows)" if ways else ""
 
 
 def predictions(

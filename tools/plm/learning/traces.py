@@ -8,8 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from plm.evaluation import figures
 from plm.evaluation.report import Report, number, plain
+from plm.learning.ways import NAMES, Way
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,11 +21,12 @@ if TYPE_CHECKING:
     from plm.learning.release import Calibration
 
 FIRST = ("step", "epoch", "train_loss", "valid_loss")
-LAST = ("learning_rate", "seed", "fold")
+LAST = ("learning_rate", "method", "seed", "fold")
 
 
 def history_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The history of all trainings: losses, metrics, learning rate, seed and fold (empty without folds)."""
+    """The history of all trainings: losses, metrics, learning rate, of several ways the method, seed and fold (empty
+    without folds)."""
     import pandas as pd
 
     frame = pd.DataFrame(list(rows))
@@ -30,12 +34,12 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         if name not in frame:
             frame[name] = float("nan")
     metrics = [name for name in frame if name not in (*FIRST, *LAST)]
-    return frame[[*FIRST, *metrics, *LAST]]
+    return frame[[*FIRST, *metrics, *(name for name in LAST if name in frame)]]
 
 
 def curves(history: pd.DataFrame, metric: str, path: Path) -> None:
     """The figure of losses and of the metric that chose the epoch."""
-    shown = [*FIRST, *([f"valid_{metric}"] if f"valid_{metric}" in history else []), *LAST]
+    shown = [name for name in (*FIRST, f"valid_{metric}", *LAST) if name in history]
     figures.history_figure(history[shown], path)
 
 
@@ -70,8 +74,9 @@ class Events:
             return
         for row in rows:
             run = f"seed_{row['seed']}" + (f"_fold_{row['fold']}" if row["fold"] != "" else "")
+            run = f"{row['method']}_{run}" if "method" in row else run
             for name, value in row.items():
-                if name not in ("step", "epoch", "seed", "fold"):
+                if name not in ("step", "epoch", "method", "seed", "fold"):
                     self.writer.add_scalar(f"{run}/{name}", value, int(row["step"]))
 
     def __exit__(
@@ -85,20 +90,55 @@ class Events:
             shutil.move(str(written[0]), self.path)
 
 
+def _compared(page: Report, ways: Sequence[Way], metric: str, rows: int) -> None:
+    name = figures.metric_name(metric)
+    page.heading("Ways compared")
+    page.paragraph(
+        f"Each way was trained on the same rows; the best {name} on the {rows} validation rows chose. The test rows"
+        " were predicted once, by the chosen way alone. As the best of several, its validation score flatters it."
+    )
+    cells = []
+    for way in ways:
+        interval = "" if np.isnan(way.low) else f"{number(way.low)} to {number(way.high)}"
+        verdict = "chosen"
+        if way.behind is not None:
+            told_apart = way.behind.verdict in ("beats", "is worse than")
+            verdict = "told apart from the chosen" if told_apart else "not told apart from the chosen"
+        epochs = ", ".join(map(str, way.best_epochs))
+        loss = number(way.scores["loss"])
+        cells.append([NAMES[way.adapter.method], f"{way.parameters:,}", epochs, loss, number(way.scores[metric])])
+        cells[-1] += [interval, verdict]
+    page.rows(
+        ["Trained", "Parameters", "Best epoch", "Validation loss", name, "95 % interval", "Result"],
+        cells,
+    )
+    simplest = min(ways, key=lambda way: way.parameters)
+    if simplest.behind is not None and simplest.behind.verdict not in ("beats", "is worse than"):
+        page.paragraph(
+            f"{NAMES[simplest.adapter.method]} trains the fewest parameters and cannot be told apart from the chosen"
+            " way on these rows: it may serve as well."
+        )
+
+
 def headline(manifest: Mapping[str, Any]) -> str:
     """One sentence: what was trained and how well it does on validation rows."""
     metric = manifest["selection_metric"]
     score = manifest["metrics"].get(metric)
     told = "" if score is None else f", validation {figures.metric_name(metric)} {number(score)}"
-    name = {"lora": "LoRA", "dora": "DoRA", "ia3": "IA3", "head": "head only", "full": "full fine-tuning"}
     rows = manifest["rows"]
     return (
-        f"{manifest['base']['id']} fine-tuned on {rows['train']} rows ({name[manifest['method']]}){told}"
+        f"{manifest['base']['id']} fine-tuned on {rows['train']} rows ({NAMES[manifest['method']]}){told}"
         f" on {rows['valid']} rows"
     )
 
 
-def report(manifest: Mapping[str, Any], job: Job, calibration: Calibration, predictions: pd.DataFrame) -> Report:
+def report(
+    manifest: Mapping[str, Any],
+    job: Job,
+    calibration: Calibration,
+    predictions: pd.DataFrame,
+    ways: Sequence[Way] = (),
+) -> Report:
     """The report of a fine-tuning job; test rows are left to plm_evaluate."""
     mark = "" if manifest["finished"] else "UNFINISHED (stopped by its time limit): "
     page = Report(f"{mark}{headline(manifest)}.")
@@ -123,6 +163,8 @@ def report(manifest: Mapping[str, Any], job: Job, calibration: Calibration, pred
             f" share of that class in training: {number(manifest['training_prevalence'])}"
         )
     page.bullets(lines)
+    if ways:
+        _compared(page, ways, job.settings.training.metric, manifest["rows"]["valid"])
     page.heading("Training")
     page.image("curves")
     header = [

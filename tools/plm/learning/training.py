@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -372,11 +372,6 @@ class _Flow(TrainerCallback):
             self.trainer.stopped = True
         elif waiting.save_due():
             control.should_save = True
-
-
-def with_budget(settings: TrainingSettings, tokens: int) -> TrainingSettings:
-    """The settings with a token budget that fits the memory."""
-    return replace(settings, batch_tokens=tokens)
 
 
 def steps_in_epoch(examples: Examples, settings: TrainingSettings) -> int:

@@ -16,9 +16,11 @@ from plm.errors import UserError
 from plm.model.checkpoint import LoadedModel
 from plm.model.families import ModelFamily
 
-Method = Literal["lora", "dora", "ia3", "head", "full"]
-METHODS: tuple[Method, ...] = ("lora", "dora", "ia3", "head", "full")
+Method = Literal["lora", "dora", "ia3", "head_lora", "head", "full"]
+METHODS: tuple[Method, ...] = ("lora", "dora", "ia3", "head_lora", "head", "full")
 ADAPTERS = ("lora", "dora", "ia3")
+FROZEN = ("head_lora", "head")
+"""Methods that leave the encoder as it is."""
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -27,7 +29,8 @@ class AdapterSettings:
     """What of the encoder is trained.
 
     Attributes:
-        method: ``lora``, ``dora`` and ``ia3`` train small adapters, ``head`` nothing, ``full`` everything.
+        method: ``lora``, ``dora`` and ``ia3`` train small adapters in the encoder and the head, ``head`` the head
+            alone, ``head_lora`` LoRA in the linear layers of an otherwise untrained head, ``full`` everything.
         rank: r of LoRA and DoRA.
         alpha: Their scale: updates are multiplied by alpha / rank.
         dropout: In front of their first matrix.
@@ -59,7 +62,7 @@ def add_adapters(loaded: LoadedModel, settings: AdapterSettings) -> nn.Module:
     Raises:
         UserError: A target names no linear layer of the model.
     """
-    if settings.method in ("head", "full"):
+    if settings.method in (*FROZEN, "full"):
         for parameter in loaded.model.parameters():
             parameter.requires_grad_(settings.method == "full")
         return loaded.model
@@ -85,6 +88,27 @@ def add_adapters(loaded: LoadedModel, settings: AdapterSettings) -> nn.Module:
     # PEFT records the path of the folder on this machine.
     wrapped.peft_config["default"].base_model_name_or_path = loaded.files.id
     return wrapped
+
+
+def add_head_adapters(head: nn.Module, settings: AdapterSettings) -> None:
+    """Freezes a head in place and puts LoRA into each of its linear layers; it computes the same at first."""
+    import peft
+
+    layers = [name for name, module in head.named_modules() if isinstance(module, nn.Linear)]
+    config: Any = peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias="none", target_modules=layers
+    )
+    peft.inject_adapter_in_model(config, head)
+
+
+def merge_head_adapters(head: nn.Module) -> None:
+    """Adds what :func:`add_head_adapters` trained to the head's own weights, in place: it is a plain head again."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in [(name, module) for name, module in head.named_modules() if isinstance(module, LoraLayer)]:
+        layer.merge()
+        above, _, own = name.rpartition(".")
+        setattr(head.get_submodule(above), own, layer.get_base_layer())
 
 
 def _ia3_targets(family: ModelFamily) -> Sequence[str]:
