@@ -26,8 +26,9 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
+    from plm.learning.classifier_material import Material
     from plm.learning.classifier_search import Journal
-    from plm.learning.classifier_training import Material, Settings, Trained
+    from plm.learning.classifier_training import Settings, Trained
 
 NAME = "plm_train_classifier"
 TABLES = ("metrics", "search_history")
@@ -165,7 +166,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     stage.require({**needed, **({"optuna": "4.2"} if args.search_trials else {})})
     log = stage.log(NAME)
     from plm.evaluation import classifier_report
+    from plm.learning import classifier_release as release
     from plm.learning import classifier_training as training
+    from plm.learning.classifier_material import data_digest
     from plm.model import device
     from plm.model.classifier_bundle import load_classifier_bundle, write_classifier_bundle
 
@@ -183,29 +186,29 @@ def run(argv: Sequence[str] | None = None) -> None:
             material.split_by,
             f", search of {args.search_trials} trials" if args.search_trials else "",
         )
-        digest = training.data_digest(material)
+        digest = data_digest(material)
         journal = open_journal(args, material, settings, digest, workdir) if args.search_trials else None
         trained = training.train(material, settings, log, journal)
-        final = training.finish(trained)
+        final = release.finish(trained)
         log.info("Scores and baselines")
-        findings = training.judge(trained, final)
+        findings = release.judge(trained, final)
         best = findings.assessment.best_baseline
         baseline = {one.name: findings.assessment.line(one.name, material.metric).value
                     for one in findings.assessment.evaluation.models if one.baseline}  # fmt: skip
         name = args.name or f"{material.data.description.model or 'embeddings'}-{trained.chosen}"
-        content = training.manifest(
+        content = release.manifest(
             trained, final, name=name, licence=args.licence, data_sha256=digest, baseline=baseline
         )
         bundle_path = out.path(args.bundle)
         write_classifier_bundle(
-            bundle_path, content, final.head, reference=training.reference(trained, final),
+            bundle_path, content, final.head, reference=release.reference(trained, final),
             validation_scores=(final.validation, final.truth),
-            card=training.card(content, final.about, findings.settings[findings.chosen]),
+            card=release.card(content, final.about, findings.settings[findings.chosen]),
         )  # fmt: skip
         log.info("Loading the bundle again: self-test, then the predictions of validation and test rows")
         bundle = load_classifier_bundle(bundle_path)
         log.info("Best baseline: %s", best)
-        table = training.predictions(trained, bundle)
+        table = release.predictions(trained, bundle)
         write_outputs(args, out, trained, findings, table)
         if args.study and journal is not None:
             shutil.copyfile(journal.path, out.path(args.study))
@@ -218,7 +221,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 def prepare(args: Arguments, workdir: Path) -> Material:
     """Reads embeddings and labels and parts the rows."""
     from plm.data.labelled_embeddings import read_labelled
-    from plm.learning.classifier_training import prepare as prepare_rows
+    from plm.learning.classifier_material import prepare as prepare_rows
 
     data = read_labelled(
         args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
