@@ -28,7 +28,7 @@ class Side:
         name: What messages call the file.
         ids: N ids in file order.
         positions: 1-based places at site level, else None.
-        matrix: (N, D) float32, finite.
+        matrix: (N, D) float32, finite unless that was not asked for.
         description: What the numbers are.
         columns: Further columns that the file carries, one text a row.
         labels: N texts; empty where there is none.
@@ -54,13 +54,14 @@ class Side:
         return [f"{name}\t{place}" for name, place in zip(self.ids, self.positions, strict=True)]
 
 
-def read_side(path: Path, layer: int | None, notes: list[str]) -> Side:
+def read_side(path: Path, layer: int | None, notes: list[str], *, finite: bool = True) -> Side:
     """Reads an embeddings file; residues are averaged to proteins, which is noted.
 
     Args:
         path: Any format that :func:`plm.data.embeddings.read_embeddings` knows.
         layer: Of a file with several.
         notes: Gets what a reader of the results should know.
+        finite: Refuse NaN and infinity.
 
     Raises:
         UserError: Unreadable, several layers and none chosen, or numbers that are not finite (the first is named).
@@ -70,7 +71,7 @@ def read_side(path: Path, layer: int | None, notes: list[str]) -> Side:
             raise UserError("There are no embeddings in the file", where=file.name)
         matrix = file.matrix()
         bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-        if len(bad):
+        if finite and len(bad):
             file.check_finite()  # names the record, and at residue level the residue
             raise UserError(f"The embedding of {file.ids[bad[0]]!r} is too large a number to average", where=file.name)
         if file.level == "residue":
@@ -80,15 +81,21 @@ def read_side(path: Path, layer: int | None, notes: list[str]) -> Side:
         return Side(file.name, list(file.ids), positions, matrix, file.description, columns)
 
 
-def check_fit(references: Side, queries: Side, notes: list[str]) -> None:
+def check_fit(references: Side, queries: Side, notes: list[str], *, names: str = "References and queries") -> None:
     """Checks that two files hold the same kind of numbers.
+
+    Args:
+        references: One.
+        queries: The other.
+        notes: Gets what cannot be checked.
+        names: What messages call the two.
 
     Raises:
         UserError: Names what differs: dimension, model, weights, layer or pooling.
     """
     first, second = references.description, queries.description
     if first.dimension != second.dimension:
-        raise _differ("dimension", str(first.dimension), str(second.dimension), references, queries)
+        raise _differ(names, "dimension", str(first.dimension), str(second.dimension), references, queries)
     # Averaged residues are means over residues.
     pooling = {"residues": "mean"}
     facts = (
@@ -100,19 +107,19 @@ def check_fit(references: Side, queries: Side, notes: list[str]) -> None:
     unknown = []
     for what, one, other in facts:
         if one and other and one != other:
-            raise _differ(what, one, other, references, queries)
+            raise _differ(names, what, one, other, references, queries)
         if not (one and other):
             unknown.append(what)
     if unknown:
         notes.append(
             f"The files do not say whether they agree in {', '.join(unknown)}: make sure that the same model, layer "
-            "and pooling made both, else the queries' places mean nothing."
+            "and pooling made both, else nothing said of the two together means anything."
         )
 
 
-def _differ(what: str, one: str, other: str, references: Side, queries: Side) -> UserError:
+def _differ(names: str, what: str, one: str, other: str, references: Side, queries: Side) -> UserError:
     return UserError(
-        f"References and queries differ in {what}: {one} and {other}",
+        f"{names} differ in {what}: {one} and {other}",
         where=f"{references.name}, {queries.name}",
         fix="Embed both with the same model, layer and pooling",
     )

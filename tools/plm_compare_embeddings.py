@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Judge the quality of a set of embeddings and, beside a reference, whether the new ones drifted from it.
+
+Inputs: embeddings in any format that the suite reads [+ a reference: embeddings, or a bundle of plm_train_classifier,
+whose sample of training embeddings stands for it] [+ a table of labels].
+Outputs: a report whose first line is the verdict, a picture, and tables of all checks and tests, of the components, and
+of every protein (NaN, copies, odd lengths, nearest reference, whether it drifted).
+
+Example:
+    python plm_compare_embeddings.py --embeddings genome.h5 --reference training.h5 --report report.md \\
+        --figure figure.png --checks checks.tsv --components components.tsv --proteins proteins.tsv
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plm import stage
+from plm.errors import UserError
+
+if TYPE_CHECKING:
+    from plm.evaluation.drift_checks import Findings
+    from plm.evaluation.projection_input import Side
+
+NAME = "plm_compare_embeddings"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line; see ``--help``."""
+
+    embeddings: Path
+    reference: Path | None
+    layer: int | None
+    labels: Path | None
+    id_column: str
+    label_column: str
+    group_column: str
+    label_kind: str
+    drift_share: float
+    most_rows: int
+    permutations: int
+    seed: int
+    report: Path | None
+    figure: Path | None
+    checks: Path | None
+    components: Path | None
+    proteins: Path
+
+    def __post_init__(self) -> None:
+        for flag, value, low, high in (
+            ("--drift-share", self.drift_share, 0.001, 0.5), ("--most-rows", self.most_rows, 100, 20_000),
+            ("--permutations", self.permutations, 99, 100_000), ("--seed", self.seed, 0, 2**32 - 1),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise UserError(f"{value:g} is out of range", where=flag, fix=f"Choose {low:g} to {high:g}")
+        if self.id_column and not self.labels:
+            raise UserError("--id-column is a column of the table of labels", fix="Give the table with --labels")
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    parser = stage.parser(NAME, __doc__ or "")
+    add = parser.add_argument
+    add("--embeddings", type=Path, required=True, help="the set to judge: HDF5, npz, Parquet or a table")
+    add("--reference", type=Path, help="what it is compared with: embeddings, or a bundle of plm_train_classifier")
+    add("--layer", type=int, help="which layer of files that hold several")
+    add("--labels", type=Path, help="table with ids and labels (default: a label column of the embeddings, if any)")
+    add("--id-column", default="", help="column of the ids, by name or number (default: id, accession, ...)")
+    add("--label-column", default="", help="column of the labels, by name or number (default: label, class, ...)")
+    add("--group-column", default="", help="column that names groups of relatives; each counts once in tests")
+    add("--label-kind", choices=("auto", "class", "number"), default="auto", help="what the labels are")
+    add(
+        "--drift-share",
+        type=float,
+        default=0.05,
+        help="share of proteins like the reference that may be called drifted",
+    )
+    add("--most-rows", type=int, default=5000, help="rows of each set for near copies and tests, drawn at random")
+    add("--permutations", type=int, default=999, help="of the test of the energy distance")
+    add("--seed", type=int, default=42, help="equal seeds give equal results")
+    add("--proteins", type=Path, required=True, help="table of every protein")
+    add("--report", type=Path, help="report in Galaxy's markdown")
+    add("--figure", type=Path, help="picture (PNG)")
+    add("--checks", type=Path, help="table of checks and tests")
+    add("--components", type=Path, help="table of the components")
+    return Arguments(**vars(parser.parse_args(argv)))
+
+
+def run(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    log = stage.log(NAME)
+    stage.require({"numpy": "1.26", "scipy": "1.11", "scikit-learn": "1.5", "matplotlib": "3.8", "h5py": "3.10"})
+    from plm.evaluation import drift_report
+    from plm.evaluation.drift_figure import drift_figure
+
+    found = compare(args, log)
+    with stage.Outputs() as outputs:
+        for path, lines in (
+            (args.proteins, drift_report.proteins_table), (args.checks, drift_report.checks_table),
+            (args.components, drift_report.components_table),
+        ):  # fmt: skip
+            if path:
+                write(outputs.path(path), lines(found))
+        if args.figure:
+            drift_figure(found, outputs.path(args.figure))
+        if args.report:
+            shown = [name for name in ("figure", "checks", "components", "proteins") if getattr(args, name)]
+            drift_report.drift_report(found, shown).write(outputs.path(args.report))
+    for note in found.notes:
+        log.info("Note: %s", note)
+    for line in drift_report.first_lines(found):
+        log.info("%s", line)
+
+
+def compare(args: Arguments, log: Any) -> Findings:
+    """Reads everything, measures the quality of each set, and compares them."""
+    from plm.evaluation import drift, embedding_quality, projection_input, separation
+    from plm.evaluation.drift_checks import Findings, Judged, label_change
+
+    notes: list[str] = []
+    new = projection_input.read_side(args.embeddings, args.layer, notes, finite=False)
+    reference, validation, bundle = None, None, False
+    if args.reference is not None:
+        reference, validation, bundle = read_reference(args, notes)
+        projection_input.check_fit(reference, new, notes, names="Reference and new embeddings")
+    sides = [side for side in (reference, new) if side is not None]
+    source = attach(args, sides, notes, bundle)
+    log.info(
+        "Plan: %d embeddings of dimension %d%s; labels: %s", len(new), new.description.dimension,
+        "" if reference is None else f", {len(reference)} of the reference", source or "none",
+    )  # fmt: skip
+    texts = [text for side in sides for text in side.labels]
+    both, start, judged = separation.read_labels(texts, args.label_kind, source), 0, []
+    for side in sides:
+        name = "embeddings" if reference is None else "new" if side is new else "reference"
+        most = max(args.most_rows, len(side) if bundle and side is reference else 0)
+        quality = embedding_quality.judge(side.matrix, side.name, most, args.seed)
+        judged.append(Judged(name, side, both.part(slice(start, start + len(side))), quality))
+        start += len(side)
+    proteins, tests, why_not, label_p = None, None, "", float("nan")
+    if reference is not None:
+        log.info("Comparing each new protein with the reference, and the sets as wholes")
+        one, other = (drift.Set(each.side.matrix, each.quality, each.side.groups) for each in judged)
+        half = bundle or "float16" in (reference.description.dtype, new.description.dtype)
+        proteins = drift.place(one, other, args.drift_share, half=half, validation=validation)
+        tests, why_not = drift.compare_sets(one, other, proteins, permutations=args.permutations, seed=args.seed)
+        label_p = label_change(judged[0].labels, judged[1].labels)
+    return Findings(
+        judged[-1], judged[0] if reference is not None else None, proteins, tests, why_not, label_p, source, bundle,
+        args.most_rows, args.seed, notes,
+    )  # fmt: skip
+
+
+def read_reference(args: Arguments, notes: list[str]) -> tuple[Side, tuple[int, float, int] | None, bool]:
+    """The reference; of a bundle also neighbours, limit and rows behind it, for distances; whether it is a bundle."""
+    import zipfile
+
+    from plm.evaluation import novelty, projection_input
+    from plm.model.classifier_bundle import load_classifier_bundle
+
+    assert args.reference is not None
+    is_bundle = False
+    if zipfile.is_zipfile(args.reference):
+        with zipfile.ZipFile(args.reference) as archive:
+            is_bundle = "manifest.json" in archive.namelist()
+    if not is_bundle:
+        return projection_input.read_side(args.reference, args.layer, notes, finite=False), None, False
+    bundle = load_classifier_bundle(args.reference)
+    keys, labels, matrix = bundle.reference
+    sited = bundle.task.level == "site" and all("\t" in key for key in keys)
+    ids = [key.split("\t")[0] for key in keys] if sited else list(keys)
+    positions = [int(key.split("\t")[1]) for key in keys] if sited else None
+    side = projection_input.Side(args.reference.name, ids, positions, matrix, bundle.embedding, {"label": list(labels)})
+    content = bundle.manifest.get("novelty")
+    found = novelty.Novelty.of(bundle.reference, content, args.drift_share) if content else None
+    return side, (found.k, found.threshold, found.rows) if found else None, True
+
+
+def attach(args: Arguments, sides: list[Side], notes: list[str], bundle: bool) -> str:
+    """Labels and groups of all rows; a bundle brings the labels of its own. Returns where they come from."""
+    from plm.evaluation import projection_input
+
+    kept = list(sides[0].columns.get("label", [])) if bundle else []
+    source = projection_input.attach_labels(
+        sides[0], sides[1] if len(sides) > 1 else None, table=args.labels, id_column=args.id_column,
+        label_column=args.label_column, group_column=args.group_column, wanted=True, notes=notes,
+    )  # fmt: skip
+    if kept:
+        sides[0].labels = kept
+    return source
+
+
+def write(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as handle:
+        handle.writelines(f"{line}\n" for line in lines)
+
+
+def main() -> None:
+    stage.main(NAME, run, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
