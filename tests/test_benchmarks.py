@@ -190,3 +190,18 @@ def test_whole_processes_leave_the_same_means(work: Path, tmp_path: Path) -> Non
 def test_scripts_explain_themselves(script: str, root: Path) -> None:
     done = subprocess.run([sys.executable, str(root / "scripts" / script), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--threads" in done.stdout
+
+
+def test_a_later_run_replaces_only_its_own_cases(tmp_path: Path) -> None:
+    from benchmarks import publish
+
+    machine = {"device": "one"}
+    old = {"machine": machine, "cases": [{"title": "a", "x": 1}, {"title": "b", "x": 1}]}
+    publish.publish("bench", old, "text", tmp_path)
+    new = {"machine": machine, "cases": [{"title": "c", "x": 2}, {"title": "a", "x": 2}]}
+    joined = publish.joined("bench", new, tmp_path, {"cases": "title"})["cases"]
+    assert [(entry["title"], entry["x"]) for entry in joined] == [("a", 2), ("b", 1), ("c", 2)]
+    assert (
+        publish.joined("bench", {**new, "machine": {"device": "two"}}, tmp_path, {"cases": "title"})["cases"]
+        == new["cases"]
+    )

@@ -74,6 +74,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--fasta", type=Path, help="proteome to draw proteins from")
     made.add_argument("--threads", type=int, default=None, help="processor threads (default: all)")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    made.add_argument("--add", action="store_true", help="keep the other cases that --output holds from this machine")
     made.add_argument("--work", type=Path, default=ROOT / "benchmark" / "work", help="where models are kept")
     made.add_argument("--output", type=Path, default=ROOT / "benchmark", help="where results go (the README's: docs)")
     args = made.parse_args(argv)
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not cuda:
         for name in filter(None, args.processes.split(",")):
             results["processes"].append(measure_processes(SHAPES[name], args))
+    if args.add:
+        results = publish.joined("bench_embed", results, args.output, {"cases": "title", "processes": "shape"})
     text = report(results)
     draw(results, args.output / "figures" / "bench_embed.png")
     publish.publish("bench_embed", results, text, args.output)

@@ -39,6 +39,27 @@ def publish(name: str, results: Mapping[str, Any], text: str, folder: Path) -> N
         page.write_text(f"{before.rstrip()}\n\n{section}\n")
 
 
+def joined(name: str, results: dict[str, Any], folder: Path, keys: Mapping[str, str]) -> dict[str, Any]:
+    """New results and the older ones of the same machine that they do not replace.
+
+    Args:
+        name: The script.
+        results: What it measured now.
+        folder: As for :func:`publish`.
+        keys: Lists in the results, and what tells their entries apart.
+    """
+    path = folder / "figures" / f"{name}.json"
+    older: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"machine": None}
+    if older["machine"] != results["machine"]:
+        return results
+    found = dict(results)
+    for kind, key in keys.items():
+        new = {entry[key]: entry for entry in results[kind]}
+        kept = [new.pop(entry[key], entry) for entry in older[kind]]
+        found[kind] = [*kept, *new.values()]
+    return found
+
+
 def describe(machine: Mapping[str, str]) -> str:
     """What was measured on, in one sentence."""
     return (

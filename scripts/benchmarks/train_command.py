@@ -70,6 +70,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--repeats", type=int, default=2, help="rounds (default: 2)")
     made.add_argument("--fasta", type=Path, help="proteome to draw proteins from")
     made.add_argument("--threads", type=int, default=None, help="processor threads (default: all)")
+    made.add_argument("--add", action="store_true", help="keep the other cases that --output holds from this machine")
     made.add_argument("--work", type=Path, default=ROOT / "benchmark" / "work", help="where models are kept")
     made.add_argument("--output", type=Path, default=ROOT / "benchmark", help="where results go (the README's: docs)")
     made.add_argument(WORKER, default=None, help=argparse.SUPPRESS)
@@ -98,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.cases.split(","):
         checkpoint(SHAPES[CASES[name].shape], args.work)
         results["cases"].append(measure(CASES[name], args, threads))
+    if args.add:
+        results = publish.joined("bench_train", results, args.output, {"cases": "title"})
     text = report(results)
     draw(results, args.output / "figures" / "bench_train.png")
     publish.publish("bench_train", results, text, args.output)
