@@ -208,6 +208,16 @@ def test_relatives_do_not_make_drift() -> None:
     assert grouped.rows == (12, 12) and not grouped.drifted
 
 
+def test_a_shift_that_only_a_classifier_sees_is_drift() -> None:
+    """In a direction in which the components hardly vary: no component and no distance shows it."""
+    values = sample(400, 0)
+    weak = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)[2][-1]
+    values[200:] += 0.5 * weak
+    tests, _ = judged(as_set(values[:200], "r"), as_set(values[200:], "n"))
+    assert tests.drifted and tests.auroc_p < drift.LIMIT and tests.low > 0.55
+    assert tests.energy_p > drift.ALPHA and not tests.differ.any()
+
+
 def test_energy_distance_equals_its_definition() -> None:
     first, second = sample(30, 0), sample(20, 1) + 0.5
     value, p_value = drift.energy_distance(first, second, 99, np.random.default_rng(0))

@@ -121,7 +121,7 @@ def _drift_line(found: Findings) -> str:
             f"No sign that the new set drifted from the reference: {told}. Small drift may be there all the same{most}."
         )
     word = next(word for limit, word in _BANDS if tests.auroc < limit)
-    if not tests.low > 0.5:
+    if tests.auroc_p >= 0.05:
         word = "in a way that a linear classifier hardly sees"
     return f"The new set drifted {word} from the reference: {told}."
 
@@ -287,7 +287,7 @@ def _done(found: Findings) -> list[str]:
         lines.append(
             f"Tests: {tests.rows[0]:,} reference and {tests.rows[1]:,} new proteins (members of a group and near "
             f"copies count once); energy distance: {tests.energy_rows[0]:,} and {tests.energy_rows[1]:,}. Drift is "
-            "said where the energy distance has p, or any component adjusted p, below 0.025."
+            "said where classifier or energy distance has p, or any component adjusted p, below 0.017."
         )
     if proteins is not None:
         of = "the bundle's validation proteins" if proteins.from_validation else "the reference, relatives left out"
