@@ -20,7 +20,9 @@ from scipy.special import softmax
 
 from plm import __version__
 from plm.data.records import residue_labels
+from plm.evaluation import novelty
 from plm.evaluation.calibration import choose_threshold, fit_temperature
+from plm.evaluation.conformal import Errors
 from plm.evaluation.operating_point import score_summary
 from plm.learning import objectives
 from plm.learning.finetuning import Job, Run
@@ -49,6 +51,7 @@ class Calibration:
         rows: Labelled validation rows (or residues) behind it.
         validation_scores: Of two classes, the ensemble's scores of validation negatives and positives, summed up for
             whoever needs the rates at another threshold.
+        errors: How wrong the ensemble was on validation proteins, for conformal sets; empty unless rows are proteins.
     """
 
     temperatures: list[float]
@@ -57,6 +60,7 @@ class Calibration:
     scores: dict[str, float]
     rows: int
     validation_scores: dict[str, Any]
+    errors: dict[str, Any]
 
 
 def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
@@ -99,7 +103,10 @@ def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
     summary = {}
     if task.binary:
         summary = score_summary(together[:, task.positive_index], truth == task.positive_index)
-    return Calibration(temperatures, thresholds, threshold, scores, len(truth), summary)
+    errors = {}
+    if task.level == "sequence":  # residues of a protein are not exchangeable
+        errors = Errors.of(together, truth, number=task.target == "number").to_json()
+    return Calibration(temperatures, thresholds, threshold, scores, len(truth), summary, errors)
 
 
 def _threshold(probabilities: Floats, truth: NDArray[Any], job: Job) -> float:
@@ -152,6 +159,7 @@ def manifest(
             "rows": calibration.rows,
             "validation_scores": calibration.validation_scores,
         },
+        "conformal": calibration.errors,
         "training_prevalence": shares.get(task.positive) if task.binary else (shares or None),
         "metrics": {"split": "valid", **{name: _plain(value) for name, value in calibration.scores.items()}},
         "selection_metric": job.settings.training.metric,
@@ -199,7 +207,7 @@ def release(
         allow_hub: The base model may come from the hub.
     """
     members: list[MemberFiles] = []
-    reference = None
+    reference, distances = None, dict[str, Any]()
     for number, (run, temperature) in enumerate(zip(job.usable, calibration.temperatures, strict=True)):
         loaded, network = job.trained_network(run)
         folder = job.workdir / "members" / str(number)
@@ -208,10 +216,11 @@ def release(
         members.append(MemberFiles(folder, run.seed, run.part.fold, temperature, scale.mean, scale.sd))
         if reference is None:
             reference = _reference(job, run, loaded, network)
+            distances = _distances(job, run, loaded, network, reference[0])
     assert reference is not None
     write_bundle(
-        path, members, content, base=model, card=card(content), reference=reference, workdir=job.workdir,
-        device=device, precision=job.settings.precision, allow_hub=allow_hub,
+        path, members, {**content, "novelty": distances}, base=model, card=card(content), reference=reference,
+        workdir=job.workdir, device=device, precision=job.settings.precision, allow_hub=allow_hub,
     )  # fmt: skip
 
 
@@ -240,6 +249,17 @@ def _reference(job: Job, run: Run, loaded: Any, network: Any) -> tuple[NDArray[n
         together = np.repeat(together, [len(unit.rows) for unit in examples.units], axis=0)
     spread = max(1, -(-len(names) // REFERENCE_ROWS))
     return together[::spread], names[::spread], told[::spread]
+
+
+def _distances(job: Job, run: Run, loaded: Any, network: Any, reference: NDArray[np.float32]) -> dict[str, Any]:
+    """How far validation proteins lie from the reference; empty unless rows are proteins."""
+    if job.rows.task.level != "sequence" or not run.part.valid:
+        return {}
+    assert job.budget is not None
+    step = max(1, -(-len(run.part.valid) // REFERENCE_ROWS))
+    examples = job.rows.examples(loaded, run.part.valid[::step], job.budget.residues)
+    _, states = answers(network, examples.units, job.budget.tokens, represent=True)
+    return novelty.summary(reference, [(np.arange(len(reference)), np.concatenate(states))])
 
 
 def card(content: Mapping[str, Any]) -> str:
