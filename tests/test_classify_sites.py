@@ -228,7 +228,7 @@ def test_a_protein_beyond_memory_goes_in_segments_and_loses_no_site(
 
 
 def test_out_of_memory_halves_the_batch(
-    classify: Callable[..., Path], query: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    classify: Callable[..., Path], query: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = table(classify(query, name="a") / "sites.tsv")
     predict = Bundle.predict
@@ -247,7 +247,7 @@ def test_out_of_memory_halves_the_batch(
     rows = table(classify(query, name="b") / "sites.tsv")
     assert [row["call"] for row in rows] == [row["call"] for row in expected]
     assert budgets[:3] == [8192, 4096, 2048] and max(budgets[3:]) == 2048
-    assert "going on with batches of 2048 tokens" in caplog.text
+    assert "going on with batches of 2048 tokens" in capsys.readouterr().out
 
 
 def test_memory_that_holds_nothing_is_one_clear_line(
@@ -446,12 +446,12 @@ def test_an_unfinished_bundle_is_marked_everywhere(
 
 
 def test_other_residues_come_with_a_warning(
-    classify: Callable[..., Path], query: Path, caplog: pytest.LogCaptureFixture
+    classify: Callable[..., Path], query: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = classify(query, "--residues", "st")
     assert {row["residue"] for row in table(folder / "sites.tsv")} == {"S", "T"}
     assert "was not trained on sites at ST" in (folder / "report.md").read_text()
-    assert "was not trained on sites at ST" in caplog.text
+    assert "was not trained on sites at ST" in capsys.readouterr().out
     assert check_letters("s,t T", "--residues") == "ST"
     with pytest.raises(UserError, match="no list of residues"):
         check_letters("S1", "--residues")
@@ -461,7 +461,7 @@ def test_other_residues_come_with_a_warning(
 
 
 def test_known_sites_reach_the_table(
-    classify: Callable[..., Path], query: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    classify: Callable[..., Path], query: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sites = tmp_path / "known.csv"
     sites.write_text("accession,position\nSIM9001,54\nsp|SIM9002|FAM32_SIM,Y21\nSIM9001,55\nNOBODY,3\n")
@@ -469,7 +469,8 @@ def test_known_sites_reach_the_table(
     rows = {row["id"]: row["label"] for row in table(folder / "sites.tsv")}
     assert rows["sp|SIM9001|FAM31_SIM|54"] == "1" and rows["sp|SIM9001|FAM31_SIM|30"] == "0"
     assert rows["sp|SIM9002|FAM32_SIM|21"] == "1" and rows["sp|SIM9003|FAM33_SIM|7"] == ""
-    assert "2 of 4 sites of the list are no candidate of these proteins: SIM9001 55, NOBODY 3" in caplog.text
+    said = capsys.readouterr().out
+    assert "2 of 4 sites of the list are no candidate of these proteins: SIM9001 55, NOBODY 3" in said
 
 
 def test_labels_of_known_sites_are_classes_of_the_bundle(

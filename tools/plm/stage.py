@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from plm import __version__
 from plm.errors import UserError
@@ -72,11 +72,22 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     sys.exit(EXIT_TERMINATED)
 
 
+class _ToStandardOutput(logging.StreamHandler):
+    """Writes to what ``sys.stdout`` is at that moment, not to what it was when the logger was made."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stdout
+
+
 def log(name: str) -> logging.Logger:
     """A logger that writes ``[name] message`` lines to standard output, each at once."""
     logger = logging.getLogger(name)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _ToStandardOutput()
         handler.setFormatter(logging.Formatter(f"[{name}] %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
