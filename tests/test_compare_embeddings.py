@@ -129,6 +129,13 @@ def test_balance_of_classes(execute: Callable[..., Any], tmp_path: Path) -> None
     assert "the largest of 2 classes has 14 times the smallest's members" in out["report"].read_text()
 
 
+def test_either_file_may_carry_labels(execute: Callable[..., Any], root: Path) -> None:
+    packed, table = (root / "test-data" / f"simulated_embeddings.{kind}" for kind in ("h5", "tabular"))
+    for new, reference, labelled in ((table, packed, "new"), (packed, table, "reference")):
+        rows = read(execute(new, "--reference", reference)["proteins"])
+        assert {row["set"] for row in rows if row["label"]} == {labelled}
+
+
 # -- drift --------------------
 
 

@@ -185,10 +185,12 @@ def attach(args: Arguments, sides: list[Side], notes: list[str], bundle: bool) -
     from plm.evaluation import projection_input
 
     kept = list(sides[0].columns.get("label", [])) if bundle else []
-    source = projection_input.attach_labels(
-        sides[0], sides[1] if len(sides) > 1 else None, table=args.labels, id_column=args.id_column,
-        label_column=args.label_column, group_column=args.group_column, wanted=True, notes=notes,
-    )  # fmt: skip
+    source = ""
+    for one, *others in (sides[::-1], sides):  # either may carry the column
+        source = source or projection_input.attach_labels(
+            one, others[0] if others else None, table=args.labels, id_column=args.id_column,
+            label_column=args.label_column, group_column=args.group_column, wanted=True, notes=notes,
+        )  # fmt: skip
     if kept:
         sides[0].labels = kept
     return source
