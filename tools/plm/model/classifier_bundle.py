@@ -9,8 +9,12 @@ Members of the zip (written and checked by :mod:`plm.model.bundle_zip`)::
     self_test.json           rows of that sample and the expected answers
     README.md                model card
 
-Inference is plain numpy: whoever loads a bundle needs neither torch nor scikit-learn. An array ``x`` of whole numbers
-(int8) comes with ``x.scale``, one number for each of its rows or one for all, and stands for their product.
+Inference is plain numpy: whoever loads a bundle needs neither torch nor scikit-learn. Compressed arrays are expanded on
+loading (:mod:`plm.learning.compression` writes them):
+
+* ``x`` of whole numbers (int8) with ``x.scale``, one number for each of its rows or one for all: their product;
+* ``x`` of one dimension with ``x.mask`` (W, ceil(D / 8)) uint8 and ``x.columns`` (1,) = D: the numbers of a (W, D)
+  array where the mask's bits are set, row by row; zeros elsewhere.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ VALIDATION_ROWS = 20_000
 """Most rows that a bundle keeps of each kind."""
 _BLOCK_BYTES = 32 * 2**20
 _SELF_TEST_ROWS = 8
+_PARTS = (".scale", ".mask", ".columns")
 _TOLERANCE = 2e-3
 """How far a probability (or a standardised number) may move between machines."""
 _NEEDED = (
@@ -87,11 +92,13 @@ class Head:
         return "scale" in self.arrays
 
     def decoded(self) -> Head:
-        """The same with every array of whole numbers multiplied by its scale, in float32; class numbers stay."""
+        """The same with compressed arrays expanded, in float32; class numbers stay."""
         arrays: dict[str, NDArray[Any]] = {}
         for name, array in self.arrays.items():
-            if name.endswith(".scale"):
+            if name.endswith(_PARTS):
                 continue
+            if f"{name}.mask" in self.arrays:
+                array = _filled(array, self.arrays[f"{name}.mask"], int(self.arrays[f"{name}.columns"][0]))
             if f"{name}.scale" in self.arrays:
                 scale = np.asarray(self.arrays[f"{name}.scale"], np.float32)
                 arrays[name] = array.astype(np.float32) * (scale[:, None] if array.ndim == 2 and scale.ndim else scale)
@@ -145,6 +152,16 @@ class Head:
         return np.log((votes + prior) / (count + 1.0))
 
 
+def _filled(kept: NDArray[Any], mask: NDArray[Any], columns: int) -> NDArray[Any]:
+    """The numbers of a pruned array at their places."""
+    places = np.unpackbits(mask, axis=1, count=columns).astype(bool)
+    if kept.shape != (int(places.sum()),):
+        raise ValueError(f"{len(kept)} numbers for {int(places.sum())} places")
+    full = np.zeros(places.shape, kept.dtype)
+    full[places] = kept
+    return full
+
+
 def nearest_rows(
     values: NDArray[Any], rows: NDArray[Any], count: int, *, cosine: bool
 ) -> tuple[NDArray[np.int64], Floats]:
@@ -187,6 +204,7 @@ class ClassifierBundle:
         manifest: The content of ``manifest.json``.
         task: What it answers; level ``sequence`` (a protein) or ``site``.
         head: Its head, arrays in float32.
+        stored: The same as it lies in the file, perhaps compressed.
         embedding: What the embeddings must be.
         reference: Ids, labels and ``(M, D) float32`` embeddings of a sample of training rows, not standardised.
         validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows, and their truth:
@@ -203,6 +221,7 @@ class ClassifierBundle:
     ) -> None:
         self.manifest = dict(manifest)
         self.task = task_of(manifest)
+        self.stored = head
         self.head = head.decoded()
         about = dict(manifest["embedding"])
         self.embedding = Description(
@@ -400,8 +419,9 @@ def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
         (validation["scores"].astype(np.float64), validation["truth"]),
     )  # fmt: skip
     dimension = bundle.embedding.dimension
-    if head.dimension != dimension or rows.shape != (len(names["ids"]), dimension):
-        raise ValueError(f"the head sees {head.dimension} numbers, the reference {rows.shape[1:]}, not {dimension}")
+    if bundle.head.dimension != dimension or rows.shape != (len(names["ids"]), dimension):
+        seen = bundle.head.dimension
+        raise ValueError(f"the head sees {seen} numbers, the reference {rows.shape[1:]}, not {dimension}")
     if bundle.head.scores(rows[:1]).shape[1] != bundle.task.outputs:
         raise ValueError("the head's outputs are not the classes")
     return bundle
