@@ -172,6 +172,7 @@ def test_no_drift_no_alarm_and_copies_are_told(execute: Callable[..., Any], tmp_
     assert [row["in_reference"] for row in proteins[:4]] == ["same numbers", "same numbers", "nearly", "no"]
     assert [row["nearest_reference"] for row in proteins[:3]] == ["P000", "P001", "P007"]
     rows = read(out["checks"])
+    assert "37 ids are in both files with other numbers" in out["report"].read_text()
     assert check(rows, "both", "same_id")["value"] == "40" and check(rows, "both", "same_numbers")["value"] == "2"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from plm.evaluation.drift_checks import CHECK_COLUMNS, IMBALANCE, Findings, Judged, checks, drifted_range, shared_ids
+from plm.evaluation.drift_checks import CHECK_COLUMNS, IMBALANCE, Findings, Judged, checks, drifted_range
 from plm.evaluation.figures import shortened
 from plm.evaluation.report import Report, number, plain
 
@@ -114,9 +114,7 @@ def _drift_line(found: Findings) -> str:
     if not tests.drifted:
         if tests.low > 0.5:
             return f"The tests find no drift of the new set from the reference, but one may be there: {told}."
-        most = (
-            "" if tests.high != tests.high else f", up to AUROC {number(max(tests.high, 0.5), 2)} they would agree with"
-        )
+        most = f"; the interval reaches AUROC {number(tests.high, 2)}" if tests.high > 0.5 else ""
         return (
             f"No sign that the new set drifted from the reference: {told}. Small drift may be there all the same{most}."
         )
@@ -198,13 +196,20 @@ def _troubles(one: Judged, named: bool) -> Iterator[str]:
 def _overlap_line(found: Findings) -> str:
     proteins = found.proteins
     assert proteins is not None
-    equal, near, shared = int((proteins.same >= 0).sum()), int(proteins.near.sum()), shared_ids(found)
-    if not near and not shared:
-        return ""
-    return (
-        f"{near:,} new proteins are in the reference already or nearly so ({equal:,} with the very same numbers), "
-        f"{shared:,} by their id: what a classifier says of them proves nothing."
-    )
+    equal, near = int((proteins.same >= 0).sum()), int(proteins.near.sum())
+    there, keys = set(found.reference.side.keys()) if found.reference else set(), found.new.side.keys()
+    other = sum(key in there and not near for key, near in zip(keys, proteins.near, strict=True))
+    lines = []
+    if near:
+        lines.append(
+            f"{near:,} new proteins are in the reference already or nearly so ({equal:,} with the very same numbers): "
+            "what a classifier says of them proves nothing."
+        )
+    if other:
+        lines.append(
+            f"{other:,} ids are in both files with other numbers: other proteins of that name, or embedded otherwise."
+        )
+    return " ".join(lines)
 
 
 def drift_report(found: Findings, outputs: Sequence[str]) -> Report:
