@@ -175,7 +175,7 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tup
     head = args.logits is not None or args.pseudo_perplexity is not None
     loaded = load_model(
         files, purpose="masked_lm" if head else "encoder", dtype="bfloat16" if precision == "bf16" else "float32",
-        device=device,  # type: ignore[arg-type]
+        device=device,
     )  # fmt: skip
     wanted = Wanted(
         layers=parse_layers(args.layers, loaded.layers),

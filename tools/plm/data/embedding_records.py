@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plm import __version__
 from plm.errors import UserError
 
 Pooling = Literal["mean", "max", "first", "residues", "sites", ""]
 Level = Literal["protein", "residue", "site"]
+Counts = Sequence[int] | NDArray[np.integer[Any]]
 FORMAT_NAME = "plm-embeddings"
 SCHEMA_VERSION = 1
 BLOCK_BYTES = 8 * 2**20
@@ -162,7 +164,7 @@ class Records:
     ids: Sequence[str]
     rows: Iterable[np.ndarray]
     offsets: np.ndarray | None
-    positions: Sequence[int] | None
+    positions: Counts | None
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -263,8 +265,8 @@ def make_records(
     description: Description,
     ids: Sequence[str],
     rows: Iterable[np.ndarray],
-    lengths: Sequence[int] | None,
-    positions: Sequence[int] | None,
+    lengths: Counts | None,
+    positions: Counts | None,
 ) -> Records:
     """Checks what can be known before the first array.
 
@@ -292,7 +294,7 @@ def make_records(
     return Records(description, ids, rows, offsets, positions)
 
 
-def check_ids(ids: Sequence[str], positions: Sequence[int] | None = None, where: str = "") -> None:
+def check_ids(ids: Sequence[str], positions: Counts | None = None, where: str = "") -> None:
     """Checks that ids can be stored and told apart; at site level an id may come with several positions.
 
     Memory is 8 bytes a record, whatever the ids are.

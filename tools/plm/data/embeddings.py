@@ -20,7 +20,7 @@ from types import TracebackType
 
 import numpy as np
 
-from plm.data.embedding_records import Description, Level, Records, Source, make_records
+from plm.data.embedding_records import Counts, Description, Level, Records, Source, make_records
 from plm.errors import UserError
 
 __all__ = ["FORMATS", "Description", "Embeddings", "read_embeddings", "write_embeddings"]
@@ -35,8 +35,8 @@ def write_embeddings(
     ids: Sequence[str],
     rows: Iterable[np.ndarray],
     *,
-    lengths: Sequence[int] | None = None,
-    positions: Sequence[int] | None = None,
+    lengths: Counts | None = None,
+    positions: Counts | None = None,
 ) -> None:
     """Writes one embeddings file.
 
