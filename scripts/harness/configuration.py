@@ -223,7 +223,8 @@ def _data_managers(layout: Layout) -> str:
 
 def _galaxy_settings(layout: Layout, settings: ServerSettings) -> Mapping[str, Any]:
     base, config = layout.galaxy, layout.config
-    immediate = "isolation_level=IMMEDIATE"
+    # Twenty submissions at once wait for each other's writes: SQLite's own limit of 5 s would fail some of them.
+    immediate = "isolation_level=IMMEDIATE&timeout=120"
     return {
         "brand": "PLM suite",
         "data_dir": str(base / "data"),
@@ -241,7 +242,7 @@ def _galaxy_settings(layout: Layout, settings: ServerSettings) -> Mapping[str, A
         "database_auto_migrate": True,
         "enable_celery_tasks": True,
         "celery_conf": {
-            "result_backend": f"db+sqlite:///{base}/data/results.sqlite",
+            "result_backend": f"db+sqlite:///{base}/data/results.sqlite?timeout=120",
             "broker_connection_retry_on_startup": True,
         },
         "metadata_strategy": "directory_celery",
