@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,8 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.learning import corpus as corpora
     from plm.learning import pretraining
     from plm.learning.pretraining_report import write_model, write_report
-    from plm.learning.pretraining_state import CheckpointKeeper
+    from plm.learning.row_state import CheckpointKeeper
+    from plm.learning.row_training import RowSettings, Steering
     from plm.model import device as devices
     from plm.model.checkpoint import load_model, resolve_model
 
@@ -146,7 +147,7 @@ def run(argv: Sequence[str] | None) -> None:
         model = pretraining.MaskedRowModel(loaded.model)
         train_set = corpora.Corpus.build(split.train, loaded.family, loaded.vocabulary)
         held_out = corpora.Corpus.build(split.held_out, loaded.family, loaded.vocabulary)
-        settings = pretraining.PretrainingSettings(
+        settings = RowSettings(
             steps=args.steps,
             batch_tokens=args.batch_tokens,
             accumulate=args.accumulate,
@@ -168,7 +169,8 @@ def run(argv: Sequence[str] | None) -> None:
             parameters, args.steps, args.batch_tokens * args.accumulate,
             args.steps * args.batch_tokens * args.accumulate / train_set.residues, precision, device,
         )  # fmt: skip
-        keeper = CheckpointKeeper.open(args.resume, settings, files.sha256, train_set, workdir, log)
+        same = {"base": files.sha256, "data": train_set.digest()}
+        keeper = CheckpointKeeper.open(args.resume, NAME, settings, same, workdir, log)
         progress = stage.Progress(log, args.steps - keeper.step, "steps", every=10.0)
 
         def judge(most: int | None = 200_000) -> Score:
@@ -177,17 +179,15 @@ def run(argv: Sequence[str] | None) -> None:
                 budget=args.batch_tokens, crop=args.max_length, rate=args.mask_rate, most_residues=most,
             )  # fmt: skip
 
-        def report(step: int, known: dict[str, Any]) -> None:
+        def report(step: int, known: Mapping[str, Any]) -> None:
             note = f"loss {known['train_loss']:.3f}"
             if "masked_perplexity" in known:
                 note += f", held-out masked perplexity {known['masked_perplexity']:.2f}"
                 log.info("Step %d: %s, accuracy %.3f", step, note, known["masked_accuracy"])
             progress.advance(1, note)
 
-        outcome = pretraining.train(
-            model, train_set, settings, device=device, judge=judge, report=report, save=keeper.save,
-            stopping=keeper.stopping, resume=keeper.resume
-        )
+        steering = Steering(lambda: judge().known(), report, keeper.save, keeper.stopping)
+        outcome = pretraining.train(model, train_set, settings, steering, device=device, resume=keeper.resume)
         score = judge(None)
         log.info(
             "Held-out clusters: masked perplexity %.2f (unigram %.2f, %s), accuracy %.3f (unigram %.3f), "

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from plm.learning import objectives, pretraining, training
 from plm.learning.corpus import IGNORED, Corpus, MaskedRows
+from plm.learning.row_training import RowSettings, Steering
 from plm.learning.examples import Examples, StepSampler
 from plm.learning.finetuning import Job, Settings
 from plm.learning.rows import Part, Rows, read_rows
@@ -317,7 +318,7 @@ def _pretrain_ours(given: Work) -> Measured:
     loaded = load_model(files, purpose="masked_lm")
     corpus = _corpus(given, loaded)
     model = pretraining.MaskedRowModel(loaded.model)
-    settings = pretraining.PretrainingSettings(
+    settings = RowSettings(
         steps=given.steps, batch_tokens=4096, crop=CROP, mask_rate=MASK_RATE, learning_rate=LEARNING_RATE,
         schedule="constant", warmup_steps=0, evaluate_every=given.steps + 1,
         precision="fp32" if given.way.endswith("fp32") else "bf16",
@@ -330,12 +331,13 @@ def _pretrain_ours(given: Work) -> Measured:
     model(**pretraining.collate([(batch, labels)]))["loss"].backward()  # warm up
     model.zero_grad()
     model.register_forward_pre_hook(meter.start)
-    pretraining.train(
-        model, corpus, settings, device=torch.device("cpu"),
-        judge=lambda: pretraining.Score(1.0, 1, 1, 1.0, 1),  # held-out proteins are not what is measured
+    steering = Steering(
+        judge=dict,  # held-out proteins are not what is measured
         report=lambda step, known: meter.step(known["train_loss"]),
-        save=lambda write, done: None, stopping=lambda: False,
-    )  # fmt: skip
+        save=lambda write, done: None,
+        stopping=lambda: False,
+    )
+    pretraining.train(model, corpus, settings, steering, device=torch.device("cpu"))
     return meter.measured(tokens)
 
 

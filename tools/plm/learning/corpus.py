@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,12 @@ class Corpus:
     def residues(self) -> int:
         """Residues of all sequences together."""
         return int(self.offsets[-1])
+
+    def digest(self) -> str:
+        """sha256 of all sequences: equal digests mean the same corpus."""
+        found = sha256(self.tokens.tobytes())
+        found.update(self.offsets.tobytes())
+        return found.hexdigest()
 
     def lengths(self, crop: int) -> np.ndarray:
         """Tokens of each sequence in a row, special tokens included, residues cropped to ``crop``."""
@@ -156,6 +163,11 @@ class MaskedRows(torch.utils.data.Dataset):
             self._starts.append(self._starts[-1] + len(self._rows_of(len(self._starts) - 1)))
         epoch = next(index for index, start in enumerate(self._starts[1:]) if number < start)
         return epoch, number - self._starts[epoch]
+
+    def epochs(self, rows: int) -> float:
+        """Passes over the corpus after so many rows."""
+        epoch, place = self.epoch_of(rows - 1)
+        return epoch + (place + 1) / max(1, len(self._rows_of(epoch)))
 
     def __getitem__(self, number: int) -> tuple[Batch, torch.Tensor]:
         epoch, place = self.epoch_of(number)

@@ -1,4 +1,4 @@
-"""Checkpoints of pretraining: exported at the time limit, and kept in the administrator's folder meanwhile."""
+"""Checkpoints of training on rows: exported at the time limit, and kept in the administrator's folder meanwhile."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ import os
 import signal
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from plm.errors import UserError
 from plm.learning import checkpointing
-from plm.learning.corpus import Corpus
-from plm.learning.pretraining import Done, PretrainingSettings
-
-STAGE = "plm_pretrain"
-_FREE = ("time_limit", "checkpoint_every", "evaluate_every")
-"""Settings that may change between the runs of one training."""
+from plm.learning.row_training import FREE_SETTINGS, Done, RowSettings
 
 
 class CheckpointKeeper:
@@ -32,9 +27,10 @@ class CheckpointKeeper:
         resume: Folder and counts to go on from, or None.
     """
 
-    def __init__(self, key: str, workdir: Path, log: logging.Logger) -> None:
+    def __init__(self, stage: str, key: str, workdir: Path, log: logging.Logger) -> None:
         self.key = key
         self.resume: tuple[Path, Done] | None = None
+        self._stage = stage
         self._latest = workdir / "checkpoint.zip"
         kept = os.environ.get("PLM_CHECKPOINT_DIR")
         self._kept = Path(kept) / f"{key}.zip" if kept else None
@@ -46,9 +42,9 @@ class CheckpointKeeper:
     def open(
         cls,
         given: Path | None,
-        settings: PretrainingSettings,
-        base: str,
-        corpus: Corpus,
+        stage: str,
+        settings: RowSettings,
+        content: Mapping[str, Any],
         workdir: Path,
         log: logging.Logger,
     ) -> CheckpointKeeper:
@@ -56,18 +52,17 @@ class CheckpointKeeper:
 
         Args:
             given: A checkpoint that the user gave, or None.
-            settings: They must be those of the checkpoint, time limit apart.
-            base: sha256 of the starting weights.
-            corpus: The training sequences.
+            stage: Who trains.
+            settings: They must be those of the checkpoint, time limit and looks apart.
+            content: What else must be the same: digests of data and models, further settings.
             workdir: For unpacking.
             log: Where to say so.
 
         Raises:
             UserError: The checkpoint is damaged or belongs to other data, model or settings.
         """
-        fixed = {name: value for name, value in asdict(settings).items() if name not in _FREE}
-        data = sha256(corpus.tokens.tobytes() + corpus.offsets.tobytes()).hexdigest()
-        keeper = cls(checkpointing.key({"settings": fixed, "base": base, "data": data}), workdir, log)
+        fixed = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
+        keeper = cls(stage, checkpointing.key({"settings": fixed, **content}), workdir, log)
         source = given
         if source is None and keeper._kept is not None and keeper._kept.is_file():
             source = keeper._kept
@@ -76,7 +71,7 @@ class CheckpointKeeper:
         return keeper
 
     def _read(self, path: Path, folder: Path) -> None:
-        content = checkpointing.unpack(path, folder, STAGE)
+        content = checkpointing.unpack(path, folder, self._stage)
         if content.get("finished"):
             raise UserError(
                 "The checkpoint belongs to a training run that has finished",
@@ -125,7 +120,7 @@ class CheckpointKeeper:
         self._log.info("Checkpoint at step %d kept for a resubmitted job", done.step)
 
     def _write(self, path: Path, content: dict[str, object], files: list[Path]) -> None:
-        described = {"schema_version": checkpointing.SCHEMA_VERSION, "stage": STAGE, "key": self.key, **content}
+        described = {"schema_version": checkpointing.SCHEMA_VERSION, "stage": self._stage, "key": self.key, **content}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo("checkpoint.json"), json.dumps(described))
             for file in files:
