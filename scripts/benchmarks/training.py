@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from plm.learning import objectives, pretraining, training
 from plm.learning.corpus import IGNORED, Corpus, MaskedRows
-from plm.learning.row_training import RowSettings, Steering
 from plm.learning.examples import Examples, StepSampler
 from plm.learning.finetuning import Job, Settings
+from plm.learning.row_training import RowSettings, Steering
 from plm.learning.rows import Part, Rows, read_rows
 from plm.model.adapters import AdapterSettings, add_adapters
 from plm.model.batching import Batch

@@ -140,9 +140,9 @@ class _Tally:
     Each term is averaged over the rows in which it is defined, and over no others.
     """
 
-    def __init__(self, terms: Sequence[str], ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, terms: Sequence[str], ranks: Ranks) -> None:
         self._names = ("train_loss", *terms)
-        self._ranks, self._device = ranks, device
+        self._ranks = ranks
         self._own: list[tuple[str, torch.Tensor]] = []
         self._rows = self._tokens = 0
         self.clear()
@@ -231,14 +231,14 @@ def train_rows(
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    ranks = ranks or Ranks()
+    processes = ranks or Ranks()
     started = time.monotonic()
     before = resume[1] if resume else Done(0, 0, [])
     history = list(before.history)
-    tally = _Tally(terms, ranks, device)
+    tally = _Tally(terms, processes)
     undefined = dict.fromkeys(terms, 0)
     state_of = {"tokens": before.tokens, "finished": True}
-    rows_a_step = settings.accumulate * ranks.world
+    rows_a_step = settings.accumulate * processes.world
 
     def write(folder: Path) -> None:
         checkpointing.save_tensors(dict(model.named_parameters()), folder / "model.safetensors")
@@ -292,18 +292,18 @@ def train_rows(
             look = step % settings.evaluate_every == 0 or last or late
             if look or every_step:
                 known |= {"step": step, "epoch": round(rows.epochs(step * rows_a_step), 4)}
-                if look and ranks.leads:
+                if look and processes.leads:
                     known |= steering.judge()
                 history.append(known)
                 tally.clear()
-            if ranks.leads:
+            if processes.leads:
                 steering.report(step, known)
             if stop or (late and not last):
                 state_of["finished"] = stop
                 control.should_training_stop = True
             if (late and not last) or told or due:
                 self.saved = now
-                if ranks.leads:
+                if processes.leads:
                     steering.save(write, Done(step, int(state_of["tokens"]), history))
             if told:
                 sys.exit(stage.EXIT_TERMINATED)
