@@ -11,7 +11,7 @@ import gzip
 import io
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -180,7 +180,7 @@ def read_fasta(path: str | Path) -> Iterator[FastaRecord]:
         yield FastaRecord(description.split(None, 1)[0], description, "".join(sequence.split()), headers.popleft())
 
 
-def write_fasta(records: Sequence[tuple[str, str]], path: str | Path, width: int = 60) -> None:
+def write_fasta(records: Iterable[tuple[str, str]], path: str | Path, width: int = 60) -> None:
     """Writes (header, sequence) pairs as FASTA, ``width`` residues a line."""
     with Path(path).open("w", encoding="ascii", newline="\n") as handle:
         for header, sequence in records:

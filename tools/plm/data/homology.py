@@ -448,45 +448,62 @@ def mmseqs_search(
     threads: int,
     among: Sequence[str] | None = None,
     sensitivity: float | None = None,
+    distinct: bool = False,
 ) -> Iterator[tuple[int, int, float]]:
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 
     Unless given, sensitivity is 7.5 up to 500 sequences, 5.7 up to 5,000 and 4 beyond; low-complexity masking is off (a
     repeat is a relative all the same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up
-    to 1,000 targets a query.
+    to 1,000 targets a query. Targets that are known to be ``distinct`` may lie on disk: they are read one at a time.
     """
     program = mmseqs_binary()
-    whole = set(among if among is not None else targets)
+    whole = targets if distinct and among is None else set(among if among is not None else targets)
     if sensitivity is None:
         sensitivity = 7.5 if len(whole) <= 500 else 5.7 if len(whole) <= 5000 else 4.0
-    evalue = 0.001 * sum(map(len, targets)) / sum(map(len, whole))
+    evalue = 0.001 if whole is targets else 0.001 * sum(map(len, targets)) / sum(map(len, whole))
     with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
         folder = Path(name)
-        write_fasta([(str(index), sequence) for index, sequence in enumerate(queries)], folder / "queries.fasta")
-        write_fasta([(str(index), sequence) for index, sequence in enumerate(targets)], folder / "targets.fasta")
+        write_fasta(((str(index), sequence) for index, sequence in enumerate(queries)), folder / "queries.fasta")
+        write_fasta(((str(index), sequence) for index, sequence in enumerate(targets)), folder / "targets.fasta")
         _mmseqs(
             program, "easy-search", "queries.fasta", "targets.fasta", "hits.tsv", "tmp",
             "-s", f"{sensitivity:g}", "-e", f"{evalue:.6g}", "--max-seqs", "1000", "--mask", "0", "--dbtype", "1",
             "--min-seq-id", f"{max(0.0, identity):.4f}", "--threads", str(max(1, threads)),
-            "--format-output", "query,target,fident,qcov,tcov", folder=folder,
+            "--format-output", "query,target,fident,qcov,tcov,qlen,tlen", folder=folder,
         )  # fmt: skip
         with (folder / "hits.tsv").open() as handle:
             for line in handle:
-                query, target, score, of_query, of_target = line.split("\t")
-                first, second = int(query), int(target)
-                of_shorter = of_query if len(queries[first]) <= len(targets[second]) else of_target
+                query, target, score, of_query, of_target, length, other = line.split("\t")
+                of_shorter = of_query if int(length) <= int(other) else of_target
                 if float(of_shorter) >= coverage - 1e-6:
-                    yield first, second, float(score)
+                    yield int(query), int(target), float(score)
 
 
 def _cluster_fast(sequences: Sequence[str], identity: float, coverage: float, threads: int, method: str) -> list[int]:
     """Clusters of many sequences by MMseqs2's own clustering."""
     distinct, members = _distinct(sequences)
-    program = mmseqs_binary()
+    roots = cluster_distinct(distinct, identity, coverage, threads, method)
     links = [(same[0], other) for same in members for other in same[1:]]
+    links += [(members[root][0], members[index][0]) for index, root in enumerate(roots)]
+    return components(len(sequences), links)
+
+
+def cluster_distinct(
+    sequences: Sequence[str], identity: float, coverage: float, threads: int, method: str
+) -> list[int]:
+    """Clusters of many sequences by MMseqs2's own clustering: for each the first member of its cluster.
+
+    Args:
+        sequences: All different; they may lie on disk, since they are read one at a time.
+        identity: As in :func:`cluster`.
+        coverage: As in :func:`cluster`.
+        threads: Processor threads.
+        method: ``cascade`` or ``linclust``.
+    """
+    program = mmseqs_binary()
     with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
         folder = Path(name)
-        write_fasta([(str(index), sequence) for index, sequence in enumerate(distinct)], folder / "all.fasta")
+        write_fasta(((str(index), sequence) for index, sequence in enumerate(sequences)), folder / "all.fasta")
         # Coverage mode 1 asks for coverage of the member, the shorter one, since centres are the longest sequences.
         command = ["easy-linclust"] if method == "linclust" else ["easy-cluster", "--mask", "0"]
         _mmseqs(
@@ -495,10 +512,7 @@ def _cluster_fast(sequences: Sequence[str], identity: float, coverage: float, th
             "--threads", str(max(1, threads)), folder=folder,
         )  # fmt: skip
         with (folder / "out_cluster.tsv").open() as handle:
-            for line in handle:
-                first, second = (int(part) for part in line.split("\t"))
-                links.append((members[first][0], members[second][0]))
-    return components(len(sequences), links)
+            return components(len(sequences), ((int(a), int(b)) for a, b in (line.split("\t") for line in handle)))
 
 
 def _mmseqs(program: str, *arguments: str, folder: Path) -> None:

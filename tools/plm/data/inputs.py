@@ -12,7 +12,7 @@ from plm.data.labels import RawRecord
 from plm.data.tables import read_table
 from plm.errors import UserError
 
-ID_COLUMNS = ("id", "accession", "name", "header", "entry", "protein")
+ID_COLUMNS = ("id", "accession", "name", "header", "entry", "protein", "sequence_id")
 SEQUENCE_COLUMNS = ("sequence", "seq", "window", "peptide")
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +39,14 @@ class Entry:
         sequence: Letters without white space, otherwise untouched.
         line: 1-based line of the header or table row (Parquet: the row).
         position: What the column ``position`` says, or an empty string.
+        columns: What the further columns that were asked for say, each an empty string where there is none.
     """
 
     id: str
     sequence: str
     line: int
     position: str = ""
+    columns: tuple[str, ...] = ()
 
 
 class Texts(Sequence[str]):
@@ -69,9 +72,13 @@ class Texts(Sequence[str]):
         """The strings at ``rows``, still in the file."""
         return Texts(self._handle, self._starts[rows], self._sizes[rows])
 
+    def places(self) -> Ints:
+        """``(N, 2)``: where in the file each string starts, and its bytes."""
+        return np.stack([self._starts, self._sizes.astype(np.int64)], axis=1)
 
-class _Writer:
-    """Appends strings to a file; :meth:`replace` gives an earlier one another text."""
+
+class TextWriter:
+    """Appends strings to a file; :meth:`replace` gives an earlier one another text, :meth:`close` makes them readable."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b", buffering=2**20)
@@ -102,7 +109,7 @@ class _Writer:
         return Texts(kept, np.frombuffer(self._starts, np.int64), np.frombuffer(self._sizes, np.int32))
 
 
-class _Remarks(Mapping[int, str]):
+class Remarks(Mapping[int, str]):
     """Texts of the few records that have one."""
 
     def __init__(self, rows: SmallInts, texts: Texts) -> None:
@@ -174,8 +181,13 @@ class Spool:
                 yield record, sequence
 
 
-def read_entries(path: str | Path) -> Iterator[Entry]:
+def read_entries(path: str | Path, columns: Sequence[Sequence[str]] = ()) -> Iterator[Entry]:
     """Streams FASTA, a separated table (both plain or gzipped) or Parquet; told by content.
+
+    Args:
+        path: The file.
+        columns: Further columns to read, each by its possible names (lower case). In FASTA they are looked for in the
+            header as ``NAME=value``, as UniProt's ``OX=9606``.
 
     Raises:
         UserError: Missing, empty, broken, neither kind, or a table without a sequence column.
@@ -183,10 +195,33 @@ def read_entries(path: str | Path) -> Iterator[Entry]:
     path = Path(path)
     first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
     if first.startswith("PAR1"):
-        return _parquet_entries(path)
+        return _parquet_entries(path, columns)
     if not first.startswith(">") and any(mark in first for mark in "\t,;"):
-        return _table_entries(path)
-    return (Entry(record.id, record.sequence, record.line) for record in read_fasta(path))
+        return _table_entries(path, columns)
+    return _fasta_entries(path, columns)
+
+
+def table_columns(path: str | Path) -> tuple[str, ...]:
+    """The column names of a separated table or a Parquet file; none for FASTA.
+
+    Raises:
+        UserError: As :func:`read_entries`.
+    """
+    path = Path(path)
+    first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
+    if first.startswith("PAR1"):
+        return tuple(_open_parquet(path).schema_arrow.names)
+    if not first.startswith(">") and any(mark in first for mark in "\t,;"):
+        return stream_table(path)[0]
+    return ()
+
+
+def _fasta_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[Entry]:
+    wanted = [re.compile(rf"(?<!\S)(?:{'|'.join(map(re.escape, names))})=(\S+)", re.IGNORECASE) for names in columns]
+    for record in read_fasta(path):
+        found = (pattern.search(record.description) for pattern in wanted)
+        values = tuple(match[1] if match else "" for match in found)
+        yield Entry(record.id, record.sequence, record.line, "", values)
 
 
 def _find(header: Sequence[str], names: Sequence[str]) -> int | None:
@@ -206,34 +241,53 @@ def _columns(header: Sequence[str], name: str) -> tuple[int | None, int, int | N
     return _find(header, ID_COLUMNS), sequence, _find(header, ("position",))
 
 
-def _table_entries(path: Path) -> Iterator[Entry]:
+def _table_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[Entry]:
     header, rows = stream_table(path)
     named, sequence, position = _columns(header, path.name)
+    places = [_find(header, names) for names in columns]
     for number, (line, fields) in enumerate(rows, start=1):
-        identifier = f"row{number}" if named is None else fields[named]
-        yield Entry(identifier, "".join(fields[sequence].split()), line, "" if position is None else fields[position])
+        yield Entry(
+            f"row{number}" if named is None else fields[named],
+            "".join(fields[sequence].split()),
+            line,
+            "" if position is None else fields[position],
+            tuple("" if place is None else fields[place] for place in places),
+        )
 
 
-def _parquet_entries(path: Path) -> Iterator[Entry]:
+def _open_parquet(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        opened = parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, buffer_size=2**20)  # columns are streamed: a row group may be the whole file
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"The Parquet file cannot be read: {error}", where=path.name, fix="Transfer the file again"
+        ) from error
+
+
+def _parquet_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[Entry]:
+    import pyarrow as pa
+
+    opened = _open_parquet(path)
+    try:
         header = opened.schema_arrow.names
-        wanted = [header[index] for index in _columns(header, path.name) if index is not None]
-        named, sequence, position = _columns(wanted, path.name)
+        named, sequence, position = _columns(header, path.name)
+        places = [_find(header, names) for names in columns]
+        wanted = sorted({place for place in (named, sequence, position, *places) if place is not None})
         number = 0
-        for batch in opened.iter_batches(batch_size=4096, columns=wanted):
-            columns = [batch.column(name).to_pylist() for name in wanted]
-            for fields in zip(*columns, strict=True):
+        for batch in opened.iter_batches(batch_size=4096, columns=[header[place] for place in wanted]):
+            read = {place: batch.column(header[place]).to_pylist() for place in wanted}
+            for row in range(batch.num_rows):
                 number += 1
-                values = ["" if field is None else str(field) for field in fields]
+                fields = {place: "" if (value := read[place][row]) is None else str(value) for place in wanted}
                 yield Entry(
-                    f"row{number}" if named is None else values[named].strip(),
-                    "".join(values[sequence].split()),
+                    f"row{number}" if named is None else fields[named].strip(),
+                    "".join(fields[sequence].split()),
                     number,
-                    "" if position is None else values[position],
+                    "" if position is None else fields[position],
+                    tuple("" if place is None else fields[place].strip() for place in places),
                 )
     except (pa.ArrowException, OSError) as error:
         raise UserError(
@@ -259,7 +313,7 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
     """
     name = Path(path).name
     folder.mkdir(parents=True, exist_ok=True)
-    ids, details = _Writer(folder / "ids"), _Writer(folder / "details")
+    ids, details = TextWriter(folder / "ids"), TextWriter(folder / "details")
     sequences = (folder / "sequences").open("w+b", buffering=2**20)
     lines, starts = array("q"), array("q")
     letters, lengths, cleaned_letters, positions, places = (array("i") for _ in range(5))
@@ -297,8 +351,8 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
             "All sequences are nucleotides (A, C, G, T, U, N)", where=name, fix="Translate them to proteins first"
         )
     sizes = np.array(lengths, np.int64)
-    remarks = _Remarks(np.frombuffer(remarked, np.int32), details.close())
-    _settle_ids(ids, remarks, lines, sizes, _first_equal(names), duplicates, name)
+    remarks = Remarks(np.frombuffer(remarked, np.int32), details.close())
+    settle_ids(ids, remarks, lines, sizes, first_equal(names), duplicates, name)
     usable = np.flatnonzero(sizes)
     if not len(usable):
         raise UserError(
@@ -306,7 +360,7 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
             where=name,
             fix="Give protein sequences",
         )
-    first = usable[_first_equal(bytearray(np.frombuffer(contents, np.uint8).reshape(-1, 16)[usable].tobytes()))]
+    first = usable[first_equal(bytearray(np.frombuffer(contents, np.uint8).reshape(-1, 16)[usable].tobytes()))]
     firsts = np.unique(first)
     unique = np.full(len(sizes), -1, np.int32)
     unique[usable] = np.searchsorted(firsts, first)
@@ -373,7 +427,7 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _first_equal(digests: bytearray) -> Ints:
+def first_equal(digests: bytearray | bytes) -> Ints:
     """For each 16-byte digest the index of the first that equals it."""
     pairs = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # stable: the first of a group is the earliest
@@ -385,8 +439,8 @@ def _first_equal(digests: bytearray) -> Ints:
     return found
 
 
-def _settle_ids(
-    ids: _Writer, remarks: _Remarks, lines: Sequence[int], sizes: Ints, first: Ints, duplicates: str, name: str
+def settle_ids(
+    ids: TextWriter, remarks: Remarks, lines: Sequence[int], sizes: Ints, first: Ints, duplicates: str, name: str
 ) -> None:
     """Applies the policy for repeated ids; rejected records get size 0."""
     repeated = np.flatnonzero(first != np.arange(len(first)))

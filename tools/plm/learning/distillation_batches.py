@@ -1,0 +1,244 @@
+"""Rows for distillation: masks that belong to a sequence's content, and batches of one taxon and similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from plm.errors import UserError
+from plm.learning.corpus import EpochRows
+from plm.learning.corpus_store import CorpusStore
+from plm.model.batching import Batch
+
+Group = Literal["taxon", "none"]
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """Which residues of a sequence are hidden: it follows from the sequence's content, so order, workers and the other
+    records do not matter.
+
+    Attributes:
+        seed: Of the masks.
+        sets: Fixed sets of masks that epochs take in turn; 0 for fresh ones in every epoch.
+        rate: Share of residues to predict, 0-1; at least one a sequence.
+        crop: Longer sequences give a stretch of this many residues, another one in each set.
+    """
+
+    seed: int = 42
+    sets: int = 1
+    rate: float = 0.15
+    crop: int = 512
+
+    def __post_init__(self) -> None:
+        if self.sets < 0 or not 0 < self.rate < 1 or self.crop < 1 or self.seed < 0:
+            raise ValueError(f"{self} is out of range")
+
+    def set_of(self, epoch: int) -> int:
+        """The set of masks that an epoch uses, both from 0."""
+        return epoch % self.sets if self.sets else epoch
+
+    def masked(self, store: CorpusStore, index: int, set_number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Masks one sequence.
+
+        Args:
+            store: Where it is.
+            index: Which one.
+            set_number: Of the set of masks, from 0.
+
+        Returns:
+            ``(L,)`` int64 residue ids after masking, and ``(L,)`` int64 targets: the true id where a residue is to be
+            predicted, else ``IGNORED``. The counts are exact, see :meth:`plm.learning.corpus.Corpus.hide`.
+        """
+        generator = self._generator(store, index, set_number)
+        residues = store.stretch(index, self.crop, generator)
+        return residues, store.hide(residues, self.rate, generator)
+
+    def intact(self, store: CorpusStore, index: int, set_number: int) -> np.ndarray:
+        """``(L,)`` int64 residue ids of the same stretch without masks."""
+        return store.stretch(index, self.crop, self._generator(store, index, set_number))
+
+    def _generator(self, store: CorpusStore, index: int, set_number: int) -> np.random.Generator:
+        numbers = np.ascontiguousarray(store.digests[index]).view("<u4").tolist()
+        parts = [self.seed & 0xFFFFFFFF, self.seed >> 32, set_number, round(self.rate * 1e9), self.crop]
+        return np.random.default_rng([*numbers, *parts])
+
+    def row(self, store: CorpusStore, members: Sequence[int], set_number: int) -> tuple[Batch, torch.Tensor]:
+        """Masked sequences as a packed row with its ``(T,)`` int64 targets."""
+        pairs = [self.masked(store, int(member), set_number) for member in members]
+        return store.row([int(member) for member in members], [one for one, _ in pairs], [two for _, two in pairs])
+
+    def intact_row(self, store: CorpusStore, members: Sequence[int], set_number: int) -> Batch:
+        """The same stretches without masks as a packed row."""
+        stretches = [self.intact(store, int(member), set_number) for member in members]
+        return store.row([int(member) for member in members], stretches)[0]
+
+
+class RowPlan(Sequence[np.ndarray]):
+    """Rows of indices into a store, in the order of training.
+
+    Attributes:
+        members: ``(n,)`` int64 indices, row after row.
+        offsets: ``(R + 1,)`` int64: row r is ``members[offsets[r]:offsets[r + 1]]``.
+        pools: For each kind of pool how many rows and sequences it gives: ``taxon``, ``domain``, ``rest``, ``unknown``
+            (no taxon) or ``all`` (plain batches).
+    """
+
+    def __init__(
+        self, members: np.ndarray, offsets: np.ndarray, order: np.ndarray, pools: dict[str, tuple[int, int]]
+    ) -> None:
+        self.members, self.pools = members, pools
+        starts, stops = offsets[:-1][order], offsets[1:][order]
+        self._starts, self._stops = starts, stops
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, row):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN204
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        return self.members[self._starts[row] : self._stops[row]]
+
+
+def plan(
+    store: CorpusStore,
+    indices: np.ndarray,
+    *,
+    budget: int,
+    crop: int,
+    group: Group = "taxon",
+    smallest: int | None = None,
+    seed: int = 42,
+    epoch: int = 0,
+) -> RowPlan:
+    """Groups sequences of one taxon and similar length into rows; each sequence comes exactly once.
+
+    The rule: a taxon is by itself if it has at least ``smallest`` sequences (by default: enough tokens to fill a row).
+    Smaller ones are pooled with the other small ones of their domain; where these together are still too few, or their
+    domain is not known, they are pooled with all the rest. Sequences without a taxon are a pool of their own.
+
+    Args:
+        store: The corpus.
+        indices: Which sequences.
+        budget: Tokens in a row; a longer sequence has a row of its own.
+        crop: Longest stretch of a sequence, in residues.
+        group: ``taxon``, or ``none`` for rows of similar length only.
+        smallest: Sequences from which a taxon is by itself; None: what fills a row.
+        seed: Of chance: sequences of like length (within 10 %) change places, and rows are shuffled.
+        epoch: Which pass over the corpus; each one has another plan.
+    """
+    indices = np.asarray(indices, np.int64)
+    sizes = store.lengths(crop)[indices]
+    generator = np.random.default_rng([seed, epoch, 0x726F7773])
+    pool, kinds = _pools(store, indices, sizes, budget, group, smallest)
+    noise = generator.uniform(0.9, 1.1, size=len(sizes))
+    order = np.lexsort((-sizes * noise, pool))
+    ends = np.concatenate([[0], np.cumsum(sizes[order])])
+    last_of = np.searchsorted(pool[order], pool[order], side="right")
+    offsets = [0]
+    while offsets[-1] < len(order):
+        start = offsets[-1]
+        fits = int(np.searchsorted(ends, ends[start] + budget, side="right")) - 1
+        offsets.append(min(max(fits, start + 1), int(last_of[start])))
+    bounds = np.array(offsets, np.int64)
+    row_of = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    # Longest first within a row: neighbours of equal length share an attention call.
+    order = order[np.lexsort((indices[order], -sizes[order], row_of))]
+    kind_of_row = kinds[pool[order[bounds[:-1]]]]
+    told = {
+        name: (int((kind_of_row == number).sum()), int(np.diff(bounds)[kind_of_row == number].sum()))
+        for number, name in enumerate(_KINDS)
+        if (kind_of_row == number).any()
+    }
+    return RowPlan(indices[order], bounds, generator.permutation(len(bounds) - 1), told)
+
+
+_KINDS = ("taxon", "domain", "rest", "unknown", "all")
+
+
+def _pools(
+    store: CorpusStore, indices: np.ndarray, sizes: np.ndarray, budget: int, group: str, smallest: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each sequence's pool, and for each pool its kind as a place in ``_KINDS``."""
+    if group == "none":
+        return np.zeros(len(indices), np.int64), np.array([_KINDS.index("all")])
+    taxon, domain = store.taxon[indices].astype(np.int64), store.domain[indices].astype(np.int64)
+
+    def large(codes: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
+        if smallest is not None:
+            return np.bincount(codes[among], minlength=count) >= smallest
+        return np.bincount(codes[among], weights=sizes[among], minlength=count) >= budget
+
+    everyone = np.ones(len(indices), bool)
+    taxa, domains = len(store.taxa), len(store.domains)
+    by_taxon = large(taxon, everyone, taxa)[taxon] & (taxon > 0)
+    small = ~by_taxon & (taxon > 0)
+    by_domain = small & (domain > 0) & large(domain, small, domains)[domain]
+    pool = np.full(len(indices), taxa + domains)
+    pool[by_domain] = taxa + domain[by_domain]
+    pool[by_taxon | (taxon == 0)] = taxon[by_taxon | (taxon == 0)]
+    kinds = np.zeros(taxa + domains + 1, np.int64)
+    kinds[0], kinds[taxa : taxa + domains], kinds[-1] = 3, 1, 2
+    return pool, kinds
+
+
+class DistillationRow(NamedTuple):
+    """One micro-batch.
+
+    Attributes:
+        batch: The masked row.
+        targets: ``(T,)`` int64: the true id where a residue is to be predicted, else ``IGNORED``. The intact row is
+            ``torch.where(targets == IGNORED, batch.input_ids, targets)``.
+        members: ``(B,)`` int64 indices into the store, in the order of the row.
+        set_number: Of the set of masks.
+    """
+
+    batch: Batch
+    targets: torch.Tensor
+    members: np.ndarray
+    set_number: int
+
+
+class DistillationRows(EpochRows):
+    """Row number -> row, epoch after epoch; a row depends on the seeds and its number only.
+
+    So a resumed run, and any number of workers or processes (rank r of R takes row s * R + r of step s), see the same
+    rows.
+    """
+
+    def __init__(
+        self,
+        store: CorpusStore,
+        indices: np.ndarray,
+        rows: int,
+        *,
+        masks: MaskPlan,
+        budget: int,
+        group: Group = "taxon",
+        smallest: int | None = None,
+        seed: int = 42,
+    ) -> None:
+        """Takes ``rows`` rows in all; see :func:`plan` for the rest."""
+        super().__init__(rows)
+        if len(indices) == 0:
+            raise UserError("There is no sequence to train on")
+        self.store, self.masks = store, masks
+        self._indices = np.asarray(indices, np.int64)
+        self._budget, self._group, self._smallest, self._seed = budget, group, smallest, seed
+
+    def plan_of(self, epoch: int) -> RowPlan:
+        return plan(
+            self.store, self._indices, budget=self._budget, crop=self.masks.crop, group=self._group,
+            smallest=self._smallest, seed=self._seed, epoch=epoch,
+        )  # fmt: skip
+
+    def __getitem__(self, number: int) -> DistillationRow:
+        epoch, place = self.epoch_of(number)
+        members = np.asarray(self.rows_of(epoch)[place])
+        number_of_set = self.masks.set_of(epoch)
+        batch, targets = self.masks.row(self.store, members.tolist(), number_of_set)
+        return DistillationRow(batch, targets, members, number_of_set)
