@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from plm.model.checkpoint import (
     TOKENIZER_FILES,
     LoadedModel,
     ModelFiles,
-    load_model,
     resolve_model,
     save_checkpoint,
 )
@@ -147,21 +145,3 @@ def from_teacher(teacher: LoadedModel, layers: Sequence[int], folder: Path) -> M
             shutil.copyfile(source, folder / name)
     named = f"layers {', '.join(map(str, layers))} of {teacher.files.id}"
     return ModelFiles(named, folder, resolve_model(str(folder), workdir=folder).sha256)
-
-
-def load_student(files: ModelFiles, device: torch.device) -> LoadedModel:
-    """Loads a student in float32 with its language-model head.
-
-    Raises:
-        UserError: It has none.
-    """
-    kind = (
-        json.loads((files.directory / "config.json").read_text()).get("model_type")
-        if (files.directory / "config.json").is_file()
-        else ""
-    )
-    if kind == "t5":
-        raise UserError(
-            "ProtT5 has no language-model head here, so it cannot be the student", where=files.id, fix=_NEEDS_HEAD
-        )
-    return load_model(files, purpose="masked_lm", device=device)

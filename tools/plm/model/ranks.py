@@ -24,8 +24,12 @@ class Ranks:
     here: int = 1
 
     @classmethod
-    def join(cls) -> Ranks:
-        """Meets the other processes that torchrun has started; alone without it."""
+    def join(cls, *, gpus: bool = False) -> Ranks:
+        """Meets the other processes that torchrun has started; alone without it.
+
+        Args:
+            gpus: Whether tensors on GPUs are exchanged too, as training does.
+        """
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1 or "MASTER_ADDR" not in os.environ:
             return cls()
@@ -34,7 +38,10 @@ class Ranks:
         if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         # The leader may wait for hours. A process that dies breaks the connection, which ends all of them at once.
-        dist.init_process_group("gloo", timeout=timedelta(days=30))
+        import torch
+
+        backend = "cpu:gloo,cuda:nccl" if gpus and torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=30))
         local = int(os.environ.get("LOCAL_RANK", "0"))
         return cls(dist.get_rank(), world, local, int(os.environ.get("LOCAL_WORLD_SIZE", str(world))))
 
