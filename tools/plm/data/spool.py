@@ -78,7 +78,7 @@ class Texts(Sequence[str]):
 
 
 class TextWriter:
-    """Appends strings to a file; :meth:`replace` gives an earlier one another text, :meth:`close` makes them readable."""
+    """Appends strings to a file; :meth:`replace` gives an earlier one another text, :meth:`close` the finished ones."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b", buffering=2**20)

@@ -50,8 +50,8 @@ class ClusterSplit:
         """Writes the split, for another process of the same job."""
         arrays = {f"part{number}": part for number, part in enumerate(self.parts)}
         arrays |= {"train": self.train, "set_aside": self.set_aside, "cluster": self.cluster}
-        texts = {"missing": np.array(self.missing, str), "sentence": np.array(self.sentence)}
-        np.savez(path, counts=np.array(self.clusters), **arrays, **texts)
+        arrays |= {"missing": np.array(self.missing, str), "sentence": np.array(self.sentence)}
+        np.savez(path, allow_pickle=False, counts=np.array(self.clusters), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> ClusterSplit:

@@ -1,4 +1,4 @@
-"""A corpus as token ids, in memory or mapped from a file: cropped and masked for each row, the same for the same seed."""
+"""A corpus as token ids, in memory or mapped from a file: cropped and masked row by row, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,8 +77,8 @@ class Corpus:
 
     def digest(self) -> str:
         """sha256 of all sequences: equal digests mean the same corpus."""
-        found = sha256(np.ascontiguousarray(self.tokens))
-        found.update(np.ascontiguousarray(self.offsets))
+        found = sha256(np.ascontiguousarray(self.tokens).data)
+        found.update(np.ascontiguousarray(self.offsets).data)
         return found.hexdigest()
 
     def lengths(self, crop: int) -> np.ndarray:
@@ -201,16 +202,16 @@ class EpochRows(torch.utils.data.Dataset):
         """Takes ``rows`` rows."""
         self._rows = rows
         self._starts = [0]
-        self._plan: tuple[int, Sequence[Sequence[int]]] | None = None
+        self._plan: tuple[int, Sequence[Any]] | None = None
 
     def __len__(self) -> int:
         return self._rows
 
-    def plan_of(self, epoch: int) -> Sequence[Sequence[int]]:
+    def plan_of(self, epoch: int) -> Sequence[Any]:
         """The rows of an epoch: the members of each."""
         raise NotImplementedError
 
-    def rows_of(self, epoch: int) -> Sequence[Sequence[int]]:
+    def rows_of(self, epoch: int) -> Sequence[Any]:
         """As :meth:`plan_of`; the last one is kept."""
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, self.plan_of(epoch))

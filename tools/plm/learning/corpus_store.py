@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
@@ -112,13 +112,17 @@ class _Sequences(Sequence[str]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         if isinstance(index, slice):
             return _Sequences(self._store, self._rows[index])
         return self._store.sequence(int(self._rows[index]))
 
 
-def _encoding(family: ModelFamily, vocabulary: Mapping[str, int]) -> dict[str, object]:
+def _encoding(family: ModelFamily, vocabulary: Mapping[str, int]) -> dict[str, Any]:
     """The fields of a corpus that depend on the model."""
     ids = family.letter_ids(vocabulary)
     table = np.array([ids[letter] for letter in MODEL_LETTERS], np.int64)
@@ -188,7 +192,7 @@ def load_corpus(workdir: Path, family: ModelFamily, vocabulary: Mapping[str, int
     known = json.loads((folder / "corpus.json").read_text())
     arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
     return CorpusStore(
-        **_encoding(family, vocabulary),  # type: ignore[arg-type]
+        **_encoding(family, vocabulary),
         tokens=np.memmap(folder / "residues.bin", np.uint8, "r"),
         offsets=arrays["offsets"],
         folder=folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -98,7 +98,11 @@ class RowPlan(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, row):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN204
+    @overload
+    def __getitem__(self, row: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, row: int | slice) -> np.ndarray | list[np.ndarray]:
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
         return self.members[self._starts[row] : self._stops[row]]
