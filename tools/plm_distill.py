@@ -236,12 +236,18 @@ def prepare(
         device = devices.choose_device(f"cuda:{ranks.local}")
     precision = devices.choose_precision(args.precision, device)
     devices.announce(log, device, precision)
-    files = resolve_model(args.teacher, workdir=scratch / "teacher", allow_hub=args.allow_hub)
+    files = jobs.together(
+        ranks, lambda: resolve_model(args.teacher, workdir=scratch / "teacher", allow_hub=args.allow_hub)
+    )
     teacher = jobs.load_teacher(files, precision=precision, device=device, logits=recipe.objective.needs_logits)
     torch.manual_seed(args.seed)
-    start = jobs.choose_student(
-        teacher, scratch / "student", source=args.student, preset=args.student_preset, take=args.student_take,
-        shape=(args.student_layers, args.student_width, args.student_heads), allow_hub=args.allow_hub,
+    shape = (args.student_layers, args.student_width, args.student_heads)
+    start = jobs.together(
+        ranks,
+        lambda: jobs.choose_student(
+            teacher, scratch / "student", source=args.student, preset=args.student_preset, take=args.student_take,
+            shape=shape, allow_hub=args.allow_hub,
+        ),
     )  # fmt: skip
     student = load_model(start, purpose="masked_lm", device=device)
     jobs.check_pair(teacher, student, recipe.objective)

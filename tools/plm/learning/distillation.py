@@ -110,7 +110,7 @@ RECIPES = {
     "B": Recipe(
         Objective(logit_mse=0.5, kernel=0.5, represent="intact"),
         {"learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.0, "beta2": 0.999, "clip": 0.0,
-         "mask_rate": 0.15, "batch_tokens": 4096, "warmup_steps": 0},
+         "mask_rate": 0.15, "mask_sets": 1, "batch_tokens": 4096, "warmup_steps": 0},
     ),
 }  # fmt: skip
 """``B``: the setting of "Small Lessons, Big Learner" (Adam at a constant rate, both terms one half)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -102,6 +103,16 @@ def choose_student(
     made = students.shape(layers, width, heads if heads is not None else max(1, width // 64))
     name = f"a new model ({layers} layers, {width} wide, {made.heads} heads)"
     return students.new_student(made, folder / "new", name)
+
+
+def together(ranks: Ranks, choose: Callable[[], ModelFiles]) -> ModelFiles:
+    """A checkpoint that the leading process finds or makes, for all processes."""
+    if not ranks.leads:
+        name, folder, digest = json.loads(ranks.told(""))
+        return ModelFiles(name, Path(folder), digest)
+    files = choose()
+    ranks.told(json.dumps([files.id, str(files.directory), files.sha256]))
+    return files
 
 
 def load_teacher(files: ModelFiles, *, precision: str, device: torch.device, logits: bool) -> LoadedModel:
