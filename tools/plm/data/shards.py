@@ -6,10 +6,12 @@ the same input, model and settings; changed ones have another key and another fo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,8 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.errors import UserError
+
 Arrays = dict[str, NDArray[Any]]
 _OPEN = 3
+_FULL = re.compile(rf"(?:os error |Errno )(?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b")
 
 
 def key(content: Mapping[str, Any]) -> str:
@@ -35,10 +40,11 @@ class ShardStore:
     Args:
         folder: Made if absent.
         key: What the parts belong to; written into each and compared on reading.
+        mapped: How many parts stay open for reading.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, mapped: int = _OPEN) -> None:
+        self.folder, self.key, self._mapped = folder, key, mapped
         folder.mkdir(parents=True, exist_ok=True)
         self._opened: OrderedDict[int, Any] = OrderedDict()
 
@@ -46,13 +52,29 @@ class ShardStore:
         return self.folder / f"shard_{number:06d}.safetensors"
 
     def save(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Writes a part: whole or not at all."""
+        """Writes a part: whole or not at all, and on the disk before it counts.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tidy = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         partial = self.path(number).with_suffix(f".{os.getpid()}.partial")
-        save_file(tidy, partial, metadata={"key": self.key, "shard": str(number), "sha256": _digest(tidy)})
-        os.replace(partial, self.path(number))
+        try:
+            save_file(tidy, partial, metadata={"key": self.key, "shard": str(number), "sha256": _digest(tidy)})
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(partial, self.path(number))
+        except (SafetensorError, OSError) as error:
+            partial.unlink(missing_ok=True)
+            if not _FULL.search(str(error)):
+                raise
+            raise UserError(
+                "The disk is full: what was stored before is kept", where=str(self.folder),
+                fix="Free space there and run the same again: it goes on from there",
+            ) from error  # fmt: skip
 
     def holds(self, number: int) -> bool:
         """Whether a part is there, whole, unchanged and of this computation; a broken one is removed."""
@@ -70,7 +92,7 @@ class ShardStore:
         found = {"key": self.key, "shard": str(number), "sha256": _digest(arrays)}
         if told == found:
             return True
-        path.unlink(missing_ok=True)
+        self.forget(number)
         return False
 
     def read(self, number: int, name: str, start: int, stop: int) -> NDArray[Any]:
@@ -78,7 +100,7 @@ class ShardStore:
         from safetensors import safe_open
 
         if number not in self._opened:
-            while len(self._opened) >= _OPEN:  # each holds a mapped file
+            while len(self._opened) >= self._mapped:  # each holds a mapped file
                 self._opened.popitem(last=False)
             self._opened[number] = safe_open(self.path(number), framework="numpy")
         self._opened.move_to_end(number)
@@ -88,6 +110,19 @@ class ShardStore:
             return whole[start:stop]
         found: NDArray[Any] = rows[start:stop]
         return found
+
+    def whole(self, number: int, name: str) -> NDArray[Any]:
+        """A whole array of a part."""
+        from safetensors import safe_open
+
+        with safe_open(self.path(number), framework="numpy") as opened:
+            found: NDArray[Any] = opened.get_tensor(name)
+        return found
+
+    def forget(self, number: int) -> None:
+        """Deletes a part."""
+        self._opened.pop(number, None)
+        self.path(number).unlink(missing_ok=True)
 
     def note(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes ``<name>.json`` beside the parts: whole or not at all."""

@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 SUFFIXES = (".json", ".safetensors", ".md", ".txt", ".model")
 """What a bundle may hold: data, never code or pickles (``.model`` is ProtT5's sentencepiece vocabulary)."""
 FINETUNED, EMBEDDING = "finetuned", "embedding"
+TEACHER_CACHE = "teacher-cache"
 """Kinds of bundles; a manifest that names none is of a fine-tuned model."""
 
 
@@ -104,6 +105,7 @@ def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str])
         known = {
             FINETUNED: "a fine-tuned model (plm_finetune)",
             EMBEDDING: "a classifier of embeddings (plm_train_classifier)",
+            TEACHER_CACHE: "a teacher cache (plm_distill)",
         }
         raise UserError(
             f"The bundle is {known.get(kind, f'of the unknown kind {kind!r}')}, not {known[kind_wanted]}",
