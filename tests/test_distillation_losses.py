@@ -1,4 +1,4 @@
-"""The terms of the distillation loss: values by hand, gradients against finite differences, alone and through a model."""
+"""The terms of the distillation loss: values by hand, gradients against finite differences, and through a model."""
 
 from __future__ import annotations
 

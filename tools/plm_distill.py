@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,8 +27,8 @@ from plm.errors import UserError
 
 if TYPE_CHECKING:
     from plm.learning.distillation_job import Job
-    from plm.learning.row_training import Outcome
-    from plm.model.checkpoint import ModelFiles
+    from plm.learning.distillation_setup import Setup
+    from plm.learning.teacher_cache import TeacherCache
     from plm.model.ranks import Ranks
 
 NAME = "plm_distill"
@@ -52,6 +53,9 @@ class Arguments:
     history: Path | None
     figure: Path | None
     report: Path | None
+    teacher_cache: Path | None
+    output_cache: Path | None
+    cache_only: bool
     held_out: Path | None
     rejected: Path | None
     tfevents: Path | None
@@ -67,11 +71,13 @@ class Arguments:
     temperature: float | None
     represent: str | None
     teacher_layer: int | None
+    teacher_top: int
     batches: str
     smallest_taxon: int | None
     taxon_column: str | None
     mask_sets: int | None
     mask_rate: float | None
+    mask_seed: int
     max_length: int
     steps: int
     batch_tokens: int | None
@@ -100,6 +106,8 @@ class Arguments:
             ("--max-length", self.max_length, 1, 10**5),
             ("--mask-rate", self.mask_rate, 0.01, 0.9),
             ("--mask-sets", self.mask_sets, 0, 10**6),
+            ("--mask-seed", self.mask_seed, 0, 2**32 - 1),
+            ("--teacher-top", self.teacher_top, 0, 10**5),
             ("--smallest-taxon", self.smallest_taxon, 1, 10**9),
             ("--holdout", self.holdout, 0.001, 0.5),
             ("--identity", self.identity, 0.2, 1.0),
@@ -112,8 +120,15 @@ class Arguments:
         ):
             if value is not None and not low <= value <= high:
                 raise UserError(f"{value} is out of range", where=flag, fix=f"Choose {low} to {high}")
-        if self.output_model is None and self.find_learning_rate is None:
+        if self.output_model is None and self.find_learning_rate is None and not self.cache_only:
             raise UserError("There is no place for the student", where="--output-model", fix="Name a file")
+        if self.cache_only and self.teacher_cache is None and self.output_cache is None:
+            raise UserError("There is no place for the cache", where="--cache-only", fix="Add --output-cache")
+
+    @property
+    def caches(self) -> bool:
+        """Whether the teacher is asked before training."""
+        return self.teacher_cache is not None or self.output_cache is not None
 
     @property
     def objective(self) -> dict[str, Any]:
@@ -145,6 +160,9 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--history", type=Path, help="table of every step: each term of the loss, rate, scores")
     add("--figure", type=Path, help="the same as curves (PNG)")
     add("--report", type=Path, help="report in Galaxy's markdown")
+    add("--teacher-cache", type=Path, help="folder (made if absent) or zip of what the teacher said before")
+    add("--output-cache", type=Path, help="what the teacher said, a zip for --teacher-cache")
+    add("--cache-only", action="store_true", help="ask the teacher and stop; no student is needed")
     add("--held-out", type=Path, help="dataset table of the proteins of test families")
     add("--rejected", type=Path, help="table of the records that are not used")
     add("--tfevents", type=Path, help="every step for TensorBoard")
@@ -167,13 +185,19 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--temperature", type=float, help="of the divergence")
     add("--represent", choices=("masked", "intact"), help="compare representations of masked or of intact proteins")
     add("--teacher-layer", type=int, help="layer of the teacher that representations come from (default: the last)")
+    add("--teacher-top", type=int, default=0, help="take only so many of the highest logits (0: all)")
     add(
         "--batches", choices=("taxon", "plain"), default="taxon", help="of one taxon and similar length, or length only"
     )
     add("--smallest-taxon", type=int, help="smaller taxa are pooled by domain (default: what fills a batch)")
     add("--taxon-column", help="column of the taxon (default: taxon, taxid, ..., or OX= in FASTA)")
-    add("--mask-sets", type=int, help="sets of masks that epochs take in turn; 0: fresh ones in every epoch")
+    add(
+        "--mask-sets",
+        type=int,
+        help="sets of masks that epochs take in turn; 0: always fresh (default; with a cache 4)",
+    )
     add("--mask-rate", type=float, help="share of residues to predict")
+    add("--mask-seed", type=int, default=42, help="of the masks; a cache belongs to one")
     add("--max-length", type=int, default=512, help="longer proteins give a stretch of so many residues")
     add("--steps", type=int, default=1000, help="optimiser steps")
     add("--batch-tokens", type=int, help="residues that are trained on together")
@@ -201,160 +225,164 @@ def run(argv: Sequence[str] | None) -> None:
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "accelerate": "1.1"})
     from plm.learning.tracking import check_mlflow
-    from plm.model.ranks import Ranks
 
     if args.mlflow is not None:
         check_mlflow()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
+        from plm.model.ranks import Ranks
+
         ranks = Ranks.join(gpus=True)
         stack.callback(ranks.leave)
         log.disabled = not ranks.leads
         outputs = stack.enter_context(stage.Outputs())
-        job, start, origin = prepare(args, scratch, ranks, log)
+        setup = _setup(args, scratch, ranks, log)
+        if args.cache_only:
+            _ask_only(args, setup, outputs)
+            return
+        job = _prepare(args, setup)
+        cache = setup.cache(args.teacher_cache, job.store, job.split.train) if args.caches else None
         if args.find_learning_rate is not None:
-            _find_rate(args, job, origin, outputs, log)
+            _find_rate(args, job, cache, outputs, log)
         else:
-            _distil(args, job, start, origin, outputs, scratch, log)
+            _distil(args, job, cache, outputs, setup)
+        if cache is not None and ranks.leads:
+            if args.output_cache:
+                cache.export(outputs.path(args.output_cache))
+            setup.forget(cache, args.teacher_cache)
 
 
-def prepare(
-    args: Arguments, scratch: Path, ranks: Ranks, log: stage.logging.Logger
-) -> tuple[Job, ModelFiles, dict[str, str]]:
-    """Loads the pair, reads and splits the corpus, and says what is planned."""
-    import torch
-    from plm.learning import distillation_job as jobs
+def _setup(args: Arguments, scratch: Path, ranks: Ranks, log: logging.Logger) -> Setup:
+    """Device, teacher, loss and masks: what asking the teacher takes."""
+    from plm.learning import distillation_setup as setups
     from plm.learning.distillation_batches import MaskPlan
-    from plm.learning.row_training import RowSettings
     from plm.model import device as devices
-    from plm.model.checkpoint import load_model, resolve_model
+    from plm.model.checkpoint import resolve_model
 
-    recipe = jobs.recipe(args.preset, args.objective, args.training)
+    recipe = setups.recipe(args.preset, args.objective, args.training)
     devices.use_threads(max(1, stage.threads() // ranks.here))
     device = devices.choose_device(args.device)
     if device.type == "cuda" and ranks.world > 1:
         device = devices.choose_device(f"cuda:{ranks.local}")
     precision = devices.choose_precision(args.precision, device)
     devices.announce(log, device, precision)
-    files = jobs.together(
+    files = setups.together(
         ranks, lambda: resolve_model(args.teacher, workdir=scratch / "teacher", allow_hub=args.allow_hub)
     )
-    teacher = jobs.load_teacher(files, precision=precision, device=device, logits=recipe.objective.needs_logits)
-    torch.manual_seed(args.seed)
+    teacher = setups.load_teacher(files, precision=precision, device=device, logits=recipe.objective.needs_logits)
+    settings = dict(recipe.settings)
+    sets = settings.pop("mask_sets", 4 if args.caches else 0)
+    masks = MaskPlan(args.mask_seed, sets, settings.setdefault("mask_rate", 0.15), args.max_length)
+    wants = setups.wants_of(recipe.objective, setups.teacher_layer(args.teacher_layer, teacher), args.teacher_top)
+    return setups.Setup(
+        teacher, recipe.objective, settings, masks, wants, precision, device, ranks, scratch, args.time_limit, log
+    )
+
+
+def _prepare(args: Arguments, setup: Setup) -> Job:
+    """The student and the corpus, and what is planned."""
+    import torch
+    from plm.learning import distillation_setup as setups
+    from plm.learning.distillation_job import Job
+    from plm.learning.row_training import RowSettings
+    from plm.model.checkpoint import load_model
+
     shape = (args.student_layers, args.student_width, args.student_heads)
-    start = jobs.together(
-        ranks,
-        lambda: jobs.choose_student(
-            teacher, scratch / "student", source=args.student, preset=args.student_preset, take=args.student_take,
-            shape=shape, allow_hub=args.allow_hub,
+    torch.manual_seed(args.seed)
+    start = setups.together(
+        setup.ranks,
+        lambda: setups.choose_student(
+            setup.teacher, setup.scratch / "student", source=args.student, preset=args.student_preset,
+            take=args.student_take, shape=shape, allow_hub=args.allow_hub,
         ),
     )  # fmt: skip
-    student = load_model(start, purpose="masked_lm", device=device)
-    jobs.check_pair(teacher, student, recipe.objective)
-    shared = Path(ranks.told(str(scratch)))
-    store, split = jobs.read_corpus(
-        args.input, shared, student, ranks, taxon_column=args.taxon_column, holdout=args.holdout,
-        identity=args.identity, seed=args.seed,
-    )  # fmt: skip
-    log.info("%s; %d residues", store.account, store.residues)
-    log.info("%s", split.sentence)
-    fixed = dict(recipe.settings)
-    masks = MaskPlan(args.seed, fixed.pop("mask_sets", 0), fixed.get("mask_rate", 0.15), args.max_length)
-    fixed["warmup_steps"] = min(fixed.get("warmup_steps", 100), args.steps)
+    student = load_model(start, purpose="masked_lm", device=setup.device)
+    setups.check_pair(setup.teacher, student, setup.objective)
+    store = setup.corpus(args.input, student.family, student.vocabulary, args.taxon_column)
+    split = setup.split(store, share=args.holdout, identity=args.identity, seed=args.seed)
+    setup.settings["warmup_steps"] = min(setup.settings.get("warmup_steps", 100), args.steps)
     settings = RowSettings(
         steps=args.steps, accumulate=args.accumulate, crop=args.max_length, evaluate_every=args.evaluate_every,
-        checkpoint_every=args.checkpoint_every, time_limit=args.time_limit, precision=precision, seed=args.seed,
-        **fixed,
+        checkpoint_every=args.checkpoint_every, time_limit=args.time_limit, precision=setup.precision, seed=args.seed,
+        **setup.settings,
     )  # fmt: skip
-    job = jobs.Job(
-        teacher, student, store, split, recipe.objective, settings, masks,
-        "taxon" if args.batches == "taxon" else "none", args.smallest_taxon,
-        jobs.teacher_layer(args.teacher_layer, teacher), device, ranks,
-    )  # fmt: skip
-    return job, start, job.announce(log)
+    group: Any = "taxon" if args.batches == "taxon" else "none"
+    job = Job(setup, student, start, store, split, settings, group, args.smallest_taxon)
+    job.announce()
+    return job
 
 
-def _find_rate(args: Arguments, job: Job, plan: dict[str, str], outputs: stage.Outputs, log: Any) -> None:
+def _ask_only(args: Arguments, setup: Setup, outputs: stage.Outputs) -> None:
+    """Fills the cache with all proteins of the input."""
+    import numpy as np
+    from plm.learning import distillation_report as reports
+    from plm.learning.distillation_setup import STUDENT_FAMILY, STUDENT_VOCABULARY
+
+    store = setup.corpus(args.input, STUDENT_FAMILY, STUDENT_VOCABULARY, args.taxon_column)
+    cache = setup.cache(args.teacher_cache, store, np.arange(len(store)), needed=False)
+    if not setup.ranks.leads:
+        return
+    if args.output_cache:
+        cache.export(outputs.path(args.output_cache))
+    if args.report:
+        reports.cache_report(cache, store, setup.masks).write(outputs.path(args.report))
+    reports.write_rejected(args.rejected, store, outputs)
+    setup.forget(cache, args.teacher_cache)
+
+
+def _find_rate(
+    args: Arguments, job: Job, cache: TeacherCache | None, outputs: stage.Outputs, log: logging.Logger
+) -> None:
     from plm.learning import distillation_report as reports
 
     assert args.find_learning_rate is not None
-    found, outcome = job.find_rate(job.network(), args.find_learning_rate, log)
+    found, outcome = job.find_rate(job.network(cache), args.find_learning_rate)
     log.info("%s", reports.range_sentence(found))
     if not job.ranks.leads:
         return
-    if args.history:
-        table = reports.history_table(outcome.history, job.objective.terms)
-        table.to_csv(outputs.path(args.history), sep="\t", index=False, float_format="%.6g")
+    reports.write_history(outcome, job.objective, args.history, outputs)
     if args.figure:
         reports.range_figure(found, outputs.path(args.figure))
     if args.report:
-        made = reports.range_report(found, plan, figure=args.figure is not None, history=args.history is not None)
+        made = reports.range_report(found, job.plan(), figure=bool(args.figure), history=bool(args.history))
         made.write(outputs.path(args.report))
-    _write_corpus(args, job, outputs)
+    reports.write_rejected(args.rejected, job.store, outputs)
 
 
-def _distil(
-    args: Arguments, job: Job, start: ModelFiles, plan: dict[str, str], outputs: stage.Outputs, scratch: Path, log: Any
-) -> None:
+def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stage.Outputs, setup: Setup) -> None:
+    from plm.learning import distillation_report as reports
     from plm.learning.row_state import CheckpointKeeper
     from plm.learning.tracking import Tracking
 
+    assert args.output_model is not None
+    leads, title = job.ranks.leads, args.title or args.output_model.stem
     same = job.same()
-    keeper = CheckpointKeeper.open(args.resume, NAME, job.settings, same, scratch, log)
-    leads = job.ranks.leads
+    keeper = CheckpointKeeper.open(args.resume, NAME, job.settings, same, setup.scratch, setup.log)
     events = outputs.path(args.tfevents) if args.tfevents and leads else None
-    with Tracking(events, args.mlflow if leads else None, args.title or NAME, plan, scratch, log) as tracking:
-        outcome = job.train(job.network(), keeper, tracking, log)
+    with Tracking(events, args.mlflow if leads else None, title, job.plan(), setup.scratch, setup.log) as tracking:
+        outcome = job.train(job.network(cache), keeper, tracking)
     if not leads:
         return
-    _write(args, job, start, outcome, same["data"], outputs, scratch, log)
+    inputs = [path.name for path in args.input]
+    facts = job.facts(outcome, job.scores(), title=title, recipe=args.preset, inputs=inputs, data=same["data"])
+    setup.log.info("%s", " ".join([reports.headline(facts), *facts.skipped()]))
+    path = outputs.path(args.output_model)
+    reports.write_model(job.student, path, reports.card(facts), dtype=args.stored_dtype, workdir=setup.scratch)
+    if args.undistilled:
+        path, text = outputs.path(args.undistilled), reports.start_card(facts)
+        reports.write_model(job.undistilled(), path, text, dtype=args.stored_dtype, workdir=setup.scratch)
+    reports.write_history(outcome, job.objective, args.history, outputs)
+    if args.figure:
+        reports.curves(outcome, job.objective, outputs.path(args.figure))
+    if args.report:
+        made = reports.report(facts, figure=bool(args.figure), history=bool(args.history))
+        made.write(outputs.path(args.report))
+    if args.held_out:
+        reports.write_held_out(outputs.path(args.held_out), job.store, job.split)
+    reports.write_rejected(args.rejected, job.store, outputs)
     if args.checkpoint:
         keeper.export(outputs.path(args.checkpoint), finished=outcome.finished)
     keeper.close(finished=outcome.finished)
-
-
-def _write(
-    args: Arguments, job: Job, start: ModelFiles, outcome: Outcome, data: str, outputs: stage.Outputs, scratch: Path,
-    log: Any,
-) -> None:  # fmt: skip
-    """Judges the student once on test clusters and writes what the user wants."""
-    from plm.learning import distillation_report as reports
-    from plm.model.checkpoint import load_model
-
-    assert args.output_model is not None
-    facts = job.facts(
-        outcome, job.scores(start), title=args.title or args.output_model.stem, recipe=args.preset, start=start,
-        inputs=[path.name for path in args.input], data=data,
-    )  # fmt: skip
-    log.info("%s", reports.headline(facts))
-    for line in facts.skipped():
-        log.info("%s", line)
-    path = outputs.path(args.output_model)
-    reports.write_model(job.student, path, reports.card(facts), dtype=args.stored_dtype, workdir=scratch)
-    if args.undistilled:
-        before = load_model(start, purpose="masked_lm")
-        path = outputs.path(args.undistilled)
-        reports.write_model(before, path, reports.start_card(facts), dtype=args.stored_dtype, workdir=scratch)
-    table = reports.history_table(outcome.history, job.objective.terms)
-    if args.history:
-        table.to_csv(outputs.path(args.history), sep="\t", index=False, float_format="%.6g")
-    if args.figure:
-        reports.curves(table, outputs.path(args.figure))
-    if args.report:
-        made = reports.report(facts, figure=args.figure is not None, history=args.history is not None)
-        made.write(outputs.path(args.report))
-    _write_corpus(args, job, outputs)
-
-
-def _write_corpus(args: Arguments, job: Job, outputs: stage.Outputs) -> None:
-    import shutil
-
-    from plm.learning.distillation_report import write_held_out
-
-    if args.held_out:
-        write_held_out(outputs.path(args.held_out), job.store, job.split)
-    if args.rejected:
-        shutil.copyfile(job.store.rejected, outputs.path(args.rejected))
 
 
 def main() -> None:

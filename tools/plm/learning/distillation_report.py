@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from plm.model.checkpoint import LoadedModel, save_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from plm.learning.teacher_cache import TeacherCache
 
 _FIRST = ("step", "epoch", "tokens", "train_loss")
 _LAST = ("learning_rate", "valid_loss", "masked_perplexity", "masked_accuracy")
@@ -107,13 +110,27 @@ def history_table(history: Sequence[Mapping[str, float]], terms: Sequence[str]) 
     return table[[name for name in (*_FIRST, *terms, *_LAST) if name in table]]
 
 
-def curves(table: pd.DataFrame, path: Path) -> None:
+def write_history(outcome: Outcome, objective: Objective, path: Path | None, outputs: stage.Outputs) -> None:
+    """Writes the history of every step, if it is wanted."""
+    if path is not None:
+        table = history_table(outcome.history, objective.terms)
+        table.to_csv(outputs.path(path), sep="\t", index=False, float_format="%.6g")
+
+
+def curves(outcome: Outcome, objective: Objective, path: Path) -> None:
     """The figure of the loss and of each term, smoothed by means over equal stretches of steps."""
     from plm.evaluation.figures import history_figure
 
+    table = history_table(outcome.history, objective.terms)
     stretch = (np.arange(len(table)) * min(_POINTS, len(table))) // max(1, len(table))
     shown = table.groupby(stretch).mean()
     history_figure(shown.drop(columns=["tokens"]), path)
+
+
+def write_rejected(path: Path | None, store: CorpusStore, outputs: stage.Outputs) -> None:
+    """Writes the table of records that are not used, if it is wanted."""
+    if path is not None:
+        shutil.copyfile(store.rejected, outputs.path(path))
 
 
 def card(facts: Facts) -> str:
@@ -233,6 +250,19 @@ def report(facts: Facts, *, figure: bool, history: bool) -> Report:
     if history:
         made.table("history", "History", "One row a step; validation scores where they were taken.", headers=False)
     return made
+
+
+def cache_report(cache: TeacherCache, store: CorpusStore, masks: MaskPlan) -> Report:
+    """The report of a job that only asked the teacher."""
+    wanted = len(store) * masks.sets
+    held = sum(len(store) - len(cache.missing(store.digests, number)) for number in range(masks.sets))
+    mark = "" if held == wanted else "UNFINISHED (stopped by its time limit): "
+    made = Report(f"{mark}The teacher cache holds {held:,} of {wanted:,} answers for this corpus.")
+    made.bullets([plain(cache.key.sentence()), plain(store.account), f"{masks.sets} sets of masks"])
+    return made.paragraph(
+        "Give the cache to a distillation with the same teacher, loss, mask seed, mask rate and longest stretch."
+        " Sequences that it lacks are asked for then."
+    )
 
 
 def range_figure(found: RangeTest, path: Path) -> None:
