@@ -7,7 +7,9 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from plm.data import homology
 from plm.data.examples import Example
 from plm.data.leakage import counts, measure, near, to_frame
 
@@ -88,3 +90,20 @@ def test_the_tutorials_published_split_leaks(
     assert sum(row["within_window"] == "yes" for row in test) == 9
     assert not any(row["leaks"] == "yes" for row in rows if row["split"] == "valid")
     assert "LEAKAGE" in (tmp_path / "report").read_text().splitlines()[0]
+
+
+def test_nearest_is_found_behind_many_that_share_one_domain_only() -> None:
+    generator = np.random.default_rng(4)
+    letters = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+
+    def changed(sequence: np.ndarray, share: float) -> np.ndarray:
+        swap = generator.random(len(sequence)) < share
+        return np.where(swap, generator.choice(letters, len(sequence)), sequence)
+
+    query = generator.choice(letters, 400)
+    crowd = [np.concatenate([generator.choice(letters, 300), changed(query[:200], 0.02)]) for _ in range(130)]
+    relative = changed(query, 0.5)
+    targets = ["".join(one) for one in [*crowd, relative]]
+    [(place, identity)] = homology.nearest(["".join(query)], targets, threads=1, method="mmseqs")
+    assert place == 130
+    assert 0.4 < identity < 0.7

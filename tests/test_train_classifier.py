@@ -23,6 +23,7 @@ from plm.learning.classifiers import Judge, NetworkSettings, fit_logistic, fit_r
 from plm.model.classifier_bundle import load_classifier_bundle
 from plm.model.task import Task
 from scipy.special import softmax
+from scipy.stats import betabinom
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
 
@@ -425,3 +426,47 @@ def test_a_mistake_is_one_line_without_outputs(
     assert ended.returncode == 1 and not (tmp_path / "b.zip").exists()
     assert ended.stderr.startswith("plm_train_classifier: error: 'x' is not one of two classes")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("labels", ["table.tsv", "folds.tsv"])
+def test_coverage_of_sets_is_counted_on_rows_that_judge(data: tuple[Path, Path], tmp_path: Path, labels: str) -> None:
+    found = train(tmp_path, "--embeddings", data[0], "--labels", tmp_path / labels, "--head", "logistic")
+    table = found["predictions"]
+    classes = found["bundle"].classes
+    hits, sizes = [], []
+    for _, part in table.groupby("fold" if labels == "folds.tsv" else "model"):
+        answers = part[[f"p_{name}" for name in classes]].astype(float).to_numpy()
+        wrong = 1 - answers[np.arange(len(part)), [classes.index(name) for name in part["label"]]]
+        valid, test = (part["split"] == "valid").to_numpy(), (part["split"] == "test").to_numpy()
+        rank = int(np.ceil(0.9 * (valid.sum() + 1)))
+        bound = np.sort(wrong[valid])[rank - 1] if rank <= valid.sum() else np.inf
+        hits += list(wrong[test] <= bound + 1e-6)
+        sizes += list((1 - answers[test] <= bound + 1e-6).sum(axis=1))
+    assert value(found, "logistic regression", "coverage_90", table["split"].iloc[-1] if labels == "table.tsv" else
+                 "out-of-fold") == pytest.approx(np.mean(hits))  # fmt: skip
+    assert f"{np.mean(hits):.1%} of the {len(hits)}" in found["report"]
+    assert f"{np.mean(sizes):.2f} classes" in found["report"]
+
+
+def test_random_splits_keep_the_promised_coverage(tmp_path: Path) -> None:
+    rows, number = simulated(900, seed=3)
+    ids = [f"p{index}" for index in range(len(rows))]
+    embeddings = write(tmp_path / "many.h5", ids, 0.4 * rows)
+    table = pd.DataFrame({"id": ids, "label": number})
+    table["split"] = np.random.default_rng(5).choice(["train", "valid", "test"], len(rows), p=[0.2, 0.4, 0.4])
+    table.to_csv(tmp_path / "many.tsv", sep="\t", index=False)
+    found = train(
+        tmp_path, "--embeddings", embeddings, "--labels", tmp_path / "many.tsv", "--target", "class", "--epochs", "2"
+    )
+    scores = found["metrics"]
+    row = scores[scores["metric"] == "coverage_90"].iloc[0]
+    valid, test = (table["split"] == "valid").sum(), (table["split"] == "test").sum()
+    rank = int(np.ceil(0.9 * (valid + 1)))  # of n exchangeable rows as many are covered as a beta-binomial says
+    low, high = betabinom.ppf([0.0005, 0.9995], test, rank, valid + 1 - rank) / test
+    assert low <= float(row["value"]) <= high
+    assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+
+
+def test_intervals_of_numbers_are_counted_too(data: tuple[Path, Path], tmp_path: Path) -> None:
+    found = train(tmp_path, "--embeddings", data[0], "--labels", data[1], "--label-column", "activity")
+    assert "Intervals that plm_predict makes for a coverage of 90%" in found["report"]

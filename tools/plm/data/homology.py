@@ -49,6 +49,9 @@ _NOTHING_LEFT, _NOTHING_RIGHT = 31, 30  # two codes that match neither each othe
 _PLANES = 5
 _ROWS, _COLUMNS = 128, 1024  # a block of both sides that stays in the processor's cache
 MANY = 30_000
+_FIRST_LOOK, _LONG_LOOK, _FAR = 100, 1000, 0.4
+"""Targets that MMseqs2 aligns a query with when the nearest is sought, those that share most with it first; the long
+look is for queries without a target of this identity: to align big families in full takes ten times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +213,21 @@ def nearest(
     distinct_queries, query_members = _distinct(queries)
     distinct_targets = list(first_of)
     hits: dict[int, tuple[int, float]] = {}
-    for query, target, score in mmseqs_search(distinct_queries, distinct_targets, 0.0, coverage, threads, among):
-        place = first_of[distinct_targets[target]]
-        known = hits.get(query)
-        if known is None or (score, -place) > (known[1], -known[0]):
-            hits[query] = (place, score)
+
+    def search(numbers: Sequence[int], most: int) -> None:
+        asked = [distinct_queries[number] for number in numbers]
+        for query, target, score in mmseqs_search(
+            asked, distinct_targets, 0.0, coverage, threads, among, distinct=among is None, most=most
+        ):
+            place = first_of[distinct_targets[target]]
+            known = hits.get(numbers[query])
+            if known is None or (score, -place) > (known[1], -known[0]):
+                hits[numbers[query]] = (place, score)
+
+    search(range(len(distinct_queries)), _FIRST_LOOK)
+    far = [number for number in range(len(distinct_queries)) if hits.get(number, (-1, 0.0))[1] < _FAR]
+    if far and len(distinct_targets) > _FIRST_LOOK:
+        search(far, _LONG_LOOK)
     for number, same in enumerate(query_members):
         hit = hits.get(number, (-1, 0.0))
         if distinct_queries[number] in first_of:
@@ -449,12 +462,14 @@ def mmseqs_search(
     among: Sequence[str] | None = None,
     sensitivity: float | None = None,
     distinct: bool = False,
+    most: int = _LONG_LOOK,
 ) -> Iterator[tuple[int, int, float]]:
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 
     Unless given, sensitivity is 7.5 up to 500 sequences, 5.7 up to 5,000 and 4 beyond; low-complexity masking is off (a
     repeat is a relative all the same); E-value at most 0.001 in a set of the size of ``among`` (None: the targets); up
-    to 1,000 targets a query. Targets that are known to be ``distinct`` may lie on disk: they are read one at a time.
+    to ``most`` targets a query, those first that look most alike. Targets that are known to be ``distinct`` may lie on
+    disk: they are read one at a time.
     """
     program = mmseqs_binary()
     whole = targets if distinct and among is None else set(among if among is not None else targets)
@@ -467,7 +482,7 @@ def mmseqs_search(
         write_fasta(((str(index), sequence) for index, sequence in enumerate(targets)), folder / "targets.fasta")
         _mmseqs(
             program, "easy-search", "queries.fasta", "targets.fasta", "hits.tsv", "tmp",
-            "-s", f"{sensitivity:g}", "-e", f"{evalue:.6g}", "--max-seqs", "1000", "--mask", "0", "--dbtype", "1",
+            "-s", f"{sensitivity:g}", "-e", f"{evalue:.6g}", "--max-seqs", str(most), "--mask", "0", "--dbtype", "1",
             "--min-seq-id", f"{max(0.0, identity):.4f}", "--threads", str(max(1, threads)),
             "--format-output", "query,target,fident,qcov,tcov,qlen,tlen", folder=folder,
         )  # fmt: skip

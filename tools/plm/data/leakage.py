@@ -18,6 +18,7 @@ from plm.data.examples import Example
 if TYPE_CHECKING:
     import pandas as pd
 
+_FEW = 2000
 THRESHOLDS = (0.3, 0.4, 0.5, 0.7, 0.9, 1.0)
 
 
@@ -81,7 +82,7 @@ def measure(
     sides = [(judged, others) for judged, others in _sides(examples) if judged and others]
     if not sides:
         return []
-    if method == "mmseqs" and pairs is None and len(sequences) <= homology.MANY:
+    if method == "mmseqs" and pairs is None and len(sequences) <= _FEW:  # one search for all folds
         pairs = homology.relatives(
             list(dict.fromkeys(sequences)), identity=0.0, coverage=coverage, threads=threads, method=method
         )

@@ -22,6 +22,8 @@ from plm.evaluation.report import Report, number, plain
 if TYPE_CHECKING:
     import pandas as pd
 
+    from plm.evaluation.conformal import Coverage
+
 _BESIDE = {
     "binary": ("auprc", "mcc", "accuracy", "ece"),
     "multiclass": ("macro_auroc", "mcc", "accuracy", "ece"),
@@ -53,6 +55,7 @@ class Findings:
         notes: What else a reader should know.
         resamples: Of the bootstrap.
         baselines: (name, how it works, setting) of each baseline.
+        coverage: What sets or intervals of the chosen head came to on the test rows, or None.
     """
 
     assessment: Assessment
@@ -73,6 +76,7 @@ class Findings:
     notes: Sequence[str] = field(default_factory=tuple)
     resamples: int = 1000
     baselines: Sequence[tuple[str, str, str]] = ()
+    coverage: Coverage | None = None
 
     def compared(self, first: str, second: str) -> Comparison:
         """The paired comparison of two models, in this order."""
@@ -137,6 +141,20 @@ def metrics_table(found: Findings) -> pd.DataFrame:
         note = "before the temperature of the validation rows"
         own = ["ece_uncalibrated", "all", f"{value:.6g}", "", "", str(len(evaluation.rows)), groups]
         rows.append([model, evaluation.splits, "all", *own, "", "", "", note])
+    if found.coverage is not None:
+        low, high = found.coverage.interval
+        name = f"coverage_{100 * found.coverage.promised:.0f}"
+        note = f"sets or intervals from validation rows; mean size {found.coverage.size:.6g}"
+        own = [
+            name,
+            "all",
+            f"{found.coverage.share:.6g}",
+            f"{low:.6g}",
+            f"{high:.6g}",
+            str(found.coverage.rows),
+            groups,
+        ]
+        rows.append([found.chosen, evaluation.splits, "all", *own, "", "", "", note])
     valid = str(found.counts["valid"])
     note = "chose head, temperature and threshold: optimistic"
     for (metric, name), value in found.valid_scores.items():
@@ -256,6 +274,7 @@ def write_up(found: Findings, *, images: Sequence[str], tables: Sequence[str], b
             *rows_told(assessment),
             f"The bundle's head: {plain(found.chosen)}, {found.about}",
             *_calibration(found),
+            *_coverage(found),
             *map(plain, found.notes),
         ]
     )
@@ -293,6 +312,23 @@ def _calibration(found: Findings) -> list[str]:
         positive = found.assessment.evaluation.classes[-1]
         lines.append(f"{plain(positive)} is called from a probability of {found.threshold:.3f} (validation rows)")
     return lines
+
+
+def _coverage(found: Findings) -> list[str]:
+    made = found.coverage
+    if made is None:
+        return []
+    what = "Intervals" if found.assessment.evaluation.kind == "number" else "Sets of classes"
+    if math.isinf(made.size):
+        return [f"Too few validation rows for {what.lower()} that hold the truth in {made.promised:.0%} of cases"]
+    low, high = made.interval
+    size = f"width {made.size:.3g}" if what == "Intervals" else f"{made.size:.2f} classes"
+    return [
+        f"{what} that plm_predict makes for a coverage of {made.promised:.0%} (limits: validation rows) hold the truth "
+        f"of {made.share:.1%} of the {made.rows} {found.assessment.evaluation.splits} rows (binomial 95 % interval "
+        f"{low:.1%} to {high:.1%}), on average with {size}. The promise is for rows like the validation rows: splits "
+        "by group or homology may miss it"
+    ]
 
 
 def _by_class(found: Findings) -> tuple[list[str], list[list[str]]]:

@@ -9,7 +9,7 @@ well have been validation rows. A set may be empty: then no class is as likely a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +169,55 @@ class Intervals:
     def ends(self, numbers: Floats) -> tuple[Floats, Floats]:
         """Lower and upper ends, each ``(N,)``."""
         return numbers - self.radius, numbers + self.radius
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a promised coverage came to on rows that judge.
+
+    Attributes:
+        promised: 0-1.
+        hits: Rows whose set or interval holds the truth.
+        rows: Rows.
+        size: Mean number of classes in a set, or mean width of an interval; infinite with too few validation rows.
+    """
+
+    promised: float
+    hits: int
+    rows: int
+    size: float
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.rows
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % binomial interval of the share."""
+        return binomial_interval(self.hits, self.rows)
+
+
+def coverage_on(parts: Iterable[tuple[Errors, Floats, Floats]], promised: float) -> Coverage:
+    """Fits sets or intervals on the validation rows of each part and counts how often they hold its judged rows' truth.
+
+    Args:
+        parts: Of each its validation errors, (n, K) probabilities or (n, 1) numbers of its judged rows, and (n,) truth.
+        promised: Coverage, 0-1.
+    """
+    hits = rows = 0
+    size = 0.0
+    for errors, values, truth in parts:
+        if errors.classes is None:
+            radius = Intervals.fit(errors, promised).radius
+            inside = np.abs(values[:, 0] - truth) <= radius
+            size += 2 * radius * len(truth)
+        else:
+            sets = LabelSets.fit(errors, promised).sets(values)
+            inside = sets[np.arange(len(truth)), truth.astype(np.int64)]
+            size += float(sets.sum())
+        hits += int(inside.sum())
+        rows += len(truth)
+    return Coverage(promised, hits, rows, size / max(rows, 1))
 
 
 def binomial_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:

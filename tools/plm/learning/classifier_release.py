@@ -17,6 +17,7 @@ from plm import __version__
 from plm.evaluation import calibration, metrics, novelty
 from plm.evaluation.assessment import assess
 from plm.evaluation.classifier_report import Findings
+from plm.evaluation.conformal import Coverage, Errors, coverage_on
 from plm.evaluation.metrics import ALL
 from plm.evaluation.operating_point import score_summary
 from plm.evaluation.predictions import Evaluation, Model
@@ -382,5 +383,18 @@ def judge(trained: Trained, final: Final) -> Findings:
         {names[kind]: value for kind, value in trained.validation.items()}, told, uncalibrated, valid, counts,
         material.split_by, final.about, final.threshold if material.task.binary else float("nan"), final.temperature,
         material.loud, tuple(material.notes), drawn,
-        tuple((answer.name, answer.about, answer.setting) for answer in answers),
+        tuple((answer.name, answer.about, answer.setting) for answer in answers), coverage(trained),
     )  # fmt: skip
+
+
+def coverage(trained: Trained, promised: float = 0.9) -> Coverage | None:
+    """How often sets or intervals of the chosen head, set on validation rows, hold the truth of test rows."""
+    material = trained.material
+    number = material.task.target == "number"
+    parts = []
+    for part, member in zip(material.parts, trained.members[trained.chosen], strict=True):
+        if part.test:
+            known = material.target[np.asarray(part.valid, np.int64)]
+            errors = Errors.of(member.probabilities(member.valid), known, number=number)
+            parts.append((errors, member.probabilities(member.test), material.target[np.asarray(part.test, np.int64)]))
+    return coverage_on(parts, promised) if parts else None
