@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +78,10 @@ def hold_out_clusters(
     """Keeps whole homology clusters away from training.
 
     Clusters come from the input or from MMseqs2. Of every domain with at least two clusters some are held out (of one
-    with more clusters than ``parts``, at least one a part). Held-out proteins that MMseqs2 still finds a relative of in
-    training (E-value up to 0.001, half of the shorter protein) are set aside; where that leaves a domain without any,
-    further clusters of it are held out.
+    with more clusters than ``parts``, one a part at least, unless they are relatives). Held-out proteins that MMseqs2
+    still finds a relative of in training (E-value up to 0.001, half of the shorter protein) are set aside; where that
+    leaves a domain without any, further clusters of it are held out. Held-out clusters that are relatives of each other
+    go to the same part.
 
     Args:
         store: What there is.
@@ -115,12 +116,7 @@ def hold_out_clusters(
         held = chosen[cluster]
         fresh = np.flatnonzero(held & ~checked)
         if exclude_related and len(fresh):
-            train = np.flatnonzero(~held)
-            hits = homology.mmseqs_search(
-                store.sequences(fresh), store.sequences(train), 0.0, COVERAGE, threads, sensitivity=sensitivity,
-                distinct=True,
-            )  # fmt: skip
-            found = {first for first, _, _ in hits}
+            found = {first for first, _ in _relatives(store, fresh, np.flatnonzero(~held), threads, sensitivity)}
             related[fresh[sorted(found)]] = True
         checked |= held
         alive = np.zeros(count, bool)
@@ -133,7 +129,37 @@ def hold_out_clusters(
             break
         for key in poor:
             wanted[key] = min(len(queues[key]) - 1, max(taken[key] + parts, 2 * taken[key]))
-    return _split(store, cluster, queues, chosen, alive, related & chosen[cluster], parts, origin)
+    held = np.flatnonzero(chosen[cluster] & ~related)
+    kin = np.arange(count)
+    if exclude_related and parts > 1 and len(held):
+        pairs = _relatives(store, held, held, threads, sensitivity)
+        kin = np.array(homology.components(count, ((cluster[held[a]], cluster[held[b]]) for a, b in pairs)))
+    part_of = _deal(queues, chosen & alive, kin, parts)
+    return _split(store, cluster, queues, chosen, alive, related & chosen[cluster], part_of, parts, origin)
+
+
+def _relatives(
+    store: CorpusStore, queries: np.ndarray, targets: np.ndarray, threads: int, sensitivity: float
+) -> Iterator[tuple[int, int]]:
+    """Pairs of places in ``queries`` and ``targets``."""
+    found = homology.mmseqs_search(
+        store.sequences(queries), store.sequences(targets), 0.0, COVERAGE, threads, sensitivity=sensitivity,
+        distinct=True,
+    )  # fmt: skip
+    return ((first, second) for first, second, _ in found)
+
+
+def _deal(queues: dict[int, np.ndarray], usable: np.ndarray, kin: np.ndarray, parts: int) -> np.ndarray:
+    """The part of each cluster: those of a domain in turn, relatives together; -1 for the others."""
+    part_of = np.full(len(usable), -1)
+    of_kin: dict[int, int] = {}
+    for queue in queues.values():
+        counts = [0] * parts
+        for number in queue[usable[queue]].tolist():
+            part = of_kin.setdefault(int(kin[number]), _next(counts))
+            part_of[number] = part
+            counts[part] += 1
+    return part_of
 
 
 def _wanted(clusters: int, share: float, parts: int) -> int:
@@ -185,6 +211,11 @@ def _queues(names: np.ndarray, domain: np.ndarray, seed: int, parts: int) -> dic
     return queues
 
 
+def _next(counts: Sequence[int]) -> int:
+    """The part with the fewest; of equal ones the last, the final test."""
+    return min(range(len(counts)), key=lambda part: (counts[part], -part))
+
+
 def _split(
     store: CorpusStore,
     cluster: np.ndarray,
@@ -192,13 +223,10 @@ def _split(
     chosen: np.ndarray,
     alive: np.ndarray,
     related: np.ndarray,
+    part_of: np.ndarray,
     parts: int,
     origin: str,
 ) -> ClusterSplit:
-    part_of = np.full(len(chosen), -1)
-    for queue in queues.values():
-        mine = queue[chosen[queue] & alive[queue]]
-        part_of[mine] = parts - 1 - np.arange(len(mine)) % parts  # the last one, the final test, before the others
     held = chosen[cluster]
     usable = held & ~related
     found = tuple(np.flatnonzero(usable & (part_of[cluster] == part)) for part in range(parts))
