@@ -221,6 +221,31 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def has_language_model(files: ModelFiles) -> bool:
+    """Whether a checkpoint's weights include a head that predicts masked residues; reads names only.
+
+    Raises:
+        UserError: A weight file is damaged.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for path in weight_files(files.directory):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as opened:
+                    names = list(opened.keys())
+            else:
+                names = list(torch.load(path, map_location="meta", mmap=True, weights_only=True))
+        except Exception as error:  # damaged files surface as OSError, SafetensorError, UnpicklingError, RuntimeError
+            raise UserError(
+                f"The weights cannot be read ({error})", where=files.id, fix="Give an undamaged checkpoint"
+            ) from error
+        if any(name.startswith("lm_head.dense.") for name in names):
+            return True
+    return False
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of ``config.json``.
 

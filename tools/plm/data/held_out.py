@@ -1,0 +1,171 @@
+"""Proteins to judge language models on: cleaned, each once, with domain and cluster, every record accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from plm.data import fasta, homology
+from plm.data.fasta import raw_lines
+from plm.data.inputs import read_records
+from plm.data.records import read_strings
+from plm.errors import UserError
+
+UNKNOWN = "unknown"
+"""Domain of proteins whose table does not tell it."""
+_CLUSTER_COLUMNS = ("cluster", "group")
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one input record.
+
+    Attributes:
+        id: Its id.
+        status: ``judged``, ``rejected``, ``duplicate`` or ``not drawn``.
+        details: Why, or what cleaning changed.
+        protein: Its number among the judged proteins, or -1.
+        domain: As the table names it; ``unknown`` if it does not.
+        cluster: Likewise; empty where none is known.
+        length: Residues after cleaning.
+    """
+
+    id: str
+    status: str
+    details: str
+    protein: int
+    domain: str
+    cluster: str
+    length: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Distinct proteins to judge on.
+
+    Attributes:
+        sequences: P cleaned sequences.
+        ids: Id of the first record of each.
+        domains: Domain of each.
+        clusters: Cluster of each: what a bootstrap draws.
+        origin: Where the clusters come from, in words.
+        fates: One a record of the input, in its order.
+        has_domains: Whether the input tells domains.
+    """
+
+    sequences: list[str]
+    ids: list[str]
+    domains: list[str]
+    clusters: list[str]
+    origin: str
+    fates: list[Fate]
+    has_domains: bool
+
+    @property
+    def account(self) -> str:
+        """Where every record went, in one sentence."""
+        kinds = ("duplicate", "rejected", "not drawn")
+        counts = {kind: sum(fate.status == kind for fate in self.fates) for kind in kinds}
+        told = [f"{count} {kind}" for kind, count in counts.items() if count]
+        first = next((fate for fate in self.fates if fate.status == "rejected"), None)
+        more = f" (first rejected: {first.id}, {first.details})" if first else ""
+        told = [f"{len(self.fates)} records: {len(self.sequences)} distinct proteins judged", *told]
+        return ", ".join(told) + more
+
+
+def read_held_out(
+    path: Path, *, domain_column: str = "", cluster_column: str = "", most: int = 0, identity: float = 0.3,
+    threads: int = 1,
+) -> HeldOut:  # fmt: skip
+    """Reads proteins from FASTA, CSV/TSV with a sequence column, or a dataset table (also Parquet).
+
+    Args:
+        path: The file.
+        domain_column: Column of the taxon domain; empty: ``domain``, if there is one.
+        cluster_column: Column of clusters; empty: ``cluster`` or ``group``, else MMseqs2 makes clusters.
+        most: Judge at most so many proteins, those whose sequences have the lowest digests (0: all), so that the same
+            proteins are drawn whatever their order and company.
+        identity: Identity from which proteins are relatives where clusters must be found, 0-1.
+        threads: Processor threads.
+
+    Raises:
+        UserError: The file cannot be read, lacks a named column, or holds no usable protein.
+    """
+    read: list[tuple[str, Mapping[str, str], fasta.Cleaned]] = [
+        (identity_, columns, fasta.clean(sequence)) for identity_, sequence, columns in _records(path)
+    ]
+    known = read[0][1] if read else {}
+    domain_column = _named(domain_column, "--domain-column", known, path) or next(
+        (name for name in known if name.lower() == "domain"), ""
+    )
+    cluster_column = _named(cluster_column, "--cluster-column", known, path) or next(
+        (name for name in _CLUSTER_COLUMNS if name in known and all(columns.get(name) for _, columns, _ in read)), ""
+    )
+    distinct = dict.fromkeys(cleaned.sequence for _, _, cleaned in read if not cleaned.rejected)
+    if not distinct:
+        reason = f"; the first: {read[0][0]}, {read[0][2].rejected}" if read else ""
+        raise UserError(f"The input holds no usable protein{reason}", where=path.name, fix="Give protein sequences")
+    drawn = set(distinct)
+    if most and len(distinct) > most:
+        drawn = set(sorted(distinct, key=lambda sequence: hashlib.sha256(sequence.encode()).digest())[:most])
+    place = {sequence: number for number, sequence in enumerate(s for s in distinct if s in drawn)}
+    first: dict[str, str] = {}
+    fates: list[Fate] = []
+    domains, clusters, ids = [""] * len(place), [""] * len(place), [""] * len(place)
+    for name, columns, cleaned in read:
+        domain = (columns.get(domain_column, "") if domain_column else "") or UNKNOWN
+        cluster = columns.get(cluster_column, "") if cluster_column else ""
+        sequence, number = cleaned.sequence, -1
+        if cleaned.rejected:
+            status, details = "rejected", cleaned.rejected
+        elif sequence in first:
+            status, details = "duplicate", f"the same sequence as {first[sequence]}"
+        else:
+            first[sequence] = name
+            number = place.get(sequence, -1)
+            status = "judged" if number >= 0 else "not drawn"
+            details = "; ".join(cleaned.changes) if number >= 0 else f"--most-proteins {most}"
+            if number >= 0:
+                domains[number], clusters[number], ids[number] = domain, cluster, name
+        fates.append(Fate(name, status, details, number, domain, cluster, len(sequence)))
+    sequences = list(place)
+    if cluster_column:
+        empty = next((ids[row] for row, cluster in enumerate(clusters) if not cluster), None)
+        if empty is not None:
+            raise UserError(f"The column {cluster_column} is empty for {empty}", where=path.name, fix="Fill the column")
+        origin = f"the input's column {cluster_column}"
+    else:
+        method = homology.choose_method(sequences)
+        lowest = None if method == "exact" else identity  # windows have an identity of their own
+        pairs = [(str(row), sequence) for row, sequence in enumerate(sequences)]
+        found = homology.cluster(pairs, identity=lowest, coverage=0.5, threads=threads, method=method)
+        clusters = [f"cluster{int(root) + 1}" for root in found.values()]
+        origin = homology.describe(method, homology.default_identity(method, lowest), 0.5)
+    return HeldOut(sequences, ids, domains, clusters, origin, fates, bool(domain_column))
+
+
+def _named(column: str, flag: str, known: Mapping[str, str], path: Path) -> str:
+    if column and column not in known:
+        found = ", ".join(list(known)[:12]) or "none: FASTA has no columns"
+        raise UserError(f"{flag}: there is no column {column!r} (columns: {found})", where=path.name)
+    return column
+
+
+def _records(path: Path) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """(id, raw sequence, columns) of each record."""
+    if path.is_file():
+        with path.open("rb") as opened:
+            parquet = opened.read(4) == b"PAR1"
+        if parquet:
+            table = read_strings(path, "table of proteins", "Give proteins")
+            if not {"id", "sequence"} <= set(table.columns):
+                raise UserError("The table needs the columns id and sequence", where=path.name)
+            for row in table.to_dict("records"):
+                yield row["id"], row["sequence"], row
+            return
+        if not any(line.strip() for _, line in raw_lines(path)):
+            raise UserError("The file is empty", where=path.name, fix="Give protein sequences")
+    for record in read_records(path):
+        yield record.id, record.sequence, record.columns

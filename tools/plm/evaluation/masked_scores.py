@@ -1,0 +1,204 @@
+"""What models said of the same masked residues: perplexity, accuracy and agreement, with intervals over clusters.
+
+Only masked residues count: a model that may see a residue reads it off. Perplexity is over the model's whole vocabulary
+(what pretraining reports too); agreement compares the probabilities of the twenty amino acids. Every score is a ratio
+of sums over proteins, so a resample of clusters is a product of counts with sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from plm.evaluation.intervals import FEWEST_GROUPS, draw_groups, group_index, interval
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+ALL = "all"
+LETTERS = 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The M masked residues of P proteins.
+
+    Attributes:
+        owner: (M,) number of the protein.
+        truth: (M,) true amino acid, 0-19.
+        proteins: P.
+        domains: P names.
+        clusters: P names.
+    """
+
+    owner: Ints
+    truth: Ints
+    proteins: int
+    domains: Sequence[str]
+    clusters: Sequence[str]
+
+    def sums(self, values: NDArray[np.generic]) -> Floats:
+        """(P,) sum of a value over each protein's masked residues."""
+        found: Floats = np.bincount(self.owner, values.astype(np.float64), self.proteins).astype(np.float64)
+        return found
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model said of them.
+
+    Attributes:
+        name: The model.
+        log_p: (M, 20) float32 log-probabilities of the amino acids within the whole vocabulary.
+        called: (M,) likeliest token: the amino acid's number, or -1 for anything else.
+        baseline: Whether it is no language model.
+    """
+
+    name: str
+    log_p: NDArray[np.float32]
+    called: Ints
+    baseline: bool = False
+
+    def loss(self, asked: Asked) -> Floats:
+        """(M,) negative log-probability of the truth in nats."""
+        return -self.log_p[np.arange(len(asked.truth)), asked.truth].astype(np.float64)
+
+    def right(self, asked: Asked) -> NDArray[np.bool_]:
+        """(M,) whether the likeliest token is the truth."""
+        found: NDArray[np.bool_] = self.called == asked.truth
+        return found
+
+
+@dataclass(frozen=True)
+class Line:
+    """One score.
+
+    Attributes:
+        model: Whose.
+        baseline: Whether that is no language model.
+        domain: Of which proteins; ``all``.
+        measure: What.
+        value: The score.
+        low: Lower end of the 95 % interval; NaN with fewer than ten clusters.
+        high: Upper end.
+        proteins: Proteins with masked residues.
+        residues: Masked residues.
+        clusters: Clusters.
+    """
+
+    model: str
+    baseline: bool
+    domain: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    proteins: int
+    residues: int
+    clusters: int
+
+
+class _Scope:
+    """The proteins of one domain and the draws of their clusters; all models see the same draws."""
+
+    def __init__(self, domain: str, chosen: NDArray[np.bool_], counts: Floats, asked: Asked, resamples: int, seed: int):
+        self.domain, self.rows = domain, np.flatnonzero(chosen & (counts > 0))
+        index, self.clusters = group_index([asked.clusters[row] for row in self.rows.tolist()])
+        self._index = index
+        self._draws = draw_groups(self.clusters, resamples, seed) if self.clusters >= FEWEST_GROUPS else None
+        self._counts = counts
+
+    def sums(self, values: Floats) -> tuple[float, Floats | None]:
+        """The sum over the scope's proteins, and under each resample."""
+        mine = values[self.rows]
+        if self._draws is None:
+            return float(mine.sum()), None
+        drawn: Floats = self._draws.astype(np.float64) @ np.bincount(self._index, mine, self.clusters)
+        return float(mine.sum()), drawn
+
+    def line(self, model: Answers, measure: str, top: Floats, *, exponent: bool = False) -> Line:
+        """A sum over residues divided by the number of residues; its exponential for perplexities."""
+        value, resampled = self.sums(top)
+        residues, drawn = self.sums(self._counts)
+        score, low, high = value / residues, float("nan"), float("nan")
+        if resampled is not None and drawn is not None:
+            low, high = interval(resampled / drawn)
+        if exponent:
+            score, low, high = (float(np.exp(each)) for each in (score, low, high))
+        return Line(model.name, model.baseline, self.domain, measure, score, low, high, len(self.rows), int(residues),
+                    self.clusters)  # fmt: skip
+
+
+def _scopes(asked: Asked, resamples: int, seed: int) -> list[_Scope]:
+    counts = asked.sums(np.ones(len(asked.owner)))
+    domains = np.asarray(asked.domains, dtype=object).astype(str)
+    names = sorted(set(domains.tolist()))
+    made = [_Scope(ALL, np.ones(asked.proteins, bool), counts, asked, resamples, seed)]
+    if len(names) > 1:
+        made += [_Scope(name, domains == name, counts, asked, resamples, seed) for name in names]
+    return [scope for scope in made if len(scope.rows)]
+
+
+def scores(asked: Asked, models: Sequence[Answers], *, resamples: int = 1000, seed: int = 42) -> list[Line]:
+    """Masked perplexity and accuracy of each model, over all proteins and in each domain."""
+    sums = {model.name: (asked.sums(model.loss(asked)), asked.sums(model.right(asked))) for model in models}
+    found: list[Line] = []
+    for scope in _scopes(asked, resamples, seed):
+        for model in models:
+            loss, right = sums[model.name]
+            found.append(scope.line(model, "masked_perplexity", loss, exponent=True))
+            found.append(scope.line(model, "masked_accuracy", right))
+    return found
+
+
+def agreement(
+    asked: Asked, reference: Answers, models: Sequence[Answers], *, resamples: int = 1000, seed: int = 42
+) -> list[Line]:
+    """How each model agrees with the reference on the same masked residues.
+
+    ``top1_agreement``: share of residues for which both find the same amino acid likeliest. ``kl_divergence``: of the
+    model's distribution over amino acids from the reference's, in nats, mean over residues. ``perplexity_ratio``: the
+    model's over the reference's. ``accuracy_difference``: the model's minus the reference's.
+    """
+    theirs = log_softmax(reference.log_p.astype(np.float64), axis=1)
+    their_top, their_loss, their_right = theirs.argmax(axis=1), reference.loss(asked), reference.right(asked)
+    found: list[Line] = []
+    scopes = _scopes(asked, resamples, seed)
+    for model in models:
+        mine = log_softmax(model.log_p.astype(np.float64), axis=1)
+        same = asked.sums(mine.argmax(axis=1) == their_top)
+        divergence = asked.sums((np.exp(theirs) * (theirs - mine)).sum(axis=1))
+        ratio = asked.sums(model.loss(asked) - their_loss)
+        difference = asked.sums(model.right(asked).astype(np.float64) - their_right)
+        for scope in scopes:
+            found.append(scope.line(model, "top1_agreement", same))
+            found.append(scope.line(model, "kl_divergence", divergence))
+            found.append(scope.line(model, "perplexity_ratio", ratio, exponent=True))
+            found.append(scope.line(model, "accuracy_difference", difference))
+    return found
+
+
+def unigram(asked: Asked) -> Answers:
+    """Always answers with the frequencies of the amino acids among these very residues: the best a constant can do."""
+    counts = np.bincount(asked.truth, minlength=LETTERS) + 1.0
+    log_p = np.log(counts / counts.sum()).astype(np.float32)
+    called = np.full(len(asked.truth), int(counts.argmax()), np.int64)
+    return Answers("unigram", np.broadcast_to(log_p, (len(asked.truth), LETTERS)), called, baseline=True)
+
+
+def composition(asked: Asked, visible: NDArray[np.int64], weight: float = 100.0) -> Answers:
+    """Answers with the composition of the same protein's residues that are not masked, drawn towards that of all.
+
+    Args:
+        asked: The masked residues.
+        visible: (P, 20) how often each amino acid is visible in each protein.
+        weight: Residues' worth of the overall composition that is added to each protein's own.
+    """
+    overall = visible.sum(axis=0) + 1.0
+    overall = overall / overall.sum()
+    own = visible + weight * overall
+    log_p = np.log(own / own.sum(axis=1, keepdims=True)).astype(np.float32)[asked.owner]
+    return Answers("composition", log_p, log_p.argmax(axis=1).astype(np.int64), baseline=True)
