@@ -474,3 +474,21 @@ def test_a_million_rows_with_many_small_taxa(tmp_path: Path) -> None:
     assert full.max() <= 8192 and full.mean() > 0.95 * 8192
     assert took < 60, "seconds are expected; a minute means a loop over sequences"
     assert rows.pools["domain"][1] > 50_000 and rows.pools["taxon"][1] > 500_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tsv", "parquet"])
+def test_memory_hardly_grows_with_the_corpus(kind: str, tmp_path: Path) -> None:
+    """100,000 proteins of 48 million residues, which as Python strings would take some 60 MiB each with their ids.
+
+    ``scripts/bench_corpus`` measures a million.
+    """
+    from benchmarks.corpus_command import in_a_process, write
+
+    path = write(100_000, kind, tmp_path / f"simulated.{kind}")
+    found = in_a_process(path, tmp_path)
+    assert found["proteins"] == 98_000
+    allowed = 180 if kind == "parquet" else 100  # with the library that reads it
+    assert found["MiB after plan"] - found["MiB at the start"] < allowed
+    mapped = found["residues"] / 2**20
+    assert found["MiB after count"] - found["MiB at the start"] < allowed + mapped + 60

@@ -260,7 +260,8 @@ def _open_parquet(path: Path) -> Any:
     import pyarrow.parquet as parquet
 
     try:
-        return parquet.ParquetFile(path, buffer_size=2**20)  # columns are streamed: a row group may be the whole file
+        # Columns are streamed, for a row group may be the whole file; both settings are needed for that.
+        return parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"The Parquet file cannot be read: {error}", where=path.name, fix="Transfer the file again"

@@ -22,7 +22,7 @@ IGNORED = -100
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 """Of the residues to predict, so many are hidden and so many replaced; the rest stay (Devlin et al. 2019)."""
-_BLOCK = 16384
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
