@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plm.data import homology
 from plm.errors import UserError
-from plm.learning import corpus as corpora
 from plm.learning.cluster_split import ClusterSplit, cluster_names, hold_out_clusters
 from plm.learning.corpus import IGNORED, Corpus
 from plm.learning.corpus_store import CorpusStore, load_corpus, open_corpus
@@ -242,14 +241,23 @@ def test_a_half_filled_cluster_column_is_not_believed(tmp_path: Path) -> None:
     assert with_clusters(records, ["a", "a", "", "b", "b", "c"], tmp_path).cluster is None
 
 
-def test_the_same_clusters_as_plm_pretrain(tmp_path: Path) -> None:
-    records = relatives(12, 3, "B")
+def test_domains_count_only_if_asked(tmp_path: Path) -> None:
+    """A split that the first version of plm_pretrain made: the order of clusters by name, shuffled by the seed."""
+    records = random_records(20, longest=40)
+    names = [f"c{number % 10}" for number in range(20)]
+    store = with_clusters(records, names, tmp_path)
+    split = hold_out_clusters(store, share=0.3, identity=0.3, seed=5, threads=1, exclude_related=False, by_domain=False)
+    chosen = {sorted(set(names))[place] for place in np.random.default_rng(5).permutation(10)[:3]}
+    assert {names[index] for index in split.held_out} == chosen
+
+
+def test_a_subset_is_the_corpus_in_memory(tmp_path: Path) -> None:
+    records = random_records(20)
     store = store_of(records, tmp_path)
-    split = hold_out_clusters(store, share=0.3, identity=0.3, seed=5, threads=1)
-    proteins = corpora.read_sequences(tmp_path / "corpus.tsv")
-    known = corpora.hold_out(proteins, share=0.3, identity=0.3, seed=5, threads=1)
-    assert list(store.sequences(split.train)) == known.train
-    assert list(store.sequences(split.held_out)) == known.held_out
+    some = np.array([2, 3, 17])
+    memory = Corpus.build([records[index][3] for index in some], ESM2, VOCABULARY)
+    assert store.subset(some).digest() == memory.digest()
+    assert np.array_equal(store.subset(some).letters, memory.letters)
 
 
 def test_one_family_alone_cannot_be_judged(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ import pytest
 import torch
 from plm.data import homology
 from plm.errors import UserError
-from plm.learning.corpus import IGNORED, Corpus, MaskedRows, Proteins, hold_out, read_sequences
+from plm.learning.cluster_split import ClusterSplit, hold_out_clusters
+from plm.learning.corpus import IGNORED, Corpus, MaskedRows
+from plm.learning.corpus_store import CorpusStore, open_corpus
 from plm.learning.pretraining import Score
 from plm.model.families import FAMILIES
 from plm.model.presets import ESM2_VOCABULARY
@@ -103,23 +105,31 @@ def test_a_row_depends_on_the_seed_and_its_number_only() -> None:
     assert members == list(range(7)), "an epoch takes every sequence once"
 
 
-def test_families_never_straddle_training_and_evaluation() -> None:
-    names, sequences = zip(*families(20, 3), strict=True)
-    given = Proteins(list(names), list(sequences), None, len(names), {})
-    split = hold_out(given, share=0.3, identity=0.3, seed=1, threads=1)
-    family = {sequence: name.split("m")[0] for name, sequence in zip(names, sequences, strict=True)}
-    kept = {family[sequence] for sequence in split.held_out}
-    assert kept and not kept & {family[sequence] for sequence in split.train}
-    assert len(split.train) + len(split.held_out) + split.set_aside == len(names)
-    assert not list(homology.mmseqs_search(split.held_out, split.train, 0.0, 0.5, 1))
+def split_of(path: Path, folder: Path, share: float, seed: int = 1) -> tuple[CorpusStore, ClusterSplit]:
+    store = open_corpus(path, folder, FAMILIES[0], VOCABULARY)
+    return store, hold_out_clusters(store, share=share, identity=0.3, seed=seed, threads=1, by_domain=False)
 
 
-def test_relatives_that_fast_clusters_part_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    names, sequences = zip(*families(20, 3), strict=True)
+def write_fasta(records: list[tuple[str, str]], path: Path) -> Path:
+    path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in records))
+    return path
+
+
+def test_families_never_straddle_training_and_evaluation(tmp_path: Path) -> None:
+    store, split = split_of(write_fasta(families(20, 3), tmp_path / "f.fasta"), tmp_path, 0.3)
+    train, held_out = list(store.sequences(split.train)), list(store.sequences(split.held_out))
+    kept = {store.identity(index).split("m")[0] for index in split.held_out}
+    assert kept and not kept & {store.identity(index).split("m")[0] for index in split.train}
+    assert len(split.train) + len(split.held_out) + len(split.set_aside) == 60
+    assert not list(homology.mmseqs_search(held_out, train, 0.0, 0.5, 1))
+
+
+def test_relatives_that_fast_clusters_part_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(homology, "MANY", 10)
-    split = hold_out(Proteins(list(names), list(sequences), None, 60, {}), share=0.5, identity=0.3, seed=1, threads=1)
-    assert "MMseqs2 linclust" in split.sentence and split.set_aside > 0
-    assert not list(homology.mmseqs_search(split.held_out, split.train, 0.0, 0.5, 1))
+    store, split = split_of(write_fasta(families(20, 3), tmp_path / "f.fasta"), tmp_path, 0.5)
+    assert "MMseqs2 linclust" in split.sentence and len(split.set_aside) > 0
+    train, held_out = list(store.sequences(split.train)), list(store.sequences(split.held_out))
+    assert not list(homology.mmseqs_search(held_out, train, 0.0, 0.5, 1))
 
 
 def test_the_cluster_column_is_believed(tmp_path: Path) -> None:
@@ -128,29 +138,28 @@ def test_the_cluster_column_is_believed(tmp_path: Path) -> None:
     rows = [(f"p{i}", "".join(chance.choices(LETTERS, k=60)), f"c{i % 6}") for i in range(30)]
     with table.open("w", newline="") as opened:
         csv.writer(opened).writerows([("id", "sequence", "cluster"), *rows])
-    proteins = read_sequences(table)
-    assert proteins.clusters == [cluster for _, _, cluster in rows]
-    split = hold_out(proteins, share=0.34, identity=0.3, seed=0, threads=1)
-    cluster = {sequence: name for _, sequence, name in rows}
-    assert not {cluster[s] for s in split.train} & {cluster[s] for s in split.held_out}
-    assert split.clusters == (6, 2)
+    _, split = split_of(table, tmp_path, 0.34, seed=0)
+    cluster = [name for _, _, name in rows]
+    assert not {cluster[i] for i in split.train} & {cluster[i] for i in split.held_out}
+    assert split.clusters == (6, 2) and "the input's cluster column" in split.sentence
 
 
 def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     content = ">a\r\nMKVU\r\n>b\r\nM*K\r\n>c\r\nMKVX\r\n>d\r\n" + "MKVLA" * 7000 + "\r\n"
     for name, data in (("p.fasta", gzip.compress(content.encode())), ("p.fasta.gz", content.encode())):
         (tmp_path / name).write_bytes(data)
-        proteins = read_sequences(tmp_path / name)
-        assert proteins.account == (
+        store = open_corpus(tmp_path / name, tmp_path, FAMILIES[0], VOCABULARY)
+        assert store.account == (
             "4 records read: 2 distinct proteins; 1 of them cleaned; 1 left out as unusable (first: b, 1 stop inside "
             "the sequence, the first at residue 2); 1 left out as repetitions (first: c)"
         )
-        assert [len(sequence) for sequence in proteins.sequences] == [4, 35000]
+        assert [len(sequence) for sequence in store.sequences()] == [4, 35000]
 
 
 def test_a_table_may_hold_names_beyond_ascii(tmp_path: Path) -> None:
-    (tmp_path / "t.tsv").write_text("id\torganism\tsequence\na\tMüller\tMKV\n", encoding="utf-8")
-    assert read_sequences(tmp_path / "t.tsv").sequences == ["MKV"]
+    (tmp_path / "t.tsv").write_text("id\torganism\tsequence\nä\tMüller\tMKV\n", encoding="utf-8")
+    store = open_corpus(tmp_path / "t.tsv", tmp_path, FAMILIES[0], VOCABULARY)
+    assert (store.identity(0), store.sequence(0)) == ("ä", "MKV")
 
 
 @pytest.mark.parametrize(("loss", "words"), [(2.5, "39.3 % below"), (3.1, "10.5 % above")])
@@ -159,10 +168,9 @@ def test_a_model_worse_than_the_frequencies_is_called_so(loss: float, words: str
     assert score.beside_unigram == words
 
 
-def test_one_family_alone_cannot_be_judged() -> None:
-    names, sequences = zip(*families(1, 6), strict=True)
+def test_one_family_alone_cannot_be_judged(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="relatives of each other"):
-        hold_out(Proteins(list(names), list(sequences), None, 6, {}), share=0.2, identity=0.3, seed=0, threads=1)
+        split_of(write_fasta(families(1, 6), tmp_path / "f.fasta"), tmp_path, 0.2)
 
 
 def test_a_model_comes_out_whole(fasta: Path, tmp_path: Path, run_stage: Run) -> None:

@@ -118,8 +118,9 @@ def run(argv: Sequence[str] | None) -> None:
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "accelerate": "1.1"})
     import torch
-    from plm.learning import corpus as corpora
     from plm.learning import pretraining
+    from plm.learning.cluster_split import hold_out_clusters
+    from plm.learning.corpus_store import open_corpus
     from plm.learning.pretraining_report import write_model, write_report
     from plm.learning.row_state import CheckpointKeeper
     from plm.learning.row_training import RowSettings, Steering
@@ -130,23 +131,23 @@ def run(argv: Sequence[str] | None) -> None:
     device = devices.choose_device(args.device)
     precision = devices.choose_precision(args.precision, device)
     devices.announce(log, device, precision)
-    records = corpora.read_sequences(args.input)
-    log.info("%s; %d residues", records.account, sum(map(len, records.sequences)))
-    threads = stage.threads()
-    split = corpora.hold_out(records, share=args.holdout, identity=args.identity, seed=args.seed, threads=threads)
-    log.info("%s", split.sentence)
-
     torch.manual_seed(args.seed)
     with stage.Outputs() as outputs, tempfile.TemporaryDirectory(prefix="plm_") as scratch:
         workdir = Path(scratch)
+        store = open_corpus(args.input, workdir)
+        log.info("%s; %d residues", store.account, store.residues)
+        split = hold_out_clusters(
+            store, share=args.holdout, identity=args.identity, seed=args.seed, threads=stage.threads(), by_domain=False
+        )
+        log.info("%s", split.sentence)
         if args.model:
             files = resolve_model(args.model, workdir=workdir, allow_hub=args.allow_hub)
         else:
             files = pretraining.new_model(args.preset, workdir / "new")
         loaded = load_model(files, purpose="masked_lm", device=device)
         model = pretraining.MaskedRowModel(loaded.model)
-        train_set = corpora.Corpus.build(split.train, loaded.family, loaded.vocabulary)
-        held_out = corpora.Corpus.build(split.held_out, loaded.family, loaded.vocabulary)
+        store = store.for_family(loaded.family, loaded.vocabulary)
+        train_set, held_out = store.subset(split.train), store.subset(split.held_out)
         settings = RowSettings(
             steps=args.steps,
             batch_tokens=args.batch_tokens,
@@ -195,8 +196,10 @@ def run(argv: Sequence[str] | None) -> None:
             score.perplexity, score.unigram_perplexity, score.beside_unigram, score.accuracy,
             score.unigram_accuracy, score.residues,
         )  # fmt: skip
-        facts = {"arguments": args, "records": records, "split": split, "outcome": outcome, "score": score,
-                 "parameters": parameters, "files": files, "device": str(device), "precision": precision}  # fmt: skip
+        facts = {
+            "arguments": args, "store": store, "split": split, "outcome": outcome, "score": score, "files": files,
+            "residues": train_set.residues, "parameters": parameters, "device": str(device), "precision": precision,
+        }  # fmt: skip
         write_model(loaded, outputs.path(args.output_model), facts, dtype=args.stored_dtype, workdir=workdir)
         write_report(facts, outputs, history=args.history, figure=args.figure, report=args.report)
         if args.checkpoint:

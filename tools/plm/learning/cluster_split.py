@@ -74,6 +74,7 @@ def hold_out_clusters(
     threads: int,
     parts: int = 1,
     exclude_related: bool = True,
+    by_domain: bool = True,
 ) -> ClusterSplit:
     """Keeps whole homology clusters away from training.
 
@@ -91,6 +92,7 @@ def hold_out_clusters(
         threads: Processor threads.
         parts: How many purposes the held-out clusters are divided among.
         exclude_related: Whether to look for relatives across.
+        by_domain: Whether every domain counts for itself.
 
     Raises:
         UserError: All proteins are relatives of each other, or too few clusters for all parts.
@@ -102,7 +104,7 @@ def hold_out_clusters(
         raise UserError(
             f"{what}, so no family can be kept for the evaluation", fix="Give more diverse proteins or raise --identity"
         )
-    domain = _domain_of(cluster, store.domain, count)
+    domain = _domain_of(cluster, store.domain, count) if by_domain else np.zeros(count, np.int64)
     queues = _queues(names, domain, seed, parts)
     wanted = {key: _wanted(len(queue), share, parts) for key, queue in queues.items()}
     taken = dict.fromkeys(queues, 0)

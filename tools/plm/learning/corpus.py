@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from plm.data import fasta, homology, records
-from plm.data.inputs import read_records
 from plm.errors import UserError
 from plm.model.batching import Batch, Layout, plan_batches
 from plm.model.families import AMINO_ACIDS, ModelFamily, prepare
@@ -251,149 +248,3 @@ class MaskedRows(EpochRows):
         generator = np.random.default_rng([self._seed, number])
         members = self.rows_of(epoch)[place]
         return self._corpus.masked_row(members, crop=self._crop, rate=self._rate, generator=generator)
-
-
-@dataclass(frozen=True)
-class Proteins:
-    """Distinct cleaned sequences with their homology clusters, if the input names them.
-
-    Attributes:
-        ids: One id a distinct sequence (its first).
-        sequences: Distinct cleaned sequences in input order.
-        clusters: One cluster name a sequence, or None.
-        read: Records in the input.
-        dropped: Reason -> ids of the records that training does not use.
-        changed: Records that cleaning changed, such as unusual residues that became X.
-    """
-
-    ids: list[str]
-    sequences: list[str]
-    clusters: list[str] | None
-    read: int
-    dropped: dict[str, list[str]]
-    changed: int = 0
-
-    @property
-    def account(self) -> str:
-        """Where every record went, in one sentence."""
-        told = [f"{len(ids)} left out as {reason} (first: {ids[0]})" for reason, ids in self.dropped.items()]
-        cleaned = [f"{self.changed} of them cleaned"] if self.changed else []
-        return "; ".join([f"{self.read} records read: {len(self.sequences)} distinct proteins", *cleaned, *told])
-
-
-def read_sequences(path: Path) -> Proteins:
-    """Reads proteins from FASTA, CSV/TSV with a ``sequence`` column, or a dataset table (also Parquet).
-
-    Raises:
-        UserError: The file cannot be read, holds nucleotides, or holds no usable protein.
-    """
-    ids: list[str] = []
-    sequences: list[str] = []
-    clusters: list[str] = []
-    seen: set[str] = set()
-    dropped: dict[str, list[str]] = {}
-    read = changed = 0
-    for identity, raw, cluster in _records(path):
-        read += 1
-        cleaned = fasta.clean(raw)
-        if cleaned.rejected:
-            dropped.setdefault("unusable", []).append(f"{identity}, {cleaned.rejected}")
-        elif cleaned.sequence in seen:
-            dropped.setdefault("repetitions", []).append(identity)
-        else:
-            seen.add(cleaned.sequence)
-            ids.append(identity)
-            sequences.append(cleaned.sequence)
-            clusters.append(cluster)
-            changed += bool(cleaned.changes)
-    if not sequences:
-        first = next(iter(dropped.values()), ["no record"])[0]
-        raise UserError(
-            f"The input holds no usable protein; the first: {first}", where=path.name, fix="Give protein sequences"
-        )
-    return Proteins(ids, sequences, clusters if all(clusters) else None, read, dropped, changed)
-
-
-def _records(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(id, raw sequence, cluster or empty) of each record."""
-    if path.is_file():
-        with path.open("rb") as opened:
-            parquet = opened.read(4) == b"PAR1"
-        if parquet:
-            table = records.read_dataset(path)
-            rows = zip(table["id"], table["sequence"], table.get("cluster", [""] * len(table)), strict=True)
-            yield from ((str(a), str(b), str(c)) for a, b, c in rows)
-            return
-    for record in read_records(path):
-        yield record.id, record.sequence, record.columns.get("cluster", "")
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Training sequences and sequences of clusters that training does not see.
-
-    Attributes:
-        train: Sequences to train on.
-        held_out: Sequences to judge on.
-        set_aside: Sequences of held-out clusters that still have a relative in training; used for neither.
-        clusters: How many clusters there are, and how many were held out.
-        sentence: All of that in one sentence.
-    """
-
-    train: list[str]
-    held_out: list[str]
-    set_aside: int
-    clusters: tuple[int, int]
-    sentence: str
-
-
-def hold_out(proteins: Proteins, *, share: float, identity: float, seed: int, threads: int) -> HeldOut:
-    """Keeps whole homology clusters away from training.
-
-    Clusters come from the input or from MMseqs2. Held-out proteins that MMseqs2 still finds a relative of in training
-    (E-value up to 0.001, half of the shorter protein) are set aside.
-
-    Args:
-        proteins: What there is.
-        share: Share of the clusters to hold out, 0-1.
-        identity: Identity from which proteins are relatives, 0-1, where clusters must be found.
-        seed: Which clusters.
-        threads: Processor threads.
-
-    Raises:
-        UserError: All proteins are relatives of each other.
-    """
-    sequences = proteins.sequences
-    if proteins.clusters is not None:
-        names, origin = proteins.clusters, "the input's cluster column"
-    else:
-        pairs = [(str(index), sequence) for index, sequence in enumerate(sequences)]
-        method = homology.choose_method(sequences)
-        if method == "cascade":  # linear time for a corpus; relatives that it leaves apart are set aside below
-            method = "linclust"
-        found = homology.cluster(pairs, identity=identity, coverage=0.5, threads=threads, method=method)
-        names = list(found.values())
-        origin = homology.describe(method, identity, 0.5)
-    distinct = sorted(set(names))
-    if len(distinct) < 2:
-        raise UserError(
-            "All proteins are relatives of each other, so no family can be kept for the evaluation",
-            fix="Give more diverse proteins or raise --identity",
-        )
-    generator = np.random.default_rng(seed)
-    count = min(len(distinct) - 1, max(1, round(share * len(distinct))))
-    chosen = {distinct[index] for index in generator.permutation(len(distinct))[:count]}
-    train = [sequence for sequence, name in zip(sequences, names, strict=True) if name not in chosen]
-    candidates = [sequence for sequence, name in zip(sequences, names, strict=True) if name in chosen]
-    related = {first for first, _, _ in homology.mmseqs_search(candidates, train, 0.0, 0.5, threads, sensitivity=7.5)}
-    kept = [sequence for index, sequence in enumerate(candidates) if index not in related]
-    if not kept:
-        raise UserError(
-            "Every held-out protein has a relative in training",
-            fix="Give more diverse proteins, raise --holdout, or lower --identity",
-        )
-    sentence = (
-        f"{len(train)} proteins to train on; {len(kept)} proteins of {count} of {len(distinct)} clusters held out"
-        f" ({origin}); {len(candidates) - len(kept)} more with a distant relative in training set aside"
-    )
-    return HeldOut(train, kept, len(candidates) - len(kept), (len(distinct), count), sentence)

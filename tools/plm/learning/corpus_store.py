@@ -21,7 +21,8 @@ from plm.data.fasta import clean, looks_like_nucleotides
 from plm.data.spool import Entry, Remarks, Texts, TextWriter, first_equal, read_entries, settle_ids, table_columns
 from plm.errors import UserError
 from plm.learning.corpus import Corpus
-from plm.model.families import MODEL_LETTERS, ModelFamily
+from plm.model.families import FAMILIES, MODEL_LETTERS, ModelFamily
+from plm.model.presets import ESM2_VOCABULARY
 
 TAXON_COLUMNS = (
     "taxon", "taxid", "taxon_id", "tax_id", "taxonomy_id", "ncbi_taxon", "ncbi_taxon_id", "organism_id", "ox",
@@ -30,6 +31,8 @@ DOMAIN_COLUMNS = ("domain", "superkingdom", "kingdom")
 CLUSTER_COLUMNS = ("cluster",)
 DIGEST_BYTES = 16
 
+_ESM2 = next(family for family in FAMILIES if family.name == "esm2")
+_ESM2_IDS = {token: number for number, token in enumerate(ESM2_VOCABULARY)}
 _COPY = 2**24  # residues
 _BREAKS = str.maketrans("\t\r\n\x00", "    ")
 _REJECTED = ("id", "file", "line", "reason")
@@ -93,6 +96,16 @@ class CorpusStore(Corpus):
         """The cleaned residues of some sequences (all by default), each made when it is asked for."""
         return _Sequences(self, np.arange(len(self)) if indices is None else np.asarray(indices))
 
+    def subset(self, indices: np.ndarray) -> Corpus:
+        """Some of the sequences in memory, two bytes a residue."""
+        lengths = np.diff(self.offsets)[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        tokens, table = np.empty(int(offsets[-1]), np.int16), self.table.astype(np.int16)
+        for place, index in enumerate(np.asarray(indices).tolist()):
+            codes = self.tokens[self.offsets[index] : self.offsets[index + 1]]
+            tokens[offsets[place] : offsets[place + 1]] = table[codes]
+        return Corpus(tokens, offsets, self.before, self.after, self.mask, self.letters)
+
     def for_family(self, family: ModelFamily, vocabulary: Mapping[str, int]) -> CorpusStore:
         """The same corpus in the token ids of another model; digests, indices and masked places stay the same.
 
@@ -138,8 +151,8 @@ def _encoding(family: ModelFamily, vocabulary: Mapping[str, int]) -> dict[str, A
 def open_corpus(
     paths: str | Path | Sequence[str | Path],
     workdir: Path,
-    family: ModelFamily,
-    vocabulary: Mapping[str, int],
+    family: ModelFamily = _ESM2,
+    vocabulary: Mapping[str, int] = _ESM2_IDS,
     *,
     taxon_column: str | None = None,
     domain_column: str | None = None,
@@ -152,7 +165,7 @@ def open_corpus(
     Args:
         paths: One file or several, plain or gzipped.
         workdir: Takes the files of the store.
-        family: Of the model whose token ids are wanted.
+        family: Of the model whose token ids are wanted; :meth:`CorpusStore.for_family` gives those of another.
         vocabulary: Of that model.
         taxon_column: The column of taxa; by default one of :data:`TAXON_COLUMNS` (FASTA: ``OX=`` in the header).
         domain_column: The column of domains; by default one of :data:`DOMAIN_COLUMNS`.
@@ -186,7 +199,7 @@ def open_corpus(
     return load_corpus(workdir, family, vocabulary)
 
 
-def load_corpus(workdir: Path, family: ModelFamily, vocabulary: Mapping[str, int]) -> CorpusStore:
+def load_corpus(workdir: Path, family: ModelFamily = _ESM2, vocabulary: Mapping[str, int] = _ESM2_IDS) -> CorpusStore:
     """Opens what :func:`open_corpus` laid out, such as by another process of the same job."""
     folder = workdir / "corpus"
     known = json.loads((folder / "corpus.json").read_text())

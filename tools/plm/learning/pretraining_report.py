@@ -22,6 +22,7 @@ def card(facts: Mapping[str, Any]) -> str:
     args, split, outcome, score = (facts[key] for key in ("arguments", "split", "outcome", "score"))
     name = args.title or args.output_model.stem
     start = f"continued from {facts['files'].id}" if args.model else f"from scratch (preset {args.preset})"
+    aside = len(split.set_aside)
     state = "" if outcome.finished else "\n\n**Unfinished: training was cut short by its time limit.**"
     return f"""---
 license: mit
@@ -35,8 +36,8 @@ ESM-2 architecture, {facts["parameters"]:,} parameters, {start}, masked language
 
 | | |
 |---|---|
-| Training data | {len(split.train):,} proteins, {sum(map(len, split.train)):,} residues ({args.input.name}) |
-| Held-out data | {len(split.held_out):,} proteins of families that training never saw; {split.set_aside:,} set aside |
+| Training data | {len(split.train):,} proteins, {facts["residues"]:,} residues ({args.input.name}) |
+| Held-out data | {len(split.held_out):,} proteins of families that training never saw; {aside:,} set aside |
 | Split | {split.sentence} |
 | Steps | {outcome.steps:,} of {args.batch_tokens * args.accumulate:,} tokens; {outcome.tokens:,} tokens seen |
 | Objective | {args.mask_rate:.0%} of residues: 80 % masked, 10 % replaced, 10 % kept |
@@ -98,7 +99,7 @@ def write_report(
                 ["unigram", f"{score.unigram_perplexity:.2f}", f"{score.unigram_accuracy:.3f}"],
             ],
         )
-        made.bullets([plain(facts["records"].account), split.sentence])
+        made.bullets([plain(facts["store"].account), split.sentence])
         made.paragraph(
             f"{outcome.steps:,} steps, {outcome.tokens:,} residues seen, {stage.duration(outcome.seconds)} in this run."
         )
