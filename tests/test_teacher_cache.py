@@ -83,6 +83,39 @@ def test_cached_equals_online(wants: Wants, tmp_path: Path, teacher: LoadedModel
     assert epochs == {0, 1}
 
 
+def test_cached_equals_online_within_bfloat16(tmp_path: Path, tiny_esm2: Path, store: CorpusStore) -> None:
+    """Rows of other members than those of the filling, in the arithmetic of a GPU's teacher."""
+    half = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path), purpose="masked_lm", dtype="bfloat16")
+    cached = CachedTeacher(filled(tmp_path / "cache", half, store), store)
+    online = Teacher(half, store, MASKS, ALL)
+    for number in range(8):
+        row = rows_of(store)[number]
+        found, expected = cached.answer(row), online.answer(row)
+        for name in ("logits", "pooled", "hidden"):
+            one, other = getattr(found, name), getattr(expected, name)
+            assert float((one - other).norm() / other.norm()) < 2**-6, name
+
+
+def test_a_job_that_was_told_to_end_goes_on(tmp_path: Path, teacher: LoadedModel, store: CorpusStore) -> None:
+    cache = opened(tmp_path / "cache", teacher)
+    rows = 0
+
+    def told(tokens: int) -> None:
+        nonlocal rows
+        rows += 1
+        if rows == 3:
+            raise SystemExit(143)  # as a signal does
+
+    with pytest.raises(SystemExit):
+        fill(cache, teacher, store, np.arange(len(store)), MASKS, budget=300, advance=told)
+    again = opened(tmp_path / "cache", teacher)
+    held = len(again)
+    assert 0 < held < 2 * len(store)
+    assert fill(again, teacher, store, np.arange(len(store)), MASKS) == 2 * len(store) - held
+    row = rows_of(store)[2]
+    assert_close(CachedTeacher(again, store).answer(row), Teacher(teacher, store, MASKS, ALL).answer(row))
+
+
 def test_a_changed_corpus_costs_what_changed(tmp_path: Path, teacher: LoadedModel, store: CorpusStore) -> None:
     cache = filled(tmp_path / "cache", teacher, store)
     assert len(cache) == 2 * len(store)
