@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -598,6 +601,64 @@ def test_few_clusters_and_short_proteins_have_no_intervals(
     rows = read(out["proteins"])
     assert [row["masked_residues"] for row in rows if row["model"] == "a"] == ["1", "0", "1"]
     assert next(row["details"] for row in rows if row["id"] == "y") == "no amino acid to mask"
+
+
+# -- scripts/benchmark_distillation --------------------
+
+
+def test_tasks_are_split_as_their_docstrings_say(tmp_path: Path) -> None:
+    from benchmarks.distillation_tasks import Settings, make
+
+    chance = random.Random(21)
+    with gzip.open(tmp_path / "coala90.fasta.gz", "wt") as target:
+        for family in range(24):
+            ancestor = protein(chance, 150)
+            for member in range(3):
+                sequence = "".join(chance.choice(LETTERS) if chance.random() < 0.1 else letter for letter in ancestor)
+                label = "RARE" if family == 0 else ("ALPHA", "BETA")[family % 2]
+                target.write(f">g{family}m{member}|x|{label}\n{sequence}\n")
+    for split, count in (("train", 30), ("valid", 12)):
+        with gzip.open(tmp_path / f"stability.{split}.csv.gz", "wt") as target:
+            target.write("seq,label\n" + "".join(f"{protein(chance, 45)},{chance.random()}\n" for _ in range(count)))
+    letters = {"a": "MKUL", "b": "MKLV", "c": "MMLV"}
+    for name, text in (
+        ("sequences", letters),
+        ("sampled", dict.fromkeys("abc", "HEHC")),
+        ("mask", dict.fromkeys("abc", "0111")),
+    ):
+        with gzip.open(tmp_path / f"flip_ss_{name}.fasta.gz", "wt") as target:
+            for key, value in text.items():
+                note = {
+                    "a": "SET=train VALIDATION=False",
+                    "b": "SET=train VALIDATION=True",
+                    "c": "SET=test VALIDATION=False",
+                }
+                target.write(f">{key} {note[key]}\n{value}\n")
+    made = make(["resistance", "stability", "structure"], Settings(tmp_path, 20, 1), tmp_path)
+    rows = read(made["resistance"])
+    assert {row["label"] for row in rows} == {"alpha", "beta"} and len(rows) == 20, "one family of rare is left out"
+    clusters = [{row["cluster"] for row in rows if row["split"] == split} for split in ("train", "test")]
+    assert clusters[0] and clusters[1] and not clusters[0] & clusters[1]
+    rows = read(made["stability"])
+    assert [sum(row["split"] == split for row in rows) for split in ("train", "valid")] == [20, 12]
+    assert all(row["cluster"] for row in rows)
+    assert [(row["id"], row["sequence"], row["label"], row["split"]) for row in read(made["structure"])] == [
+        ("a", "MKXL", "-EHC", "train"), ("c", "MMLV", "-EHC", "test"),
+    ]  # fmt: skip
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_the_benchmark_prints_a_table_of_real_tasks(
+    shared_data: Path, root: Path, tiny_esm2: Path, tmp_path: Path
+) -> None:
+    script = root / "scripts" / "benchmark_distillation"
+    command = [sys.executable, script, "--data", shared_data, "--teacher", tiny_esm2, "--student", tiny_esm2]
+    command += ["--tasks", "stability,structure", "--most", "60", "--turns", "0", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "student keeps 100.0 %" in done.stdout and "| structure (Accuracy) | 0." in done.stdout
+    assert "share their cluster with training rows" in done.stdout
 
 
 @pytest.mark.gpu

@@ -237,7 +237,8 @@ def cost_table(found: Findings) -> Iterator[str]:
         values = [cost.bytes / _MIB, cost.speed, min(cost.speeds), max(cost.speeds), *cost.times(found.costs[0]),
                   cost.peak_mib, max(0.0, cost.peak_mib - cost.empty_mib), cost.cuda_mib or float("nan"),
                   cost.loading]  # fmt: skip
-        yield "\t".join([cost.name, str(cost.parameters), *map(_cell, values), str(len(cost.speeds))])
+        parameters = found.parameters.get(cost.name, cost.parameters)
+        yield "\t".join([cost.name, str(parameters), *map(_cell, values), str(len(cost.speeds))])
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
@@ -292,7 +293,12 @@ def sentence(found: Findings, model: str) -> str:
         parts.append(f"runs at {_times(times)} times the speed ({_times(low)} to {_times(high)} in single rounds)")
     if found.parameters.get(model) and found.parameters.get(found.reference):
         size = found.parameters[found.reference] / found.parameters[model]
-        parts.append(f"has {_times(1 / size)} times the parameters" if size < 1 else f"is {_times(size)} times smaller")
+        if abs(size - 1) < 0.005:
+            parts.append("has as many parameters")
+        else:
+            parts.append(
+                f"has {_times(1 / size)} times the parameters" if size < 1 else f"is {_times(size)} times smaller"
+            )
     mine_line, their_line = (found.line(found.scores, name, "masked_perplexity") for name in (model, found.reference))
     if mine_line and their_line:
         parts.append(f"has masked perplexity {mine_line.value:.2f} against {their_line.value:.2f}")

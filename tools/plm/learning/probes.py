@@ -7,7 +7,8 @@ the very same probe and stand beside as baselines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Singles = NDArray[np.float32]
-MOST_TRAINING, MOST_JUDGED = 50_000, 100_000
+MOST_TRAINING, MOST_JUDGED = 30_000, 100_000
 """Rows of residues beyond these are sampled: they differ little within a protein and fill the memory."""
 _UNITS = ("cluster", "group", "protein")
 _WIDTHS = {"residue": 15, "site": 31}
 _FOLDS = 5
 _BLOCK = 8192
+_SMALL = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def read_probe(name: str, path: Path, *, seed: int, threads: int) -> Probe:
     notes: list[str] = []
     # Rows of the table first: their split, and which of them to leave out.
     unit_column = next((name for name in _UNITS if name in frame.columns and (frame[name] != "").all()), "")
-    units = np.asarray(frame[unit_column] if unit_column else frame["sequence"], dtype=object).astype(str)
+    units = _names(frame[unit_column] if unit_column else frame["sequence"])
     pairs, split, units = _parts(frame, units, unit_column, task, seed, threads, path)
     pairs = [_without_copies(frame, learn, judge, task, notes) for learn, judge in pairs]
     shared = sum(int(np.isin(units[judge], np.unique(units[learn])).sum()) for learn, judge in pairs)
@@ -158,6 +160,12 @@ def read_probe(name: str, path: Path, *, seed: int, threads: int) -> Probe:
     for learn, judge in pairs:
         used[learn] = used[judge] = True
     return _compact(name, task, list(distinct), owner, place, target, units, pairs, used, _once(notes), split)
+
+
+def _names(values: Sequence[str]) -> NDArray[np.str_]:
+    """A short name for each distinct value: sequences themselves would fill the memory once repeated a residue."""
+    number: dict[str, int] = {}
+    return np.array([f"u{number.setdefault(value, len(number))}" for value in values])
 
 
 def _once(notes: list[str]) -> list[str]:
@@ -285,6 +293,23 @@ def baseline_features(probe: Probe) -> dict[str, Singles]:
     return found
 
 
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """One thread for small problems: in hundreds of short steps threads would wait for each other on a busy machine.
+
+    Args:
+        products: Multiplications in a step.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if products < _SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fit(probe: Probe, matrix: Singles, *, seed: int) -> Probed:
     """Fits the probe on its training rows and answers the judged ones.
 
@@ -302,7 +327,8 @@ def fit(probe: Probe, matrix: Singles, *, seed: int) -> Probed:
             target = (target - task.mean) / task.sd
         rows = classifiers.make_rows(matrix[learn], target, probe.units[learn].tolist(), task)
         kind = classifiers.ridge if task.target == "number" else classifiers.logistic
-        fitted = kind(rows, probe.measure, seed)
+        with _threads_for(rows.scaled.size * task.outputs):
+            fitted = kind(rows, probe.measure, seed)
         scores = fitted.head.scores(matrix[judge])
         answers.append(scores * task.sd + task.mean if task.target == "number" else softmax(scores, axis=1))
         told.append(fitted.told)
