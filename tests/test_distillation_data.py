@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import resource
 import time
 from collections import Counter
 from dataclasses import replace
@@ -157,6 +158,18 @@ def test_bad_input_is_one_clear_line(content: str, message: str, tmp_path: Path)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    """A limit on the size of files is the nearest to a full disk that every machine allows."""
+    path = write_table(random_records(2000, longest=100), tmp_path / "corpus.tsv")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UserError, match="cannot be laid out on disk: File too large"):
+            opened(path, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 # --- clusters ---------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +190,7 @@ def family_of(store: CorpusStore, indices: np.ndarray) -> set[str]:
     return {store.identity(index).split("m")[0] for index in indices.tolist()}
 
 
-@pytest.mark.parametrize("many", [30_000, 10], ids=["all against all", "linclust"])
+@pytest.mark.parametrize("many", [pytest.param(30_000, id="all against all", marks=pytest.mark.slow), 10])
 def test_families_are_whole_and_nothing_held_out_has_a_relative(
     many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +238,7 @@ def test_every_domain_is_judged(tmp_path: Path) -> None:
         assert [names[split.cluster[i]] for i in range(197)] == clusters
 
 
+@pytest.mark.slow
 def test_a_domain_whose_held_out_clusters_have_relatives_gives_further_ones(tmp_path: Path) -> None:
     """The cluster column parts every family, so most of what is held out has relatives and is set aside."""
     records = relatives(4, 8, "BBBE") + [(f"x{n}", "1", "E", record[3]) for n, record in enumerate(

@@ -6,6 +6,7 @@ found by their digests and kept once.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -193,9 +194,12 @@ def open_corpus(
     try:
         _Reading(folder).read(files, names)
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
         raise UserError(
-            f"The corpus cannot be laid out on disk: {error.strerror}", where=str(folder), fix="Free space there"
-        ) from error
+            f"The corpus cannot be laid out on disk: {error.strerror}", where=str(folder),
+            fix="Free space there: about one byte a residue and 60 a record are needed",
+        ) from error  # fmt: skip
     return load_corpus(workdir, family, vocabulary)
 
 
@@ -293,8 +297,8 @@ class _Reading:
         self._lines.append(entry.line)
         self._changed.append(not reason and bool(cleaned.changes))
         self._digests += hashlib.sha256(data).digest()[:DIGEST_BYTES]
-        self._id_digests += hashlib.blake2b(entry.id.encode(), digest_size=16).digest()
-        self._cluster_digests += hashlib.blake2b(cluster.encode(), digest_size=16).digest()
+        self._id_digests += _name_digest(entry.id)
+        self._cluster_digests += _name_digest(cluster)
 
     def _settle(self, files: Sequence[Path], raw: Path) -> None:
         """Finds repetitions, gives ids their final form and writes everything but the ids and residues of others."""
@@ -321,7 +325,7 @@ class _Reading:
         named_clusters = np.frombuffer(self._cluster_digests, np.uint8).reshape(-1, 16)[kept]
         members = first_equal(named_clusters.tobytes())
         heads, codes = np.unique(members, return_inverse=True)
-        complete = all(clusters[int(kept[head])] for head in heads.tolist())
+        complete = not (named_clusters[heads] == np.frombuffer(_name_digest(""), np.uint8)).all(axis=1).any()
         changed = int(np.frombuffer(self._changed, np.int8)[kept].sum())
         save = {
             "offsets": np.concatenate([[0], np.cumsum(sizes)]),
@@ -334,7 +338,9 @@ class _Reading:
         }
         for name in _ARRAYS:
             np.save(self._folder / f"{name}.npy", save[name], allow_pickle=False)
-        told = _account(len(lengths), len(kept), changed, ids, remarks, repeated, int((renamed[kept] != kept).sum()))
+        told = _account(
+            len(lengths), len(kept), changed, int((renamed[kept] != kept).sum()), ids, remarks, self._remarked, repeated
+        )
         content = {"taxa": self._taxa.names, "domains": self._domains.names, "account": told}
         (self._folder / "corpus.json").write_text(json.dumps(content))
 
@@ -361,6 +367,10 @@ class _Reading:
                 opened.write(f"{ids[record]}\t{file}\t{self._lines[record]}\t{reason}\n")
 
 
+def _name_digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+
 class _Forgotten(Remarks):
     """Remarks that nobody reads."""
 
@@ -369,16 +379,23 @@ class _Forgotten(Remarks):
 
 
 def _account(
-    read: int, kept: int, changed: int, ids: Texts, remarks: Remarks, repeated: np.ndarray, renamed: int
+    read: int,
+    kept: int,
+    changed: int,
+    renamed: int,
+    ids: Texts,
+    remarks: Remarks,
+    unusable: Sequence[int],
+    repeated: np.ndarray,
 ) -> str:
     told = [f"{read} records read: {kept} distinct proteins"]
     if changed:
         told.append(f"{changed} of them cleaned")
     if renamed:
         told.append(f"{renamed} of them renamed because the id was used before")
-    if len(remarks):
-        record = next(iter(remarks))
-        told.append(f"{len(remarks)} left out as unusable (first: {ids[record]}, {remarks[record]})")
+    if len(unusable):
+        record = unusable[0]
+        told.append(f"{len(unusable)} left out as unusable (first: {ids[record]}, {remarks[record]})")
     if len(repeated):
         told.append(f"{len(repeated)} left out as repetitions (first: {ids[int(repeated[0])]})")
     return "; ".join(told)
