@@ -127,6 +127,11 @@ def dipeptides(texts: Sequence[str]) -> Floats:
     return found
 
 
+_MOST_ROUNDS, _FEWER_ROUNDS, _LARGE = 1000, 100, 1_000_000
+"""Iterations of logistic regression: where rows x features x classes are many, scikit-learn's default of 100 and single
+precision, since the last digits of a weak baseline are not worth minutes."""
+
+
 class Constant:
     """Class frequencies of the training rows, or their mean."""
 
@@ -191,8 +196,11 @@ def linear_model(seen: Floats, target: NDArray[Any], new: Floats, setting: Setti
     with warnings.catch_warnings():
         # A fit that stops at the last iteration is still a baseline; its score is judged like any other.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = make_pipeline(*steps, LogisticRegression(C=setting["C"], max_iter=1000)).fit(seen, target)
-    answer[:, fitted.classes_.astype(int)] = fitted.predict_proba(new)
+        large = classes > 2 and seen.size * classes > _LARGE
+        model = LogisticRegression(C=setting["C"], max_iter=_FEWER_ROUNDS if large else _MOST_ROUNDS)
+        kind = np.float32 if large else np.float64
+        fitted = make_pipeline(*steps, model).fit(seen.astype(kind), target)
+    answer[:, fitted.classes_.astype(int)] = fitted.predict_proba(new.astype(kind))
     return answer
 
 
