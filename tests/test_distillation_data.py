@@ -514,3 +514,14 @@ def test_memory_hardly_grows_with_the_corpus(kind: str, tmp_path: Path) -> None:
     assert found["MiB after plan"] - found["MiB at the start"] < allowed
     mapped = found["residues"] / 2**20
     assert found["MiB after count"] - found["MiB at the start"] < allowed + mapped + 60
+
+
+@pytest.mark.realdata
+def test_a_real_corpus_with_its_taxa(shared_data: Path, tmp_path: Path) -> None:
+    store = opened(shared_data / "corpus" / "corpus.csv.gz", tmp_path)
+    counts = np.bincount(store.taxon)
+    assert len(store) == 95_720 and len(store.taxa) == 16 and counts[0] == 17_320
+    assert 43e6 < store.residues < 45e6 and counts[1:].min() >= 800
+    rows = plan(store, np.arange(len(store)), budget=4096, crop=256)
+    assert sum(count for _, count in rows.pools.values()) == 95_720
+    assert rows.pools["unknown"][1] == 17_320 and set(rows.pools) == {"taxon", "unknown"}

@@ -26,6 +26,7 @@ from plm.errors import UserError
 from plm.learning.corpus import IGNORED
 from plm.learning.corpus_store import CorpusStore
 from plm.learning.distillation_batches import DistillationRow, MaskPlan, plan
+from plm.learning.teacher_cache_index import BY_MASKED, ENTRY, EntryIndex
 from plm.learning.teaching import Teacher, TeacherTargets, Wants
 from plm.model import bundle_zip, encoder
 from plm.model.checkpoint import LoadedModel
@@ -34,9 +35,7 @@ SHARD_BYTES = 64 * 2**20
 FLUSH_SECONDS = 300.0
 _MAPPED = 64
 _NAME = "cache.json"
-_BY_MASKED = ("logits", "values", "ids", "rest")
-_FIELDS = (*_BY_MASKED, "pooled", "hidden")
-_ENTRY = ("digests", "sets", "masked", "residues")
+_FIELDS = (*BY_MASKED, "pooled", "hidden")
 _PROBABLY = 1.02
 
 
@@ -110,7 +109,7 @@ class TeacherCache:
         self._verified: set[int] = set()
         self._pending: list[dict[str, np.ndarray]] = []
         self._pending_bytes, self._flushed = 0, time.monotonic()
-        self._index = _Index()
+        self._index = EntryIndex()
         self.reload()
 
     @classmethod
@@ -171,7 +170,7 @@ class TeacherCache:
         from safetensors import SafetensorError
 
         try:
-            entries = {name: self._store.whole(number, name) for name in _ENTRY}
+            entries = {name: self._store.whole(number, name) for name in ENTRY}
             self._index.add(number, entries)
         except (SafetensorError, OSError, ValueError, KeyError):
             self._drop(number)
@@ -262,7 +261,7 @@ class TeacherCache:
         number = max([*used, *self._index.shards, -1]) + 1
         self._store.save(number, arrays)
         self._verified.add(number)
-        self._index.add(number, {name: arrays[name] for name in _ENTRY})
+        self._index.add(number, {name: arrays[name] for name in ENTRY})
 
     def read(self, digests: np.ndarray, set_number: int) -> TeacherTargets:
         """What the teacher said of some sequences, in their order; float32 on the processor.
@@ -342,83 +341,6 @@ def _packed(name: str, value: torch.Tensor, key: CacheKey) -> np.ndarray:
 
 def _unpacked(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.int64 if name == "ids" else np.float32)
-
-
-class _Index:
-    """Where entries are: a few numbers each, looked up many at a time.
-
-    Attributes:
-        shard: ``(E,)`` shard of each entry.
-        shards: Numbers of the shards that are taken up.
-    """
-
-    def __init__(self) -> None:
-        self._parts: dict[int, dict[str, np.ndarray]] = {}
-        self._sorted: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
-        self.shard = np.zeros(0, np.int32)
-        self._starts: dict[str, np.ndarray] = {}
-        self._stops: dict[str, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return sum(len(part["sets"]) for part in self._parts.values())
-
-    @property
-    def shards(self) -> set[int]:
-        return set(self._parts)
-
-    def add(self, number: int, entries: dict[str, np.ndarray]) -> None:
-        self._parts[number], self._sorted = entries, None
-
-    def remove(self, number: int) -> None:
-        self._parts.pop(number, None)
-        self._sorted = None
-
-    def find(self, digests: np.ndarray, set_number: int) -> np.ndarray:
-        """The entry of each digest under a set of masks, -1 where there is none."""
-        if self._sorted is None:
-            self._sort()
-        assert self._sorted is not None
-        wanted = np.ascontiguousarray(digests).view(np.uint64).reshape(-1, 2)
-        found = np.full(len(wanted), -1, np.int64)
-        if set_number not in self._sorted:
-            return found
-        high, low, entries = self._sorted[set_number]
-        first = np.searchsorted(high, wanted[:, 0], side="left")
-        last = np.searchsorted(high, wanted[:, 0], side="right")
-        # As good as always one candidate: two digests that agree in their first half are looked at one by one.
-        for step in range(int((last - first).max(initial=0))):
-            place = first + step
-            hit = place < last
-            hit[hit] = low[place[hit]] == wanted[hit, 1]
-            found[hit] = entries[place[hit]]
-        return found
-
-    def span(self, entry: int, name: str) -> tuple[int, int]:
-        """Rows of an array of the entry's shard that belong to the entry."""
-        kind = "masked" if name in _BY_MASKED else "residues" if name == "hidden" else "one"
-        return int(self._starts[kind][entry]), int(self._stops[kind][entry])
-
-    def _sort(self) -> None:
-        numbers = sorted(self._parts)
-        parts = [self._parts[number] for number in numbers]
-        counts = [len(part["sets"]) for part in parts]
-        self.shard = np.repeat(np.array(numbers, np.int32), counts)
-        for kind in ("masked", "residues", "one"):
-            sizes = [part[kind].astype(np.int64) if kind != "one" else np.ones(len(part["sets"]), np.int64)
-                     for part in parts]  # fmt: skip
-            stops = [np.cumsum(each) for each in sizes]
-            none = [np.zeros(0, np.int64)]
-            self._stops[kind] = np.concatenate(stops or none)
-            self._starts[kind] = np.concatenate([a - b for a, b in zip(stops, sizes, strict=True)] or none)
-        self._sorted = {}
-        if not parts:
-            return
-        sets = np.concatenate([part["sets"] for part in parts])
-        halves = np.concatenate([part["digests"] for part in parts]).view(np.uint64).reshape(-1, 2)
-        for number in np.unique(sets).tolist():
-            mine = np.flatnonzero(sets == number)
-            order = mine[np.argsort(halves[mine, 0], kind="stable")]
-            self._sorted[number] = (halves[order, 0].copy(), halves[order, 1].copy(), order)
 
 
 class CachedTeacher:
