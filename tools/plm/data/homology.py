@@ -49,8 +49,8 @@ _NOTHING_LEFT, _NOTHING_RIGHT = 31, 30  # two codes that match neither each othe
 _PLANES = 5
 _ROWS, _COLUMNS = 128, 1024  # a block of both sides that stays in the processor's cache
 MANY = 30_000
-_FIRST_LOOK, _LONG_LOOK = 100, 1000
-"""Targets that MMseqs2 aligns a query with when the nearest is sought, those that share most with it first; the long
+FIRST_LOOK, LONG_LOOK = 100, 1000
+"""Targets that MMseqs2 aligns a query with when a relative is sought, those that share most with it first; the long
 look is for queries that the first finds no relative of: to align big families in full takes ten times as long."""
 
 
@@ -224,10 +224,10 @@ def nearest(
             if known is None or (score, -place) > (known[1], -known[0]):
                 hits[numbers[query]] = (place, score)
 
-    search(range(len(distinct_queries)), _FIRST_LOOK)
+    search(range(len(distinct_queries)), FIRST_LOOK)
     alone = [number for number in range(len(distinct_queries)) if number not in hits]
-    if alone and len(distinct_targets) > _FIRST_LOOK:
-        search(alone, _LONG_LOOK)
+    if alone and len(distinct_targets) > FIRST_LOOK:
+        search(alone, LONG_LOOK)
     for number, same in enumerate(query_members):
         hit = hits.get(number, (-1, 0.0))
         if distinct_queries[number] in first_of:
@@ -462,7 +462,7 @@ def mmseqs_search(
     among: Sequence[str] | None = None,
     sensitivity: float | None = None,
     distinct: bool = False,
-    most: int = 1000,
+    most: int = LONG_LOOK,
 ) -> Iterator[tuple[int, int, float]]:
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 

@@ -118,8 +118,7 @@ def hold_out_clusters(
         held = chosen[cluster]
         fresh = np.flatnonzero(held & ~checked)
         if exclude_related and len(fresh):
-            found = {first for first, _ in _relatives(store, fresh, np.flatnonzero(~held), threads, sensitivity)}
-            related[fresh[sorted(found)]] = True
+            related[_with_relatives(store, fresh, np.flatnonzero(~held), threads, sensitivity)] = True
         checked |= held
         alive = np.zeros(count, bool)
         alive[cluster[held & ~related]] = True
@@ -140,13 +139,34 @@ def hold_out_clusters(
     return _split(store, cluster, queues, chosen, alive, related & chosen[cluster], part_of, parts, origin)
 
 
-def _relatives(
+def _with_relatives(
     store: CorpusStore, queries: np.ndarray, targets: np.ndarray, threads: int, sensitivity: float
+) -> np.ndarray:
+    """The queries that have a relative among the targets. A big family is not aligned in full to see that."""
+    related: list[np.ndarray] = []
+    for most in (homology.FIRST_LOOK, homology.LONG_LOOK):
+        if len(queries):
+            found = np.zeros(len(queries), bool)
+            found[sorted({first for first, _ in _relatives(store, queries, targets, threads, sensitivity, most)})] = (
+                True
+            )
+            related.append(queries[found])
+            queries = queries[~found]
+    return np.concatenate(related)
+
+
+def _relatives(
+    store: CorpusStore,
+    queries: np.ndarray,
+    targets: np.ndarray,
+    threads: int,
+    sensitivity: float,
+    most: int = homology.LONG_LOOK,
 ) -> Iterator[tuple[int, int]]:
     """Pairs of places in ``queries`` and ``targets``."""
     found = homology.mmseqs_search(
         store.sequences(queries), store.sequences(targets), 0.0, COVERAGE, threads, sensitivity=sensitivity,
-        distinct=True,
+        distinct=True, most=most,
     )  # fmt: skip
     return ((first, second) for first, second, _ in found)
 
