@@ -135,6 +135,10 @@ def test_every_output_is_there(tiny_esm2: Path, tmp_path: Path, run_stage: Run) 
         total = sum(weight * float(row[name] or 0) for name, weight in terms.items())
         assert float(row["train_loss"]) == pytest.approx(total, rel=1e-4), "the loss is the weighted sum of its terms"
     assert [bool(row["masked_perplexity"]) for row in history] == [False, False, False, True] * 2
+    for row in history:
+        if row["valid_loss"]:
+            total = sum(weight * float(row[f"valid_{name}"]) for name, weight in terms.items())
+            assert float(row["valid_loss"]) == pytest.approx(total, rel=1e-4)
     assert "logit_mse" not in history[0]
     text = card(out / "model.zip")
     assert "# A small one" in text and "distilled from tiny_esm2" in text and "student before distillation" in text

@@ -16,7 +16,7 @@ from plm.learning import distillation_losses as losses
 from plm.learning.corpus import IGNORED
 from plm.learning.corpus_store import CorpusStore
 from plm.learning.distillation_batches import DistillationRow, MaskPlan
-from plm.learning.teaching import TeacherTargets, mean_of_residues, residue_places
+from plm.learning.teaching import Teacher, TeacherTargets, mean_of_residues, residue_places
 from plm.model import encoder
 from plm.model.batching import Batch, Layout, plan_batches
 from plm.model.checkpoint import LoadedModel
@@ -166,11 +166,26 @@ class DistillationModel(nn.Module):
         """
         wanted = self._objective
         batch = Batch(input_ids, position_ids, Layout(tuple(lengths.tolist())), tuple(members.tolist()))
+        row = DistillationRow(batch, labels, members, set_number)
+        found, anchor = self.terms(row, self._teach(row) if wanted.needs_logits or wanted.needs_states else None)
+        # A row may define no term at all, and yet every process must have a gradient to add.
+        loss = 0.0 * anchor.float().sum() + sum(getattr(wanted, name) * value for name, value in found.items())
+        return {"loss": loss, "terms": {name: value.detach() for name, value in found.items()}}
+
+    def terms(
+        self, row: DistillationRow, taught: TeacherTargets | None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Each term that a row defines, without its weight, and the student's states of the row.
+
+        Args:
+            row: On the student's device.
+            taught: What the teacher says of it; None if the objective asks nothing of a teacher.
+        """
+        wanted, batch, labels = self._objective, row.batch, row.targets
         asked = labels != IGNORED
-        taught = self._teach(DistillationRow(batch, labels, members, set_number)) if _teaches(wanted) else None
         model: Any = self.language_model
         found: dict[str, torch.Tensor] = {}
-        predicts = wanted.needs_logits or wanted.mlm
+        predicts = wanted.needs_logits or bool(wanted.mlm)
         both = wanted.needs_states and wanted.represent == "masked"
         hidden = encoder.hidden_states(model.esm, batch) if predicts or both else None
         if hidden is not None and predicts and bool(asked.any()):
@@ -180,17 +195,17 @@ class DistillationModel(nn.Module):
                     found["mlm"] = losses.masked_language_model(logits, labels[asked])
                 if taught is not None and wanted.needs_logits:
                     found |= _logit_terms(logits, taught, wanted)
+        states = hidden
         if taught is not None and wanted.needs_states:
             if hidden is None or not both:
-                intact = Batch(torch.where(asked, labels, input_ids), position_ids, batch.layout, batch.indices)
+                ids = torch.where(asked, labels, batch.input_ids)
+                intact = Batch(ids, batch.position_ids, batch.layout, batch.indices)
                 states = encoder.hidden_states(model.esm, intact)
-            else:
-                states = hidden
+            assert states is not None
             found |= self._state_terms(states, batch, taught)
-        # A row may define no term at all, and yet every process must have a gradient to add.
         anchor = hidden if hidden is not None else states
-        loss = 0.0 * anchor.float().sum() + sum(getattr(wanted, name) * value for name, value in found.items())
-        return {"loss": loss, "terms": {name: value.detach() for name, value in found.items()}}
+        assert anchor is not None
+        return found, anchor
 
     def _state_terms(self, states: torch.Tensor, batch: Batch, taught: TeacherTargets) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
@@ -205,10 +220,6 @@ class DistillationModel(nn.Module):
             if projected is not None:
                 found["hidden"] = losses.hidden_cosine(projected, taught.hidden)
         return found
-
-
-def _teaches(wanted: Objective) -> bool:
-    return wanted.needs_logits or wanted.needs_states
 
 
 def _logit_terms(logits: torch.Tensor, taught: TeacherTargets, wanted: Objective) -> dict[str, torch.Tensor]:
@@ -250,6 +261,52 @@ def looks(
     mine = store.for_family(loaded.family, loaded.vocabulary)
     for row in plan_batches(mine.lengths(masks.crop)[indices].tolist(), budget, seed=0):
         yield masks.row(mine, indices[row].tolist(), 0)
+
+
+class Validation:
+    """The terms of the loss on held-out rows, always the same ones; the teacher answers once.
+
+    Args:
+        teacher: Answers for rows of ``masks``.
+        store: The corpus in the student's token ids.
+        indices: The held-out sequences.
+        masks: Which residues are hidden; the first set counts.
+        budget: Tokens in a row.
+        most: About so many tokens, for the answers stay in memory.
+        device: Where the student is.
+        precision: ``bf16`` or ``fp32``.
+    """
+
+    def __init__(
+        self, teacher: Teacher, store: CorpusStore, indices: np.ndarray, masks: MaskPlan, *, budget: int, most: int,
+        device: torch.device, precision: str,
+    ) -> None:  # fmt: skip
+        self._device, self._precision = device, precision
+        self._rows: list[tuple[DistillationRow, TeacherTargets]] = []
+        seen = 0
+        for members in plan_batches(store.lengths(masks.crop)[indices].tolist(), budget, seed=0):
+            if seen >= most:
+                break
+            chosen = indices[members]
+            batch, targets = masks.row(store, chosen.tolist(), 0)
+            row = DistillationRow(batch.to(device), targets.to(device), chosen, 0)
+            self._rows.append((row, teacher.answer(row)))
+            seen += batch.tokens
+
+    def terms(self, network: DistillationModel, objective: Objective) -> dict[str, float]:
+        """``valid_<term>`` of each term that a row defines, mean over rows, and their weighted sum ``valid_loss``."""
+        sums: dict[str, list[float]] = {}
+        training = network.training
+        network.eval()
+        kind, enabled = self._device.type, self._precision == "bf16"
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=enabled):
+            for row, taught in self._rows:
+                for name, value in network.terms(row, taught)[0].items():
+                    sums.setdefault(name, []).append(float(value))
+        network.train(training)
+        means = {name: sum(values) / len(values) for name, values in sums.items()}
+        loss = sum(getattr(objective, name) * value for name, value in means.items())
+        return {"valid_loss": loss, **{f"valid_{name}": value for name, value in means.items()}}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from plm import stage
 from plm.learning.cluster_split import ClusterSplit
 from plm.learning.corpus_store import CorpusStore
-from plm.learning.distillation import DistillationModel, Objective, RangeTest, RateRamp, collate, looks
-from plm.learning.distillation_batches import DistillationRows, Group, MaskPlan
+from plm.learning.distillation import DistillationModel, Objective, RangeTest, RateRamp, Validation, collate, looks
+from plm.learning.distillation_batches import DistillationRows, Group, MaskPlan, RowPlan
 from plm.learning.distillation_report import Facts
 from plm.learning.distillation_setup import Setup
 from plm.learning.pretraining import MaskedRowModel, Score, score_rows
@@ -28,6 +29,8 @@ from plm.model.ranks import Ranks
 
 LOOK_RESIDUES = 100_000
 """Residues of the validation clusters that a look during training takes."""
+TERM_RESIDUES = 20_000
+"""Likewise for the terms of the loss, for which the teacher's answers stay in memory."""
 LOOK_SEED = 977
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1.0
 """Ends of the learning-rate range test."""
@@ -79,7 +82,7 @@ class Job:
         """What is planned, by name."""
         settings, (teacher, student), masks = self.settings, self.parameters, self.setup.masks
         a_step = settings.accumulate * self.ranks.world
-        passes = settings.steps * a_step / len(self.rows(1).rows_of(0))
+        passes = settings.steps * a_step / len(self.first_epoch)
         return {
             "Teacher": f"{self.setup.teacher.files.id}, {teacher:,} parameters",
             "Student": f"{self.start.id}, {student:,} parameters",
@@ -125,9 +128,14 @@ class Job:
             group=self.group, smallest=self.smallest, seed=self.settings.seed,
         )  # fmt: skip
 
+    @cached_property
+    def first_epoch(self) -> RowPlan:
+        """The rows of the first pass over the corpus."""
+        return self.rows(1).plan_of(0)
+
     def batches(self) -> str:
         """How rows are put together, in words."""
-        plan = self.rows(1).plan_of(0)
+        plan = self.first_epoch
         names = {
             "taxon": "of one taxon", "domain": "of small taxa of one domain", "rest": "of other small taxa",
             "unknown": "without a taxon", "all": "of any taxon",
@@ -157,6 +165,24 @@ class Job:
             "batches": [self.group, self.smallest], "processes": self.ranks.world,
         }  # fmt: skip
 
+    @property
+    def look_masks(self) -> MaskPlan:
+        """Masks of held-out sequences, the same for all models."""
+        return MaskPlan(LOOK_SEED, 1, self.setup.masks.rate, self.setup.masks.crop)
+
+    @cached_property
+    def frequencies(self) -> np.ndarray:
+        """``(20,)`` share of each amino acid in training."""
+        return self.store.frequencies(self.split.train)
+
+    def validation(self) -> Validation:
+        """The terms of the loss on validation clusters."""
+        teacher = Teacher(self.setup.teacher, self.store, self.look_masks, self.setup.wants)
+        return Validation(
+            teacher, self.store, self.split.parts[0], self.look_masks, budget=self.settings.batch_tokens,
+            most=TERM_RESIDUES, device=self.setup.device, precision=self.settings.precision,
+        )  # fmt: skip
+
     def judge(self, loaded: LoadedModel, part: int, most: int | None = None) -> Score:
         """Masked residues of a part of the held-out clusters; the masks are the same for all models.
 
@@ -166,11 +192,10 @@ class Job:
             most: About so many residues.
         """
         settings = self.settings
-        masks = MaskPlan(LOOK_SEED, 1, self.setup.masks.rate, self.setup.masks.crop)
-        items = looks(loaded, self.store, self.split.parts[part], masks, settings.batch_tokens)
+        items = looks(loaded, self.store, self.split.parts[part], self.look_masks, settings.batch_tokens)
         mine = self.store.for_family(loaded.family, loaded.vocabulary)
         return score_rows(
-            MaskedRowModel(loaded.model), items, mine.letters, self.store.frequencies(self.split.train),
+            MaskedRowModel(loaded.model), items, mine.letters, self.frequencies,
             device=self.setup.device, precision=settings.precision, most_residues=most,
         )  # fmt: skip
 
@@ -190,8 +215,12 @@ class Job:
                 )  # fmt: skip
             progress.advance(1, note)
 
+        validation = self.validation() if self.ranks.leads else None
+
         def look() -> Mapping[str, float]:
-            return self.judge(self.student, 0, LOOK_RESIDUES).known()
+            assert validation is not None
+            known = self.judge(self.student, 0, LOOK_RESIDUES).known()
+            return {**known, **validation.terms(network, self.objective)}
 
         steering = Steering(look, report, keeper.save, keeper.stopping)
         return train_rows(

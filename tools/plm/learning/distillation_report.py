@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from plm.learning.teacher_cache import TeacherCache
 
 _FIRST = ("step", "epoch", "tokens", "train_loss")
-_LAST = ("learning_rate", "valid_loss", "masked_perplexity", "masked_accuracy")
+_LAST = ("learning_rate", "valid_loss")
+_SCORES = ("masked_perplexity", "masked_accuracy")
+_NAMES = {
+    "loss": "Loss",
+    "logit_mse": "Logits (squared difference)",
+    "kl": "KL divergence",
+    "kernel": "Kernel alignment",
+    "hidden": "Hidden states (1 - cosine)",
+    "mlm": "Masked language modelling",
+    "masked_perplexity": "Masked perplexity",
+    "masked_accuracy": "Masked accuracy",
+}
 _POINTS = 200
 """Points of each curve in the figure: means over equal stretches of steps."""
 
@@ -107,7 +118,8 @@ def history_table(history: Sequence[Mapping[str, float]], terms: Sequence[str]) 
     import pandas as pd
 
     table = pd.DataFrame(list(history))
-    return table[[name for name in (*_FIRST, *terms, *_LAST) if name in table]]
+    looked = tuple(f"valid_{name}" for name in terms)
+    return table[[name for name in (*_FIRST, *terms, *_LAST, *looked, *_SCORES) if name in table]]
 
 
 def write_history(outcome: Outcome, objective: Objective, path: Path | None, outputs: stage.Outputs) -> None:
@@ -118,13 +130,35 @@ def write_history(outcome: Outcome, objective: Objective, path: Path | None, out
 
 
 def curves(outcome: Outcome, objective: Objective, path: Path) -> None:
-    """The figure of the loss and of each term, smoothed by means over equal stretches of steps."""
-    from plm.evaluation.figures import history_figure
+    """The figure of the loss, of each term and of the scores on validation families, a panel each.
+
+    Training values are means over equal stretches of steps, so that a long training can be read.
+    """
+    from plm.evaluation import figures
 
     table = history_table(outcome.history, objective.terms)
     stretch = (np.arange(len(table)) * min(_POINTS, len(table))) // max(1, len(table))
-    shown = table.groupby(stretch).mean()
-    history_figure(shown.drop(columns=["tokens"]), path)
+    smooth = table.groupby(stretch).mean()
+    panels = ["loss", *objective.terms, *(name for name in _SCORES if name in table)]
+    across = 3 if len(panels) > 4 else 2
+    down = -(-len(panels) // across)
+    figure, axes = figures.new_figure(4.2 * across, 3.4 * down, across, down)
+    for panel, name in zip(axes.flat, panels, strict=False):
+        trained = {"loss": "train_loss"}.get(name, name if name not in _SCORES else "")
+        if trained:
+            shown = smooth[["step", trained]].dropna()
+            panel.plot(shown["step"], shown[trained], color=figures.colour(0), label="training")
+        looked = name if name in _SCORES else f"valid_{name}"
+        if looked in table:
+            seen = table[["step", looked]].dropna()
+            panel.plot(
+                seen["step"], seen[looked], color=figures.colour(1), marker="o", markersize=3.5, label="validation"
+            )
+        panel.set(title=_NAMES[name], xlabel="Step")
+        panel.legend()
+    for spare in list(axes.flat)[len(panels) :]:
+        spare.set_visible(False)
+    figures.save(figure, path)
 
 
 def write_rejected(path: Path | None, store: CorpusStore, outputs: stage.Outputs) -> None:
