@@ -242,14 +242,16 @@ def run(argv: Sequence[str] | None) -> None:
             return
         job = _prepare(args, setup)
         cache = setup.cache(args.teacher_cache, job.store, job.split.train) if args.caches else None
+        finished = True
         if args.find_learning_rate is not None:
             _find_rate(args, job, cache, outputs, log)
         else:
-            _distil(args, job, cache, outputs, setup)
+            finished = _distil(args, job, cache, outputs, setup)
         if cache is not None and ranks.leads:
             if args.output_cache:
                 cache.export(outputs.path(args.output_cache))
-            setup.forget(cache, args.teacher_cache)
+            if finished:
+                setup.forget(cache, args.teacher_cache)
 
 
 def _setup(args: Arguments, scratch: Path, ranks: Ranks, log: logging.Logger) -> Setup:
@@ -349,7 +351,8 @@ def _find_rate(
     reports.write_rejected(args.rejected, job.store, outputs)
 
 
-def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stage.Outputs, setup: Setup) -> None:
+def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stage.Outputs, setup: Setup) -> bool:
+    """Trains, judges once on test clusters, and writes what the user wants; whether training has finished."""
     from plm.learning import distillation_report as reports
     from plm.learning.row_state import CheckpointKeeper
     from plm.learning.tracking import Tracking
@@ -362,7 +365,7 @@ def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stag
     with Tracking(events, args.mlflow if leads else None, title, job.plan(), setup.scratch, setup.log) as tracking:
         outcome = job.train(job.network(cache), keeper, tracking)
     if not leads:
-        return
+        return outcome.finished
     inputs = [path.name for path in args.input]
     facts = job.facts(outcome, job.scores(), title=title, recipe=args.preset, inputs=inputs, data=same["data"])
     setup.log.info("%s", " ".join([reports.headline(facts), *facts.skipped()]))
@@ -383,6 +386,7 @@ def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stag
     if args.checkpoint:
         keeper.export(outputs.path(args.checkpoint), finished=outcome.finished)
     keeper.close(finished=outcome.finished)
+    return outcome.finished
 
 
 def main() -> None:

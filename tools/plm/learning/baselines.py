@@ -25,7 +25,7 @@ from plm.evaluation.metrics import ALL, LOWER_IS_BETTER, Floats, Ints, Scored, s
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 GAP = "-"
 LONGEST_ONE_HOT = 400
-INNER_FOLDS = 5
+INNER_FOLDS, FEWER_FOLDS, _MANY_ANSWERS = 5, 3, 40_000
 INNER_ROWS = 4000
 NEIGHBOURS = (1, 3, 5, 10, 20)
 _SMOOTHING = 0.01  # weight of the class frequencies beside the neighbours' identities
@@ -305,7 +305,8 @@ def answer_all(
     inner = train
     if len(train.texts) > INNER_ROWS:
         inner = train.rows(np.sort(generator.permutation(len(train.texts))[:INNER_ROWS]))
-    folds = inner_folds(inner, bool(classes), seed)
+    many = len(inner.texts) * len(classes) > _MANY_ANSWERS
+    folds = inner_folds(inner, bool(classes), seed, FEWER_FOLDS if many else INNER_FOLDS)
     found: list[Answer] = []
     for baseline in baselines_for(train, not classes):
         seen = baseline.represent(inner.texts)
@@ -318,11 +319,11 @@ def answer_all(
     return found
 
 
-def inner_folds(rows: Examples, stratify: bool, seed: int) -> list[tuple[Ints, Ints]]:
-    """Up to five folds that never part a group, stratified by class if asked; none for a single group."""
+def inner_folds(rows: Examples, stratify: bool, seed: int, most: int = INNER_FOLDS) -> list[tuple[Ints, Ints]]:
+    """Up to ``most`` folds that never part a group, stratified by class if asked; none for a single group."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    count = min(INNER_FOLDS, len(np.unique(rows.groups)))
+    count = min(most, len(np.unique(rows.groups)))
     if count < 2:
         return []
     blank = np.zeros(len(rows.texts))
