@@ -287,6 +287,8 @@ def sentence(found: Findings, model: str) -> str:
     if count:
         of = f"scores in {count} linear probes (mean ratio)" if count > 1 else "score in the linear probe"
         parts.append(f"keeps {_percent(ratio)} of the {of}")
+    elif found.probes:
+        parts.append("cannot be judged by the linear probes, in which the reference may be no better than chance")
     if found.costs:
         mine = next(cost for cost in found.costs if cost.name == model)
         times, low, high = mine.times(found.costs[0])
