@@ -8,7 +8,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,8 @@ class Setup:
         device: Where.
         ranks: The processes of the job.
         scratch: Folder of this process.
-        time_limit: Minutes after which to stop, or None.
+        time_limit: Minutes of asking and training after which to stop, or None.
         log: Where to say what happens.
-        started: When the job began (``time.monotonic``).
     """
 
     teacher: LoadedModel
@@ -223,14 +223,19 @@ class Setup:
     scratch: Path
     time_limit: float | None
     log: logging.Logger
-    started: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def started(self) -> float:
+        """When asking the teacher or training began (``time.monotonic``)."""
+        return time.monotonic()
 
     @property
     def minutes_left(self) -> float | None:
         """Of the time limit; a little more than nothing when it is over."""
         if self.time_limit is None:
             return None
-        return max(1e-9, self.time_limit - (time.monotonic() - self.started) / 60)
+        started = self.started
+        return max(1e-9, self.time_limit - (time.monotonic() - started) / 60)
 
     def corpus(
         self, paths: Sequence[Path], family: ModelFamily, vocabulary: Mapping[str, int], taxon_column: str | None
