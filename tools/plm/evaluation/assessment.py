@@ -189,20 +189,22 @@ def assess(
 def strata(identity: NDArray[np.float64], bins: Sequence[float]) -> list[tuple[str, NDArray[np.bool_]]]:
     """Names and masks of the strata of identity to training; empty ones too.
 
+    Rows of which no relative was found in training (identity 0) are a stratum of their own where there are any.
+
     Args:
         identity: (N,) 0-1.
         bins: Upper ends in percent, ascending.
     """
-    edges = [-1.0, *bins, 101.0]
     percent = identity * 100
-    found = []
-    for low, high in itertools.pairwise(edges):
+    alone = percent <= 0
+    found = [("no relative in training", alone)] if alone.any() else []
+    for low, high in itertools.pairwise([0.0, *bins, 101.0]):
         name = f"identity {low:g}-{high:g} %"
-        if low < 0:
+        if low <= 0:
             name = f"identity up to {high:g} %"
         elif high > 100:
             name = f"identity over {low:g} %"
-        found.append((name, (percent > low + 1e-9) & (percent <= high + 1e-9) if low >= 0 else percent <= high + 1e-9))
+        found.append((name, (percent > (low + 1e-9 if low else 0)) & (percent <= high + 1e-9)))
     return found
 
 
