@@ -59,6 +59,11 @@ NAMES = {
     "valid_loss": "Validation loss",
     "learning_rate": "Learning rate",
     "perplexity": "Perplexity",
+    "logit_mse": "Logit difference (MSE)",
+    "kl": "KL divergence",
+    "kernel": "Kernel alignment (MSE)",
+    "hidden": "Hidden-state cosine distance",
+    "mlm": "Masked language modelling",
 }
 
 
