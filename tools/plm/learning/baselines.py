@@ -21,6 +21,7 @@ from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.evaluation import calibration
 from plm.evaluation.metrics import ALL, LOWER_IS_BETTER, Floats, Ints, Scored, score
+from plm.learning.quiet_threads import one_thread
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 GAP = "-"
@@ -310,9 +311,10 @@ def answer_all(
     found: list[Answer] = []
     for baseline in baselines_for(train, not classes):
         seen = baseline.represent(inner.texts)
-        setting, inner_score, threshold = _choose(baseline, seen, inner, folds, classes, metric)
-        whole = seen if inner is train else baseline.represent(train.texts)
-        [scores] = baseline.predict(whole, train.target, baseline.represent(new.texts), [setting], len(classes))
+        with one_thread():
+            setting, inner_score, threshold = _choose(baseline, seen, inner, folds, classes, metric)
+            whole = seen if inner is train else baseline.represent(train.texts)
+            [scores] = baseline.predict(whole, train.target, baseline.represent(new.texts), [setting], len(classes))
         calls = _calls(scores, classes, threshold)
         told = ", ".join(f"{key}={_told(value)}" for key, value in setting.items())
         found.append(Answer(baseline.name, baseline.about, told, inner_score, scores, calls))

@@ -24,6 +24,7 @@ from plm.learning import classifiers
 from plm.learning.classifier_search import Journal, Searched
 from plm.learning.classifiers import Fitted, Judge, NetworkSettings, Rows
 from plm.learning.parts import Part
+from plm.learning.quiet_threads import one_thread
 from plm.model.classifier_bundle import HeadKind, call_classes
 from plm.model.task import Task
 
@@ -182,14 +183,16 @@ def train(material: Material, settings: Settings, log: logging.Logger, journal: 
         own = settings
         if settings.trials and journal is not None:
             network = replace(settings.network, balance=settings.balance)
-            found = journal.search(
-                rows, judge, network, material.metric, settings.trials, settings.seed, part.fold, log
-            )
+            with one_thread(rows.scaled.size * max(rows.task.outputs, 1)):
+                found = journal.search(
+                    rows, judge, network, material.metric, settings.trials, settings.seed, part.fold, log
+                )
             searches.append(found)
             own = replace(settings, network=found.settings)
         for kind in kinds:
             start = time.monotonic()
-            fitted = fit(kind, rows, judge, material.metric, own)
+            with one_thread(rows.scaled.size * max(rows.task.outputs, 1)):
+                fitted = fit(kind, rows, judge, material.metric, own)
             made = _member(kind, fitted, rows.task, material, part, judge, test, time.monotonic() - start)
             members[kind].append(made)
             log.info(
