@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -192,7 +193,7 @@ class Corpus:
         return self.residue_ids(index, start, start + crop)
 
 
-class EpochRows(torch.utils.data.Dataset):
+class EpochRows(torch.utils.data.Dataset, ABC):
     """Rows by number, epoch after epoch without end; what an epoch holds depends on its number only."""
 
     def __init__(self, rows: int) -> None:
@@ -204,9 +205,9 @@ class EpochRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self._rows
 
+    @abstractmethod
     def plan_of(self, epoch: int) -> Sequence[Any]:
         """The rows of an epoch: the members of each."""
-        raise NotImplementedError
 
     def rows_of(self, epoch: int) -> Sequence[Any]:
         """As :meth:`plan_of`; the last one is kept."""
