@@ -1,4 +1,4 @@
-"""Entry of ``scripts/galaxy``, ``run``, ``serve`` and ``test``: the first argument says which."""
+"""Entry of ``scripts/galaxy``, ``run``, ``serve``, ``test`` and ``workflows``: the first argument says which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import importlib
 import sys
 from pathlib import Path
 
-COMMANDS = {"galaxy": "galaxy_command", "run": "run_command", "serve": "serve_command", "test": "checks"}
+COMMANDS = {
+    "galaxy": "galaxy_command",
+    "run": "run_command",
+    "serve": "serve_command",
+    "test": "checks",
+    "workflows": "workflows_command",
+}
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "scripts")
 sys.path.insert(1, str(ROOT / "tools"))
