@@ -34,7 +34,8 @@ def describe(pooling: str = "mean", layers: tuple[int, ...] = (6,), dtype: str =
 
 
 texts = st.text(
-    st.characters(exclude_characters="\0\t\n\r", exclude_categories=("Cs",)), min_size=1, max_size=12
+    st.characters(exclude_characters="\x7f\x85\u2028\u2029", min_codepoint=32, exclude_categories=("Cs",)),
+    min_size=1, max_size=12,
 ) | st.sampled_from(AWKWARD)
 
 
@@ -109,17 +110,11 @@ def test_what_is_written_is_read_back(format: str, made: dict[str, Any]) -> None
             assert again.read_bytes() == first
 
 
-@pytest.mark.parametrize("format", ["hdf5", "hdf5-uniprot", "npz", "parquet"])
-def test_ids_with_tabs_and_line_ends_survive_where_they_can(format: str, tmp_path: Path) -> None:
-    ids = ["a\tb", "a\nb", "a\rb", "a b"]
-    write_embeddings(tmp_path / "x", format, describe(), ids, iter(np.ones((4, 4), np.float32)))
-    assert read_embeddings(tmp_path / "x").ids == ids
-
-
-@pytest.mark.parametrize("identifier", ["a\tb", "a\nb", "a\rb"])
-def test_a_table_refuses_ids_that_would_break_it(identifier: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("identifier", ["a\tb", "a\nb", "a\rb", "a\x85b", "a\u2028b"])
+def test_ids_that_would_break_a_table_are_in_no_file(format: str, identifier: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a tab or a line end"):
-        write_embeddings(tmp_path / "x", "tabular", describe(), [identifier], iter(np.ones((1, 4), np.float32)))
+        write_embeddings(tmp_path / "x", format, describe(), [identifier], iter(np.ones((1, 4), np.float32)))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -427,7 +422,7 @@ def test_a_table_cut_short_is_refused(tmp_path: Path) -> None:
         (b"id\te0\n\xff\t1\n", "UTF8|UTF-8|utf"),
         (b"\xff\xfe\x00\x01", "neither an embeddings file"),
         (b"\x80\x04\x95pickle", "pickle"),
-        (b"PK\x03\x04rubbish", "broken or cut short"),
+        (b"PK\x03\x04rubbish", "no complete zip file"),
         (b"PAR1rubbish", "cannot be read"),
         (b"\x89HDF\r\n\x1a\nrubbish", "broken or cut short"),
         (b">protein\nMKV\n", "no columns of numbers"),

@@ -21,7 +21,10 @@ from plm.data.embedding_records import (
     check_positions,
     check_values,
 )
+from plm.data.hdf5_writing import writing
 from plm.errors import UserError
+from plm.received import hdf5
+from plm.received.documents import cleaned, one_line
 
 if TYPE_CHECKING:
     import h5py
@@ -58,7 +61,8 @@ def write_packed(path: Path, records: Records) -> None:
     """Data sets ``ids``, ``values`` ``(N, [K,] D)`` or ``residues`` ``(R, [K,] D)`` with ``offsets``, ``positions``."""
     import h5py
 
-    with h5py.File(path, "w") as file:
+    with writing(path) as writer:
+        file = writer.file
         _write_attributes(file, records.description, "packed")
         count = len(records.ids)
         names = file.create_dataset(IDS, (count,), h5py.string_dtype(), track_times=False)
@@ -78,6 +82,7 @@ def write_packed(path: Path, records: Records) -> None:
         for block in records.blocks():
             values[done : done + len(block)] = block
             done += len(block)
+            writer.check()
 
 
 def write_uniprot(path: Path, records: Records) -> None:
@@ -85,7 +90,8 @@ def write_uniprot(path: Path, records: Records) -> None:
     import h5py
     from h5py import h5a, h5d, h5p, h5s, h5t
 
-    with h5py.File(path, "w", track_order=True) as file:
+    with writing(path, track_order=True) as writer:
+        file = writer.file
         _write_attributes(file, records.description, "uniprot")
         # The low-level interface takes half the time, which counts for 100,000 data sets.
         creation = h5p.create(h5p.DATASET_CREATE)
@@ -105,6 +111,7 @@ def write_uniprot(path: Path, records: Records) -> None:
                 spaces[array.shape] = h5s.create_simple(array.shape)
             data_set = h5d.create(file.id, name.encode(), kind, spaces[array.shape], creation)
             data_set.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(array))
+            writer.check()
             attribute = h5a.create(data_set, b"original_id", text_kind, scalar)
             attribute.write(np.array(identifier, dtype=text))
             if records.positions is not None:
@@ -137,30 +144,23 @@ def open_hdf5(path: Path, name: str, matrices: str) -> Source:
     Raises:
         UserError: Broken file, or content that is no embeddings.
     """
-    import h5py
-
+    file = hdf5.open_hdf5(path, name)
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(
-            f"The HDF5 file is broken or cut short ({str(error).rstrip(')').rsplit('(', 1)[-1]})",
-            where=name,
-            fix="Transfer or make the file again",
-        ) from error
-    try:
-        if _text(file.attrs.get("format")) == FORMAT_NAME:
+        if hdf5.attribute(file, "format", name) == FORMAT_NAME:
             return _open_own(file, name)
         return _open_foreign(file, name, matrices)
-    except (OSError, KeyError, RuntimeError) as error:  # h5py's own errors on damaged content
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:  # of damaged content
         file.close()
-        raise UserError(f"The HDF5 file cannot be read ({error})", where=name, fix="Make the file again") from error
+        raise UserError(
+            f"The HDF5 file cannot be read ({one_line(str(error), 150)})", where=name, fix="Make the file again"
+        ) from error
     except BaseException:
         file.close()
         raise
 
 
 def _open_own(file: h5py.File, name: str) -> Source:
-    attributes = {key: _plain(file.attrs[key]) for key in file.attrs}
+    attributes = cleaned(hdf5.attributes(file, name))
     description = Description.from_attributes(attributes, name)
     version = str(attributes.get("suite_version", ""))
     layout = attributes.get("layout")
@@ -172,35 +172,35 @@ def _open_own(file: h5py.File, name: str) -> Source:
             if any(not place.isdigit() for _, _, place in parted):
                 raise UserError("A data set's name does not end in @position", where=name, fix="Make the file again")
             places = [int(place) for _, _, place in parted]
-            ids = [identifier_of(before) for before, _, _ in parted]
+            ids = [hdf5.as_text(identifier_of(before), name) for before, _, _ in parted]
         else:
-            ids = [identifier_of(one) for one in names]
+            ids = [hdf5.as_text(identifier_of(one), name) for one in names]
         return _Datasets(file, name, description, names, ids, places, suite_version=version)
     if layout != "packed":
         raise UserError(f"The layout {layout!r} is unknown", where=name, fix="Use the version that wrote the file")
     key = RESIDUES if description.level == "residue" else VALUES
-    values = _array(file, key, name)
-    ids = _strings(_array(file, IDS, name), name)
+    values = hdf5.own_data_set(file, key, name)
+    ids = hdf5.texts(hdf5.own_data_set(file, IDS, name), name)
     check_values(values.shape, values.dtype, description, name)
     offsets = positions = None
     if description.level == "residue":
-        offsets = check_offsets(_array(file, OFFSETS, name)[()], len(ids), len(values), name)
+        offsets = check_offsets(_numbers(file, OFFSETS, len(ids) + 1, name), len(ids), len(values), name)
     elif len(ids) != len(values):
         raise UserError(f"There are {len(ids)} ids for {len(values)} vectors", where=name, fix="Make the file again")
     if description.level == "site":
-        positions = check_positions(_array(file, POSITIONS, name)[()], len(ids), name)
+        positions = check_positions(_numbers(file, POSITIONS, len(ids), name), len(ids), name)
     check_ids(ids, positions, name)
     return PackedSource(description, ids, values, offsets, positions, suite_version=version, close=file.close)
 
 
 def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
-    found = dict(_walk(file, name))
+    found = dict(hdf5.walk(file, name))
     lowered = {key.lower(): key for key in found}
     for ids_name in ("ids", "id", "names", "accessions"):
         for values_name in ("values", "embeddings", "vectors", "representations", "features", "x"):
             if ids_name in lowered and values_name in lowered and found[lowered[values_name]].ndim == 2:
                 values, names = found[lowered[values_name]], found[lowered[ids_name]]
-                return _matrices(file, name, {values_name: values}, _strings(names, name), found)
+                return _matrices(file, name, {values_name: values}, hdf5.texts(names, name), found)
     numeric = {key: one for key, one in found.items() if one.dtype.kind == "f" and one.ndim > 0}
     if not numeric:
         raise UserError(
@@ -218,8 +218,11 @@ def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
     single = first.ndim == 1 or all(one.ndim == 2 and one.shape[0] == 1 for one in numeric.values())
     pooling: Pooling = "" if single else "residues"
     names = list(numeric)
-    ids = [str(_text(numeric[key].attrs.get("original_id")) or key.rsplit("/", 1)[-1]) for key in names]
-    labels = {"group": [key.rpartition("/")[0] for key in names]} if any("/" in key for key in names) else {}
+    ids = [
+        hdf5.as_text(str(hdf5.attribute(numeric[key], "original_id", name) or key.rsplit("/", 1)[-1]), name)
+        for key in names
+    ]
+    labels = {"group": [one_line(key.rpartition("/")[0]) for key in names]} if any("/" in key for key in names) else {}
     description = Description("", "", (), pooling, _stored(first.dtype), int(first.shape[-1]))
     return _Datasets(file, name, description, names, ids, None, labels)
 
@@ -242,12 +245,12 @@ def _matrices(
         stem = name.rsplit(".", 1)[0] or name
         ids = [f"{stem if len(parts) == 1 else key}:{row}" for key, part in parts for row in range(len(part))]
         if len(parts) > 1:
-            labels["group"] = [key for key, part in parts for _ in range(len(part))]
+            labels["group"] = [one_line(key) for key, part in parts for _ in range(len(part))]
     if len(ids) != total:
         raise UserError(f"There are {len(ids)} ids for {total} vectors", where=name, fix="Make the file again")
     for key, other in found.items():
         if key.lower() in _LABEL_NAMES and other.shape == (total,):
-            labels[key] = [str(_text(value)) for value in other[()].tolist()]
+            labels[one_line(key)] = [_label(value, name) for value in other[()].tolist()]
     check_ids(ids, None, name)
     description = Description("", "", (), "", _stored(parts[0][1].dtype), width)
     return PackedSource(description, ids, _Stacked([part for _, part in parts]), None, None, labels, close=file.close)
@@ -288,6 +291,7 @@ class _Datasets:
         self.description, self.ids, self.positions = description, ids, positions
         self.labels, self.suite_version = labels or {}, suite_version
         self._file, self._name, self._names = file, name, names
+        self._bytes = hdf5.file_size(file)
         self._lengths: list[int] | None = None
 
     def lengths(self) -> list[int] | None:
@@ -335,11 +339,11 @@ class _Datasets:
             raise UserError(
                 f"The data set {self._names[index]} is missing or broken", where=self._name, fix="Make the file again"
             ) from error
-        creation = data_set.get_create_plist()
-        if not plain or creation.get_layout() == h5d.VIRTUAL or creation.get_external_count():
+        if not plain:
             raise UserError(
                 f"{self._names[index]} is no data set of this file", where=self._name, fix="Make the file again"
             )
+        hdf5.judge(data_set, self._names[index], self._name, self._bytes)
         return data_set, self._shape(data_set.shape, data_set.dtype, index)
 
     def _shape(self, shape: tuple[int, ...], dtype: np.dtype, index: int) -> tuple[int, ...]:
@@ -362,57 +366,18 @@ class _Datasets:
         return (shape[0], depth, dimension) if residue else (depth, dimension)
 
 
-def _walk(group: h5py.Group, name: str, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
-    """Data sets of a file of others with their paths; only what really lies in this file."""
-    import h5py
-
-    for key in group:
-        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-            raise UserError(f"{prefix}{key} is a link", where=name, fix="Copy the data into the file")
-        if isinstance(one := group[key], h5py.Group):
-            if prefix.count("/") > 4:
-                raise UserError("Groups are nested too deeply", where=name, fix="Give a flat file")
-            yield from _walk(one, name, f"{prefix}{key}/")
-        elif isinstance(one, h5py.Dataset):
-            yield prefix + key, one
+def _numbers(file: h5py.File, key: str, count: int, name: str) -> np.ndarray:
+    """One number a record, read only if there are as many as there should be."""
+    one = hdf5.own_data_set(file, key, name)
+    if one.shape != (count,):
+        return np.empty(one.shape if np.prod(one.shape) < 10**6 else 0, one.dtype)
+    found: np.ndarray = one[()]
+    return found
 
 
-def _array(file: h5py.File, key: str, name: str) -> h5py.Dataset:
-    """A data set that lies in this very file: a link or outside storage could read any file of the machine."""
-    import h5py
-
-    try:
-        one = file[key]
-    except (KeyError, OSError) as error:
-        raise UserError(f"The data set {key} is missing or broken", where=name, fix="Make the file again") from error
-    if not isinstance(one, h5py.Dataset) or one.external or one.is_virtual or one.file.filename != file.filename:
-        raise UserError(f"{key} is no data set of this file", where=name, fix="Make the file again")
-    return one
-
-
-def _strings(data_set: h5py.Dataset, name: str) -> list[str]:
-    import h5py
-
-    if data_set.ndim != 1:
-        raise UserError("The ids are no list", where=name, fix="Make the file again")
-    if data_set.dtype.kind in "iu":
-        return [str(value) for value in data_set[()].tolist()]
-    if h5py.check_string_dtype(data_set.dtype) is None:
-        raise UserError("The ids are no text", where=name, fix="Make the file again")
-    try:
-        return [value.decode("utf-8") for value in data_set[()].tolist()]
-    except UnicodeDecodeError as error:
-        raise UserError("The ids are not UTF-8 text", where=name, fix="Make the file again") from error
+def _label(value: Any, name: str) -> str:
+    return hdf5.as_text(value, name, "labels") if isinstance(value, bytes) else str(value)
 
 
 def _stored(dtype: np.dtype) -> Any:
     return "float16" if dtype.itemsize == 2 else "float32"
-
-
-def _text(value: Any) -> Any:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
-
-
-def _plain(value: Any) -> Any:
-    value = _text(value)
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,8 @@ from plm.data.embedding_records import (
     check_values,
 )
 from plm.errors import UserError
+from plm.received.arrays import open_arrays, texts
+from plm.received.documents import cleaned, has_breaks, one_line, parse_json
 
 DESCRIPTION = "description"
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -72,67 +72,14 @@ def open_npz(path: Path, name: str) -> Source:
     Raises:
         UserError: No zip, arrays that need pickle, damaged content, or nothing like embeddings.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {
-                info.filename.removesuffix(".npy"): info
-                for info in archive.infolist()
-                if info.filename.endswith(".npy")
-            }
-            if not members:
-                raise UserError(
-                    "The archive holds no numpy arrays; PyTorch's own files (.pt) hold pickles and are not read",
-                    where=name,
-                    fix="Give HDF5, npz, Parquet or a table",
-                )
-            arrays = {key: _load(path, archive, info, name) for key, info in members.items()}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise UserError(
-            f"The archive is broken or cut short ({error})", where=name, fix="Transfer or make the file again"
-        ) from error
+    arrays = open_arrays(path, name)
     if DESCRIPTION in arrays and arrays[DESCRIPTION].shape == () and arrays[DESCRIPTION].dtype.kind == "U":
         return _own(arrays, name)
     return _foreign(arrays, name)
 
 
-def _load(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
-    """A member as an array: mapped from the file where it is stored plainly, else read into memory."""
-    key = info.filename
-    with archive.open(info) as handle:
-        try:
-            version = npy.read_magic(handle)
-            shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(
-                handle
-            )
-        except ValueError as error:
-            raise UserError(f"{key} is no numpy array ({error})", where=name, fix="Make the file again") from error
-        if dtype.hasobject:
-            raise UserError(
-                f"{key} holds Python objects, which only pickle could read; pickle is not safe and is refused",
-                where=name,
-                fix="Save ids as text (np.array(ids, dtype=str)) and numbers as float32",
-            )
-        header = handle.tell()
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if header + size != info.file_size:
-            raise UserError(f"{key} is cut short", where=name, fix="Transfer or make the file again")
-        if info.compress_type != zipfile.ZIP_STORED or size < 2**20:
-            flat = np.frombuffer(handle.read(), dtype)
-            return flat.reshape(shape, order="F" if fortran else "C")
-        while handle.read(2**18):  # to the end: the checksum is compared there
-            pass
-    with path.open("rb") as raw:
-        raw.seek(info.header_offset + 26)
-        name_length, extra_length = struct.unpack("<HH", raw.read(4))
-    start = info.header_offset + 30 + name_length + extra_length + header
-    return np.memmap(path, dtype, "r", start, shape, order="F" if fortran else "C")
-
-
 def _own(arrays: dict[str, np.ndarray], name: str) -> Source:
-    try:
-        attributes = json.loads(str(arrays[DESCRIPTION]))
-    except ValueError as error:
-        raise UserError("The description is no JSON", where=name, fix="Make the file again") from error
+    attributes = cleaned(parse_json(str(arrays[DESCRIPTION]), "The description", name, "Make the file again"))
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT_NAME:
         raise UserError("The description is not of an embeddings file", where=name, fix="Make the file again")
     description = Description.from_attributes(attributes, name)
@@ -142,7 +89,7 @@ def _own(arrays: dict[str, np.ndarray], name: str) -> Source:
         raise UserError(f"The array {missing[0]} is missing", where=name, fix="Make the file again")
     values = arrays[key]
     check_values(values.shape, values.dtype, description, name)
-    ids = _strings(arrays["ids"], name)
+    ids = texts(arrays["ids"], name)
     offsets = positions = None
     if description.level == "residue":
         offsets = check_offsets(arrays["offsets"], len(ids), len(values), name)
@@ -167,11 +114,11 @@ def _foreign(arrays: dict[str, np.ndarray], name: str) -> Source:
         ids = (
             [f"{Path(name).stem}:{row}" for row in range(len(values))]
             if ids_key is None
-            else _strings(arrays[ids_key], name)
+            else texts(arrays[ids_key], name)
         )
         for key in _LABELS:
             if key in arrays and arrays[key].shape == (len(values),) and arrays[key] is not values:
-                labels[key] = [str(value) for value in arrays[key].tolist()]
+                labels[key] = _labels(arrays[key], name)
     elif numeric and all(array.ndim == 1 for array in numeric.values()) and ids_key is None:
         widths = {key: len(array) for key, array in numeric.items()}
         first = next(iter(widths))
@@ -181,6 +128,9 @@ def _foreign(arrays: dict[str, np.ndarray], name: str) -> Source:
                 f"{other!r} has {widths[other]} numbers where {first!r} has {widths[first]}", where=name,
                 fix="Give embeddings of one model",
             )  # fmt: skip
+        broken = next((key for key in numeric if has_breaks(key)), None)
+        if broken is not None:
+            raise UserError(f"The id {one_line(broken, 60)!r} holds a tab or a line end", where=name, fix="Rename it")
         ids, values = list(numeric), np.stack(list(numeric.values()))
     else:
         raise UserError(
@@ -197,10 +147,5 @@ def _foreign(arrays: dict[str, np.ndarray], name: str) -> Source:
     return PackedSource(Description("", "", (), "", dtype, values.shape[1]), ids, values, None, None, labels)
 
 
-def _strings(array: np.ndarray, name: str) -> list[str]:
-    if array.ndim != 1 or array.dtype.kind not in "USiu":
-        raise UserError("The ids are no list of text", where=name, fix="Make the file again")
-    try:
-        return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in array.tolist()]
-    except UnicodeDecodeError as error:
-        raise UserError("The ids are not UTF-8 text", where=name, fix="Make the file again") from error
+def _labels(array: np.ndarray, name: str) -> list[str]:
+    return texts(array, name, "labels") if array.dtype.kind in "US" else [str(value) for value in array.tolist()]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from plm import __version__
 from plm.errors import UserError
+from plm.received.documents import has_breaks
 
 Pooling = Literal["mean", "max", "first", "residues", "sites", ""]
 Level = Literal["protein", "residue", "site"]
@@ -306,10 +307,11 @@ def check_ids(ids: Sequence[str], positions: Counts | None = None, where: str = 
     for index, identifier in enumerate(ids):
         if not identifier:
             raise UserError(f"Record {index + 1} has no id", where=where, fix="Give every record an id")
-        if "\0" in identifier or not _encodable(identifier):
+        if has_breaks(identifier) or not _encodable(identifier):
             raise UserError(
-                f"The id {identifier!r} holds a character that cannot be stored", where=where, fix="Change the id"
-            )
+                f"The id {identifier[:100]!r} holds a tab or a line end, or another character that cannot be stored",
+                where=where, fix="Change the id",
+            )  # fmt: skip
         hashes[index] = hash(identifier if positions is None else (identifier, int(positions[index])))
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(np.diff(hashes[order]) == 0)

@@ -21,6 +21,8 @@ import numpy as np
 from plm.data.embedding_records import FORMAT_NAME, Description, PackedSource, Records, Source, check_ids
 from plm.data.fasta import raw_lines
 from plm.errors import UserError
+from plm.received.documents import as_object, cleaned, has_breaks, one_line, parse_json
+from plm.received.parquet import open_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,14 +145,14 @@ class _Table(Protocol):
 
 
 class _ParquetTable:
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
-        self._file = pq.ParquetFile(path)
+    def __init__(self, path: Path, name: str) -> None:
+        self._file = open_parquet(path, name)
         self._schema = self._file.schema_arrow
         self.names: list[str] = list(self._schema.names)
         text = (self._schema.metadata or {}).get(FORMAT_NAME.encode(), b"")
-        self.attributes: dict[str, Any] = json.loads(text) if text else {}
+        self.attributes: dict[str, Any] = {}
+        if text:
+            self.attributes = cleaned(as_object(parse_json(text, "The description", name), "The description", name))
 
     def numeric(self) -> list[str]:
         import pyarrow as pa
@@ -264,7 +266,7 @@ def open_table(path: Path, name: str, parquet: bool) -> Source:
     import pyarrow as pa
 
     try:
-        table = _ParquetTable(path) if parquet else _TextTable(path)
+        table = _ParquetTable(path, name) if parquet else _TextTable(path)
         return _TableSource(table, name, Path(name).stem)
     except UserError as error:
         raise error if error.where else UserError(error.what, where=name, fix=error.fix) from error
@@ -433,7 +435,8 @@ class _TableSource:
         # A table without any key still has rows to count.
         for piece in self._table.pieces([*wanted, *columns.labels] or columns.values[:1], numbers=False):
             for name in texts:
-                texts[name] += piece.column(piece.schema.get_field_index(name)).to_pylist()
+                values = piece.column(piece.schema.get_field_index(name)).to_pylist()
+                texts[name] += [cleaned(value) for value in values]
             if columns.id is None:
                 names += [f"row{total + row}" for row in range(1, piece.num_rows + 1)]
                 starts += range(total, total + piece.num_rows)
@@ -443,6 +446,11 @@ class _TableSource:
                     if not names or value != names[-1]:
                         if not value:
                             raise UserError("A row without an id", where=f"{self._name}, row {row + 1}")
+                        if has_breaks(value):
+                            raise UserError(
+                                f"The id {one_line(value, 60)!r} holds a tab or a line end",
+                                where=f"{self._name}, row {row + 1}", fix="Rename it",
+                            )  # fmt: skip
                         names.append(value)
                         starts.append(row)
             total += piece.num_rows
