@@ -45,13 +45,13 @@ def test_an_error_is_one_line_whatever_it_quotes() -> None:
 
 
 def test_outputs_appear_together(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "left").touch()
+    (tmp_path / "empty").mkdir()
     with stage.Outputs() as out:
         out.path(tmp_path / "a.tsv").write_text("a")
-        (out.directory(tmp_path / "old") / "new").write_text("b")
+        (out.directory(tmp_path / "empty") / "new").write_text("b")
         assert not (tmp_path / "a.tsv").exists()
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["a.tsv", "old", "old/new"]
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert found == ["a.tsv", "empty", "empty/new"]
 
 
 @pytest.mark.parametrize("error", [UserError("no"), ValueError("bug"), KeyboardInterrupt(), SystemExit(143)])

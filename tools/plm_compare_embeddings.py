@@ -82,11 +82,11 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--most-rows", type=int, default=5000, help="rows of each set for near copies and tests, drawn at random")
     add("--permutations", type=int, default=999, help="of the test of the energy distance")
     add("--seed", type=int, default=42, help="equal seeds give equal results")
-    add("--proteins", type=Path, required=True, help="table of every protein")
-    add("--report", type=Path, help="report in Galaxy's markdown")
-    add("--figure", type=Path, help="picture (PNG)")
-    add("--checks", type=Path, help="table of checks and tests")
-    add("--components", type=Path, help="table of the components")
+    add("--proteins", type=stage.output_file, required=True, help="table of every protein")
+    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
+    add("--figure", type=stage.output_file, help="picture (PNG)")
+    add("--checks", type=stage.output_file, help="table of checks and tests")
+    add("--components", type=stage.output_file, help="table of the components")
     return Arguments(**vars(parser.parse_args(argv)))
 
 

@@ -98,10 +98,10 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--force-compression", action="store_true", help="write the bundle however much the metric drops")
     add("--resamples", type=int, default=1000, help="bootstrap resamples; fewer for large tables")
     add("--seed", type=int, default=42, help="equal seeds give equal results")
-    add("--compressed-bundle", type=Path, help="the smaller bundle (zip)")
-    add("--onnx", type=Path, help="the (compressed) classifier as ONNX")
-    add("--compression-table", type=Path, help="bytes, latency and metric before and after")
-    add("--report", type=Path, help="report in Galaxy's markdown")
+    add("--compressed-bundle", type=stage.output_file, help="the smaller bundle (zip)")
+    add("--onnx", type=stage.output_file, help="the (compressed) classifier as ONNX")
+    add("--compression-table", type=stage.output_file, help="bytes, latency and metric before and after")
+    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
     return Arguments(**vars(parser.parse_args(argv)))
 
 

@@ -95,10 +95,11 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--store", choices=("float32", "float16"), default="float32", help="how numbers are stored")
     add("--format", choices=FORMATS, default="hdf5", help="of the embeddings file")
     add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
-    add("--embeddings", type=Path, required=True, help="the embeddings file")
-    add("--status", type=Path, help="table of what became of each input record")
-    add("--logits", type=Path, help="table of each residue's log-probabilities of the amino acids (ESM models)")
-    add("--pseudo-perplexity", type=Path, help="table of each protein's pseudo-perplexity (ESM models)")
+    add("--embeddings", type=stage.output_file, required=True, help="the embeddings file")
+    add("--status", type=stage.output_file, help="table of what became of each input record")
+    text = "table of each residue's log-probabilities of the amino acids (ESM models)"
+    add("--logits", type=stage.output_file, help=text)
+    add("--pseudo-perplexity", type=stage.output_file, help="table of each protein's pseudo-perplexity (ESM models)")
     add(
         "--perplexity-mode",
         choices=("single", "masked"),
@@ -106,7 +107,8 @@ def parse(argv: Sequence[str] | None) -> Arguments:
         help="single: from the same pass as the embeddings, the residue being visible; masked: each residue hidden in "
         "turn, which takes as many passes as the protein has residues (350 times the work for a usual protein)",
     )
-    add("--contacts", type=Path, help="table of residue pairs that probably touch (ESM models with contact regression)")
+    text = "table of residue pairs that probably touch (ESM models with contact regression)"
+    add("--contacts", type=stage.output_file, help=text)
     add("--contact-threshold", type=float, default=0.3, help="lowest probability that is listed")
     add(
         "--max-residues", type=int, default=0,

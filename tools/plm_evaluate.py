@@ -242,10 +242,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=42, help="random seed (default: 42)")
     add("--unfinished", action="store_true", help="say in the report that training was cut short")
     for flag in ("metrics", "comparison", "baseline-predictions"):
-        add(f"--{flag}", type=Path, help=f"output table: {flag.replace('-', ' ')}")
+        add(f"--{flag}", type=stage.output_file, help=f"output table: {flag.replace('-', ' ')}")
     for flag in FIGURES:
-        add(f"--{flag}", type=Path, help=f"output figure (PNG): {flag}")
-    add("--report", type=Path, help="output report (Galaxy Markdown)")
+        add(f"--{flag}", type=stage.output_file, help=f"output figure (PNG): {flag}")
+    add("--report", type=stage.output_file, help="output report (Galaxy Markdown)")
     given = vars(parser.parse_args(argv))
     given["predictions"], given["name"] = tuple(given["predictions"]), tuple(given["name"])
     run(Arguments(**{field.name: given[field.name] for field in fields(Arguments)}))

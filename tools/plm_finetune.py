@@ -187,7 +187,7 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
     add(group, "resume", None, "checkpoint to go on from", **path)
 
     group = made.add_argument_group("outputs")
-    group.add_argument("--bundle", type=Path, required=True, help="the fine-tuned model (zip)")
+    group.add_argument("--bundle", type=stage.output_file, required=True, help="the fine-tuned model (zip)")
     add(group, "name", "", "name of the fine-tuned model in tables and reports; by default model and method")
     add(group, "licence", "", "licence of the data or model, for the model card")
     for flag, text in {
@@ -195,7 +195,7 @@ def arguments(argv: Sequence[str] | None) -> Arguments:
         "history": "losses and metrics (tabular)", "curves": "losses and metrics (PNG)", "report": "report (Markdown)",
         "tfevents": "losses and metrics for TensorBoard", "checkpoint": "where --time-limit stopped (zip)",
     }.items():  # fmt: skip
-        add(group, flag, None, text, **path)
+        add(group, flag, None, text, type=stage.output_file)
     return Arguments(**vars(made.parse_args(argv)))
 
 

@@ -54,8 +54,8 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add(
         "--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when parts have an id in common"
     )
-    add("--output", type=Path, required=True, help="the merged embeddings file")
-    add("--merged-status", type=Path, help="what became of each input record, of all parts")
+    add("--output", type=stage.output_file, required=True, help="the merged embeddings file")
+    add("--merged-status", type=stage.output_file, help="what became of each input record, of all parts")
     return Arguments(**vars(parser.parse_args(argv)))
 
 

@@ -31,6 +31,7 @@ from plm.data.windows import check_width
 from plm.errors import UserError
 
 NAME = "plm_preprocess"
+OUTPUTS = ("dataset", "rejected", "leakage", "report", "figure")
 SPLIT_NAMES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid", "testing": "test"}
 
 
@@ -119,7 +120,7 @@ class Arguments:
     split_from: str = "column:split"
     group: str = ""
     valid_fraction: float = 0.15
-    test_fraction: float = 0.15
+    test_fraction: float = 0.25
     folds: int = 0
     identity: float | None = None
     coverage: float = 0.8
@@ -385,7 +386,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if option.type == "bool":
             parser.add_argument(flag, action="store_true", help=note)
             continue
-        kind = {"Path": Path, "int": int, "float": float, "str": str}[str(option.type).split(" ")[0]]
+        kinds = {"Path": Path, "int": int, "float": float, "str": str}
+        kind = stage.output_file if option.name in OUTPUTS else kinds[str(option.type).split(" ")[0]]
         required = option.default is MISSING
         default = None if required else option.default
         choices = CHOICES.get(option.name)

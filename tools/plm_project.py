@@ -109,10 +109,10 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--score-neighbours", type=int, default=10, help="neighbours of the scores")
     add("--resamples", type=int, default=1000, help="bootstrap resamples and shuffles of the labels")
     add("--seed", type=int, default=42, help="equal seeds give equal results")
-    add("--coordinates", type=Path, required=True, help="table of every protein's place")
-    add("--figure", type=Path, help="picture (PNG)")
-    add("--scores", type=Path, help="table of scores")
-    add("--report", type=Path, help="report in Galaxy's markdown")
+    add("--coordinates", type=stage.output_file, required=True, help="table of every protein's place")
+    add("--figure", type=stage.output_file, help="picture (PNG)")
+    add("--scores", type=stage.output_file, help="table of scores")
+    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
     return Arguments(**vars(parser.parse_args(argv)))
 
 

@@ -52,8 +52,9 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--input", type=Path, required=True, help="FASTA, plain or gzipped")
     add("--parts", type=int, help="number of parts, 1 to 9999; fewer if there are fewer records")
     add("--max-residues", type=int, help="instead: residues of a part at most; a longer record is alone in its part")
-    add("--output-dir", type=Path, required=True, help="folder for part_0001.fasta, part_0002.fasta, ...; replaced")
-    add("--table", type=Path, help="table of the parts: records, residues, longest record, first and last id")
+    add("--output-dir", type=stage.output_folder, required=True, help="new or empty folder for part_0001.fasta, ...")
+    text = "table of the parts: records, residues, longest record, first and last id"
+    add("--table", type=stage.output_file, help=text)
     return Arguments(**vars(parser.parse_args(argv)))
 
 

@@ -144,7 +144,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--seed", type=int, default=42, help="equal seeds give equal results")
     group = parser.add_argument_group("outputs")
     add = group.add_argument
-    add("--bundle", type=Path, required=True, help="the trained classifier (zip)")
+    add("--bundle", type=stage.output_file, required=True, help="the trained classifier (zip)")
     add("--name", default="", help="its name in tables and reports (default: model and head)")
     add("--licence", default="", help="licence of the data, for the model card")
     for flag, text in {
@@ -156,7 +156,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
         "search-history": "trials of the search (tabular)", "search-figure": "the same, and importance (PNG)",
         "study": "the search's trials, to go on with later", "report": "report in Galaxy's markdown",
     }.items():  # fmt: skip
-        add(f"--{flag}", type=Path, help=text)
+        add(f"--{flag}", type=stage.output_file, help=text)
     return Arguments(**vars(parser.parse_args(argv)))
 
 

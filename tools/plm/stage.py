@@ -8,27 +8,51 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn, TextIO
+from types import FrameType
+from typing import Any, NoReturn, TextIO
 
-from plm import __version__
+from plm import __version__, failures
 from plm.errors import UserError
+from plm.outputs import Outputs, check_places, output_file, output_folder
+
+__all__ = ["Outputs", "output_file", "output_folder"]
 
 EXIT_USER_ERROR = 1
+EXIT_OUT_OF_MEMORY = 42
+"""Galaxy's ``oom_exit_code`` of every tool: a server may send the job again to a larger machine."""
+EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+_MODEL_FLAGS = ("model", "teacher", "student", "probe")
+"""Flags whose values may be paths; those of plm_compare_models stand behind ``NAME=``."""
 
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message, fix=f"See {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As usual; then every output is tried, so that no work is done that cannot be kept."""
+        parsed = super().parse_args(args, namespace)
+        given: list[tuple[str, str, Path]] = []
+        for action in self._actions:
+            kind = "file" if action.type is output_file else "folder" if action.type is output_folder else ""
+            if not kind and action.type is not Path and action.dest not in _MODEL_FLAGS:
+                continue
+            value = getattr(parsed, action.dest, None)
+            flag = action.option_strings[0] if action.option_strings else action.dest
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, str) and one:
+                    given += [(flag, "input", Path(text)) for text in dict.fromkeys((one, one.split("=", 1)[-1]))]
+                elif isinstance(one, Path):
+                    given.append((flag, kind or "input", one))
+        check_places(given)
+        return parsed
 
 
 def parser(name: str, doc: str) -> argparse.ArgumentParser:
@@ -53,8 +77,8 @@ def main(
     try:
         run(argv)
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        # A full disk or memory that ran out may have been taken for a damaged file on the way.
+        _end(name, failures.explain(error) or failures.Failure(error))
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] not in ("plm", ""):
             missing = UserError(
@@ -62,10 +86,29 @@ def main(
                 where=sys.executable,
                 fix="Install the tool's requirements (environment.yml) or let Galaxy resolve them",
             )
-            print(f"{name}: error: {missing}", file=sys.stderr, flush=True)
-            sys.exit(EXIT_USER_ERROR)
+            _end(name, failures.Failure(missing))
         raise
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; no output was written", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        failure = failures.explain(error)
+        if failure is None:
+            raise
+        _end(name, failure)
     sys.exit(0)
+
+
+def _end(name: str, failure: failures.Failure) -> NoReturn:
+    """One line on standard error, and the exit code that belongs to it."""
+    print(f"{name}: error: {failure.error}", file=sys.stderr, flush=True)
+    code = EXIT_OUT_OF_MEMORY if failure.kind == "memory" else EXIT_USER_ERROR
+    if failure.kind != "input":
+        # Libraries that could not write flush again when they are unloaded, and HDF5 dies of it.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
@@ -82,6 +125,13 @@ class _ToStandardOutput(logging.StreamHandler):
     def stream(self) -> TextIO:
         return sys.stdout
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A reader that has gone (``| head``) does not stop the work: its outputs are files."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        super().handleError(record)
+
 
 def log(name: str) -> logging.Logger:
     """A logger that writes ``[name] message`` lines to standard output, each at once."""
@@ -93,70 +143,6 @@ def log(name: str) -> logging.Logger:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     return logger
-
-
-class Outputs:
-    """Output files that appear together when the work has succeeded, or not at all.
-
-    Inside the ``with`` block write to the paths that :meth:`path` and :meth:`directory` hand out; they lie beside
-    the final places
-    (same file system) and are renamed on a clean exit and removed on any error.
-    """
-
-    def __init__(self) -> None:
-        self._pending: list[tuple[Path, Path]] = []
-
-    def __enter__(self) -> Outputs:
-        return self
-
-    def path(self, final: str | Path) -> Path:
-        """A temporary path beside ``final`` to write that output file to."""
-        final = Path(final)
-        if not final.parent.is_dir():
-            raise UserError(
-                f"The folder of the output {final} does not exist", fix="Create it or choose another"
-            )
-        handle, name = tempfile.mkstemp(
-            prefix=f".{final.name}.", suffix=f".partial{final.suffix}", dir=final.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
-        self._pending.append((temporary, final))
-        return temporary
-
-    def directory(self, final: str | Path) -> Path:
-        """A temporary directory beside ``final`` to fill; it replaces an existing ``final``."""
-        final = Path(final)
-        if not final.parent.is_dir():
-            raise UserError(
-                f"The folder of the output {final} does not exist", fix="Create it or choose another"
-            )
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
-        temporary.chmod(0o777 & ~_umask())
-        self._pending.append((temporary, final))
-        return temporary
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            for temporary, final in self._pending:
-                if final.is_dir() and not final.is_symlink():
-                    shutil.rmtree(final)
-                os.replace(temporary, final)
-            return
-        for temporary, _ in self._pending:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def require(libraries: Mapping[str, str]) -> None:

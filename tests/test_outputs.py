@@ -1,0 +1,327 @@
+"""Outputs: tried before any work, whole or absent, never in place of a user's file; a full disk and lost memory are one line."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from plm import failures, outputs, stage
+from plm.data.hdf5_writing import writing
+from plm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+TEST_DATA = ROOT / "test-data"
+MODEL, PROTEINS = TEST_DATA / "tiny_esm2.zip", TEST_DATA / "simulated_proteins.fasta"
+STAGES = tuple(sorted(path.stem for path in (ROOT / "tools").glob("plm_*.py")))
+INPUTS = {
+    "bundle", "checkpoint", "dataset", "embeddings", "input", "labels", "negative_sites", "negatives_file", "predictions",
+    "proteins", "queries", "reference", "resume", "resume_study", "sites", "status", "teacher_cache", "test", "training",
+    "truth", "work_dir",
+}  # fmt: skip
+"""Flags that name a file or folder to read, or a folder that keeps parts between runs."""
+
+
+class _Found(Exception):
+    pass
+
+
+def _actions(name: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The flags of a stage, taken from the parser that it makes."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    module = importlib.import_module(name)
+    seen: list[Any] = []
+
+    def stop(parser: Any, *_: object) -> None:
+        seen.extend(parser._actions)
+        raise _Found
+
+    monkeypatch.setattr(stage._OneLineParser, "parse_args", stop)
+    entry = module.run if name not in ("plm_evaluate", "plm_preprocess") else module.main
+    with pytest.raises(_Found):
+        entry([])
+    return seen
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_path_of_a_form_is_an_input_or_an_output(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    actions = _actions(name, monkeypatch)
+    written = [one for one in actions if one.type in (stage.output_file, stage.output_folder)]
+    assert written, "a stage without outputs"
+    assert {one.dest for one in actions if one.type is Path} <= INPUTS
+
+
+REFUSED: list[tuple[str, list[str], str]] = [
+    ("folder where a file goes", ["--embeddings", "e.h5", "--status", "results"], "A folder stands where a file"),
+    ("output is the input", ["--embeddings", "e.h5", "--status", "in.fasta"], "The output is the input of --input"),
+    ("input by another way", ["--embeddings", "e.h5", "--status", "sub/../in.fasta"], "The output is the input"),
+    ("input by a link", ["--embeddings", "e.h5", "--status", "link.fasta"], "The output is the input"),
+    ("input by a second name", ["--embeddings", "e.h5", "--status", "hard.fasta"], "The output is the input"),
+    ("the model", ["--embeddings", "model.zip"], "The output is the input of --model"),
+    ("two outputs in one place", ["--embeddings", "same", "--status", "same"], "Two outputs have the same place"),
+    ("two spellings of a place", ["--embeddings", "same", "--status", "./sub/../same"], "Two outputs have the same place"),
+    ("one inside another", ["--embeddings", "e.h5", "--status", "e.h5/status.tsv"], "lies inside another"),
+    ("the folder itself", ["--embeddings", "."], "This names no new file"),
+    ("no such folder", ["--embeddings", "absent/e.h5"], "does not exist"),
+    ("a file as folder", ["--embeddings", "in.fasta/e.h5"], "cannot be written"),
+    ("a name that is too long", ["--embeddings", "e" * 300], "too long"),
+    ("a device", ["--embeddings", "e.h5", "--status", "/dev/null"], "no ordinary file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_places_that_would_lose_something(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "thesis").mkdir(parents=True)
+    (tmp_path / "results" / "thesis" / "chapter.txt").write_text("years")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "in.fasta").write_text(">a\nMKTAYIAKQRQISFVK\n")
+    (tmp_path / "link.fasta").symlink_to("in.fasta")
+    os.link(tmp_path / "in.fasta", tmp_path / "hard.fasta")
+    (tmp_path / "model.zip").write_bytes(MODEL.read_bytes())
+    before = _tree(tmp_path)
+    sys.path.insert(0, str(ROOT / "tools"))
+    import plm_embed
+
+    with pytest.raises(UserError, match=message) as caught:
+        plm_embed.run(["--input", "in.fasta", "--model", "model.zip", *arguments])
+    assert caught.value.fix and _tree(tmp_path) == before
+    assert Path(os.devnull).is_char_device()
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("place", ["mydata", "."])
+def test_a_folder_with_files_is_never_replaced(
+    place: str, tmp_path: Path, run_stage: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mydata").mkdir()
+    for folder in (tmp_path, tmp_path / "mydata"):
+        (folder / "in.fasta").write_text(">a\nMKTAYIAKQRQISFVK\n>b\nMKTAYIAKQRQ\n")
+        (folder / "other.txt").write_text("x")
+    before = _tree(tmp_path)
+    done = run_stage("plm_split_fasta", "--input", "in.fasta", "--parts", "2", "--output-dir", place)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and _tree(tmp_path) == before
+
+
+def test_a_file_of_a_model_folder_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="a file of the folder given as --model"):
+        outputs.check_places([("--model", "input", tmp_path), ("--report", "file", tmp_path / "config.json")])
+    outputs.check_places([("--model", "input", tmp_path), ("--report", "file", tmp_path / "new.md")])
+
+
+def test_a_file_of_the_user_is_kept_and_one_of_the_suite_replaced(tmp_path: Path) -> None:
+    place = tmp_path / "notes.txt"
+    place.write_text("mine")
+    (tmp_path / "notes.txt~").write_text("older")
+    with stage.Outputs() as out:
+        out.path(place).write_text("first")
+    assert (tmp_path / "notes.txt~2").read_text() == "mine" and place.read_text() == "first"
+    if not outputs.written_by_the_suite(place):
+        pytest.skip("this file system has no extended attributes: every earlier file is kept")
+    with stage.Outputs() as out:
+        out.path(place).write_text("second")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "notes.txt~", "notes.txt~2"]
+    place.write_text("second, with my remarks")
+    with stage.Outputs() as out:
+        out.path(place).write_text("third")
+    assert (tmp_path / "notes.txt~3").read_text() == "second, with my remarks"
+
+
+def test_an_empty_file_that_galaxy_made_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "dataset_1.dat").touch()
+    with stage.Outputs() as out:
+        out.path(tmp_path / "dataset_1.dat").write_text("table")
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset_1.dat"]
+
+
+def test_one_path_is_not_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="same place"), stage.Outputs() as out:
+        out.path(tmp_path / "a")
+        out.path(tmp_path / "." / "a")
+    assert not list(tmp_path.iterdir())
+
+
+# -- full disks --------------------
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """Limits the size of files that this process writes, which fails as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_hdf5_survives_a_disk_that_fills(tmp_path: Path, small_files: Callable[[int], None]) -> None:
+    small_files(50_000)
+    with pytest.raises(OSError) as caught, writing(tmp_path / "x.h5") as writer:
+        for number in range(200):
+            writer.file.create_dataset(f"d{number}", data=np.arange(1000.0))
+            writer.check()
+    assert caught.value.errno == errno.EFBIG and number < 20
+
+
+def test_hdf5_that_only_fails_at_the_end(tmp_path: Path, small_files: Callable[[int], None]) -> None:
+    small_files(1500)  # metadata is written when the file is closed
+    with pytest.raises(OSError), writing(tmp_path / "x.h5") as writer:
+        for number in range(8):
+            writer.file.create_dataset(f"d{number}", data=np.arange(2.0))
+        writer.check()
+
+
+def test_hdf5_written_so_is_read_by_everybody(tmp_path: Path) -> None:
+    with writing(tmp_path / "x.h5", track_order=True) as writer:
+        for name in "cab":
+            writer.file[name] = np.arange(3000.0)
+    with h5py.File(tmp_path / "x.h5", "r", track_order=True) as file:
+        assert list(file) == ["c", "a", "b"] and (file["a"][...] == np.arange(3000.0)).all()
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+WRITERS: dict[str, tuple[int, list[str]]] = {
+    "plm_embed hdf5": (60_000, ["plm_embed", "--input", "simulated_proteins.fasta", "--model", "tiny_esm2.zip",
+                                "--pooling", "residues", "--format", "hdf5", "--embeddings", "OUT/e"]),
+    "plm_embed hdf5-uniprot": (60_000, ["plm_embed", "--input", "simulated_proteins.fasta", "--model", "tiny_esm2.zip",
+                                        "--pooling", "residues", "--format", "hdf5-uniprot", "--embeddings", "OUT/e"]),
+    "plm_merge_embeddings": (4_000, ["plm_merge_embeddings", "--input", "embeddings_part_1.h5", "--output", "OUT/m"]),
+    "plm_split_fasta": (2_000, ["plm_split_fasta", "--input", "simulated_proteins.fasta", "--parts", "2",
+                                "--output-dir", "OUT/parts"]),
+    "plm_preprocess": (3_000, ["plm_preprocess", "--input", "simulated_windows.fasta", "--dataset", "OUT/d", "--rejected",
+                               "OUT/r", "--leakage", "OUT/l", "--report", "OUT/m"]),
+    "plm_project": (600, ["plm_project", "--embeddings", "simulated_embeddings.h5", "--methods", "pca", "--coordinates",
+                          "OUT/c"]),
+    "plm_evaluate": (400, ["plm_evaluate", "--predictions", "predictions_simulated_binary.tabular", "--resamples", "100",
+                           "--metrics", "OUT/m", "--roc", "OUT/r"]),
+    "plm_compare_embeddings": (500, ["plm_compare_embeddings", "--embeddings", "simulated_embeddings.h5", "--proteins",
+                                     "OUT/p", "--checks", "OUT/c"]),
+    "plm_train_classifier": (3_000, ["plm_train_classifier", "--embeddings", "class_beta.h5", "class_none.h5",
+                                     "--head", "logistic", "--resamples", "100", "--bundle",
+                                     "OUT/b"]),
+    "plm_predict": (3_000, ["plm_predict", "--input", "simulated_classes.fasta", "--bundle", "bundle_tiny_classes.zip",
+                            "--model", "tiny_esm2.zip", "--predictions", "OUT/p"]),
+    "plm_classify_sites": (60_000, ["plm_classify_sites", "--input", "simulated_query.fasta", "--bundle",
+                                    "bundle_tiny_site.zip", "--model", "tiny_esm2.zip", "--sites", "OUT/s"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITERS)
+def test_a_full_disk_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+    size, (name, *words) = WRITERS[case]
+    place = tmp_path / "out"
+    place.mkdir()
+    arguments = [
+        word.replace("OUT", str(place)) if word.startswith("OUT") else
+        str(TEST_DATA / word) if (TEST_DATA / word).exists() else word
+        for word in words
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(size), str(ROOT / "tools" / f"{name}.py"), *arguments],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{name}: error: The disk is full"), done.stderr
+    assert not list(place.iterdir())
+
+
+def test_which_output_and_how_much_is_said(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, stage.Outputs() as out:
+        out.path(tmp_path / "small.tsv").write_text("a")
+        out.path(tmp_path / "large.h5").write_bytes(bytes(3 * 2**20))
+        raise OSError(errno.ENOSPC, "No space left on device")
+    failure = failures.explain(caught.value)
+    assert failure is not None and failure.kind == "disk"
+    assert "large.h5 needs more than the 3 MiB" in str(failure.error)
+
+
+class SafetensorError(Exception):
+    """Named as the error of safetensors, which carries no number."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "disk"),
+        (RuntimeError("unable to write: errno = 28, error message = 'No space left on device'"), "disk"),
+        (MemoryError(), "memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "disk"),
+        (ValueError("No such luck"), None),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y"), None),
+        (UserError("The record is named No space left on device"), None),
+    ],
+    ids=["safetensors", "hdf5", "memory", "torch", "permission", "bug", "missing", "a user's words"],
+)
+def test_what_ran_out_is_told_from_any_library(error: Exception, kind: str | None) -> None:
+    found = failures.explain(error)
+    assert (found.kind if found else None) == kind
+
+
+def test_a_full_disk_behind_another_message(tmp_path: Path) -> None:
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
+        except OSError as cause:
+            raise UserError("The bundle is no complete zip file") from cause
+    except UserError as error:
+        found = failures.explain(error)
+    assert found is not None and "disk is full" in str(found.error) and str(tmp_path) in str(found.error)
+
+
+ENDING = """
+import sys
+sys.path.insert(0, {tools!r})
+from plm import stage
+def run(argv):
+    {body}
+stage.main("plm_x", run)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("raise MemoryError", 42, "The memory was not enough"),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("raise PermissionError(13, 'Permission denied', '/x/y')", 1, "/x/y"),
+        ("open(sys.argv[0] + '/x', 'w')", 1, ""),
+    ],
+    ids=["memory", "control-c", "read-only", "bug"],
+)
+def test_how_a_stage_ends(body: str, code: int, line: str) -> None:
+    script = ENDING.format(tools=str(ROOT / "tools"), body=body)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code and line in done.stderr
+    assert (done.stderr.count("\n") == 1) == bool(line)  # a bug keeps its traceback
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path) -> None:
+    body = f"log = stage.log('x'); [log.info('line') for _ in range(20000)]; open({str(tmp_path / 'done')!r}, 'w')"
+    script = ENDING.format(tools=str(ROOT / "tools"), body=body)
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" | head -1; exit "${PIPESTATUS[0]}"', sys.executable, script],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "[x] line\n" and done.stderr == "" and done.returncode == 0
+    assert (tmp_path / "done").exists()
