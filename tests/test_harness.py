@@ -332,7 +332,7 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
 def test_the_toolbox_names_every_tool(layout: Layout) -> None:
     (layout.tools / "plm_a.xml").write_text('<tool id="plm_a"/>')
     (layout.tools / "plm_b.xml").write_text("<tool")
-    root = ET.fromstring(configuration.tool_conf(layout.tool_files()))
+    root = ET.fromstring(configuration.tool_conf(layout))
     assert [tool.get("file") for tool in root.iter("tool")] == [str(path) for path in layout.tool_files()]
     assert set(configuration.tool_ids(layout.tool_files())) == {"plm_a", "plm_b"}
 

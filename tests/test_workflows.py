@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from harness import workflow_files, workflows_command
 from harness.layout import Layout
 from harness.server import GalaxyServer

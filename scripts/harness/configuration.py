@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
         (layout.galaxy / folder).mkdir(parents=True, exist_ok=True)
     layout.galaxy.chmod(0o700)  # keys and logins lie below
     config = layout.config
-    _write(config / "tool_conf.xml", tool_conf(layout.tool_files()))
+    _write(config / "tool_conf.xml", tool_conf(layout))
     _write(config / "tool_data_table_conf.xml", _table_conf(layout))
     _write(config / "data_manager_conf.xml", _data_managers(layout))
     _write(config / "tool_sheds_conf.xml", "<tool_sheds/>\n")
@@ -142,12 +142,25 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
     return _write_json(config / "galaxy.yml", {"galaxy": _galaxy_settings(layout, settings)})
 
 
-def tool_conf(tools: Sequence[Path]) -> str:
-    """The toolbox: Galaxy's own upload and the suite's tools, in one section each."""
-    root = ET.Element("toolbox")
-    plm = ET.SubElement(root, "section", id="plm", name="Protein language models")
-    for tool in tools:
-        ET.SubElement(plm, "tool", file=str(tool))
+def tool_conf(layout: Layout) -> str:
+    """The toolbox in the order of work, as ``tools/tool_conf.xml.sample`` has it; tools that it does not name (yet)
+    come last."""
+    sample = layout.tools / "tool_conf.xml.sample"
+    root = parse(sample) if sample.is_file() else ET.Element("toolbox")
+    files = {f"tools/{path.name}": path for path in layout.tool_files()}
+    for section in root.iter("section"):
+        for tool in list(section):
+            path = files.pop(tool.get("file", ""), None)
+            if path is None:
+                section.remove(tool)
+            else:
+                tool.set("file", str(path))
+    if files:
+        rest = ET.SubElement(root, "section", id="plm", name="Protein language models")
+        for path in files.values():
+            ET.SubElement(rest, "tool", file=str(path))
+    for section in [section for section in root if not len(section)]:
+        root.remove(section)
     return _xml(root)
 
 
@@ -227,6 +240,7 @@ def _galaxy_settings(layout: Layout, settings: ServerSettings) -> Mapping[str, A
     immediate = "isolation_level=IMMEDIATE&timeout=120"
     return {
         "brand": "PLM suite",
+        "static_welcome_html": str(config / "welcome.html"),
         "data_dir": str(base / "data"),
         "config_dir": str(config),
         "managed_config_dir": str(config),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -15,6 +14,7 @@ from plm.errors import UserError
 from plm.stage import duration
 
 from harness.model_choice import ModelChoice
+from harness.welcome import edition
 
 TERMINAL = ("ok", "error", "deleted", "failed", "stopped", "paused", "skipped")
 _SUFFIXES = {"tabular": "tsv", "tool_markdown": "md", "gff3": "gff3"}
@@ -136,14 +136,12 @@ class GalaxyRun:
         """Galaxy's copy of the workflow; a run of the very same edition finds the copy of the run before."""
         from bioblend import ConnectionError as Refusal
 
-        edition = hashlib.sha256(json.dumps(workflow, sort_keys=True).encode()).hexdigest()[:12]
-        tag = f"edition-{edition}"
+        mark = edition(workflow)
         for known in self.galaxy.workflows.get_workflows():
-            if tag in known["tags"]:
+            if known.get("latest_workflow_uuid") == mark:
                 return dict(known)
-        tagged = {**workflow, "tags": [*workflow.get("tags", []), tag]}
         try:
-            imported: dict[str, Any] = self.galaxy.workflows.import_workflow_dict(tagged)
+            imported: dict[str, Any] = self.galaxy.workflows.import_workflow_dict({**workflow, "uuid": mark})
         except Refusal as error:
             raise UserError(f"Galaxy does not take the workflow: {error.body or error}", where=self.url) from None
         return imported
@@ -173,6 +171,16 @@ class GalaxyRun:
                     f"Galaxy could not take the file {name}: {ended.get('misc_info') or ended['state']}",
                     fix="Give protein sequences in FASTA format",
                 )
+
+    def publish_report(self, invocation: Invocation, title: str) -> str:
+        """Makes the invocation's report a page that needs no login; returns its address."""
+        slug = f"report-{invocation.id}"
+        made = self.galaxy.make_post_request(
+            f"{self.galaxy.url}/pages",
+            payload={"title": title, "slug": slug, "content_format": "markdown", "invocation_id": invocation.id},
+        )
+        self.galaxy.make_put_request(f"{self.galaxy.url}/pages/{made['id']}/publish")
+        return f"{self.url}/published/page?id={made['id']}"
 
     def follow(self, invocation: Invocation, workflow: Mapping[str, Any]) -> None:
         """Waits until every step has ended, saying when each starts and ends and what a long one reports.

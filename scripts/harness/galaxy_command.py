@@ -28,7 +28,7 @@ from pathlib import Path
 from plm import stage
 from plm.errors import UserError
 
-from harness import planemo
+from harness import planemo, welcome
 from harness.configuration import models_in
 from harness.install import Installer
 from harness.layout import Layout
@@ -75,11 +75,13 @@ def _install(layout: Layout, server: GalaxyServer, args: argparse.Namespace) -> 
     return 0
 
 
-def start(layout: Layout, server: GalaxyServer, models: list[str]) -> None:
+def start(layout: Layout, server: GalaxyServer, models: list[str], *, for_tests: bool = True) -> None:
     """Installs what is missing, starts the server or finds it, and says which tools did not load."""
     Installer(layout, server.say).install(["tools", "galaxy", "planemo"])
     rows = [row for folder in models for row in models_in(called_from(folder))]
-    if not server.start(rows):
+    if not (layout.config / welcome.PAGE).is_file():
+        welcome.write_page(layout, [])  # scripts/serve fills it
+    if not server.start(rows, for_tests=for_tests):
         server.say(f"Galaxy already runs on {server.url}")
         if server.changed():
             server.reload()

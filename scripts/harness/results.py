@@ -95,12 +95,14 @@ def collect(
 
 
 def render(title: str, notes: Sequence[str], outputs: Sequence[Output]) -> str:
-    """The tools' reports as one HTML page with its pictures inside: the evaluation's verdict first."""
+    """The tools' reports as one HTML page with its pictures inside: the sites first, then the evaluation's verdict."""
     from markdown_it import MarkdownIt
 
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     reports = [output for output in outputs if output.path.suffix == ".md"]
-    reports.sort(key=lambda output: (output.tool != "plm_evaluate", output.step))
+    order = ("plm_classify_sites", "plm_evaluate")  # what she came for, and how far to believe it
+    place = {tool: number for number, tool in enumerate(order)}
+    reports.sort(key=lambda output: (place.get(output.tool, len(order)), output.step))
     body = [f"<p class='note'>{html.escape(line)}</p>" for line in notes]
     for report in reports:
         siblings = {output.name: output.path for output in outputs if output.step == report.step}

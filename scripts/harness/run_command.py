@@ -185,6 +185,7 @@ def run(layout: Layout, settings: RunSettings) -> int:
             f"Model: {settings.model}. {time.strftime('%Y-%m-%d %H:%M')}, Galaxy invocation {invocation.id}.",
         ]
         outputs = results.collect(galaxy, invocation, workflow, settings.results, notes)
+        report = galaxy.publish_report(invocation, title)
     finally:
         if started and settings.stop:
             server.stop()
@@ -195,9 +196,9 @@ def run(layout: Layout, settings: RunSettings) -> int:
     say(f"results in {settings.results} after {duration(time.monotonic() - begun)}")
     if not (started and settings.stop):
         account = server.account()
-        say(f"Galaxy stays open at {server.url} (login {account.email}, password {account.password}); the report:")
-        say(f"  {server.url}/workflows/invocations/{invocation.id}")
-        say("stop it with scripts/serve --stop")
+        say(f"Galaxy stays open at {server.url} (login {account.email}, password {account.password})")
+        say(f"the report, without a login: {report}")
+        say("look around with scripts/serve (Ctrl-C stops Galaxy); or stop it with scripts/serve --stop")
     return 0
 
 

@@ -8,12 +8,12 @@ scripts/serve --stop              stop it
 
 from __future__ import annotations
 
-import json
 import time
 
 from plm import stage
 from plm.errors import UserError
 
+from harness import welcome
 from harness.galaxy_command import start
 from harness.layout import Layout
 from harness.server import GalaxyServer
@@ -34,28 +34,19 @@ def main(layout: Layout, argv: list[str]) -> int:
     if args.stop:
         say("stopped" if server.stop() else "it was not running")
         return 0
-    ours = not server.status().answers
-    start(layout, server, args.models)
+    start(layout, server, args.models, for_tests=False)
+    workflows = welcome.prepare(layout, server)
     account = server.account()
     say(f"Galaxy is open at  {server.url}")
     say(f"log in as          {account.email}   password {account.password}")
-    say("workflows          " + (_import_workflows(layout, server) or "none yet"))
-    if args.detach or not ours:
+    say("its first page     says where to start, with example data one click away")
+    say("workflows          " + (", ".join(workflows) or "none yet"))
+    if args.detach:
         say("it stays open; stop it with scripts/serve --stop")
         return 0
-    say("Ctrl-C stops it (and its running jobs)")
+    say("Ctrl-C stops it (and its running jobs), whoever started it")
     _wait(server)
     return 0
-
-
-def _import_workflows(layout: Layout, server: GalaxyServer) -> str:
-    """Puts the suite's workflows among the user's, unless one of that name is there; returns their names."""
-    have = {workflow["name"] for workflow in server.request("GET", "/api/workflows")}
-    workflows = [json.loads(path.read_text()) for path in layout.workflow_files()]
-    for workflow in workflows:
-        if workflow["name"] not in have:
-            server.request("POST", "/api/workflows", {"workflow": workflow})
-    return ", ".join(workflow["name"] for workflow in workflows)
 
 
 def _wait(server: GalaxyServer) -> None:

@@ -104,20 +104,22 @@ class GalaxyServer:
 
     # start and stop
 
-    def start(self, models: Sequence[ModelRow] = ()) -> bool:
+    def start(self, models: Sequence[ModelRow] = (), *, for_tests: bool = False) -> bool:
         """Starts the server, or finds the one that runs. Returns whether it had to be started.
 
         Args:
-            models: Models to list in the table beside the tiny ones of the tests; they stay listed on later starts.
+            models: Models to list in the table; they stay listed on later starts.
+            for_tests: Whether the table lists the tiny random models of the tests too, which are of no use to users.
 
         Raises:
             UserError: It did not come up; says why.
         """
         with self._only_one():
+            changed = self._list_test_models(for_tests)
             rows = self._remember(models)
             status = self.status()
             if status.running and status.answers:
-                if models:
+                if models or changed:
                     configuration.write_model_table(self.layout, rows)
                     self.request("GET", f"/api/tool_data/{configuration.TABLE}/reload")
                 return False
@@ -220,8 +222,19 @@ class GalaxyServer:
         """The rows of the server's model table, running or not."""
         return self._remember(())
 
+    def _list_test_models(self, wanted: bool) -> bool:
+        """Notes whether the table lists the tests' models; returns whether that is new."""
+        mark = self.layout.galaxy / "lists-test-models"
+        if mark.exists() == wanted:
+            return False
+        if wanted:
+            mark.touch()
+        else:
+            mark.unlink()
+        return True
+
     def _remember(self, models: Sequence[ModelRow]) -> list[ModelRow]:
-        """The table's rows: the tests' models and those that the user named, now or before, if they still exist."""
+        """The table's rows: those that the user named, now or before, if they still exist, and perhaps the tests'."""
         path = self.layout.galaxy / "models.json"
         try:
             noted = [ModelRow(row["value"], row["name"], Path(row["path"])) for row in json.loads(path.read_text())]
@@ -229,7 +242,8 @@ class GalaxyServer:
             noted = []
         new = {row.value for row in models}
         named = [row for row in noted if row.value not in new and (row.path / "config.json").is_file()] + list(models)
-        rows = configuration.distinct(configuration.test_models(self.layout) + named)
+        tiny = configuration.test_models(self.layout) if (self.layout.galaxy / "lists-test-models").exists() else []
+        rows = configuration.distinct(tiny + named)
         if models:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(

@@ -1,4 +1,4 @@
-"""Workflow files (.ga): complete as Galaxy itself exports them, and with the tool ids of a local panel or of a Tool Shed."""
+"""Workflow files (.ga): complete as Galaxy exports them, and with the tool ids of a local panel or of a Tool Shed."""
 
 from __future__ import annotations
 
