@@ -1,4 +1,4 @@
-"""Outputs: tried before any work, whole or absent, never in place of a user's file; a full disk and lost memory are one line."""
+"""Outputs are tried first, whole or absent, never replace a user's file; a full disk and lost memory are one line."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ TEST_DATA = ROOT / "test-data"
 MODEL, PROTEINS = TEST_DATA / "tiny_esm2.zip", TEST_DATA / "simulated_proteins.fasta"
 STAGES = tuple(sorted(path.stem for path in (ROOT / "tools").glob("plm_*.py")))
 INPUTS = {
-    "bundle", "checkpoint", "dataset", "embeddings", "input", "labels", "negative_sites", "negatives_file", "predictions",
-    "proteins", "queries", "reference", "resume", "resume_study", "sites", "status", "teacher_cache", "test", "training",
-    "truth", "work_dir",
+    "bundle", "dataset", "embeddings", "input", "labels", "negative_sites", "negatives_file", "predictions", "queries",
+    "reference", "resume", "resume_study", "sites", "status", "teacher_cache", "test", "training", "truth", "work_dir",
 }  # fmt: skip
 """Flags that name a file or folder to read, or a folder that keeps parts between runs."""
 
@@ -68,7 +67,7 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("input by a second name", ["--embeddings", "e.h5", "--status", "hard.fasta"], "The output is the input"),
     ("the model", ["--embeddings", "model.zip"], "The output is the input of --model"),
     ("two outputs in one place", ["--embeddings", "same", "--status", "same"], "Two outputs have the same place"),
-    ("two spellings of a place", ["--embeddings", "same", "--status", "./sub/../same"], "Two outputs have the same place"),
+    ("two spellings of a place", ["--embeddings", "same", "--status", "./sub/../same"], "Two outputs have the same"),
     ("one inside another", ["--embeddings", "e.h5", "--status", "e.h5/status.tsv"], "lies inside another"),
     ("the folder itself", ["--embeddings", "."], "This names no new file"),
     ("no such folder", ["--embeddings", "absent/e.h5"], "does not exist"),
@@ -106,7 +105,10 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("place", ["mydata", "."])
 def test_a_folder_with_files_is_never_replaced(
-    place: str, tmp_path: Path, run_stage: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+    place: str,
+    tmp_path: Path,
+    run_stage: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mydata").mkdir()
@@ -207,14 +209,14 @@ WRITERS: dict[str, tuple[int, list[str]]] = {
     "plm_merge_embeddings": (4_000, ["plm_merge_embeddings", "--input", "embeddings_part_1.h5", "--output", "OUT/m"]),
     "plm_split_fasta": (2_000, ["plm_split_fasta", "--input", "simulated_proteins.fasta", "--parts", "2",
                                 "--output-dir", "OUT/parts"]),
-    "plm_preprocess": (3_000, ["plm_preprocess", "--input", "simulated_windows.fasta", "--dataset", "OUT/d", "--rejected",
-                               "OUT/r", "--leakage", "OUT/l", "--report", "OUT/m"]),
-    "plm_project": (600, ["plm_project", "--embeddings", "simulated_embeddings.h5", "--methods", "pca", "--coordinates",
-                          "OUT/c"]),
-    "plm_evaluate": (400, ["plm_evaluate", "--predictions", "predictions_simulated_binary.tabular", "--resamples", "100",
-                           "--metrics", "OUT/m", "--roc", "OUT/r"]),
-    "plm_compare_embeddings": (500, ["plm_compare_embeddings", "--embeddings", "simulated_embeddings.h5", "--proteins",
-                                     "OUT/p", "--checks", "OUT/c"]),
+    "plm_preprocess": (3_000, ["plm_preprocess", "--input", "simulated_windows.fasta", "--dataset", "OUT/d",
+                               "--rejected", "OUT/r", "--leakage", "OUT/l", "--report", "OUT/m"]),
+    "plm_project": (600, ["plm_project", "--embeddings", "simulated_embeddings.h5", "--methods", "pca",
+                          "--coordinates", "OUT/c"]),
+    "plm_evaluate": (400, ["plm_evaluate", "--predictions", "predictions_simulated_binary.tabular", "--resamples",
+                           "100", "--metrics", "OUT/m", "--roc", "OUT/r"]),
+    "plm_compare_embeddings": (500, ["plm_compare_embeddings", "--embeddings", "simulated_embeddings.h5",
+                                     "--proteins", "OUT/p", "--checks", "OUT/c"]),
     "plm_train_classifier": (3_000, ["plm_train_classifier", "--embeddings", "class_beta.h5", "class_none.h5",
                                      "--head", "logistic", "--resamples", "100", "--bundle",
                                      "OUT/b"]),
