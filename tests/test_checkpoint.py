@@ -137,7 +137,7 @@ def test_clear_words_for_what_is_not_there(checkpoint: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="allow-hub"):
         resolve_model("hub:facebook/esm2_t6_8M_UR50D", workdir=tmp_path)
     (tmp_path / "text.zip").write_text("not a zip")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no complete zip file"):
         resolve_model(str(tmp_path / "text.zip"), workdir=tmp_path)
     for name in ("vocab.txt", "spiece.model", "tokenizer.json"):
         (checkpoint / name).unlink(missing_ok=True)

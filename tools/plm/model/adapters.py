@@ -15,6 +15,9 @@ from torch import nn
 from plm.errors import UserError
 from plm.model.checkpoint import LoadedModel
 from plm.model.families import ModelFamily
+from plm.received import tensors
+from plm.received.documents import one_line, read_object
+from plm.received.fields import Fields, shown
 
 Method = Literal["lora", "dora", "ia3", "head_lora", "head", "full"]
 METHODS: tuple[Method, ...] = ("lora", "dora", "ia3", "head_lora", "head", "full")
@@ -168,19 +171,177 @@ def save_adapter(model: Any, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(plain, indent=1, sort_keys=True, default=str) + "\n")
 
 
-def load_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+def load_adapter(model: Any, folder: Path, name: str, family: ModelFamily) -> Any:
     """Adds the adapter in ``folder`` under ``name`` to a model or to its PEFT wrapper, for inference.
 
+    PEFT never sees the stored configuration: one is made of the few fields that the suite itself chooses, and sizes are
+    compared with the stored weights before any layer is made.
+
     Raises:
-        UserError: The adapter does not fit the model.
+        UserError: The stored configuration asks for anything else, or the weights do not fit it or the model.
     """
     import peft
 
+    stored = received_settings(folder / CONFIG, family)
+    config = _peft_config(stored, family)
+    shapes = tensors.shapes(folder / WEIGHTS, what="The bundle's adapter", where=WEIGHTS, fix=_AGAIN)
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    tensors.check_shapes(shapes, _wanted_shapes(base, stored, family), "The bundle's adapter", CONFIG, _AGAIN)
+    config.inference_mode = True
     try:
         if isinstance(model, peft.PeftModel):
-            model.load_adapter(str(folder), name, is_trainable=False)
-            return model
-        return peft.PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
+            model.add_adapter(name, config)
+            wrapped: Any = model
+        else:
+            wrapped = peft.PeftModel(model, config, adapter_name=name)
+        state = tensors.load_torch(folder / WEIGHTS, what="The bundle's adapter", fix=_AGAIN)
+        result = peft.set_peft_model_state_dict(wrapped, state, adapter_name=name)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"The bundle's adapter does not fit the model: {reason}") from error
+        raise UserError(f"The bundle's adapter does not fit the model: {one_line(str(error))}", fix=_AGAIN) from error
+    if result.unexpected_keys:
+        extra = one_line(result.unexpected_keys[0], 80)
+        raise UserError(f"The bundle's adapter does not fit the model: it has weights for {extra}", fix=_AGAIN)
+    for parameter in wrapped.parameters():
+        parameter.requires_grad_(False)
+    wrapped.eval()
+    return wrapped
+
+
+_AGAIN = "Give the bundle as the suite wrote it"
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
+_ACTED_ON = {
+    "LORA": ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora"),
+    "IA3": ("peft_type", "target_modules", "feedforward_modules"),
+}
+_CONSTANT: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",), "init_lora_weights": (True,), "init_ia3_weights": (True,), "megatron_core": ("megatron.core",),
+    "qalora_group_size": (16,), "inference_mode": (True, False), "lora_bias": (False,),
+}  # fmt: skip
+"""What else PEFT writes into the file, at the values that the suite's adapters have."""
+_TOLD = ("peft_version", "base_model_name_or_path", "revision", "auto_mapping")
+"""Fields that say where an adapter comes from; nothing is done with them."""
+
+
+@dataclass(frozen=True)
+class ReceivedAdapter:
+    """What is read of a stored adapter's configuration.
+
+    Attributes:
+        method: ``lora``, ``dora`` or ``ia3``.
+        rank: r of LoRA and DoRA; 0 for IA3.
+        alpha: Their scale.
+        dropout: In front of their first matrix.
+        targets: Names of the layers.
+    """
+
+    method: Method
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+
+def received_settings(file: Path, family: ModelFamily) -> ReceivedAdapter:
+    """Reads ``adapter_config.json`` field by field.
+
+    Raises:
+        UserError: Another kind of adapter, or a field that asks for what the suite's adapters never do.
+    """
+    where = CONFIG
+    fields = Fields(read_object(file, where=where, fix=_AGAIN), CONFIG, where, _AGAIN)
+    kind = fields.text("peft_type")
+    if kind not in _ACTED_ON:
+        raise UserError(
+            f"The bundle's adapter is of the kind {kind[:40]!r}; only LoRA, DoRA and IA3 are read",
+            where=where,
+            fix=_AGAIN,
+        )
+    for name, value in fields.content.items():
+        if name in _ACTED_ON[kind] or name in _TOLD:
+            continue
+        nothing = value is None or value is False or value in ({}, [], "")
+        constant = any(type(value) is type(one) and value == one for one in _CONSTANT.get(name, ()))
+        if not (nothing or constant):
+            raise UserError(
+                f"The bundle's adapter asks for {one_line(name, 60)} = {shown(value)}, as no adapter of the suite does",
+                where=where, fix="Do not trust this file; give the bundle as the suite wrote it",
+            )  # fmt: skip
+    if kind == "IA3":
+        found = _names_in(fields, "target_modules", family, where)
+        forward = _names_in(fields, "feedforward_modules", family, where)
+        if not set(forward) <= {*family.feedforward_targets}:
+            raise _no_name(forward[0], where)
+        return ReceivedAdapter("ia3", 0, 0.0, 0.0, found)
+    return ReceivedAdapter(
+        "dora" if fields.flag("use_dora", default=False) else "lora", fields.whole("r", 1, 65_536),
+        fields.number("lora_alpha", 0, 1e9), fields.number("lora_dropout", 0, 0.999, default=0.0),
+        _names_in(fields, "target_modules", family, where),
+    )  # fmt: skip
+
+
+def _names_in(fields: Fields, name: str, family: ModelFamily, where: str) -> tuple[str, ...]:
+    """Names of layers: plain ones, or the family's own. A text is taken apart as the suite puts it together, and never
+    used as the regular expression that it is."""
+    value = fields.content.get(name)
+    if isinstance(value, str):
+        start, end = r"(.*\.)?(", ")"
+        if not (value.startswith(start) and value.endswith(end) and len(value) < 10_000):
+            raise _no_name(value, where)
+        names = value[len(start) : -len(end)].split("|")
+    else:
+        names = fields.texts(name, most=1000, longest=200)
+    for one in names:
+        if _PLAIN_NAME.fullmatch(one) is None and one not in family.feedforward_targets:
+            raise _no_name(one, where)
+    if not names:
+        raise UserError("The bundle's adapter names no layers", where=where, fix=_AGAIN)
+    return tuple(sorted(names))
+
+
+def _no_name(value: str, where: str) -> UserError:
+    return UserError(
+        f"The bundle's adapter names {one_line(value, 60)!r} as a layer, which is no name", where=where,
+        fix="Do not trust this file; give the bundle as the suite wrote it",
+    )  # fmt: skip
+
+
+def _peft_config(stored: ReceivedAdapter, family: ModelFamily) -> Any:
+    """The PEFT configuration of an adapter of the suite."""
+    import peft
+
+    if stored.method == "ia3":
+        return peft.IA3Config(
+            target_modules=_pattern(stored.targets), feedforward_modules=_pattern([*family.feedforward_targets])
+        )
+    return peft.LoraConfig(
+        r=stored.rank, lora_alpha=stored.alpha, lora_dropout=stored.dropout, bias="none",
+        target_modules=list(stored.targets), use_dora=stored.method == "dora",
+    )  # fmt: skip
+
+
+def _wanted_shapes(base: nn.Module, stored: ReceivedAdapter, family: ModelFamily) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an adapter's weights on a model, as PEFT writes them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: dict[str, nn.Module] = {}
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):  # another member's adapter lies on it
+            layers[name] = module.get_base_layer()
+        elif isinstance(module, nn.Linear) and ".base_layer" not in name and ".lora_" not in name:
+            layers.setdefault(name, module)
+    found: dict[str, tuple[int, ...]] = {}
+    forward = re.compile(_pattern([*family.feedforward_targets]))
+    own = family.feedforward_targets
+    chosen = re.compile(_pattern([one if one in own else re.escape(one) for one in stored.targets]))
+    for name, layer in layers.items():
+        if chosen.fullmatch(name) is None:
+            continue
+        out, inner = (int(extent) for extent in layer.weight.shape)
+        key = f"base_model.model.{name}"
+        if stored.method == "ia3":
+            found[f"{key}.ia3_l"] = (1, inner) if forward.fullmatch(name) else (out, 1)
+            continue
+        found[f"{key}.lora_A.weight"], found[f"{key}.lora_B.weight"] = (stored.rank, inner), (out, stored.rank)
+        if stored.method == "dora":
+            found[f"{key}.lora_magnitude_vector"] = (out,)
+    return found

@@ -16,7 +16,7 @@ Several seeds or folds lie in ``members/0``, ``members/1``, ... instead of the t
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -25,23 +25,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from plm import fingerprints
 from plm.errors import UserError
-from plm.model import adapters, bundle_zip
+from plm.model import adapters, bundle_zip, manifests
 from plm.model import device as devices
 from plm.model.bundle_zip import SCHEMA_VERSION, json_text, sha256_of, write_zip
 from plm.model.checkpoint import LoadedModel, ModelFiles, load_model, resolve_model
-from plm.model.heads import HeadConfig, build_head
+from plm.model.heads import Head, HeadConfig, build_head
 from plm.model.inputs import make_units
 from plm.model.network import Network, answers, as_network
 from plm.model.task import Level, Task
+from plm.received import tensors
+from plm.received.documents import read_json
+from plm.received.fields import Fields
 
 DEFAULT_BUDGET = 8192
 _TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
 """How far a probability (or a standardised number) may move between machines, by precision."""
 
+_LOG = logging.getLogger("plm")
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 
@@ -174,17 +180,17 @@ class Bundle:
         Raises:
             UserError: They do not fit each other.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            rows = load_file(self.folder / "reference.safetensors")["representations"].astype(np.float32)
-            names = json.loads((self.folder / "reference.json").read_text(encoding="utf-8"))
-            ids, labels = [str(name) for name in names["ids"]], [str(label) for label in names["labels"]]
-        except (SafetensorError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-            raise UserError(f"The bundle's reference cannot be read ({error})", where=self.name) from error
+        again = manifests.AGAIN
+        held = tensors.load_numpy(self.folder / "reference.safetensors", where=self.name, fix=again)
+        rows = held.get("representations", np.empty(0)).astype(np.float32)
+        names = Fields(
+            read_json(self.folder / "reference.json", where=self.name, fix=again), "reference.json", self.name, again
+        )
+        ids, labels = names.texts("ids"), names.texts("labels")
         if rows.ndim != 2 or not len(rows) == len(ids) == len(labels):
-            raise UserError("The bundle's reference does not fit its ids and labels", where=self.name)
+            raise UserError(
+                "The bundle's reference does not fit its ids and labels", where=self.name, fix=manifests.AGAIN
+            )
         return ids, labels, rows
 
     def predict_labels(self, probabilities: Floats, threshold: float | None = None) -> list[str]:
@@ -300,9 +306,11 @@ def load_bundle(
             model than the one it was trained on, or a self-test that does not come out as stored.
     """
     path = Path(path)
-    folder = workdir / f"bundle_{path.stem}"
-    manifest = unpack_bundle(path, folder)
+    folder = workdir / "bundle_unpacked"
+    shutil.rmtree(folder, ignore_errors=True)
+    manifest = manifests.check_finetuned(unpack_bundle(path, folder), path.name, adapters.METHODS)
     task = Task.from_json(manifest)
+    _check_head(manifest, task, path.name)
     if level is not None and task.level != level:
         raise UserError(
             f"The bundle answers for each {task.level}, not for each {level}",
@@ -330,7 +338,8 @@ def _base_files(
     wanted = manifest["base"]
     if manifest["method"] == "full":
         # Each member carries its own encoder; the first stands for the family, vocabulary and sizes.
-        return resolve_model(str(folder / manifest["members"][0]["path"] / "model"), workdir=workdir)
+        first = manifests.member_folder(folder, 0, len(manifest["members"]))
+        return resolve_model(str(first / "model"), workdir=workdir)
     if base is None:
         if wanted["id"] != "starter":
             raise UserError(
@@ -340,42 +349,76 @@ def _base_files(
             )
         base = "starter"
     files = resolve_model(base, workdir=workdir, allow_hub=allow_hub)
-    if files.sha256 != wanted["sha256"]:
-        raise UserError(
-            f"The bundle was trained on the model {wanted['id']} (sha256 {wanted['sha256'][:12]}...), not on"
-            f" {files.id} (sha256 {files.sha256[:12]}...)",
-            where=where,
-            fix=f"Choose {wanted['id']}, with the very same weights, as the model",
-        )
+    check_base(wanted["id"], wanted["sha256"], files, where, "The bundle was trained on")
     return files
 
 
-def _load_members(manifest: Mapping[str, Any], folder: Path, loaded: LoadedModel) -> list[Member]:
-    from safetensors.torch import load_file
+def check_base(name: str, wanted: str, files: ModelFiles, where: str, what: str) -> None:
+    """Whether a model is the one that something was made with.
 
+    Args:
+        name: Of the model that is wanted.
+        wanted: Its fingerprint.
+        files: The model that is there.
+        where: What messages call what was made.
+        what: Begin of the message.
+
+    Raises:
+        UserError: It is another. A fingerprint of the weights alone is compared as far as it goes, with a line.
+    """
+    differs = fingerprints.difference(wanted, files.sha256)
+    if differs:
+        raise UserError(
+            f"{what} the model {name} ({fingerprints.shown(wanted)}), not on {files.id} "
+            f"({fingerprints.shown(files.sha256)}): they differ in their {differs}",
+            where=where,
+            fix=f"Choose {name}, with the very same weights, config.json and vocabulary, as the model",
+        )
+    if fingerprints.partial(wanted, files.sha256):
+        _LOG.warning("%s: %s", where, fingerprints.UNCHECKED)
+
+
+def _load_members(manifest: Mapping[str, Any], folder: Path, loaded: LoadedModel) -> list[Member]:
     body: Any = loaded.model
     method = manifest["method"]
     members: list[Member] = []
     for number, entry in enumerate(manifest["members"]):
-        path = folder / entry["path"]
+        path = manifests.member_folder(folder, number, len(manifest["members"]))
         name = ""
         if method in adapters.ADAPTERS:
             name = f"member{number}"
-            body = adapters.load_adapter(body, path / "adapter", name)
+            body = adapters.load_adapter(body, path / "adapter", name, loaded.family)
         elif method == "full" and number:
-            files = resolve_model(str(path / "model"), workdir=folder)
+            files = resolve_model(str(path / "model"), workdir=folder / "checked")
             body = load_model(files, dtype=str(loaded.dtype).removeprefix("torch."), device=loaded.device).model
-        try:
-            head = build_head(HeadConfig(**manifest["head"]))
-            head.load_state_dict(load_file(path / "head.safetensors"))
-        except (TypeError, KeyError, RuntimeError) as error:
-            raise UserError(
-                f"The bundle's head does not fit its manifest ({' '.join(str(error).split())[:150]})"
-            ) from error
+        head = _load_head(HeadConfig(**manifest["head"]), path / "head.safetensors", loaded.hidden_size)
         network = as_network(loaded, body, head, frozen=True).eval()
         temperature, mean, sd = (float(entry[key]) for key in ("temperature", "mean", "sd"))
         members.append(Member(network, name, temperature, mean, sd, int(entry["seed"]), entry["fold"]))
     return members
+
+
+def _check_head(manifest: Mapping[str, Any], task: Task, where: str) -> None:
+    """Whether the head answers what the task asks."""
+    head = manifest["head"]
+    if (head["level"], head["outputs"]) != (task.level, task.outputs):
+        raise UserError(
+            f"The bundle's head does not fit its task ({head['outputs']} outputs a {head['level']} for {task.outputs} "
+            f"a {task.level})", where=where, fix=manifests.AGAIN,
+        )  # fmt: skip
+
+
+def _load_head(config: HeadConfig, file: Path, hidden: int) -> Head:
+    """A head from its file; sizes are compared before it is built."""
+    what, fix = "The bundle's head", manifests.AGAIN
+    if config.hidden_size != hidden:
+        raise UserError(f"{what} reads {config.hidden_size} numbers, the model gives {hidden}", fix=fix)
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in build_head(config).state_dict().items()}
+    tensors.check_shapes(tensors.shapes(file, fix=fix), wanted, what, file.name, fix)
+    head = build_head(config)
+    head.load_state_dict(tensors.load_torch(file, fix=fix))
+    return head
 
 
 # ----------------------------------------------------------------------------------------------------------- self-test
@@ -407,12 +450,18 @@ def make_self_test(bundle: Bundle, precision: str) -> dict[str, Any]:
 
 
 def _self_test(bundle: Bundle, where: str, precision: str) -> None:
-    stored = json.loads((bundle.folder / "self_test.json").read_text())
-    positions = stored["positions"]
-    found = bundle.predict(stored["sequences"], None if positions is None else [p - 1 for p in positions])
-    expected = np.asarray(stored["expected"])
+    again = manifests.AGAIN
+    stored = Fields(read_json(bundle.folder / "self_test.json", where=where, fix=again), "self_test.json", where, again)
+    sequences = stored.texts("sequences", most=1000, longest=100_000)
+    positions = None
+    if bundle.task.level == "site":
+        positions = [int(place) - 1 for place in stored.numbers("positions", 1, 100_000)]
+    if not sequences or (positions is not None and len(positions) != len(sequences)):
+        raise UserError("The bundle's self-test has no sequences", where=where, fix=again)
+    expected = numbers_of(stored.content.get("expected"), where)
+    found = bundle.predict(sequences, positions)
     scale = bundle.task.sd if bundle.task.target == "number" else 1.0
-    tolerance = max(_TOLERANCE[precision], _TOLERANCE[stored["precision"]])
+    tolerance = max(_TOLERANCE[precision], _TOLERANCE[stored.text("precision", choices=tuple(_TOLERANCE))])
     worst = float(np.abs(found - expected).max() / scale) if found.shape == expected.shape else float("nan")
     if not worst <= tolerance:
         raise UserError(
@@ -420,6 +469,22 @@ def _self_test(bundle: Bundle, where: str, precision: str) -> None:
             where=where,
             fix="The base model is damaged, or the libraries differ from the versions in the manifest",
         )
+
+
+def numbers_of(content: Any, where: str) -> Floats:
+    """A matrix of finite numbers in a document, ``(N, K)`` float64.
+
+    Raises:
+        UserError: It is something else.
+    """
+    good = isinstance(content, list) and all(isinstance(row, list) and len(row) == len(content[0]) for row in content)
+    try:
+        found = np.array(content, np.float64) if good else np.empty(0)
+    except (TypeError, ValueError, OverflowError):
+        found = np.empty(0)
+    if found.ndim != 2 or not found.size or not np.isfinite(found).all():
+        raise UserError("The bundle's self-test holds no table of numbers", where=where, fix=manifests.AGAIN)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

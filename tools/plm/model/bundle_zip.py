@@ -9,13 +9,17 @@ import hashlib
 import json
 import shutil
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from plm.errors import UserError
+from plm.received.archives import Archive
+from plm.received.documents import as_object, cleaned, parse_json, read_bytes
+from plm.received.fields import Fields, shown
+from plm.received.limits import limit
 
+AGAIN = "Give the bundle as the suite wrote it"
 SCHEMA_VERSION = 1
 SUFFIXES = (".json", ".safetensors", ".md", ".txt", ".model")
 """What a bundle may hold: data, never code or pickles (``.model`` is ProtT5's sentencepiece vocabulary)."""
@@ -32,29 +36,36 @@ def bundle_kind(path: str | Path) -> str:
     """
     kind = read_manifest(path).get("kind", FINETUNED)
     if kind not in (FINETUNED, EMBEDDING):
-        raise UserError("The bundle is of a kind that this version does not know", where=Path(path).name)
+        what = "a teacher cache" if kind == TEACHER_CACHE else "of a kind that this version does not know"
+        raise UserError(
+            f"The bundle is {what}", where=Path(path).name, fix="Give a bundle of plm_finetune or plm_train_classifier"
+        )
     return str(kind)
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """A bundle's manifest, unchecked.
+    """A bundle's manifest: a JSON object, its text cleaned; fields are not checked.
 
     Raises:
         UserError: The file is missing, no zip, or has no readable manifest.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError("The bundle does not exist", where=str(path), fix="Check the path")
-    try:
-        with zipfile.ZipFile(path) as opened:
-            manifest = json.loads(opened.read("manifest.json"))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"The bundle is no complete zip file ({error})", where=path.name) from error
-    except (KeyError, ValueError):
-        raise UserError("The zip has no manifest.json: it is no bundle", where=path.name) from None
-    if not isinstance(manifest, dict):
-        raise UserError("The bundle's manifest.json is none", where=path.name)
-    return manifest
+    with Archive(path, "bundle", AGAIN) as opened:
+        if "manifest.json" not in opened:
+            raise _no_manifest(path.name)
+        data = opened.read("manifest.json", limit("PLM_MAX_JSON_MIB") * 2**20)
+    return cleaned_object(data, path.name)
+
+
+def cleaned_object(data: bytes, where: str) -> dict[str, Any]:
+    """A manifest, its text cleaned of what would break tables and pages."""
+    what = "The bundle's manifest.json"
+    found: dict[str, Any] = cleaned(as_object(parse_json(data, what, where, AGAIN), what, where, AGAIN))
+    return found
+
+
+def _no_manifest(where: str) -> UserError:
+    return UserError("The zip has no manifest.json: it is no bundle", where=where, fix=AGAIN)
 
 
 def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str]) -> dict[str, Any]:
@@ -70,37 +81,25 @@ def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str])
         UserError: Truncated, not a bundle, of another kind or schema, with a member that is missing, altered, unlisted
             or no data.
     """
-    where, again = path.name, "Give the bundle as the suite wrote it"
-    if not path.is_file():
-        raise UserError("The bundle does not exist", where=str(path), fix="Check the path")
-    digests: dict[str, str] = {}
-    try:
-        with zipfile.ZipFile(path) as opened:
-            for member in opened.infolist():
-                _check_name(member.filename, where)
-                if member.is_dir():
-                    continue
-                if member.filename in digests:
-                    raise UserError(f"The bundle holds {member.filename} twice", where=where, fix=again)
-                digests[member.filename] = _extract(opened, member, folder / member.filename)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            f"The bundle is no complete zip file ({error})", where=where, fix=f"{again}: it may be truncated"
-        ) from error
-    if "manifest.json" not in digests:
-        raise UserError("The zip has no manifest.json: it is no bundle", where=where, fix=again)
+    where, again = path.name, AGAIN
+    with Archive(path, "bundle", f"{again}: it may be truncated") as opened:
+        for name in opened.members:
+            _check_name(name, where)
+        if "manifest.json" not in opened:
+            raise _no_manifest(where)
+        digests = opened.unpack(folder, digests=True)
     for name in digests:
         _check_content(name, folder / name, where)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+    manifest = cleaned_object((folder / "manifest.json").read_bytes(), where)
+    if "schema_version" not in manifest:
         raise UserError("The bundle's manifest has no schema_version", where=where, fix=again)
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise UserError(
-            f"The bundle has schema version {manifest['schema_version']} and this version reads {SCHEMA_VERSION}",
+            f"The bundle has schema version {shown(manifest['schema_version'])}; this version reads {SCHEMA_VERSION}",
             where=where,
             fix="Use the version of the suite that made it, or train it anew",
         )
-    kind = manifest.get("kind", FINETUNED)
+    kind = Fields(manifest, "The bundle's manifest", where, again).text("kind", default=FINETUNED)
     if kind != kind_wanted:
         known = {
             FINETUNED: "a fine-tuned model (plm_finetune)",
@@ -115,28 +114,13 @@ def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str])
     missing = [key for key in ("files", *needed) if key not in manifest]
     if missing:
         raise UserError(f"The bundle's manifest lacks {', '.join(missing)}", where=where, fix=again)
-    _check_digests(manifest["files"], digests, where, again)
+    listed = Fields(manifest, "The bundle's manifest", where, again).inside("files")
+    _check_digests({name: listed.text(name) for name in listed.content}, digests, where, again)
     return manifest
 
 
-def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> str:
-    """Writes a member to ``target``; its sha256."""
-    digest = hashlib.sha256()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with opened.open(member) as source, target.open("wb") as out:
-        while block := source.read(1 << 20):
-            digest.update(block)
-            out.write(block)
-    return digest.hexdigest()
-
-
 def _check_name(name: str, where: str) -> None:
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
-        raise UserError(
-            f"The bundle has a member with an unsafe path {name!r}", where=where, fix="Do not trust this file"
-        )
-    if not name.endswith("/") and parts.suffix not in SUFFIXES:
+    if PurePosixPath(name).suffix not in SUFFIXES:
         raise UserError(
             f"The bundle holds {name!r}, which no bundle may hold (pickles and code are refused)",
             where=where,
@@ -154,11 +138,12 @@ def _check_content(name: str, file: Path, where: str) -> None:
     elif file.suffix == ".model":
         good = start[:1] == b"\n"
     else:
+        data = read_bytes(file, limit("PLM_MAX_JSON_MIB") * 2**20, name, where, AGAIN)
+        if file.suffix == ".json" and start[:1] != b"\x80":
+            parse_json(data, f"The bundle's member {name}", where, AGAIN)
+            return
         try:
-            text = file.read_text(encoding="utf-8")
-            good = "\0" not in text
-            if file.suffix == ".json":
-                json.loads(text)
+            good = "\0" not in data.decode("utf-8")
         except ValueError:
             good = False
     if not good:

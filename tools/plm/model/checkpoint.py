@@ -5,17 +5,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
-import zipfile
-import zlib
+import os
+import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from plm import fingerprints
 from plm.errors import UserError
+from plm.model import configuration
 from plm.model.families import ModelFamily, find_family, prepare
+from plm.received import offline, tensors
+from plm.received.archives import Archive
+from plm.received.documents import one_line, read_object
+from plm.received.fields import Fields, shown
+from plm.received.folders import real_file, roots_of
+from plm.received.vocabularies import read_vocabulary as received_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +31,7 @@ if TYPE_CHECKING:
 BUILT_IN = {"starter": Path(__file__).resolve().parents[2] / "models" / "starter"}
 """Models that ship with the suite, by name."""
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
-_TEXT_FILES = (".json", ".txt", ".model", ".md")
+_WEIGHTS = re.compile(r"(?:model[\w.-]*\.safetensors|pytorch_model[\w.-]*\.bin)(?:\.index\.json)?", re.ASCII)
 TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer.json",
@@ -32,6 +39,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "spiece.model",
 )
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 Purpose = Literal["encoder", "masked_lm"]
 
 
@@ -41,8 +49,9 @@ class ModelFiles:
 
     Attributes:
         id: The name that people know it by: ``starter``, a folder's name or a hub id.
-        directory: Holds ``config.json``, tokenizer files and weights.
-        sha256: Digest of the weight files' contents: two checkpoints with the same digest are the same model.
+        directory: Holds ``config.json``, tokenizer files and weights as links, and nothing else that came with them.
+        sha256: Fingerprint (:mod:`plm.fingerprints`) of weights, configuration and vocabulary: two checkpoints with the
+            same one are the same model.
     """
 
     id: str
@@ -100,23 +109,24 @@ def resolve_model(source: str, *, workdir: Path, allow_hub: bool = False) -> Mod
     Args:
         source: ``starter``; a directory; a zip of such a directory; or ``hub:organisation/name`` (``@revision`` may
             follow).
-        workdir: Zips are unpacked and hub files cached below it.
+        workdir: Zips are unpacked, hub files cached and checked models laid out below it.
         allow_hub: The network may be used, because the user chose a hub model.
 
     Raises:
         UserError: There is no such checkpoint, or it is not safe or not complete.
     """
     if source in BUILT_IN:
-        return _inspect(BUILT_IN[source], source)
+        return _inspect(BUILT_IN[source], source, workdir, roots_of(BUILT_IN[source]))
     if source.startswith("hub:"):
         return _from_hub(source.removeprefix("hub:"), workdir, allow_hub)
     path = Path(source)
     if path.is_dir():
-        return _inspect(_checkpoint_folder(path), path.name)
+        return _inspect(_checkpoint_folder(path), path.name, workdir, roots_of(path))
     if path.is_file():
-        folder = workdir / "model"
+        workdir.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="unpacked_model_", dir=workdir))
         unpack_checkpoint(path, folder)
-        return _inspect(_checkpoint_folder(folder), path.stem)
+        return _inspect(_checkpoint_folder(folder), path.stem, workdir, roots_of(folder))
     raise UserError(
         f"There is no model {source!r}",
         where="--model",
@@ -128,25 +138,17 @@ def unpack_checkpoint(archive: Path, folder: Path) -> None:
     """Unpacks the files of a checkpoint from a zip; never outside ``folder``, never code.
 
     Raises:
-        UserError: Not a zip, damaged, or a member would leave the folder.
+        UserError: Not a zip, damaged, a member would leave the folder, or sizes of a bomb.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                name = Path(member.filename)
-                if name.is_absolute() or ".." in name.parts or stat.S_ISLNK(member.external_attr >> 16):
-                    raise UserError(
-                        f"The archive has an unsafe member {member.filename!r}", where=archive.name
-                    )
-                if member.is_dir() or name.suffix not in (*WEIGHT_SUFFIXES, *_TEXT_FILES):
-                    continue
-                opened.extract(member, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            f"The model archive cannot be read ({error})",
-            where=archive.name,
-            fix="Give a zip of a Hugging Face checkpoint folder (config.json, tokenizer files, model.safetensors)",
-        ) from error
+    fix = "Give a zip of a Hugging Face checkpoint folder (config.json, tokenizer files, model.safetensors)"
+    with Archive(archive, "model archive", fix) as opened:
+        opened.unpack(folder, lambda name: name if _known(name) else None)
+
+
+def _known(name: str) -> bool:
+    """Whether a member of an archive is one of the files that are acted on, or a model card."""
+    own = name.rsplit("/", 1)[-1]
+    return own in ("config.json", "README.md", *TOKENIZER_FILES) or _WEIGHTS.fullmatch(own) is not None
 
 
 def _checkpoint_folder(folder: Path) -> Path:
@@ -171,14 +173,18 @@ def _from_hub(name: str, workdir: Path, allow_hub: bool) -> ModelFiles:
             where="--model",
             fix="Add --allow-hub, or choose a model that is installed",
         )
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
 
     repository, _, revision = name.partition("@")
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
     try:
-        folder = snapshot_download(
-            repository, revision=revision or None, allow_patterns=patterns, cache_dir=workdir / "hub"
-        )
+        with offline.lifted():
+            held = huggingface_hub.HfApi().list_repo_files(repository, revision=revision or None)
+            # Weights in safetensors are preferred: the same ones as .bin are not even fetched.
+            weights = "*.safetensors" if any(one.endswith(".safetensors") for one in held) else "*.bin"
+            folder = huggingface_hub.snapshot_download(
+                repository, revision=revision or None, cache_dir=workdir / "hub",
+                allow_patterns=["config.json", *TOKENIZER_FILES, "*.index.json", weights],
+            )  # fmt: skip
     except Exception as error:  # the hub client raises a dozen unrelated classes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -186,39 +192,141 @@ def _from_hub(name: str, workdir: Path, allow_hub: bool) -> ModelFiles:
             where="--model",
             fix="Check the name and the network, or ask the administrator to install the model",
         ) from error
-    return _inspect(Path(folder), name)
+    return _inspect(Path(folder), name, workdir, roots_of(Path(folder)))
 
 
-def _inspect(folder: Path, identity: str) -> ModelFiles:
-    if not (folder / "config.json").is_file():
+def _inspect(folder: Path, name: str, workdir: Path, roots: tuple[Path, ...]) -> ModelFiles:
+    """Judges a checkpoint and lays what is acted on, and nothing else, into a folder of the job's own.
+
+    Args:
+        folder: Holds the files.
+        name: What people call the model.
+        workdir: Gets the folder.
+        roots: Where links may lead.
+
+    Raises:
+        UserError: A file is missing, leads elsewhere, is damaged, or does not fit the others.
+    """
+    name = one_line(name)
+    taken = {
+        one: place for one in ("config.json", *TOKENIZER_FILES, *_INDEXES)
+        if (place := real_file(folder, one, name, roots)) is not None
+    }  # fmt: skip
+    if "config.json" not in taken:
         raise UserError(
             "The checkpoint has no config.json",
-            where=str(folder.name),
+            where=name,
             fix="Give a folder in Hugging Face format: config.json, tokenizer files, model.safetensors",
         )
-    weights = weight_files(folder)
+    config = read_config(folder, name)
+    vocabulary = received_vocabulary(folder, name)
+    family = find_family(config, vocabulary, where=name)
+    settings = configuration.settings_of(config, family, name)
+    configuration.check_tokens(settings, family, vocabulary, name)
+    weights = [_real(folder, path.name, name, roots) for path in weight_files(folder, name)]
+    shapes = [_shapes(path, kind, name) for kind, path in weights]
+    merged = {key: shape for part in shapes for key, shape in part.items()}
+    if len(merged) < sum(map(len, shapes)):
+        raise UserError("The weight files hold the same weights twice", where=name, fix="Give the files of one model")
+    configuration.check_weights(settings, merged, name)
     digest = hashlib.sha256()
-    for path in weights:
+    for _, path in weights:
         with path.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return ModelFiles(identity, folder, digest.hexdigest())
+    tokens = configuration.used_tokens(family, vocabulary, name)
+    fingerprint = fingerprints.join(digest.hexdigest(), configuration.digest(settings, tokens))
+    workdir.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(prefix="checked_model_", dir=workdir))
+    (own / "config.json").write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
+    for one, place in taken.items():
+        if one in TOKENIZER_FILES and _harmless(place):
+            (own / one).symlink_to(place)
+    _lay_out(own, weights, shapes)
+    return ModelFiles(name, own, fingerprint)
 
 
-def weight_files(folder: Path) -> list[Path]:
+def _harmless(file: Path) -> bool:
+    """Whether a tokenizer file may be handed on with models made from this one: it asks for no code of its own."""
+    if file.suffix != ".json":
+        return True
+    try:
+        return "auto_map" not in read_object(file)
+    except UserError:
+        return False
+
+
+def _real(folder: Path, own: str, name: str, roots: tuple[Path, ...]) -> tuple[str, Path]:
+    """The kind of a weight file, and its real place."""
+    place = real_file(folder, own, name, roots)
+    assert place is not None, "it was listed"
+    return Path(own).suffix, place
+
+
+def _shapes(path: Path, kind: str, name: str) -> dict[str, tuple[int, ...]]:
+    if kind == ".bin":
+        return tensors.pickled_shapes(path, name)
+    try:
+        return tensors.shapes(path, where=name, fix="Give an undamaged checkpoint")
+    except UserError as error:
+        raise UserError(f"The weights cannot be loaded: {error.what}", where=name, fix=error.fix) from error
+
+
+def _lay_out(own: Path, weights: list[tuple[str, Path]], shapes: list[dict[str, tuple[int, ...]]]) -> None:
+    """Weights under the names that transformers looks for; an index of several files is made anew."""
+    kind = weights[0][0]
+    whole = "model.safetensors" if kind == ".safetensors" else "pytorch_model.bin"
+    if len(weights) == 1:
+        (own / whole).symlink_to(weights[0][1])
+        return
+    stem, places = whole.removesuffix(kind), {}
+    for number, ((_, path), part) in enumerate(zip(weights, shapes, strict=True), start=1):
+        named = f"{stem}-{number:05d}-of-{len(weights):05d}{kind}"
+        (own / named).symlink_to(path)
+        places.update(dict.fromkeys(part, named))
+    (own / f"{whole}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def weight_files(folder: Path, where: str = "") -> list[Path]:
     """The weight files that loading will read: safetensors if there are any, else ``.bin``.
 
     Raises:
-        UserError: There are none.
+        UserError: There are none, or an index names something else than files beside it.
     """
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        found = sorted(folder.glob(pattern))
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if os.path.lexists(folder / whole):
+            return [folder / whole]
+        stem, kind = whole.rsplit(".", 1)
+        index = folder / f"{whole}.index.json"
+        if os.path.lexists(index):
+            return _indexed(folder, index, where or folder.name)
+        found = sorted(path for path in folder.glob(f"{stem}*.{kind}") if _WEIGHTS.fullmatch(path.name))
         if found:
             return found
     raise UserError(
         "The checkpoint has no weights",
-        where=folder.name,
+        where=where or folder.name,
         fix="It needs model.safetensors or pytorch_model.bin (possibly in numbered parts)",
     )
+
+
+def _indexed(folder: Path, index: Path, where: str) -> list[Path]:
+    """The files that an index of weights names; each must be a plain file beside it."""
+    fix = "Give all parts of the model beside their index"
+    content = Fields(read_object(index, where=where, fix=fix), index.name, where, fix)
+    named = content.inside("weight_map").content.values()
+    found = set()
+    for one in named:
+        if not isinstance(one, str) or "/" in one or _WEIGHTS.fullmatch(one) is None:
+            raise UserError(
+                f"{index.name} names {shown(one)}, which is no part of the model", where=where,
+                fix="Do not trust this model",
+            )  # fmt: skip
+        found.add(one)
+    missing = sorted(one for one in found if not os.path.lexists(folder / one))
+    if missing or not found:
+        what = f"The part {missing[0]} of the weights is missing" if missing else f"{index.name} names no files"
+        raise UserError(what, where=where, fix=fix)
+    return [folder / one for one in sorted(found)]
 
 
 def has_language_model(files: ModelFiles) -> bool:
@@ -227,41 +335,23 @@ def has_language_model(files: ModelFiles) -> bool:
     Raises:
         UserError: A weight file is damaged.
     """
-    import torch
-    from safetensors import safe_open
-
     for path in weight_files(files.directory):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as opened:
-                    names = list(opened.keys())
-            else:
-                names = list(torch.load(path, map_location="meta", mmap=True, weights_only=True))
-        except Exception as error:  # damaged files surface as OSError, SafetensorError, UnpicklingError, RuntimeError
-            raise UserError(
-                f"The weights cannot be read ({error})", where=files.id, fix="Give an undamaged checkpoint"
-            ) from error
-        if any(name.startswith("lm_head.dense.") for name in names):
+        if any(name.startswith("lm_head.dense.") for name in _shapes(path.resolve(), path.suffix, files.id)):
             return True
     return False
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``config.json``.
+def read_config(folder: Path, where: str = "") -> dict[str, Any]:
+    """The content of ``config.json``; ``where`` is what messages call the model.
 
     Raises:
         UserError: It is not JSON, or asks for code of its own.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"config.json cannot be read ({error})", where=folder.name) from error
-    if not isinstance(config, dict):
-        raise UserError("config.json is not a JSON object", where=folder.name)
+    config = read_object(folder / "config.json", where=where or folder.name, fix="Give the config.json of the model")
     if "auto_map" in config:
         raise UserError(
             "The checkpoint wants to run code of its own (auto_map in config.json), which the suite never does",
-            where=folder.name,
+            where=where or folder.name,
             fix="Use a checkpoint of a standard architecture",
         )
     return config
@@ -273,26 +363,7 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
     Raises:
         UserError: There are no tokenizer files or they cannot be read.
     """
-    known = ("vocab.txt", "tokenizer.json", "spiece.model")
-    if not any((folder / name).is_file() for name in known):
-        raise UserError(
-            "The checkpoint has no tokenizer",
-            where=folder.name,
-            fix=f"Add the tokenizer files published with the model ({', '.join(known)})",
-        )
-    if (folder / "vocab.txt").is_file():
-        return {token: index for index, token in enumerate((folder / "vocab.txt").read_text().split())}
-    if (folder / "spiece.model").is_file():
-        import sentencepiece
-
-        try:
-            pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"spiece.model cannot be read ({error})", where=folder.name) from error
-        return {pieces.id_to_piece(index): index for index in range(pieces.get_piece_size())}
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    return received_vocabulary(folder, folder.name)
 
 
 @contextmanager
@@ -337,6 +408,7 @@ def load_model(
     config = read_config(files.directory)
     vocabulary = read_vocabulary(files.directory)
     family = find_family(config, vocabulary, where=files.id)
+    settings = configuration.settings_of(config, family, files.id)
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "attn_implementation": encoder.ATTENTION,
@@ -361,13 +433,14 @@ def load_model(
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        model, report = loader.from_pretrained(files.directory, **options)
+        # The configuration is made of the fields that are acted on; the folder holds weights and nothing of others.
+        model, report = loader.from_pretrained(files.directory, config=configuration.build(settings), **options)
     except (
         Exception
     ) as error:  # damaged files surface as OSError, SafetensorError, UnpicklingError, RuntimeError, ...
         if isinstance(error, MemoryError):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise UserError(
             f"The weights cannot be loaded: {reason}",
             where=files.id,

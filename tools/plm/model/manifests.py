@@ -1,0 +1,177 @@
+"""What a bundle's manifest may say: every field that is acted on, by type and range.
+
+Paths in a manifest are never followed: members lie where :func:`member_folder` says. Text is cleaned of tabs and line
+ends before anything is shown of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plm.errors import UserError
+from plm.model.task import LEVELS, TARGETS
+from plm.received.documents import cleaned
+from plm.received.fields import Fields, shown
+
+AGAIN = "Give the bundle as the suite wrote it"
+MOST_MEMBERS = 1000
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}(?:\.[0-9a-f]{64})?")
+_FINETUNED = ("name", "base", "window", "members", "head", "method", "threshold", "task")
+_EMBEDDING = (
+    "name", "task", "classes", "positive", "embedding", "head", "standardise", "temperature", "threshold",
+)  # fmt: skip
+_MOST = 1e12
+
+
+def member_folder(folder: Path, number: int, count: int) -> Path:
+    """Where the files of a member lie: the top of a bundle of one, else ``members/0``, ``members/1``, ..."""
+    return folder / "members" / str(number) if count > 1 else folder
+
+
+def check_finetuned(manifest: Mapping[str, Any], where: str, methods: tuple[str, ...]) -> dict[str, Any]:
+    """The manifest of a fine-tuned model, its text cleaned.
+
+    Raises:
+        UserError: A field is missing, of a wrong type, or out of range.
+    """
+    content: dict[str, Any] = cleaned(dict(manifest))
+    fields = _opened(content, where)
+    fields.need(*_FINETUNED)
+    fields.text("name")
+    base = fields.inside("base")
+    base.text("id")
+    _fingerprint(base, "sha256", where)
+    fields.whole("window", 0, 1_000_000)
+    fields.number("threshold", 0, 1)
+    fields.text("method", choices=methods)
+    _task(fields, "labels")
+    head = fields.inside("head")
+    head.text("level", choices=LEVELS)
+    for name, most, default in (
+        ("hidden_size", 1_000_000, None), ("outputs", 1_000_000, None), ("width", 1_000_000, 64),
+        ("reach", 10_000, 7), ("neighbour_width", 1_000_000, 32),
+    ):  # fmt: skip
+        if default is None or name in head:
+            head.whole(name, 0 if name == "reach" else 1, most)
+    if "dropout" in head:
+        head.number("dropout", 0, 0.999)
+    unknown = set(head.content) - {"level", "hidden_size", "outputs", "width", "reach", "neighbour_width", "dropout"}
+    if unknown:
+        raise UserError(f"The bundle's head has unknown settings ({', '.join(sorted(unknown))[:80]})", where=where,
+                        fix="Use the version of the suite that made it")  # fmt: skip
+    for member in fields.entries("members", most=MOST_MEMBERS):
+        member.number("temperature", 0, _MOST, above=True)
+        member.number("mean", -_MOST, _MOST)
+        member.number("sd", 0, _MOST, above=True)
+        member.whole("seed", -(2**70), 2**70)
+        if "fold" in member and not isinstance(member.content["fold"], str):
+            member.whole("fold", -(2**63), 2**63 - 1)
+        member.content.setdefault("fold", None)  # type: ignore[attr-defined]
+    _shared(fields)
+    return content
+
+
+def check_classifier(manifest: Mapping[str, Any], where: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The manifest of a classifier of embeddings, its text cleaned.
+
+    Raises:
+        UserError: As :func:`check_finetuned`.
+    """
+    content: dict[str, Any] = cleaned(dict(manifest))
+    fields = _opened(content, where)
+    fields.need(*_EMBEDDING)
+    fields.text("name")
+    fields.number("threshold", 0, 1)
+    fields.number("temperature", 0, _MOST, above=True)
+    fields.flag("standardise")
+    _task(fields, "classes")
+    about = fields.inside("embedding")
+    about.text("model")
+    _fingerprint(about, "model_sha256", where)
+    about.numbers("layers", 0, 100_000, most=10_000)
+    about.text("pooling", choices=("mean", "max", "first", "residues", "sites", ""))
+    about.text("dtype", choices=("float16", "float32"))
+    about.whole("dimension", 1, 10_000_000)
+    head = fields.inside("head")
+    kind = head.text("kind", choices=kinds)
+    if kind == "neighbours":
+        head.whole("k", 1, 1_000_000)
+        head.text("metric", choices=("cosine", "euclidean"))
+        head.numbers("prior", 0, 1, most=1_000_000)
+    _shared(fields)
+    return content
+
+
+def _opened(content: Mapping[str, Any], where: str) -> Fields:
+    return Fields(content, "The bundle's manifest", where, AGAIN)
+
+
+def _fingerprint(fields: Fields, name: str, where: str) -> None:
+    value = fields.text(name)
+    if value and _FINGERPRINT.fullmatch(value) is None:
+        raise UserError(
+            f"The bundle's manifest names {shown(value)} as a model's fingerprint, which it is not", where=where,
+            fix=AGAIN,
+        )  # fmt: skip
+
+
+def _task(fields: Fields, classes: str) -> None:
+    task = fields.inside("task")
+    for name, known in (("level", LEVELS), ("target", TARGETS)):
+        if task.text(name) not in known:
+            raise UserError("The bundle's manifest describes a task that this version does not know", fix=AGAIN)
+    names = fields.texts(classes, most=100_000)
+    if len(set(names)) < len(names):
+        raise UserError("The bundle's manifest names a class twice", fix=AGAIN)
+    fields.text("positive", most=2000, default="")
+    if "standardisation" in fields:
+        scale = fields.inside("standardisation")
+        scale.number("mean", -_MOST, _MOST)
+        scale.number("sd", 0, _MOST, above=True)
+    elif task.content["target"] == "number":
+        fields.need("standardisation")
+
+
+def _shared(fields: Fields) -> None:
+    """Fields that bundles of both kinds may have."""
+    if "finished" in fields:
+        fields.flag("finished")
+    for name in ("site_residues", "licence", "selection_metric"):
+        if name in fields:
+            fields.text(name)
+    for name in ("metrics", "rows", "versions"):
+        if name in fields:
+            fields.inside(name)
+    if "calibration" in fields:
+        calibration = fields.inside("calibration")
+        if "validation_scores" in calibration:
+            scores = calibration.inside("validation_scores")
+            for name in ("negatives", "positives"):
+                if name in scores:
+                    side = scores.inside(name)
+                    side.whole("count", 0, 10**12, default=0)
+                    if "scores" in side:
+                        side.numbers("scores", 0, 1)
+    if "training_prevalence" in fields:
+        if isinstance(fields.content["training_prevalence"], Mapping):
+            shares = fields.inside("training_prevalence")
+            for name in shares.content:
+                shares.number(name, 0, 1)
+        else:
+            fields.number("training_prevalence", 0, 1)
+    if "novelty" in fields:
+        novelty = fields.inside("novelty")
+        if novelty.content:
+            novelty.whole("k", 1, 1_000_000)
+            novelty.whole("rows", 0, 10**12)
+            novelty.numbers("distances", 0, _MOST)
+    if "conformal" in fields:
+        errors = fields.inside("conformal")
+        if errors.content:
+            errors.whole("outputs", 1, 1_000_000)
+            errors.numbers("scores", 0, _MOST)
+            if "classes" in errors:
+                errors.numbers("classes", 0, 1_000_000)
