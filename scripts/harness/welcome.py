@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from harness.server import GalaxyServer
 
 PAGE = "welcome.html"
 _MARK = "/*WAYS*/[]"
-_NAMESPACE = uuid.UUID("c0a4c1de-4f2f-5b8e-8d8e-1f1c8f6a7b11")
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def write_page(layout: Layout, ways: list[dict[str, str]]) -> Path:
 
 def edition(workflow: Mapping[str, Any]) -> str:
     """A uuid of the workflow's very content: Galaxy lists it, so that an import is made once."""
-    return str(uuid.uuid5(_NAMESPACE, json.dumps({**workflow, "uuid": ""}, sort_keys=True)))
+    return workflow_files.settled_uuid(json.dumps({**workflow, "uuid": ""}, sort_keys=True))
 
 
 def _workflow(server: GalaxyServer, path: Path) -> tuple[str, str]:
@@ -124,8 +122,9 @@ def _examples(layout: Layout, server: GalaxyServer, way: Way) -> str:
     key = _notes(layout).get(f"examples {way.name}")
     if key:
         try:
-            shown = server.request("GET", f"/api/histories/{key}")
-            if not shown["deleted"] and shown["contents_active"]["active"] == len(way.files):
+            deleted = server.request("GET", f"/api/histories/{key}")["deleted"]
+            contents = server.request("GET", f"/api/histories/{key}/contents")
+            if not deleted and [entry["state"] for entry in contents] == ["ok"] * len(way.files):
                 return key
         except UserError:
             pass  # another database

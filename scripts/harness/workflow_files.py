@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import uuid
@@ -18,7 +19,6 @@ from harness.server import GalaxyServer
 # What an export says anew each time, or what only the file knows.
 _OWN = ("name", "annotation", "report", "readme", "creator", "license", "release", "tags", "uuid", "comments")
 _OWN_IN_STEP = ("annotation", "label", "position", "uuid", "workflow_outputs", "post_job_actions")
-_NAMESPACE = uuid.UUID("6f3e2b1c-6a0e-5b57-9a61-0d7b4f0c2a51")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ def for_panel(workflow: Mapping[str, Any]) -> dict[str, Any]:
             step["tool_id"] = step["content_id"] = plain_id(step["tool_id"])
             step.pop("tool_shed_repository", None)
     return changed
+
+
+def settled_uuid(text: str) -> str:
+    """The same uuid for the same text, of version 4 in form: Galaxy's pages refuse every other."""
+    return str(uuid.UUID(bytes=hashlib.sha256(text.encode()).digest()[:16], version=4))
 
 
 def text_of(workflow: Mapping[str, Any]) -> str:
@@ -134,12 +139,12 @@ def _with_own_words(exported: Mapping[str, Any], own: Mapping[str, Any]) -> dict
     result = dict(exported) | {key: own[key] for key in _OWN if key in own}
     result["version"] = 1
     result["tags"] = sorted(result.get("tags") or [])
-    result.setdefault("uuid", str(uuid.uuid5(_NAMESPACE, str(result["name"]))))
+    result.setdefault("uuid", settled_uuid(str(result["name"])))
     mine = {step["label"]: step for step in own["steps"].values()}
     for step in result["steps"].values():
         old = mine[step["label"]]
         step.update({key: old[key] for key in _OWN_IN_STEP if key in old})
-        step.setdefault("uuid", str(uuid.uuid5(_NAMESPACE, f"{result['name']} {step['label']}")))
+        step.setdefault("uuid", settled_uuid(f"{result['name']} {step['label']}"))
         step["workflow_outputs"] = sorted(step["workflow_outputs"], key=lambda output: output["output_name"])
         step["inputs"] = sorted(step.get("inputs") or [], key=lambda described: described["name"])
         step["outputs"] = sorted(step.get("outputs") or [], key=lambda described: described["name"])
@@ -158,6 +163,7 @@ def complaints(server: GalaxyServer, workflow: Mapping[str, Any], history: str) 
         history: Galaxy's id of the history that is open while the page asks.
     """
     with imported(server, workflow) as key:
+        server.request("GET", f"/api/workflows/{key}")  # the head of every page of it
         form = server.request("GET", f"/api/workflows/{key}/download?style=run&history_id={history}")
         editor = server.request("GET", f"/api/workflows/{key}/download?style=editor")
     kinds = server.request("GET", "/api/datatypes/types_and_mapping")["datatypes_mapping"]
