@@ -44,7 +44,7 @@ def as_parquet(records: list[Record], path: Path) -> Path:
 
 def as_csv(records: list[Record], path: Path) -> Path:
     lines = ["sequence_id,taxon_id,domain,sequence", *(",".join(record) for record in records)]
-    path.write_bytes(gzip.compress("\r\n".join(lines).encode()))
+    path.write_bytes(gzip.compress("\r\n".join(lines).encode(), mtime=0))
     return path
 
 

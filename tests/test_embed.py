@@ -563,7 +563,7 @@ def test_gzip_tables_and_parquet_give_the_same(embed: Run, query: Path, tmp_path
     import pandas as pd
 
     expected = vectors(embed(query, name="fasta"))
-    (tmp_path / "zipped").write_bytes(gzip.compress(query.read_bytes()))
+    (tmp_path / "zipped").write_bytes(gzip.compress(query.read_bytes(), mtime=0))
     records = list(read_fasta(query))
     frame = pd.DataFrame({"label": "1", "id": [r.id for r in records], "sequence": [r.sequence for r in records]})
     frame.to_csv(tmp_path / "table", sep="\t", index=False)

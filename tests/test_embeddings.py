@@ -333,7 +333,7 @@ def test_tables_of_others(separator: str, zipped: bool, tmp_path: Path) -> None:
         {"label": [1, 0], "dim_1": [0.5, 1.5], "dim_2": [2, 3], "name": ["a", "b"], "split": ["u", "v"]}
     )
     text = frame.to_csv(sep=separator, index=False)
-    (tmp_path / "x").write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
+    (tmp_path / "x").write_bytes(gzip.compress(text.encode(), mtime=0) if zipped else text.encode())
     with read_embeddings(tmp_path / "x") as read:
         assert read.ids == ["a", "b"] and read.labels == {"label": ["1", "0"], "split": ["u", "v"]}
         np.testing.assert_array_equal(read.matrix(), [[0.5, 2], [1.5, 3]])

@@ -277,7 +277,7 @@ def test_bad_predictions_are_one_clear_line(
     [
         (lambda text: text.replace(b"\n", b"\t1\n").replace(b"\t1\n", b"\n", 1), "more columns than the header"),
         (lambda text: text.replace(b"p_0", b"p_1", 1), "The column 'p_1' appears twice"),
-        (lambda text: gzip.compress(text)[:300], "cannot be read"),
+        (lambda text: gzip.compress(text, mtime=0)[:300], "cannot be read"),
         (lambda text: b"PK\x03\x04" + bytes(range(256)), "cannot be read"),
     ],
 )
@@ -291,7 +291,7 @@ def test_broken_predictions_files(
 
 
 def test_gzipped_predictions_are_told_by_content(run_stage: Run, simulated: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.tabular").write_bytes(gzip.compress(Path(f"{simulated}_number.tabular").read_bytes()))
+    (tmp_path / "p.tabular").write_bytes(gzip.compress(Path(f"{simulated}_number.tabular").read_bytes(), mtime=0))
     done = run_stage("plm_evaluate", "--predictions", tmp_path / "p.tabular", "--metrics", tmp_path / "m")
     assert done.returncode == 0, done.stderr
 

@@ -170,7 +170,7 @@ def test_no_record_is_lost_or_moved(classes_bundle: Path, tiny_esm2: Path, tmp_p
     long = "".join(np.random.default_rng(1).choice(list("ACDEFGHIKLMNPQRSTVWY"), 3000))
     path = tmp_path / "mixed.fasta.gz"
     text = f">long\n{long}\n>stop\nMK*TA\n>twin\n{long}\n>empty\n\n>lower\nmktayiak-qr\n>dna\n{'ACGT' * 20}\n"
-    path.write_bytes(gzip.compress(text.encode()))
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
     outputs = predict(classes_bundle, "--max-residues", "500", proteins=path, model=tiny_esm2)
     status, found = table(outputs["status"]), table(outputs["predictions"])
     assert status["id"].tolist() == ["long", "stop", "twin", "empty", "lower", "dna"]

@@ -13,7 +13,7 @@ import pytest
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SITE = ("--task", "site", "--window", "33", "--split", "none")
 TABLE = b"id\tsequence\tlabel\n" + b"".join(b"%d\tMKVA%s\t1\n" % (row * 7919, b"WY" * (row % 5)) for row in range(500))
-DAMAGED = gzip.compress(TABLE)[:300] + b"\xff" * 50 + gzip.compress(TABLE)[350:]
+DAMAGED = gzip.compress(TABLE, mtime=0)[:300] + b"\xff" * 50 + gzip.compress(TABLE, mtime=0)[350:]
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def _lines(tmp_path: Path) -> list[list[str]]:
             "No group found: the word FAM= matches none of 2 records; the first header is 'a LABEL=1'",
         ),
         ("id\tsequence\tlabel\na\tMKß\t1\n", ("--labels", "column:label"), "'ß' at residue 3 is no residue"),
-        (gzip.compress(TABLE)[:200], (), "The gzip file is broken or cut short [input.fasta, after line "),
-        (gzip.compress(TABLE)[:5], (), "The gzip file is broken or cut short [input.fasta, after line 0]"),
+        (gzip.compress(TABLE, mtime=0)[:200], (), "The gzip file is broken or cut short [input.fasta, after line "),
+        (gzip.compress(TABLE, mtime=0)[:5], (), "The gzip file is broken or cut short [input.fasta, after line 0]"),
         (DAMAGED, (), "The gzip file is broken or cut short"),
-        (gzip.compress(TABLE)[:200], ("--format", "table"), "The gzip file is broken or cut short"),
+        (gzip.compress(TABLE, mtime=0)[:200], ("--format", "table"), "The gzip file is broken or cut short"),
         (DAMAGED, ("--format", "table"), "The gzip file is broken or cut short"),
         (">a LABEL=1\nMKV\n", ("--nonsense",), "unrecognized arguments: --nonsense"),
     ],
@@ -185,7 +185,7 @@ def test_a_very_long_protein_goes_through(preprocess: Run, tmp_path: Path) -> No
 @pytest.mark.parametrize("zipped", [True, False])
 def test_windows_line_ends_and_any_gzip_suffix(preprocess: Run, tmp_path: Path, name: str, zipped: bool) -> None:
     content = b">a LABEL=1\r\nMKV\r\nLL\r\n>b LABEL=0\r\nMWW\r\n"
-    done = preprocess(gzip.compress(content) if zipped else content, "--split", "none", name=name)
+    done = preprocess(gzip.compress(content, mtime=0) if zipped else content, "--split", "none", name=name)
     assert done.returncode == 0, done.stderr
     assert [(row["sequence"], row["label"]) for row in _rows(tmp_path, "dataset")] == [("MKVLL", "1"), ("MWW", "0")]
 
