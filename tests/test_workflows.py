@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,19 @@ def test_data_come_first_in_the_run_form(path: Path) -> None:
     inputs = [kind for kind in kinds if kind.endswith("_input")]
     assert kinds[: len(inputs)] == inputs
     assert inputs == sorted(inputs, key=lambda kind: kind == "parameter_input")
+
+
+@every_workflow
+def test_the_report_has_headers_once_and_links_with_names(path: Path) -> None:
+    """Galaxy shows a table's first line in any case; its own line of headers on top would say the same twice."""
+    markdown = workflow_files.read(path)["report"]["markdown"]
+    directives = re.findall(r"^(history_dataset_\w+)\((.*)\)$", markdown, re.MULTILINE)
+    assert directives
+    for name, arguments in directives:
+        if name == "history_dataset_as_table":
+            assert 'show_column_headers="false"' in arguments, arguments
+        if name == "history_dataset_link":
+            assert re.search(r'label="[^"]+"', arguments), arguments
 
 
 @every_workflow
