@@ -42,6 +42,20 @@ def partial(one: str, other: str) -> bool:
     return bool(one and other) and not difference(one, other) and one != other
 
 
+def facts(one: str, other: str) -> list[tuple[str, str, str]]:
+    """What two fingerprints say, part by part, for messages: what it is of, and how it begins in each."""
+    (first, _, rest), (second, _, other_rest) = one.partition("."), other.partition(".")
+    told = [("weights of the model (sha256)", first[:12], second[:12])]
+    if rest and other_rest:
+        told.append(("configuration or vocabulary of the model (sha256)", rest[:12], other_rest[:12]))
+    return told
+
+
+def weaker(one: str, other: str) -> str:
+    """Of two fingerprints that do not differ, what both vouch for."""
+    return min(one, other, key=len)
+
+
 def shown(fingerprint: str) -> str:
     """A fingerprint as messages show it."""
     weights, _, rest = fingerprint.partition(".")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plm import fingerprints
 from plm.data.embeddings import Description, read_embeddings, write_embeddings
 from plm.data.tables import read_table
 from plm.errors import UserError
@@ -17,7 +18,6 @@ _COUNTS = ("windowed_proteins",)
 """Notes that count records: those of the parts add up to that of the whole."""
 _SAME = {
     "model": "with the model {!r}",
-    "model_sha256": "with weights of the fingerprint {:.12}",
     "layers": "from layers {}",
     "pooling": "with the pooling {!r}",
     "dimension": "with {} numbers a vector",
@@ -92,6 +92,7 @@ def common_description(parts: Sequence[Part]) -> tuple[Description, list[str]]:
     # A table without rows does not know its level or layers; what it holds, nothing, fits any other.
     telling = [part for part in parts if part.ids or part.description.model] or list(parts)
     first = telling[0]
+    fullest = max(telling, key=lambda part: len(part.description.model_sha256))
     for part in telling[1:]:
         for name, words in _SAME.items():
             mine, theirs = getattr(first.description, name), getattr(part.description, name)
@@ -101,7 +102,28 @@ def common_description(parts: Sequence[Part]) -> tuple[Description, list[str]]:
                     where=part.name,
                     fix="Merge only parts of one run, made with the same settings",
                 )
+        for other in (first, fullest):
+            differs = fingerprints.difference(other.description.model_sha256, part.description.model_sha256)
+            if not differs:
+                continue
+            theirs, mine = (each.description.model_sha256.split(".") for each in (part, other))
+            place = 0 if differs == fingerprints.WEIGHTS else 1
+            raise UserError(
+                f"{part.name} was made with {differs} of the fingerprint {theirs[place][:12]}, but {other.name} with "
+                f"{differs} of the fingerprint {mine[place][:12]}",
+                where=part.name,
+                fix="Merge only parts of one run, made with the same settings",
+            )
     remarks = []
+    known = [part.description.model_sha256 for part in telling]
+    if any(bool(one) != bool(known[0]) for one in known):
+        raise UserError(
+            "Some of the parts say which model made them and some do not", where=first.name,
+            fix="Merge only parts of one run, made with the same settings",
+        )  # fmt: skip
+    weakest = min(known, key=len)
+    if len(set(known)) > 1:
+        remarks.append(f"of some of the parts not all is known: {fingerprints.UNCHECKED}")
     versions = sorted({part.version for part in telling})
     if len(versions) > 1:
         remarks.append(f"the parts were written by different versions of the suite ({', '.join(versions)})")
@@ -115,7 +137,7 @@ def common_description(parts: Sequence[Part]) -> tuple[Description, list[str]]:
         notes[key] = ", ".join(filter(None, different))
         if len(different) > 1:
             remarks.append(f"the parts differ in {key} ({', '.join(value or 'none' for value in different)})")
-    return replace(first.description, notes=notes), remarks
+    return replace(first.description, notes=notes, model_sha256=weakest), remarks
 
 
 def settle_ids(parts: Sequence[Part], policy: str) -> Settled:

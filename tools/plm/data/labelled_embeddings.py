@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from plm import fingerprints
 from plm.data.embeddings import Description, Embeddings, read_embeddings
 from plm.data.tables import Table, read_table
 from plm.errors import UserError
@@ -249,7 +250,11 @@ def _common(files: Sequence[Embeddings], notes: list[str]) -> Description:
             f"{which} say which model made them: that they are all of one model, layer and pooling, and later those to "
             "be predicted too, cannot be checked."
         )
-    best = next((file.description for file in files if file.description.model_sha256), first.description)
+    told = [file.description for file in files if file.description.model_sha256]
+    # Of files that tell more and less of the model, the least that is known of all counts.
+    best = min(told, key=lambda one: len(one.model_sha256), default=first.description)
+    if any(fingerprints.partial(best.model_sha256, one.model_sha256) for one in told):
+        notes.append(f"Some of the embeddings files do not tell all: {fingerprints.UNCHECKED}.")
     pooling = "mean" if best.pooling == "residues" else best.pooling
     return Description(best.model, best.model_sha256, best.layers, pooling, best.dtype, best.dimension)
 
@@ -258,7 +263,7 @@ def _facts(one: Description, other: Description) -> Iterator[tuple[str, str, str
     pooling = {"residues": "mean"}
     yield "dimension", str(one.dimension), str(other.dimension)
     yield "model", one.model, other.model
-    yield "weights of the model (sha256)", one.model_sha256[:12], other.model_sha256[:12]
+    yield from fingerprints.facts(one.model_sha256, other.model_sha256)
     yield "layer", ", ".join(map(str, one.layers)), ", ".join(map(str, other.layers))
     yield "pooling", pooling.get(one.pooling, one.pooling), pooling.get(other.pooling, other.pooling)
 

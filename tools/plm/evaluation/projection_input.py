@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from plm import fingerprints
 from plm.data.embeddings import Description, read_embeddings
 from plm.data.tables import Table, read_table
 from plm.errors import UserError
@@ -100,10 +101,12 @@ def check_fit(references: Side, queries: Side, notes: list[str], *, names: str =
     pooling = {"residues": "mean"}
     facts = (
         ("model", first.model, second.model),
-        ("weights of the model (sha256)", first.model_sha256[:12], second.model_sha256[:12]),
+        *fingerprints.facts(first.model_sha256, second.model_sha256),
         ("layer", *(", ".join(map(str, one.layers)) for one in (first, second))),
         ("pooling", *(pooling.get(one.pooling, one.pooling) for one in (first, second))),
     )
+    if fingerprints.partial(first.model_sha256, second.model_sha256):
+        notes.append(f"One of the two does not tell all: {fingerprints.UNCHECKED}.")
     unknown = []
     for what, one, other in facts:
         if one and other and one != other:

@@ -16,7 +16,6 @@ Several seeds or folds lie in ``members/0``, ``members/1``, ... instead of the t
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from plm import fingerprints
+from plm import fingerprints, stage
 from plm.errors import UserError
 from plm.model import adapters, bundle_zip, manifests
 from plm.model import device as devices
@@ -40,14 +39,13 @@ from plm.model.inputs import make_units
 from plm.model.network import Network, answers, as_network
 from plm.model.task import Level, Task
 from plm.received import tensors
-from plm.received.documents import read_json
+from plm.received.documents import cleaned, read_json
 from plm.received.fields import Fields
 
 DEFAULT_BUDGET = 8192
 _TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
 """How far a probability (or a standardised number) may move between machines, by precision."""
 
-_LOG = logging.getLogger("plm")
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 
@@ -183,9 +181,8 @@ class Bundle:
         again = manifests.AGAIN
         held = tensors.load_numpy(self.folder / "reference.safetensors", where=self.name, fix=again)
         rows = held.get("representations", np.empty(0)).astype(np.float32)
-        names = Fields(
-            read_json(self.folder / "reference.json", where=self.name, fix=again), "reference.json", self.name, again
-        )
+        held_names = cleaned(read_json(self.folder / "reference.json", where=self.name, fix=again))
+        names = Fields(held_names, "reference.json", self.name, again)
         ids, labels = names.texts("ids"), names.texts("labels")
         if rows.ndim != 2 or not len(rows) == len(ids) == len(labels):
             raise UserError(
@@ -375,7 +372,7 @@ def check_base(name: str, wanted: str, files: ModelFiles, where: str, what: str)
             fix=f"Choose {name}, with the very same weights, config.json and vocabulary, as the model",
         )
     if fingerprints.partial(wanted, files.sha256):
-        _LOG.warning("%s: %s", where, fingerprints.UNCHECKED)
+        stage.log("plm").warning("%s: %s", where, fingerprints.UNCHECKED)
 
 
 def _load_members(manifest: Mapping[str, Any], folder: Path, loaded: LoadedModel) -> list[Member]:

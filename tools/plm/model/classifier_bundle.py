@@ -19,7 +19,6 @@ loading (:mod:`plm.learning.compression` writes them):
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from plm import fingerprints
 from plm.data.embeddings import Description
 from plm.errors import UserError
-from plm.model import bundle_zip
+from plm.model import bundle_zip, manifests
 from plm.model.bundle_zip import SCHEMA_VERSION, bundle_kind, json_text, sha256_of, write_zip
 from plm.model.task import Task
+from plm.received import tensors
+from plm.received.documents import as_object, cleaned, has_breaks, one_line, read_json
+from plm.received.fields import Fields
 
 __all__ = [
     "ClassifierBundle", "Head", "bundle_kind", "check_embeddings", "load_classifier_bundle", "write_classifier_bundle",
@@ -326,27 +329,36 @@ def check_embeddings(description: Description, bundle: ClassifierBundle, where: 
     if description.dimension != wanted.dimension:
         raise _other("dimension", wanted.dimension, description.dimension, bundle, where)
     one, other = dict(_facts(wanted)), dict(_facts(description))
+    differs = fingerprints.difference(wanted.model_sha256, description.model_sha256)
+    if differs:
+        ours, theirs = (f"{each.model} ({fingerprints.shown(each.model_sha256)})" for each in (wanted, description))
+        what = "model" if differs == fingerprints.WEIGHTS else f"{differs} of the model"
+        raise _other(what, ours, theirs, bundle, where)
     unknown = []
     for name, value in one.items():
         if value and other[name] and value != other[name]:
             raise _other(name, value, other[name], bundle, where)
         if not (value and other[name]):
             unknown.append(name)
+    notes = []
+    if fingerprints.partial(wanted.model_sha256, description.model_sha256):
+        notes.append(f"Of bundle and {where}, one does not tell all: {fingerprints.UNCHECKED}.")
     if not unknown:
-        return []
+        return notes
     return [
+        *notes,
         f"Bundle and {where} agree in the dimension ({wanted.dimension}), but it is not known whether they do in "
         f"{', '.join(unknown)}: make sure that the same model, layer and pooling made both, else the answers mean "
-        "nothing."
+        "nothing.",
     ]
 
 
 def _facts(description: Description) -> list[tuple[str, str]]:
     # The mean over stored residues is the mean.
     pooling = "mean" if description.pooling == "residues" else description.pooling
-    sha256 = description.model_sha256
-    named = f"{description.model} (sha256 {sha256[:12]}...)" if sha256 else ""
-    return [("model", named), ("layer", ", ".join(map(str, description.layers))), ("pooling", pooling)]
+    # Fingerprints are compared for themselves; here only whether there is one.
+    layers = ", ".join(map(str, description.layers))
+    return [("model", "known" if description.model_sha256 else ""), ("layer", layers), ("pooling", pooling)]
 
 
 def _other(what: str, wanted: object, found: object, bundle: ClassifierBundle, where: str) -> UserError:
@@ -375,15 +387,20 @@ def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
         folder = Path(place)
         manifest = bundle_zip.unpack(path, folder, kind_wanted=bundle_zip.EMBEDDING, needed=_NEEDED)
         try:
+            manifest = manifests.check_classifier(manifest, path.name, KINDS)
             bundle = _assemble(manifest, folder)
-            stored = json.loads((folder / "self_test.json").read_text(encoding="utf-8"))
-            expected = np.asarray(stored["expected"], np.float64)
-            found = bundle.predict(bundle.reference[2][np.asarray(stored["rows"], np.int64)])
+            again = manifests.AGAIN
+            test = Fields(
+                read_json(folder / "self_test.json", where=path.name, fix=again), "self_test.json", path.name, again
+            )
+            rows = np.array(test.numbers("rows", 0, len(bundle.reference[0]) - 1), np.int64)
+            expected = np.array(test.content.get("expected"), np.float64)
+            found = bundle.predict(bundle.reference[2][rows])
         except UserError:
             raise
-        except (KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError, AttributeError) as error:
             raise UserError(
-                f"The bundle's parts do not fit each other ({' '.join(str(error).split())[:150]})",
+                f"The bundle's parts do not fit each other ({one_line(str(error), 150)})",
                 where=path.name,
                 fix="Give the bundle as plm_train_classifier wrote it",
             ) from error
@@ -400,19 +417,13 @@ def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
 
 
 def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        arrays = load_file(folder / "head.safetensors")
-        validation = load_file(folder / "validation.safetensors")
-        rows = load_file(folder / "reference.safetensors")["embeddings"].astype(np.float32)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    names = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    again = manifests.AGAIN
+    arrays = tensors.load_numpy(folder / "head.safetensors", fix=again)
+    validation = tensors.load_numpy(folder / "validation.safetensors", fix=again)
+    rows = tensors.load_numpy(folder / "reference.safetensors", fix=again)["embeddings"].astype(np.float32)
+    names = _names(folder, manifest["task"]["level"])
     kind = manifest["head"]["kind"]
-    if kind not in KINDS:
-        raise ValueError(f"unknown head {kind!r}")
+    _check_arrays(kind, arrays, int(manifest["embedding"]["dimension"]))
     head = Head(kind, arrays, {key: value for key, value in manifest["head"].items() if key != "kind"})
     bundle = ClassifierBundle(
         manifest, head, (names["ids"], names["labels"], rows),
@@ -425,6 +436,40 @@ def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
     if bundle.head.scores(rows[:1]).shape[1] != bundle.task.outputs:
         raise ValueError("the head's outputs are not the classes")
     return bundle
+
+
+def _names(folder: Path, level: str) -> dict[str, list[str]]:
+    """Ids and labels of the reference; at site level an id is followed by a tab and its position."""
+    again = manifests.AGAIN
+    held = as_object(read_json(folder / "reference.json", fix=again), "reference.json", "reference.json", again)
+    content = Fields({**held, "labels": cleaned(held.get("labels"))}, "reference.json", "reference.json", again)
+    ids = content.texts("ids", breaks=True)
+    for one in ids:
+        name, tab, place = one.partition("\t")
+        good = not has_breaks(name) and (not tab or (level == "site" and place.isascii() and place.isdigit()))
+        if not good or len(place) > 12:
+            raise UserError("The bundle's reference names a protein with a tab or a line end", fix=again)
+    return {"ids": ids, "labels": content.texts("labels")}
+
+
+def _check_arrays(kind: str, arrays: Mapping[str, NDArray[Any]], dimension: int) -> None:
+    """Whether compressed arrays become as large as a head of embeddings of that dimension can be."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu" or array.ndim > 2:
+            raise ValueError(f"{name} is {array.dtype} of {array.ndim} dimensions")
+        if not np.isfinite(array.astype(np.float64) if array.dtype.kind == "f" else 0).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+        if name.endswith(".columns"):
+            mask = arrays.get(f"{name.removesuffix('.columns')}.mask")
+            if mask is None or mask.dtype != np.uint8 or mask.ndim != 2 or array.shape != (1,):
+                raise ValueError(f"{name} belongs to no mask")
+            if not 0 < int(array[0]) <= 8 * mask.shape[1]:
+                raise ValueError(f"{name} says {int(array[0])} where the mask has {8 * mask.shape[1]}")
+    for name in ("mean", "scale"):
+        if name in arrays and arrays[name].shape != (dimension,):
+            raise ValueError(f"{name} has the shape {arrays[name].shape}")
+    if kind == "neighbours" and len(arrays["targets"]) != len(arrays["rows"]):
+        raise ValueError("targets and rows differ in number")
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

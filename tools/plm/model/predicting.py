@@ -16,7 +16,7 @@ from plm import stage
 from plm.data.queries import BATCH_ROWS
 from plm.data.spool import Spool
 from plm.errors import UserError
-from plm.model.bundle import Bundle
+from plm.model.bundle import Bundle, check_base
 from plm.model.capacity import is_out_of_memory
 from plm.model.checkpoint import ModelFiles, resolve_model
 from plm.model.classifier_bundle import ClassifierBundle
@@ -84,13 +84,7 @@ def base_of(
             )
         model = "starter"
     files = resolve_model(model, workdir=workdir, allow_hub=allow_hub)
-    if files.sha256 != made.model_sha256:
-        raise UserError(
-            f"The bundle was trained on embeddings of the model {made.model} (sha256 {made.model_sha256[:12]}...), not "
-            f"of {files.id} (sha256 {files.sha256[:12]}...)",
-            where=where,
-            fix=f"Choose {made.model}, with the very same weights, as the model",
-        )
+    check_base(made.model, made.model_sha256, files, where, "The bundle was trained on embeddings of")
     # The mean over stored residues is the mean.
     pooling = "mean" if made.pooling == "residues" else made.pooling
     return files, Wanted(made.layers, pooling, made.dtype)  # type: ignore[arg-type]
