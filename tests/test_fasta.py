@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plm.data.fasta import CleaningRule, clean, looks_like_nucleotides, read_fasta, write_fasta
+from plm.data import text_files
+from plm.data.fasta import (
+    CleaningRule,
+    NucleotideTally,
+    clean,
+    looks_like_nucleotides,
+    nucleotide_look,
+    read_fasta,
+    write_fasta,
+)
 from plm.errors import UserError
 
 NAMES = st.text("ABCdef019|_%.", min_size=1, max_size=12)
@@ -41,7 +50,7 @@ def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path: Path, ending: byt
 @pytest.mark.parametrize("zipped", [True, False])
 def test_gzip_is_told_by_content(tmp_path: Path, name: str, zipped: bool) -> None:
     content = b">a\nMKV\n"
-    path = _write(tmp_path / name, gzip.compress(content) if zipped else content)
+    path = _write(tmp_path / name, gzip.compress(content, mtime=0) if zipped else content)
     assert [one.sequence for one in read_fasta(path)] == ["MKV"]
 
 
@@ -53,13 +62,19 @@ def test_gzip_is_told_by_content(tmp_path: Path, name: str, zipped: bool) -> Non
         (b"id\tsequence\n", "not FASTA: the first line must start with '>' but reads 'id"),
         (b"\n\nMKV\n", "[a.fasta, line 3]"),
         (b">a\nMKV\n>\nMM\n", "A header without an id [a.fasta, line 3]"),
-        (b">a\nMK\n>b \xc3\xa9\nMM\n", "The character 'é' is not ASCII [a.fasta, line 3, column 4]"),
+        (b">a\nMK\n>b\nM\xc3\xa9M\n", "The character 'é' in the sequence is not ASCII [a.fasta, line 4, column 2]"),
         (b">a\nMK\xff\n", "[a.fasta, line 2, column 3]"),
         (b">a\nMK\x00\n", "not a plain text file [a.fasta, line 2]"),
-        (b"\xff\xfe>\x00a\x00", "not a plain text file"),
+        (b"\xff\xfe>\x00a", "not a plain text file"),
         (b"PK\x03\x04aaaa", "compressed as zip"),
-        (gzip.compress(b">a\n" + b"MKVLA" * 500)[:-10], "gzip file is broken or cut short"),
+        (b"PK\x03\x04aaaa[Content_Types].xml", "This is a workbook (Excel), not text [a.fasta]. Save the sheet as CSV"),
+        (b"PK\x03\x04aaaamanifest.json", "a bundle or a checkpoint of this suite"),
+        (b"\x89HDF\r\n\x1a\naaaa", "This is an HDF5 file"),
+        (b"<!DOCTYPE html>\n<html>", "This is a web page, not FASTA"),
+        (b">a\nMKV>b\nMM\n", "A '>' stands inside a sequence line, so two records would become one [a.fasta, line 2]"),
+        (gzip.compress(b">a\n" + b"MKVLA" * 500, mtime=0)[:-10], "gzip file is broken or cut short"),
     ],
+    ids=lambda value: None if isinstance(value, str) else "",
 )
 def test_bad_files_are_one_clear_line(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(UserError) as error:
@@ -148,3 +163,98 @@ def test_nucleotides_are_told_from_proteins() -> None:
     assert looks_like_nucleotides("ACGT" * 10)
     assert not looks_like_nucleotides("ACGTMK" * 10)
     assert not looks_like_nucleotides("AAGG")
+
+
+@pytest.mark.parametrize(
+    ("sequence", "look"),
+    [
+        ("ATGCGT" * 10, "clear"),
+        ("atgcgt" * 10, "clear"),
+        ("ATGCRYGT" * 8, "clear"),
+        ("ATGNNNGT" * 8, "clear"),
+        ("AUGGCU" * 8 + "*", "clear"),
+        ("ACG-T" * 10, "clear"),
+        ("GA" * 50, "doubtful"),
+        ("A" * 40, "doubtful"),
+        ("N" * 40, "doubtful"),
+        ("GAGAGS" * 10, "doubtful"),
+        ("ACGT" * 7, ""),
+        ("MKVLA" * 10, ""),
+        ("MKTAYDGSHWRN" * 5, ""),
+    ],
+)
+def test_each_record_is_judged_by_itself(sequence: str, look: str) -> None:
+    assert nucleotide_look(sequence) == look
+    cleaned = clean(sequence)
+    assert cleaned.rejected.startswith("nucleotides") == (look == "clear")
+    assert any("looks like nucleotides" in change for change in cleaned.changes) == (look == "doubtful")
+    kept = clean(sequence, CleaningRule(nucleotides="keep", unusual="x"))
+    assert not kept.rejected
+    assert kept.sequence
+
+
+def test_a_file_of_nucleotides_is_refused_as_a_whole() -> None:
+    dna, protein = "ATGCGT" * 10, "MKVLAWFE" * 5
+
+    def counted(sequences: list[str]) -> NucleotideTally:
+        tally = NucleotideTally()
+        for sequence in sequences:
+            tally.add(sequence, clean(sequence).rejected)
+        return tally
+
+    with pytest.raises(UserError, match="All sequences are nucleotides"):
+        counted([dna] * 3).check("a.fasta")
+    with pytest.raises(UserError, match="19 of 20 sequences are nucleotides"):
+        counted([dna] * 19 + [protein]).check("a.fasta")
+    with pytest.raises(UserError, match="nucleotides"):
+        counted(["ACGTACGTACGTACGTACGTA"] * 10).check("a.fasta")  # primers: too short to tell one by one
+    counted([dna] * 3).check("a.fasta", CleaningRule(nucleotides="keep"))
+    counted([dna, protein]).check("a.fasta")
+    counted(["GA" * 50]).check("a.fasta")
+
+
+def _read(tmp_path: Path, content: bytes) -> list[tuple[str, str]]:
+    return [(one.description, one.sequence) for one in read_fasta(_write(tmp_path / "a.fasta", content))]
+
+
+@pytest.mark.parametrize(
+    ("content", "records"),
+    [
+        (b"; made by hand\n>a\n; a note\nMKV\nAA\n>b\nMM\n", [("a", "MKVAA"), ("b", "MM")]),
+        (b">a\nMKV\n      >b x\nMM\n\t>c\nAA\n", [("a", "MKV"), ("b x", "MM"), ("c", "AA")]),
+        (b">P1;ONE\nAlpha chain\nMKV\nAA*\n>P1;TWO\n\nMM*\n", [("ONE Alpha chain", "MKVAA*"), ("TWO", "MM*")]),
+        (b">P1;ONE\nTitle\nMKV*\nC;Species: x\nR;Someone\n", [("ONE Title", "MKV*")]),
+        (b">P1;ONE\nMKV*\n>F1;TWO\nAA*\n", [("ONE", "MKV*"), ("TWO", "AA*")]),
+        (">a [Neotyphodium ×siegelii]\nMKV\n>é\nMM\n".encode(), [("a [Neotyphodium ×siegelii]", "MKV"), ("é", "MM")]),
+        (">a ×\nMKV\n".encode("latin-1"), [("a ×", "MKV")]),
+        (">a ×\nMKV\n".encode("utf-16"), [("a ×", "MKV")]),
+        (b'>5"-nucleotidase\nMKV\n', [('5"-nucleotidase', "MKV")]),
+    ],
+    ids=lambda value: None if isinstance(value, list) else "",
+)
+def test_dialects_of_fasta(tmp_path: Path, content: bytes, records: list[tuple[str, str]]) -> None:
+    assert _read(tmp_path, content) == records
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_line_or_record_longer_than_any_protein_is_one_line(tmp_path: Path, zipped: bool) -> None:
+    for content, what in (
+        (b">a\n" + b"M" * (10**6 + 1) + b"\n", "A line has more than 1,000,000 letters: no protein is that long"),
+        (b">a\n" + (b"MK" * 400_000 + b"\n") * 2, "The record 'a' has more than 1,000,000 letters"),
+        (b">" + b"a" * (10**6 + 1) + b"\nMK\n", "A line has more than"),
+    ):
+        path = _write(tmp_path / "a.fasta", gzip.compress(content, mtime=0) if zipped else content)
+        with pytest.raises(UserError, match=what):
+            list(read_fasta(path))
+
+
+def test_a_gzip_bomb_is_refused_before_it_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "_RATIO_FROM", 2**20)
+    path = _write(tmp_path / "a.fasta", gzip.compress(b">a\nMK\n" * 500_000, mtime=0))
+    with pytest.raises(UserError, match="unpacks to more than 200 times its size"):
+        list(read_fasta(path))
+
+
+def test_a_file_name_that_is_too_long_is_one_line() -> None:
+    with pytest.raises(UserError, match="cannot be opened"):
+        list(read_fasta("a" * 5000))

@@ -62,7 +62,7 @@ def test_windows_with_labels_are_split_by_protein_and_homology(preprocess: Prepr
     for column in ("protein", "cluster", "group"):
         _no_straddling(rows, column)
     sizes = Counter(row["split"] for row in rows)
-    assert abs(sizes["test"] - 60) <= 6 and abs(sizes["valid"] - 60) <= 6
+    assert abs(sizes["test"] - 0.25 * len(rows)) <= 6 and abs(sizes["valid"] - 0.15 * len(rows)) <= 6
     for split in sizes:
         positive = sum(row["label"] == "1" for row in rows if row["split"] == split)
         assert 0.4 < positive / sizes[split] < 0.6

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
@@ -38,11 +38,13 @@ SPLIT_NAMES = {"training": "train", "validation": "valid", "val": "valid", "dev"
 CHOICES = {
     "format": ("auto", "fasta", "table"),
     "task": ("sequence", "residue", "site"),
+    "target": ("auto", "class", "number"),
     "unlisted": ("auto", "ignore", "negative"),
     "unusual": ("x", "reject"),
     "gaps": ("remove", "reject"),
     "stops": ("reject", "x"),
     "lower": ("upper", "x", "reject"),
+    "nucleotides": ("reject", "keep"),
     "duplicate_ids": ("error", "rename", "first"),
     "duplicate_sequences": ("first", "keep"),
     "conflicting_labels": ("drop", "error", "keep"),
@@ -54,6 +56,8 @@ HELP = {
     "negatives_file": "with --labels file: the records of class 0",
     "labels": "KEY=, field:N (between |) or field:N:SEPARATOR, regex:PATTERN, column:NAME, hash, file or none",
     "otherwise": "class of records in which the rule finds nothing (else they are rejected)",
+    "target": "whether labels are classes or numbers (auto: few whole numbers are classes, other numbers are numbers)",
+    "nucleotides": "records that are clearly DNA or RNA",
     "site": "where the site is: centre, or column:NAME with 1-based positions",
     "sites": "site list (accession, 1-based position, perhaps label) for full proteins",
     "negative_sites": "second site list, of class 0",
@@ -92,6 +96,7 @@ class Arguments:
     id_column: str = ""
     sequence_column: str = ""
     task: str = "sequence"
+    target: str = "auto"
     labels: str = "LABEL="
     otherwise: str = ""
     site: str = "centre"
@@ -110,6 +115,7 @@ class Arguments:
     gaps: str = "remove"
     stops: str = "reject"
     lower: str = "upper"
+    nucleotides: str = "reject"
     min_length: int = 1
     max_length: int = 0
     duplicate_ids: str = "error"
@@ -180,6 +186,7 @@ def run(args: Arguments) -> None:
     records = with_unique_ids(_read(args), args.duplicate_ids, journal)
     log.info("%d records read", len(records))
     made, width = _examples(args, records, journal)
+    made, target = _settle_labels(args, made, {record.id: record.line for record in records}, journal)
     made = _select(args, made, journal)
     if not made:
         first = next((entry for entry in journal.entries if entry[1] != "changed"), ("", "", "no record"))
@@ -188,13 +195,17 @@ def run(args: Arguments) -> None:
             where=first[0],
             fix="Check the input and the rules for labels, sites and lengths",
         )
-    made, method, pairs = _split(args, made, {record.id: record for record in records}, journal)
+    made, method, pairs = _split(args, made, {record.id: record for record in records}, target, journal)
     from plm.data.records import infer_task, write_dataset
     from plm.evaluation import split_report
 
     frame = policies.to_frame(made, width if args.task == "site" else None)
     if args.rule.kind != "none" or args.sites:
-        infer_task(frame, args.task, name=args.input.name)  # one class only, broken labels: said here, not in training
+        # One class only, broken labels: said here, not in training.
+        infer_task(frame, args.task, target, name=args.input.name)
+        if infer_task(frame, args.task, name=args.input.name).target != target:
+            log.warning("Choose %s as the target in training, too: by itself it would take these labels otherwise",
+                        "numbers" if target == "number" else "classes")  # fmt: skip
     leaks = leakage.measure(
         made, identity=args.identity, coverage=args.coverage, threads=stage.threads(),
         method="mmseqs" if method == "cascade" else method, pairs=pairs,
@@ -220,7 +231,9 @@ def run(args: Arguments) -> None:
 
 def _read(args: Arguments) -> list[RawRecord]:
     def read(path: Path, from_test_file: bool = False) -> list[RawRecord]:
-        return read_records(path, args.format, args.id_column, args.sequence_column, from_test_file)
+        return read_records(
+            path, args.format, args.id_column, args.sequence_column, from_test_file, args.nucleotides, switch=True
+        )
 
     records = read(args.input)
     if args.negatives_file is not None:
@@ -230,7 +243,7 @@ def _read(args: Arguments) -> list[RawRecord]:
 
 
 def _examples(args: Arguments, records: Sequence[RawRecord], journal: Journal) -> tuple[list[Example], int]:
-    cleaning = CleaningRule(args.unusual, args.gaps, args.stops, args.lower)
+    cleaning = CleaningRule(args.unusual, args.gaps, args.stops, args.lower, args.nucleotides)
     rule = parse_rule("column:class", "--labels") if args.labels == "file" else args.rule
     made = sites.sources(records, cleaning, rule, args.otherwise, args.protein, journal)
     width = args.window or 0
@@ -253,6 +266,43 @@ def _examples(args: Arguments, records: Sequence[RawRecord], journal: Journal) -
     return sites.positioned(made, column, args.window, args.site_residues, args.protein_position, journal)
 
 
+def _settle_labels(
+    args: Arguments, made: list[Example], lines: Mapping[str, int], journal: Journal
+) -> tuple[list[Example], str]:
+    """Gives labels the form that all stages read, leaves unlabelled examples out, and says what was understood.
+
+    Returns:
+        The labelled examples and ``class`` or ``number``; all of them and ``class`` where nothing has labels.
+    """
+    if not made or (args.rule.kind == "none" and not args.sites):
+        return made, "class"
+    from plm.data.records import understand_labels
+
+    log = stage.log(NAME)
+
+    def where(row: int) -> str:
+        source = made[row].source
+        line = f"line {lines[source]}, " if lines.get(source) else ""
+        return f"{args.input.name}, {line}id {made[row].id!r}"
+
+    found = understand_labels(
+        [one.label for one in made], [one.sequence for one in made], args.task, args.target, where, args.input.name
+    )
+    log.info("Task: %s", found.why)
+    for note in found.notes:
+        log.warning("Note: %s", note)
+    kept = []
+    for example, label in zip(made, found.labels, strict=True):
+        if not label:
+            journal.left_out(example.id, f"no label: {example.label[:40]!r} says that there is none")
+            continue
+        if label != example.label and args.task != "residue":
+            journal.changed(example.id, f"label {example.label!r} read as {label!r}")
+        example.label = label
+        kept.append(example)
+    return kept, found.task.target
+
+
 def _select(args: Arguments, made: Sequence[Example], journal: Journal) -> list[Example]:
     """Applies the policies; a test set of the user's own is only checked for length.
 
@@ -270,7 +320,7 @@ def _select(args: Arguments, made: Sequence[Example], journal: Journal) -> list[
 
 
 def _split(
-    args: Arguments, made: list[Example], records: dict[str, RawRecord], journal: Journal
+    args: Arguments, made: list[Example], records: dict[str, RawRecord], target: str, journal: Journal
 ) -> tuple[list[Example], str, list[homology.Relative] | None]:
     """Gives every example its group, cluster and split; returns the method and known relatives too."""
     pairs: list[homology.Relative] | None = None
@@ -301,7 +351,7 @@ def _split(
         if args.folds:
             parts, fractions = [str(fold + 1) for fold in range(args.folds)], [1 / args.folds] * args.folds
         groups = [one.id for one in free] if args.split == "random" else [one.group for one in free]
-        for example, part in zip(free, splits.assign(groups, strata(args, free), fractions, args.seed), strict=True):
+        for example, part in zip(free, splits.assign(groups, strata(args, free, target), fractions, args.seed), strict=True):
             example.split = parts[part]
     elif not args.test:
         for example in made:
@@ -351,16 +401,12 @@ def _clusters(
     }, pairs
 
 
-def strata(args: Arguments, made: Sequence[Example]) -> list[str]:
+def strata(args: Arguments, made: Sequence[Example], target: str) -> list[str]:
     """Classes to balance: the labels, fifths of their range for numbers, none for residue labels."""
     if args.task == "residue":
         return [""] * len(made)
     labels = [example.label for example in made]
-    try:
-        values = [float(label) for label in labels]
-    except ValueError:
-        return labels
-    return labels if all(value.is_integer() for value in values) else splits.quantile_strata(values)
+    return splits.quantile_strata([float(label) for label in labels]) if target == "number" else labels
 
 
 def _origin(example: Example, records: dict[str, RawRecord]) -> RawRecord:

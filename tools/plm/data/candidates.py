@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plm.data.fasta import CleaningRule, FastaRecord, clean, looks_like_nucleotides, read_fasta
+from plm.data.fasta import Cleaned, CleaningRule, FastaRecord, NucleotideTally, clean, read_fasta
 from plm.data.labels import RawRecord, protein_of
 from plm.errors import UserError
 
@@ -104,7 +104,10 @@ def choose_letters(trained: str, wanted: str, bundle: str, notes: list[str]) -> 
     return letters
 
 
-def read_proteins(path: str | Path, letters: str, duplicates: str = "error") -> Iterator[Protein]:
+def read_proteins(
+    path: str | Path, letters: str, duplicates: str = "error", nucleotides: str = "reject",
+    tally: NucleotideTally | None = None,
+) -> Iterator[Protein]:  # fmt: skip
     """Streams the records of a FASTA file with their candidate residues.
 
     Args:
@@ -112,12 +115,15 @@ def read_proteins(path: str | Path, letters: str, duplicates: str = "error") -> 
         letters: Residues that are candidates.
         duplicates: An id that comes again: ``error``, ``rename`` (``_2``, ``_3``, ... is added) or ``first`` (the later
             record is rejected).
+        nucleotides: What becomes of records that are clearly DNA or RNA: ``reject`` or ``keep``.
+        tally: Counts them.
 
     Raises:
         UserError: As :func:`plm.data.fasta.read_fasta`; also a repeated id under ``error``.
     """
     lines: dict[str, int] = {}
     name = Path(path).name
+    rule = CleaningRule(nucleotides=nucleotides)
     for record in read_fasta(path):
         identifier, note, rejected = record.id, "", ""
         if identifier in lines:
@@ -136,19 +142,19 @@ def read_proteins(path: str | Path, letters: str, duplicates: str = "error") -> 
             else:
                 note = f"renamed: the id {record.id} was used before (line {lines[record.id]})"
         lines[identifier] = record.line
-        yield _protein(record, identifier, letters, note, rejected)
+        cleaned = clean(record.sequence, rule)
+        if tally is not None:
+            tally.add(record.sequence, cleaned.rejected)
+        yield _protein(record, cleaned, identifier, letters, note, rejected)
 
 
-def _protein(record: FastaRecord, identifier: str, letters: str, note: str, rejected: str) -> Protein:
+def _protein(
+    record: FastaRecord, cleaned: Cleaned, identifier: str, letters: str, note: str, rejected: str
+) -> Protein:
     accession = protein_of(RawRecord(record.id, record.description, "", record.line), "auto") or record.id
     if rejected:
         # The later record keeps its own id in the status table: that is how the user finds it.
         return Protein(record.id, accession, record.line, rejected=rejected)
-    if looks_like_nucleotides(record.sequence):
-        return Protein(
-            identifier, accession, record.line, rejected="nucleotides (A, C, G, T, U, N), not a protein: translate it"
-        )
-    cleaned = clean(record.sequence, CleaningRule())
     if cleaned.rejected:
         return Protein(identifier, accession, record.line, rejected=cleaned.rejected)
     wanted = frozenset(letters)
@@ -180,7 +186,10 @@ def _places(sites: tuple[int, ...], removed: tuple[int, ...]) -> tuple[int, ...]
     return tuple(found)
 
 
-def survey(path: str | Path, letters: str, window: int, duplicates: str = "error", head: int = 4096) -> Survey:
+def survey(
+    path: str | Path, letters: str, window: int, duplicates: str = "error", head: int = 4096,
+    nucleotides: str = "reject",
+) -> Survey:  # fmt: skip
     """Reads the whole file once, so that every mistake in it is found before the work starts.
 
     Args:
@@ -189,15 +198,15 @@ def survey(path: str | Path, letters: str, window: int, duplicates: str = "error
         window: Width of the context around a site; 0 is the whole protein.
         duplicates: Policy.
         head: Residues of context that the proteins kept in :attr:`Survey.head` are to have.
+        nucleotides: Policy for records that are clearly DNA or RNA.
 
     Raises:
         UserError: As :func:`read_proteins`; also if every record is nucleotides, or none can be used.
     """
     found = Survey()
-    nucleotides = kept = 0
-    for protein in read_proteins(path, letters, duplicates):
+    kept, tally = 0, NucleotideTally()
+    for protein in read_proteins(path, letters, duplicates, nucleotides, tally):
         found.records += 1
-        nucleotides += protein.rejected.startswith("nucleotides")
         if protein.rejected:
             found.first_rejected = found.first_rejected or f"{protein.id}: {protein.rejected}"
             continue
@@ -213,12 +222,7 @@ def survey(path: str | Path, letters: str, window: int, duplicates: str = "error
         if kept < head:
             found.head.append(protein)
             kept += context or length
-    if nucleotides == found.records:
-        raise UserError(
-            "All sequences are nucleotides (A, C, G, T, U, N)",
-            where=Path(path).name,
-            fix="Translate them to proteins first",
-        )
+    tally.check(Path(path).name, CleaningRule(nucleotides=nucleotides))
     if not found.proteins:
         raise UserError(
             f"None of {found.records} records can be used; the first: {found.first_rejected}",

@@ -7,32 +7,37 @@ really gzipped and ``proteins.fasta.gz`` that is not both read well.
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
-from collections import deque
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Literal
 
+from plm.data.text_files import decoded, open_text, raw_lines
 from plm.errors import UserError
+
+__all__ = [
+    "Cleaned", "CleaningRule", "FastaRecord", "NucleotideTally", "clean", "looks_like_nucleotides", "nucleotide_look",
+    "open_text", "raw_lines", "read_fasta", "write_fasta",
+]  # fmt: skip
 
 STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 """The twenty amino acids of the genetic code."""
 UNKNOWN_RESIDUE = "X"
 GAP_CHARACTERS = "-._"
 STOP_CHARACTER = "*"
+LONGEST_PROTEIN = 10**6
+"""Letters of a record at most; the longest known proteins have some 45,000."""
 
-_OTHER_COMPRESSIONS = {
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"7z\xbc\xaf": "7z",
-}
 _RESIDUE_SET = frozenset(STANDARD_RESIDUES + UNKNOWN_RESIDUE)
-_NUCLEOTIDES = frozenset("ACGTUN")
+_BASES = "ACGTUN"
+_IUPAC = frozenset("ACGTUNRYSWKMBDHV")
+_NOT_LETTERS = {ord(character): None for character in GAP_CHARACTERS + STOP_CHARACTER}
+_SHORTEST_NUCLEOTIDES = 30
+NUCLEOTIDES = "nucleotides (A, C, G, T, U, N and codes such as R and Y), not a protein: translate it"
+_PIR = re.compile(r"(?:P1|F1|D[LC]|R[LC]|N[13]|XX);\s*(\S.*)")
+_PIR_COMMENT = re.compile(r"[A-Z];")
+_RESIDUES_ONLY = re.compile(r"[A-Za-z\s]+\*?\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,86 +58,76 @@ class FastaRecord:
     line: int
 
 
-def open_text(path: str | Path) -> TextIO:
-    """Opens a text file that may be gzipped; line ends of Windows, Unix and old Mac all become ``\\n``.
-
-    Bytes are read as Latin-1 so that a wrong byte can be reported with its line instead of failing somewhere
-    in a block.
-
-    Raises:
-        UserError: The file is missing, a folder, empty, or compressed in a way other than gzip.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError("The file does not exist", where=str(path), fix="Check the path")
-    if path.is_dir():
-        raise UserError("This is a folder, not a file", where=str(path), fix="Give one file")
-    with path.open("rb") as handle:
-        start = handle.read(8)
-    if not start:
-        raise UserError("The file is empty", where=path.name, fix="Give a file with at least one record")
-    for magic, kind in _OTHER_COMPRESSIONS.items():
-        if start.startswith(magic):
-            raise UserError(f"The file is compressed as {kind}", where=path.name, fix="Unpack it, or use gzip")
-    binary = gzip.open(path, "rb") if start.startswith(b"\x1f\x8b") else path.open("rb")  # noqa: SIM115
-    return io.TextIOWrapper(io.BufferedReader(binary), encoding="latin-1", newline=None)
-
-
-def raw_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yields (1-based line number, line without its end, its bytes as Latin-1) of a text file.
-
-    Raises:
-        UserError: As :func:`open_text`; also a broken gzip stream.
-    """
-    number = 0
-    with open_text(path) as handle:
-        try:
-            for number, line in enumerate(handle, start=1):
-                yield number, line.rstrip("\n")
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(
-                "The gzip file is broken or cut short",
-                where=f"{Path(path).name}, after line {number}",
-                fix="Transfer the file again",
-            ) from error
-
-
-def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yields (1-based line number, line without its end) of a text file, checked to be plain ASCII.
-
-    Raises:
-        UserError: As :func:`raw_lines`; also binary content or a character outside ASCII (with its line).
-    """
-    for number, line in raw_lines(path):
-        text = line
-        if number == 1 and text.startswith("\xef\xbb\xbf"):  # the byte order mark that Windows editors write
-            text = text[3:]
-        if not text.isascii() or "\x00" in text:
-            raise _not_plain(text, Path(path).name, number)
-        yield number, text
-
-
 def _not_plain(text: str, name: str, number: int) -> UserError:
-    if "\x00" in text or (number == 1 and text.startswith(("\xff\xfe", "\xfe\xff"))):
+    if "\x00" in text:
         return UserError(
             "This is not a plain text file",
             where=f"{name}, line {number}",
             fix="Save it as plain text (ASCII or UTF-8)",
         )
     column = next(index for index, character in enumerate(text) if ord(character) > 127)
-    try:
-        shown = text.encode("latin-1")[column : column + 4].decode("utf-8", errors="ignore")[:1] or text[column]
-    except UnicodeError:
-        shown = text[column]
+    shown = text.encode("latin-1")[column : column + 4].decode("utf-8", errors="ignore")[:1] or text[column]
     return UserError(
-        f"The character {shown!r} is not ASCII",
+        f"The character {shown!r} in the sequence is not ASCII",
         where=f"{name}, line {number}, column {column + 1}",
         fix="Replace it with a plain letter",
     )
 
 
+class _Record:
+    """A record while its lines come in."""
+
+    def __init__(self, header: str, line: int, name: str) -> None:
+        self._name, self._line = name, line
+        self._pir = _PIR.fullmatch(header)
+        self._description = self._pir[1].strip() if self._pir else header
+        self._title: str | None = None
+        self._parts: list[str] = []
+        self._size = 0
+
+    def take(self, text: str, number: int) -> None:
+        """A line below the header."""
+        if self._pir and self._title is None:
+            self._title = decoded(text).strip()
+            return
+        if text.startswith(";") or (self._pir and _PIR_COMMENT.match(text)):
+            return
+        if not text.isascii() or "\x00" in text:
+            raise _not_plain(text, self._name, number)
+        if ">" in text:
+            raise UserError(
+                "A '>' stands inside a sequence line, so two records would become one",
+                where=f"{self._name}, line {number}",
+                fix="Begin the header on a line of its own",
+            )
+        self._parts.append(text)
+        self._size += len(text)
+        if self._size > LONGEST_PROTEIN:
+            self._refuse()
+
+    def finish(self) -> FastaRecord:
+        sequence = "".join("".join(self._parts).split())
+        description = self._description
+        if self._title:
+            if not sequence and _RESIDUES_ONLY.fullmatch(self._title):  # no title was given
+                sequence = "".join(self._title.split())
+            else:
+                description = f"{description} {self._title}"
+        return FastaRecord(description.split(None, 1)[0], description, sequence, self._line)
+
+    def _refuse(self) -> None:
+        raise UserError(
+            f"The record {self._description.split(None, 1)[0]!r} has more than {LONGEST_PROTEIN:,} letters: no protein "
+            "is that long",
+            where=f"{self._name}, line {self._line}",
+            fix="Give proteins, not genomes",
+        )
+
+
 def read_fasta(path: str | Path) -> Iterator[FastaRecord]:
-    """Streams the records of a FASTA file (plain or gzipped).
+    """Streams the records of a FASTA or PIR file (plain or gzipped).
+
+    Lines that start with ``;`` are comments. Headers may be indented, and may be of any script; residues are ASCII.
 
     Args:
         path: The file. Its suffix does not matter.
@@ -142,47 +137,52 @@ def read_fasta(path: str | Path) -> Iterator[FastaRecord]:
         reject with its id.
 
     Raises:
-        UserError: Missing, empty or non-FASTA file, header without an id, non-ASCII character: each with its
-            line.
+        UserError: Missing, empty or non-FASTA file, header without an id, a residue outside ASCII, a line or a record
+            longer than any protein: each with its line.
     """
-    from Bio.SeqIO.FastaIO import SimpleFastaParser
-
     name = Path(path).name
-    headers: deque[int] = deque()
+    record: _Record | None = None
+    too_long = f"A line has more than {LONGEST_PROTEIN:,} letters: no protein is that long"
+    for number, text in raw_lines(path, LONGEST_PROTEIN, too_long):
+        if number == 1 and text.startswith("\xef\xbb\xbf"):  # the byte order mark that Windows editors write
+            text = text[3:]
+        stripped = text.lstrip()
+        if stripped.startswith(">"):
+            if "\x00" in text:
+                raise _not_plain(text, name, number)
+            header = decoded(stripped[1:]).strip()
+            if not header:
+                raise UserError("A header without an id", where=f"{name}, line {number}", fix="Put a name after '>'")
+            if record is not None:
+                yield record.finish()
+            record = _Record(header, number, name)
+        elif record is not None:
+            record.take(text, number)
+        elif stripped and not stripped.startswith(";"):
+            raise _no_fasta(text, name, number)
+    if record is None:
+        raise UserError("The file holds no record", where=name, fix="Give a file with at least one record")
+    yield record.finish()
 
-    def checked() -> Iterator[str]:
-        started = False
-        for number, text in text_lines(path):
-            if text.startswith(">"):
-                if not text[1:].strip():
-                    raise UserError(
-                        "A header without an id", where=f"{name}, line {number}", fix="Put a name after '>'"
-                    )
-                headers.append(number)
-                started = True
-            elif not started:
-                if not text.strip():
-                    continue
-                shown = text if len(text) <= 40 else text[:40] + "…"
-                raise UserError(
-                    f"This is not FASTA: the first line must start with '>' but reads {shown!r}",
-                    where=f"{name}, line {number}",
-                    fix="Give a FASTA file, or say that the input is a table",
-                )
-            yield text + "\n"
-        if not started:
-            raise UserError("The file holds no record", where=name, fix="Give a file with at least one record")
 
-    # SimpleFastaParser reads a header ahead of the record it yields, so line numbers are taken in order of
-    # appearance.
-    for title, sequence in SimpleFastaParser(checked()):
-        description = title.strip()
-        yield FastaRecord(description.split(None, 1)[0], description, "".join(sequence.split()), headers.popleft())
+def _no_fasta(text: str, name: str, number: int) -> UserError:
+    where = f"{name}, line {number}"
+    if "\x00" in text:
+        return _not_plain(text, name, number)
+    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
+        return UserError("This is a web page, not FASTA", where=where, fix="Download the file itself, not its page")
+    shown = decoded(text)
+    shown = shown if len(shown) <= 40 else shown[:40] + "…"
+    return UserError(
+        f"This is not FASTA: the first line must start with '>' but reads {shown!r}",
+        where=where,
+        fix="Give a FASTA file, or say that the input is a table",
+    )
 
 
 def write_fasta(records: Iterable[tuple[str, str]], path: str | Path, width: int = 60) -> None:
     """Writes (header, sequence) pairs as FASTA, ``width`` residues a line."""
-    with Path(path).open("w", encoding="ascii", newline="\n") as handle:
+    with Path(path).open("w", encoding="utf-8", newline="\n") as handle:
         for header, sequence in records:
             handle.write(f">{header}\n")
             for start in range(0, len(sequence), width):
@@ -199,18 +199,21 @@ class CleaningRule:
         stops: ``*`` inside the sequence: ``reject`` or ``x``. Stops at the end are always stripped.
         lower: Lower-case (soft-masked) residues: ``upper`` takes them as residues, ``x`` masks them as X, or
             ``reject``.
+        nucleotides: Records that are clearly DNA or RNA (:func:`nucleotide_look`): ``reject`` or ``keep``.
     """
 
     unusual: str = "x"
     gaps: str = "remove"
     stops: str = "reject"
     lower: str = "upper"
+    nucleotides: str = "reject"
 
     CHOICES = {  # noqa: RUF012 - a constant of the class, not a field
         "unusual": ("x", "reject"),
         "gaps": ("remove", "reject"),
         "stops": ("reject", "x"),
         "lower": ("upper", "x", "reject"),
+        "nucleotides": ("reject", "keep"),
     }
 
     def __post_init__(self) -> None:
@@ -259,9 +262,12 @@ def clean(sequence: str, rule: CleaningRule | None = None) -> Cleaned:
         The cleaned sequence or the reason for rejection, what was changed, and how positions move.
     """
     rule = rule or CleaningRule()
+    look = nucleotide_look(sequence)
+    if look == "clear" and rule.nucleotides == "reject":
+        return Cleaned("", NUCLEOTIDES)
+    changes: list[str] = [f"looks like nucleotides ({_letters(sequence)} only), kept as a protein"] if look else []
     if _RESIDUE_SET.issuperset(sequence):
-        return Cleaned(sequence, "" if sequence else "no residues")
-    changes: list[str] = []
+        return Cleaned(sequence, "" if sequence else "no residues", tuple(changes))
     text = sequence
     if any(character in GAP_CHARACTERS for character in text):
         count = sum(text.count(character) for character in GAP_CHARACTERS)
@@ -307,10 +313,89 @@ def clean(sequence: str, rule: CleaningRule | None = None) -> Cleaned:
     return Cleaned(text, "" if text else "no residues", tuple(changes), removed)
 
 
+def nucleotide_look(sequence: str) -> Literal["", "doubtful", "clear"]:
+    """Whether a sequence is DNA or RNA: ``clear``, ``doubtful``, or empty: it is not.
+
+    ``clear`` are 30 or more letters that are all IUPAC codes of nucleotides, with at least three of the four bases and
+    seven letters of ten a base (or N): chance does not make such a protein. Letters that are all codes but without
+    that mixture, such as poly-A or glycine-alanine repeats, are ``doubtful``. N counts as a base.
+    """
+    if "L" in sequence or "E" in sequence:  # nearly every protein, at once
+        return ""
+    if not _IUPAC.issuperset(sequence):
+        letters = sequence.upper().translate(_NOT_LETTERS)
+        if not _IUPAC.issuperset(letters):
+            return ""
+    else:
+        letters = sequence
+    if len(letters) < _SHORTEST_NUCLEOTIDES:
+        return ""
+    counts = {base: letters.count(base) for base in _BASES}
+    if sum(counts.values()) < 0.7 * len(letters):
+        return ""
+    bases = [*(counts[base] for base in "ACG"), counts["T"] + counts["U"]]
+    kinds = sum(count >= 0.02 * len(letters) for count in bases)
+    return "clear" if kinds >= 3 else "doubtful"
+
+
 def looks_like_nucleotides(sequence: str) -> bool:
-    """True for 30 or more letters that are all A, C, G, T, U or N: chance alone does not make such a
-    protein."""
-    return len(sequence) >= 30 and _NUCLEOTIDES.issuperset(sequence.upper().rstrip("*").replace("-", ""))
+    """True for what is clearly DNA or RNA (:func:`nucleotide_look`)."""
+    return nucleotide_look(sequence) == "clear"
+
+
+@dataclass
+class NucleotideTally:
+    """Counts the records of a file that are nucleotides, so that a file of them is refused as a whole.
+
+    Attributes:
+        records: All records.
+        nucleotides: Those that were rejected as such.
+        short: Those too short to tell by themselves whose letters are all A, C, G, T, U or N.
+        letters: Letters of both.
+    """
+
+    records: int = 0
+    nucleotides: int = 0
+    short: int = 0
+    letters: int = 0
+
+    def add(self, sequence: str, rejected: str) -> None:
+        """One record, and why :func:`clean` rejects it, if it does."""
+        self.records += 1
+        if rejected == NUCLEOTIDES:
+            self.nucleotides += 1
+            self.letters += len(sequence)
+        elif 8 <= len(sequence) < _SHORTEST_NUCLEOTIDES and set(_BASES).issuperset(sequence.upper()):
+            self.short += 1
+            self.letters += len(sequence)
+
+    def check(self, name: str, rule: CleaningRule | None = None, *, switch: bool = True) -> None:
+        """Refuses a file nine of ten records of which are nucleotides.
+
+        Args:
+            name: The file.
+            rule: The cleaning rule; with ``keep`` no file is refused.
+            switch: Whether the stage has the option.
+
+        Raises:
+            UserError: They are.
+        """
+        found = self.nucleotides + self.short
+        if (rule and rule.nucleotides == "keep") or not found or found < 0.9 * self.records:
+            return
+        if not self.nucleotides and (self.records < 5 or self.letters < 100):
+            return
+        many = "All sequences are" if found == self.records else f"{found} of {self.records} sequences are"
+        raise UserError(
+            f"{many} nucleotides (A, C, G, T, U, N)",
+            where=name,
+            fix="Translate them to proteins first"
+            + (", or choose --nucleotides keep if they are proteins" if switch else ""),
+        )
+
+
+def _letters(sequence: str) -> str:
+    return ", ".join(sorted(set(sequence.upper().translate(_NOT_LETTERS))))
 
 
 def _count(number: int, noun: str) -> str:

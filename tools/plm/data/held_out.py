@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plm.data import fasta, homology
-from plm.data.fasta import raw_lines
 from plm.data.inputs import read_records
-from plm.data.records import read_strings
 from plm.errors import UserError
 
 UNKNOWN = "unknown"
@@ -155,17 +153,5 @@ def _named(column: str, flag: str, known: Mapping[str, str], path: Path) -> str:
 
 def _records(path: Path) -> Iterator[tuple[str, str, Mapping[str, str]]]:
     """(id, raw sequence, columns) of each record."""
-    if path.is_file():
-        with path.open("rb") as opened:
-            parquet = opened.read(4) == b"PAR1"
-        if parquet:
-            table = read_strings(path, "table of proteins", "Give proteins")
-            if not {"id", "sequence"} <= set(table.columns):
-                raise UserError("The table needs the columns id and sequence", where=path.name)
-            for row in table.to_dict("records"):
-                yield row["id"], row["sequence"], row
-            return
-        if not any(line.strip() for _, line in raw_lines(path)):
-            raise UserError("The file is empty", where=path.name, fix="Give protein sequences")
     for record in read_records(path):
         yield record.id, record.sequence, record.columns

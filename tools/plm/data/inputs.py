@@ -7,19 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from plm.data.examples import Journal
-from plm.data.fasta import looks_like_nucleotides, raw_lines, read_fasta
-from plm.data.labels import RawRecord
-from plm.data.tables import read_table
+from plm.data.fasta import NUCLEOTIDES, CleaningRule, NucleotideTally, looks_like_nucleotides, read_fasta
+from plm.data.labels import MARK, RawRecord
+from plm.data.own_tables import refuse_other
+from plm.data.spool import ID_COLUMNS, SEQUENCE_COLUMNS, is_table
+from plm.data.tables import BREAKS, plain_field, read_table
+from plm.data.text_files import is_parquet
 from plm.errors import UserError
-
-ID_COLUMNS = ("id", "accession", "name", "header", "entry", "protein", "sequence_id")
-SEQUENCE_COLUMNS = ("sequence", "seq", "window", "peptide")
 
 
 def read_records(
-    path: str | Path, kind: str = "auto", id_column: str = "", sequence_column: str = "", from_test_file: bool = False
-) -> list[RawRecord]:
-    """Reads FASTA or a table (TSV, CSV), plain or gzipped.
+    path: str | Path, kind: str = "auto", id_column: str = "", sequence_column: str = "", from_test_file: bool = False,
+    nucleotides: str = "reject", *, switch: bool = False,
+) -> list[RawRecord]:  # fmt: skip
+    """Reads FASTA or a table (TSV, CSV, plain or gzipped, or Parquet).
 
     Args:
         path: The file.
@@ -28,23 +29,23 @@ def read_records(
         id_column: Column of ids by name or number; empty: the usual names, else rows are called ``row<number>``.
         sequence_column: Column of sequences; empty: the usual names.
         from_test_file: Mark the records as the user's test set.
+        nucleotides: ``reject`` or ``keep``: whether a file of nothing but nucleotides is refused.
+        switch: Whether the stage has an option for that.
 
     Raises:
         UserError: The file is neither, or broken, or has no sequence column.
     """
     if kind == "auto":
-        first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
-        kind = "table" if not first.startswith(">") and any(mark in first for mark in "\t,;") else "fasta"
+        kind = "table" if is_parquet(path) or is_table(Path(path)) else "fasta"
     if kind == "fasta":
         records = [RawRecord(fasta.id, fasta.description, fasta.sequence, fasta.line) for fasta in read_fasta(path)]
     else:
         records = _from_table(path, id_column, sequence_column)
-    if records and all(looks_like_nucleotides(record.sequence) for record in records):
-        raise UserError(
-            "All sequences are nucleotides (A, C, G, T, U, N)",
-            where=Path(path).name,
-            fix="Translate them to proteins first",
-        )
+    tally = NucleotideTally()
+    for record in records:
+        sequence = record.sequence.replace(MARK, "")
+        tally.add(sequence, NUCLEOTIDES if looks_like_nucleotides(sequence) else "")
+    tally.check(Path(path).name, CleaningRule(nucleotides=nucleotides), switch=switch)
     return [replace(record, from_test_file=True) for record in records] if from_test_file else records
 
 
@@ -52,6 +53,7 @@ def _from_table(path: str | Path, id_column: str, sequence_column: str) -> list[
     table = read_table(path)
     place = table.column(sequence_column, "--sequence-column") if sequence_column else table.find(*SEQUENCE_COLUMNS)
     if place is None:
+        refuse_other(table.header, table.name, "proteins")
         raise UserError(
             "This is neither FASTA (no '>') nor a table with a column named sequence "
             f"(columns: {', '.join(table.header[:12])})",
@@ -64,8 +66,12 @@ def _from_table(path: str | Path, id_column: str, sequence_column: str) -> list[
         identifier = row[name] if name is not None else f"row{number}"
         if not identifier:
             raise UserError("A row without an id", where=f"{table.name}, line {line}", fix="Fill the id column")
+        if BREAKS.search(identifier):
+            raise UserError(
+                f"The id {identifier!r} holds a tab or a line end", where=f"{table.name}, line {line}", fix="Rename it"
+            )
         columns = {
-            column: value
+            column: plain_field(value)
             for index, (column, value) in enumerate(zip(table.header, row, strict=True))
             if index not in (name, place) or column not in ("id", "sequence")
         }

@@ -3,7 +3,9 @@
 A **rule** is written in one string:
 
 ===================  ========================================================================================
-``LABEL=``           the word after ``LABEL=`` in the header (any word before ``=`` will do)
+``LABEL=``           the word after ``LABEL=`` in the header (any word before ``=`` will do), or what stands after it
+                     in quotation marks; it ends at a blank, at the mark that stands before ``LABEL=``, and before the
+                     next ``NAME=``
 ``field:4``          the 4th field of the header between ``|``; ``field:-1`` the last
 ``field:2:;``        the 2nd field between ``;`` (any separator; a space stands for white space of any length)
 ``regex:PATTERN``    the first group of a regular expression found in the header (or the whole match)
@@ -17,11 +19,16 @@ A **rule** is written in one string:
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from plm.errors import UserError
 
 MARK = "#"
+PATIENCE_SECONDS = 5.0
+"""How long a user's regular expression may search one header."""
+_LONGEST_PATTERN = 1000
 _KEY = re.compile(r"[^\s=:|]+=")
 _UNIPROT = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)\|?", re.IGNORECASE)
 _START_SITE = re.compile(r"%(?P<start>-?\d+)%(?P<site>\d+)(?=\s|$)")
@@ -55,8 +62,8 @@ class Rule:
     """A parsed rule.
 
     Attributes:
-        kind: ``regex``, ``field``, ``column``, ``hash``, ``file`` or ``none``.
-        argument: Pattern, field number or column.
+        kind: ``key``, ``regex``, ``field``, ``column``, ``hash``, ``file`` or ``none``.
+        argument: Key, pattern, field number or column.
         text: As the user wrote it.
         separator: Between the fields of a header.
     """
@@ -67,10 +74,10 @@ class Rule:
     separator: str = "|"
 
     def find(self, record: RawRecord) -> str | None:
-        """The value of a ``regex``, ``field`` or ``column`` rule for a record; None where there is none.
+        """The value of a ``key``, ``regex``, ``field`` or ``column`` rule for a record; None where there is none.
 
         Raises:
-            UserError: The column does not exist.
+            UserError: The column does not exist, or the regular expression takes too long.
         """
         if self.kind == "column":
             return record.columns[column_name(record, self.argument)].strip() or None
@@ -78,7 +85,9 @@ class Rule:
             fields, number = record.header.split(None if self.separator == " " else self.separator), int(self.argument)
             place = number - 1 if number > 0 else len(fields) + number
             return (fields[place].strip() or None) if 0 <= place < len(fields) else None
-        found = re.search(self.argument, record.header)
+        if self.kind == "key":
+            return _value_of(self.argument, record.header)
+        found = search(self.argument, record)
         if found is None:
             return None
         return (found.group(1) if found.re.groups else found.group(0)) or None
@@ -91,8 +100,60 @@ class Rule:
         if self.kind == "column":
             return f"column {self.argument}"
         if self.kind == "regex":
-            return f"pattern {self.argument}" if self.text.startswith("regex:") else f"word {self.text}"
-        return self.text
+            return f"pattern {self.argument}"
+        return f"word {self.text}" if self.kind == "key" else self.text
+
+
+def _value_of(key: str, header: str) -> str | None:
+    """The whole word after ``key`` (which ends in ``=``); it is never cut in its middle."""
+    found = re.search(rf"(?:^|(?P<mark>[\s|;,])){re.escape(key)}", header)
+    if found is None:
+        return None
+    rest = header[found.end() :]
+    if rest[:1] in ('"', "'") and rest.find(rest[0], 1) > 0:
+        return rest[1 : rest.find(rest[0], 1)].strip() or None
+    word = rest.split(None, 1)[0] if rest and not rest[0].isspace() else ""
+    mark = found["mark"]
+    if mark and not mark.isspace():
+        word = word.split(mark, 1)[0]
+    following = re.search(r"[|;,][A-Za-z][\w.-]*=", word)
+    word = word[: following.start()] if following else word
+    return word.rstrip("|;,") or None
+
+
+def search(pattern: str, record: RawRecord) -> Any:
+    """The first match of a user's regular expression in a header, or None.
+
+    Raises:
+        UserError: It takes longer than :data:`PATIENCE_SECONDS`, as nested repetitions can for ever.
+    """
+    import regex
+
+    try:
+        return regex.search(pattern, record.header, timeout=PATIENCE_SECONDS)
+    except TimeoutError:
+        raise UserError(
+            f"The regular expression {pattern!r} takes more than {PATIENCE_SECONDS:g} seconds on one header",
+            where=f"line {record.line}, id {record.id[:60]!r}",
+            fix="Write it without repetitions inside repetitions, such as (a+)+",
+        ) from None
+
+
+def _check_pattern(pattern: str, flag: str) -> None:
+    import regex
+
+    if len(pattern) > _LONGEST_PATTERN:
+        raise UserError(
+            f"{flag}: the regular expression has {len(pattern)} characters", fix=f"Give at most {_LONGEST_PATTERN}"
+        )
+    try:
+        if any(int(count) > 10_000 for count in re.findall(r"\{[\d,\s]*?(\d{1,18})", pattern)):
+            raise regex.error("a repetition is too long")
+        regex.compile(pattern)
+    except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        raise UserError(
+            f"{flag}: the regular expression {pattern[:200]!r} is broken: {error}", fix="Correct it"
+        ) from error
 
 
 def parse_rule(text: str, flag: str) -> Rule:
@@ -106,7 +167,7 @@ def parse_rule(text: str, flag: str) -> Rule:
         return Rule(text, "", text)
     if kind == "field":
         number, colon, separator = argument.partition(":")
-        if not re.fullmatch(r"-?[1-9]\d*", number):
+        if not re.fullmatch(r"-?[1-9][0-9]{0,5}", number):
             raise UserError(f"{flag} field:{argument}: the field's number must be 1, 2, ... or -1, -2, ...")
         if colon and not separator:
             raise UserError(f"{flag} {text}: the separator is empty", fix="Write it after the colon, as in field:2:;")
@@ -114,13 +175,10 @@ def parse_rule(text: str, flag: str) -> Rule:
     if kind == "column" and argument:
         return Rule("column", argument, text)
     if kind == "regex" and argument:
-        try:
-            re.compile(argument)
-        except re.error as error:
-            raise UserError(f"{flag}: the regular expression {argument!r} is broken: {error}") from error
+        _check_pattern(argument, flag)
         return Rule("regex", argument, text)
     if _KEY.fullmatch(text):
-        return Rule("regex", rf"(?:^|[\s|;,]){re.escape(text)}([^\s|;,]+)", text)
+        return Rule("key", text, text)
     raise UserError(
         f"{flag} {text!r} is no rule",
         fix="Use a key such as LABEL=, field:N, field:N:SEPARATOR, regex:PATTERN, column:NAME, hash, file or none",
@@ -195,11 +253,13 @@ def place_of(record: RawRecord, rule: str) -> tuple[int | None, int | None]:
     if rule == "none":
         return None, None
     if rule == "auto" or rule.startswith("regex:"):
-        pattern = _START_SITE if rule == "auto" else re.compile(parse_rule(rule, "--protein-position").argument)
-        found = pattern.search(record.header)
+        if rule == "auto":
+            found = _START_SITE.search(record.header)
+        else:
+            found = search(parse_rule(rule, "--protein-position").argument, record)
         if found is None:
             return None, None
-        groups = found.groupdict()
+        groups: Mapping[str, str | None] = found.groupdict()
         if "site" not in groups:
             raise UserError("--protein-position: the pattern has no group named site", fix=r"Write (?P<site>\d+) in it")
         return _whole(groups.get("start")), _whole(groups["site"])
@@ -219,4 +279,4 @@ def taxon_of(record: RawRecord) -> str:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text and re.fullmatch(r"-?\d+", text) else None
+    return int(text) if text and re.fullmatch(r"-?[0-9]{1,9}", text) else None

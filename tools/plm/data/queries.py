@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.embeddings import Embeddings
-from plm.data.fasta import raw_lines
-from plm.data.spool import Spool
-from plm.data.tables import stream_table
+from plm.data.spool import Spool, is_table
+from plm.data.tables import plain_field, stream_table
+from plm.data.text_files import is_parquet
 from plm.errors import UserError
 
 PASSED = ("protein", "protein_position", "label", "group", "cluster", "split", "fold")
@@ -30,23 +30,14 @@ Ints = NDArray[np.int64]
 def passed_columns(path: str | Path) -> dict[str, list[str]]:
     """The columns of a table of proteins that go on into the predictions, one value a record; none of FASTA."""
     path = Path(path)
-    first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
-    if first.startswith(">"):
+    if not is_parquet(path) and not is_table(path):
         return {}
-    if first.startswith("PAR1"):
-        import pyarrow.parquet as parquet
-
-        there = [name for name in parquet.read_schema(path).names if name.lower() in PASSED]
-        table = parquet.read_table(path, columns=there)
-        return {
-            name.lower(): ["" if value is None else str(value) for value in table[name].to_pylist()] for name in there
-        }
     header, rows = stream_table(path)
     places = {name.lower(): index for index, name in enumerate(header) if name.lower() in PASSED}
     found: dict[str, list[str]] = {name: [] for name in places}
     for _, fields in rows:
         for name, index in places.items():
-            found[name].append(fields[index])
+            found[name].append(plain_field(fields[index]))
     return found
 
 

@@ -25,17 +25,26 @@ Other columns pass through untouched. Every value is read as a string; whoever n
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
-import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plm.data.fasta import raw_lines
+from plm.data import label_values, own_tables
+from plm.data.label_values import residue_labels
+from plm.data.tables import BREAKS, stream_table
+from plm.data.text_files import start_of
 from plm.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = [
+    "COLUMNS", "SPLITS", "UNLABELLED_RESIDUE", "Labelling", "Task", "check_dataset", "infer_task", "labelled_rows",
+    "read_dataset", "read_strings", "residue_labels", "sort_classes", "write_dataset",
+]  # fmt: skip
 
 COLUMNS = (
     "id", "sequence", "label", "position", "window", "protein", "protein_position", "group", "cluster",
@@ -47,7 +56,11 @@ UNLABELLED_RESIDUE = "-"
 scored."""
 
 _SEQUENCE = re.compile(r"[ACDEFGHIKLMNPQRSTVWYX]+")
-_WHOLE = re.compile(r"[+-]?\d+")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,15}")
+_POSITION = re.compile(r"[0-9]{1,9}")
+_REPEATED = 10_000
+_ALIKE = 0.5
+"""Labels of this share of the rows are as long as their sequences: then they are labels of residues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +70,8 @@ class Task:
     Attributes:
         level: ``sequence``, ``residue`` or ``site``.
         target: ``class`` or ``number``.
-        classes: Class names, sorted (numerically if all are whole numbers); empty for numbers. The last is
-            the positive class
-            of a binary task unless the user says otherwise.
+        classes: Class names, sorted (:func:`sort_classes`); empty for numbers. The last is the positive class of a
+            binary task unless the user says otherwise.
     """
 
     level: str
@@ -67,8 +79,25 @@ class Task:
     classes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Labelling:
+    """How the labels of a dataset were understood.
+
+    Attributes:
+        task: What they ask for.
+        labels: One a row in the form that all stages read, empty for rows without a label.
+        why: What was understood and why, in a sentence.
+        notes: What was changed or left out, in sentences.
+    """
+
+    task: Task
+    labels: list[str]
+    why: str
+    notes: tuple[str, ...] = field(default=())
+
+
 def read_dataset(path: str | Path) -> pd.DataFrame:
-    """Reads a dataset table (TSV with header, gzipped or not, or Parquet; told by content) and checks it.
+    """Reads a dataset table (:func:`read_strings`) and checks it.
 
     Returns:
         One row a record in file order, every column of strings; an absent value is the empty string.
@@ -79,12 +108,13 @@ def read_dataset(path: str | Path) -> pd.DataFrame:
             :func:`check_dataset`.
     """
     frame = read_strings(path, "dataset table", "Make one with plm_preprocess")
+    own_tables.refuse_other(list(frame.columns), Path(path).name, "dataset", ("dataset",))
     check_dataset(frame, Path(path).name)
     return frame
 
 
 def read_strings(path: str | Path, kind: str, fix: str) -> pd.DataFrame:
-    """Reads a table with a header as strings: TSV, gzipped or not, or Parquet; told by content.
+    """Reads a table with a header as strings, told by content (:mod:`plm.data.tables`): text or Parquet.
 
     Args:
         path: The file.
@@ -92,42 +122,29 @@ def read_strings(path: str | Path, kind: str, fix: str) -> pd.DataFrame:
         fix: What to do when there is none.
 
     Raises:
-        UserError: Missing, empty or undecodable file, a header that names a column twice, or rows with more values than
-            the header has columns. Rows with fewer are left to the caller: their last values are missing.
+        UserError: Missing, empty or undecodable file, a header that names a column twice, or rows with other numbers of
+            values than the header has columns.
     """
     import pandas as pd
 
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"The {kind} does not exist", where=str(path), fix="Check the path")
-    with path.open("rb") as handle:
-        start = handle.read(4)
-    if not start:
-        raise UserError(f"The {kind} is empty", where=path.name, fix=fix)
+    if not path.name or not path.parent.is_dir():
+        raise UserError(f"The {kind} does not exist", where=str(path)[:200], fix="Check the path")
     try:
-        if start == b"PAR1":
-            frame = pd.read_parquet(path)
-            return frame.astype(object).where(frame.notna(), "").astype(str)
-        frame = pd.read_csv(
-            path,
-            sep="\t",
-            dtype=str,
-            keep_default_na=False,
-            quoting=csv.QUOTE_NONE,
-            compression="gzip" if start.startswith(b"\x1f\x8b") else None,
-            encoding="utf-8-sig",
-        )
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # pandas' and Arrow's own errors are ValueErrors
-        raise UserError(
-            f"The {kind} cannot be read: {error}", where=path.name, fix="Give a tab-separated table with a header"
-        ) from error
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus fields for row names
-        raise UserError("Rows have more columns than the header", where=path.name, fix="Check for stray tabs")
-    # pandas would rename the second of two equal names.
-    names = next((line for _, line in raw_lines(path) if line.strip()), "").split("\t")
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise UserError(f"The column {repeated!r} appears twice in the header", where=path.name, fix="Rename one")
+        start_of(path, 4)
+    except UserError as error:
+        what = error.what.replace("The file", f"The {kind}")
+        raise UserError(what, where=error.where, fix=fix if "empty" in what else error.fix) from error
+    header, rows = stream_table(path)
+    columns: list[list[str]] = [[] for _ in header]
+    known: list[dict[str, str]] = [{} for _ in header]
+    for _, fields in rows:
+        for column, once, value in zip(columns, known, fields, strict=True):
+            if len(once) < _REPEATED and len(value) < 64:  # equal texts once in memory
+                value = once.setdefault(value, value)
+            column.append(value)
+    frame = pd.DataFrame(dict(enumerate(columns)), dtype=object)
+    frame.columns = pd.Index(header)
     return frame
 
 
@@ -174,7 +191,7 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
                   "Clean it with plm_preprocess")  # fmt: skip
     lengths = frame["sequence"].str.len()
     if "position" in frame.columns:
-        wrong = ~frame["position"].str.fullmatch(r"\d+")
+        wrong = ~frame["position"].str.fullmatch(_POSITION)
         if wrong.any():
             raise _at(frame, wrong, name, "A position is no whole number")
         place = frame["position"].astype(int)
@@ -188,7 +205,7 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
         if wrong.any():
             raise _at(frame, wrong, name, "A split is none of train, valid, test")
     if "fold" in frame.columns:
-        wrong = ~frame["fold"].str.fullmatch(r"[1-9]\d*")
+        wrong = ~frame["fold"].str.fullmatch(r"[1-9][0-9]{0,8}")
         if wrong.any():
             raise _at(frame, wrong, name, "A fold is no whole number from 1")
 
@@ -201,7 +218,7 @@ def _check_window(frame: pd.DataFrame, name: str) -> None:
             where=name,
             fix="Use one width",
         )
-    if not re.fullmatch(r"\d+", widths[0]) or (int(widths[0]) and int(widths[0]) % 2 == 0):
+    if not _POSITION.fullmatch(widths[0]) or (int(widths[0]) and int(widths[0]) % 2 == 0):
         raise UserError(f"The window {widths[0]!r} is neither 0 nor an odd number of residues", where=name)
     width = int(widths[0])
     wrong = frame["sequence"].str.len() > width
@@ -229,82 +246,214 @@ def write_dataset(frame: pd.DataFrame, path: str | Path) -> None:
         frame.to_parquet(path, index=False)
         return
     for column in frame.columns:
-        broken = frame[column].astype(str).str.contains(r"[\t\r\n]", regex=True)
+        broken = frame[column].map(lambda value: BREAKS.search(str(value)) is not None)
         if broken.any():
             raise _at(frame, broken, path.name, f"The column {column} holds a tab or a line end")
     frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n")
 
 
-def residue_labels(label: str) -> list[str]:
-    """The labels of the residues: a comma list if there is a comma, else one character a residue."""
-    return [part.strip() for part in label.split(",")] if "," in label else list(label)
+def labelled_rows(
+    frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset"
+) -> tuple[pd.DataFrame, Labelling]:
+    """The rows of a dataset that have a label, with labels in the form that all stages read.
+
+    Args:
+        frame: A checked dataset table with ``label``.
+        level: As for :func:`understand`.
+        target: As for :func:`understand`.
+        name: What to call the table in a message.
+
+    Raises:
+        UserError: As :func:`understand`; no row has a label.
+    """
+    found = understand(frame, level, target, name)
+    kept = [row for row, label in enumerate(found.labels) if label]
+    made = frame.iloc[kept].reset_index(drop=True)
+    made["label"] = [found.labels[row] for row in kept]
+    return made, found
 
 
 def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> Task:
-    """Tells what a labelled dataset asks for.
+    """Tells what a labelled dataset asks for; every row must have a label (:func:`labelled_rows` leaves others out).
+
+    Raises:
+        UserError: As :func:`understand`; a row without a label.
+    """
+    found = understand(frame, level, target, name)
+    if "" in found.labels:
+        empty = frame["label"].map(label_values.is_missing)
+        raise _at(frame, empty, name, "A row without a label", "Leave the row out, or fill its label")
+    return found.task
+
+
+def understand(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> Labelling:
+    """Tells what a labelled dataset asks for, and why.
 
     Args:
         frame: A checked dataset table with ``label``.
         level: ``sequence``, ``residue``, ``site``, or ``auto``: ``position`` column -> site; labels as long
             as their sequence in
             every row -> residue; else sequence.
-        target: ``class``, ``number``, or ``auto``: numbers of which at least one is not whole -> number;
-            else class.
+        target: ``class``, ``number``, or ``auto`` (:func:`plm.data.label_values.understand`).
         name: What to call the table in a message.
 
     Raises:
-        UserError: No label column, an empty label, labels that do not fit the level or are no numbers, a
-            single class.
+        UserError: No label column or no label, labels that do not fit the level or are no numbers, an odd value among
+            numbers, lists of labels of other lengths than their sequences, a single class.
     """
     if "label" not in frame.columns:
         raise UserError(
             "The table has no label column", where=name, fix="Label the records with plm_preprocess --labels"
         )
-    labels = frame["label"]
-    if (labels == "").any():
-        raise _at(frame, labels == "", name, "A row without a label")
-    lengths = frame["sequence"].str.len()
     if level == "auto" and "position" in frame.columns:
         level = "site"
-    per_residue = None
-    if level in ("auto", "residue"):
-        per_residue = labels.map(residue_labels)
-        fits = per_residue.map(len) == lengths
-        if level == "residue" and not fits.all():
-            raise _at(frame, ~fits, name, "A residue label is not as long as its sequence")
-        level = "residue" if fits.all() else "sequence"
     if level == "site" and "position" not in frame.columns:
         raise UserError("A site task needs the column position", where=name, fix="Make the table with plm_preprocess")
-    values = set(labels)
-    if level == "residue" and per_residue is not None:
-        values = {value for row in per_residue for value in row} - {"", UNLABELLED_RESIDUE}
-    if target == "auto":
-        numeric = all(_number(value) is not None for value in values)
-        target = "number" if numeric and not all(_WHOLE.fullmatch(value) for value in values) else "class"
-    if target == "number":
-        bad = sorted(value for value in values if _number(value) is None)
-        if bad:
-            raise UserError(f"The label {bad[0]!r} is no number", where=name, fix="Choose classes as the target")
-        return Task(level, "number")
-    if len(values) < 2:
+
+    def where(row: int) -> str:
+        return f"{name}, line {row + 2}, id {frame['id'].iloc[row]!r}"
+
+    return understand_labels(list(frame["label"]), list(frame["sequence"]), level, target, where, name)
+
+
+def understand_labels(
+    labels: Sequence[str],
+    sequences: Sequence[str],
+    level: str,
+    target: str,
+    where: Callable[[int], str],
+    name: str,
+) -> Labelling:
+    """As :func:`understand`, of labels that are no table yet.
+
+    Args:
+        labels: One a row.
+        sequences: Likewise.
+        level: ``sequence``, ``residue``, ``site``, or ``auto``: the first or the second.
+        target: ``class``, ``number`` or ``auto``.
+        where: Names a row in messages.
+        name: What to call all of them.
+    """
+    missing = [label_values.is_missing(label) for label in labels]
+    if all(missing):
+        raise UserError("A row without a label, as all rows are", where=where(0) if labels else name,
+                        fix="Fill the labels")  # fmt: skip
+    each = None
+    if level != "site":
+        each = _each_residue(labels, missing, sequences, level, where)
+        level = "sequence" if each is None else "residue"
+    if each is None:
+        reading = label_values.understand(labels, target, where=where)
+        values, classes = reading.values, set(reading.values) - {""}
+    else:
+        reading, values, classes = _understand_residues(each, labels, target, where)
+    notes = list(reading.notes)
+    if reading.target == "class":
+        if several := "" if level == "residue" else label_values.told_several(value for value in values if value):
+            notes.append(several)
+        if len(classes) < 2:
+            raise UserError(
+                f"All labels are {next(iter(classes), '')!r}: one class only",
+                where=name,
+                fix="Give records of at least two classes",
+            )
+    what = {"sequence": "each sequence", "residue": "each residue", "site": "each site"}[level]
+    names = sort_classes(classes) if reading.target == "class" else ()
+    return Labelling(Task(level, reading.target, names), values, f"{what} has a label; {reading.why}", tuple(notes))
+
+
+def _each_residue(
+    labels: Sequence[str], missing: Sequence[bool], sequences: Sequence[str], level: str, where: Callable[[int], str]
+) -> list[list[str]] | None:
+    """The labels of each row's residues (none for a row without labels), or None: a label is that of a sequence.
+
+    Raises:
+        UserError: Lists of labels, or labels of most rows' residues, that are not as long as their sequence.
+    """
+    each: list[list[str]] = []
+    fits = lists = 0
+    misfit = -1
+    for row, (label, absent, sequence) in enumerate(zip(labels, missing, sequences, strict=True)):
+        try:
+            parts = [] if absent and len(sequence) > 1 else residue_labels(label)
+        except UserError as error:
+            raise UserError(error.what, where=where(row), fix=error.fix) from error
+        each.append(parts)
+        if not parts:
+            continue
+        listed = label_values.is_list(label) or (len(parts) > 7 and "," in label and _all_short(parts))
+        lists += listed
+        if len(parts) == len(sequence):
+            fits += 1
+        elif misfit < 0 or (listed and not lists):
+            misfit = row
+    labelled = sum(map(bool, each))
+    if fits == labelled and level != "sequence":
+        return each
+    if misfit < 0 and level == "residue":
+        return each
+    certain = lists > 0.5 * labelled or (fits >= _ALIKE * labelled and labelled > 2 and _of_residues(each, sequences))
+    if level == "residue" or (certain and fits < labelled):
         raise UserError(
-            f"All labels are {next(iter(values), '')!r}: one class only",
-            where=name,
-            fix="Give records of at least two classes",
+            f"A residue label is not as long as its sequence: {len(each[misfit])} labels for "
+            f"{len(sequences[misfit])} residues ({fits} of {labelled} rows fit)",
+            where=where(misfit),
+            fix="Correct the row or leave it out"
+            + ("" if level == "residue" else "; if labels are classes of whole sequences, write them without brackets"),
         )
-    return Task(level, "class", sort_classes(values))
+    if level == "sequence" and certain and fits == labelled:
+        raise UserError(
+            f"Every label is as long as its sequence (the first has {len(each[0])} labels), so these are labels of "
+            "residues",
+            where=where(0),
+            fix="Choose the residue task",
+        )
+    return None
+
+
+def _all_short(parts: Sequence[str]) -> bool:
+    return all(len(part) < 16 for part in parts)
+
+
+def _of_residues(each: Sequence[Sequence[str]], sequences: Sequence[str]) -> bool:
+    """Whether labels that are as long as their sequences are so for another reason than chance."""
+    lengths = {len(parts) for parts, sequence in zip(each, sequences, strict=True) if len(parts) == len(sequence)}
+    return len(lengths) > 1 or max(lengths, default=0) > 12
+
+
+def _understand_residues(
+    each: Sequence[Sequence[str]], labels: Sequence[str], target: str, where: Callable[[int], str]
+) -> tuple[label_values.Reading, list[str], set[str]]:
+    """Labels of residues read as classes or numbers; each row in the form of the dataset table."""
+    flat = [("" if value == UNLABELLED_RESIDUE else value) for parts in each for value in parts]
+    owner = [row for row, parts in enumerate(each) for _ in parts]
+    reading = label_values.understand(flat, target, where=lambda place: where(owner[place]))
+    notes = [note for note in reading.notes if "say that there is none" not in note]
+    values: list[str] = []
+    start = none = 0
+    for parts, label in zip(each, labels, strict=True):
+        mine = reading.values[start : start + len(parts)]
+        start += len(parts)
+        none += mine.count("")
+        if not any(mine):
+            values.append("")
+        elif list(label) == parts and [value or UNLABELLED_RESIDUE for value in mine] == parts:
+            values.append(label)  # a string of letters, as it is
+        else:
+            values.append(label_values.joined_labels(mine))
+    if none:
+        notes.append(f"{none} of {len(flat)} residues have no label.")
+    whole = sum(not value for value in values)
+    if whole:
+        notes.append(f"{whole} of {len(values)} rows have no label at all and are unlabelled.")
+    found = dataclasses.replace(reading, notes=tuple(notes), why=reading.why.replace(" rows", " residues"))
+    return found, values, set(reading.values) - {""}
 
 
 def sort_classes(values: set[str]) -> tuple[str, ...]:
-    """Class names in their order: numerically if all are whole numbers, else alphabetically."""
+    """Class names in their order: numerically if all are whole numbers, else alphabetically; of two the positive one
+    is last where names tell it (:func:`plm.data.label_values.positive_last`)."""
     if all(_WHOLE.fullmatch(value) for value in values):
         return tuple(sorted(values, key=lambda value: (int(value), value)))
-    return tuple(sorted(values))
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if value - value == 0 else None  # neither infinite nor NaN
+    names = tuple(sorted(values))
+    return label_values.positive_last(*names) if len(names) == 2 else names

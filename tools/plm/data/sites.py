@@ -14,13 +14,28 @@ from dataclasses import dataclass, replace
 from plm.data.examples import Example, Journal
 from plm.data.fasta import Cleaned, CleaningRule, clean
 from plm.data.homology import LONGEST_WINDOW
+from plm.data.label_values import is_list, is_missing, joined_labels, residue_labels
 from plm.data.labels import RawRecord, Rule, column_name, place_of, protein_of, taxon_of, unmark
 from plm.data.tables import Table
 from plm.data.windows import is_clipped, window
 from plm.errors import UserError
 
 POSITIVE, NEGATIVE = "1", "0"
-_PLACE = re.compile(r"(?:p?([A-Z]))?(\d+)")
+_PLACE = re.compile(r"(?:p?([A-Z])|([A-Z][a-z]{2}))?([0-9]{1,9})(?:\.0+|-[a-z]{1,3})?")
+_THREE_LETTERS = {
+    "Ala": "A", "Arg": "R", "Asn": "N", "Asp": "D", "Cys": "C", "Gln": "Q", "Glu": "E", "Gly": "G", "His": "H",
+    "Ile": "I", "Leu": "L", "Lys": "K", "Met": "M", "Phe": "F", "Pro": "P", "Ser": "S", "Thr": "T", "Trp": "W",
+    "Tyr": "Y", "Val": "V", "Sec": "U", "Pyl": "O",
+}  # fmt: skip
+
+
+def parse_place(text: str) -> tuple[int, str] | None:
+    """(1-based place, stated residue or empty) of ``614``, ``614.0``, ``Y614``, ``pY614``, ``Tyr614`` or, as
+    PhosphoSitePlus writes it, ``Y614-p``; None for all else."""
+    found = _PLACE.fullmatch(text.strip())
+    if found is None or (found[2] and found[2] not in _THREE_LETTERS):
+        return None
+    return int(found[3]), found[1] or (_THREE_LETTERS[found[2]] if found[2] else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +97,14 @@ def sources(
                 continue
             found += len(marked)
         label: str | None = None
-        if labels.kind in ("regex", "field", "column"):
+        if labels.kind in ("key", "regex", "field", "column"):
             label = labels.find(record)
             found += label is not None
+            if label is not None and is_missing(label):
+                if not otherwise:
+                    journal.left_out(record.id, f"no label: {label!r} says that there is none")
+                    continue
+                label = None
             if label is None and not otherwise:
                 journal.rejected(
                     record.id, f"no label: {labels.in_words} finds nothing in the header {record.header!r}"
@@ -104,7 +124,7 @@ def sources(
             )
             continue
         made.append(Source(replace(record, sequence=sequence), cleaned, name, tuple(marked), label))
-    if labels.kind in ("regex", "field", "column", "hash") and not found:
+    if labels.kind in ("key", "regex", "field", "column", "hash") and not found:
         what = "'#' after a residue" if labels.kind == "hash" else labels.in_words
         shown = records[0].header if len(records[0].header) <= 80 else records[0].header[:80] + "…"
         raise UserError(
@@ -121,11 +141,16 @@ def whole_sequences(made: Iterable[Source], journal: Journal, *, residues: bool 
     for source in made:
         label = source.label or ""
         if residues:
-            fitted = _residue_labels(source, label)
+            try:
+                fitted, count = _residue_labels(source, label)
+            except UserError as error:
+                raise UserError(error.what, where=f"line {source.record.line}, id {source.record.id!r}",
+                                fix=error.fix) from error  # fmt: skip
             if fitted is None:
                 journal.rejected(
                     source.record.id,
-                    f"its residue label is not as long as the sequence ({len(source.record.sequence)} residues)",
+                    f"its residue label is not as long as the sequence ({count} labels, "
+                    f"{len(source.record.sequence)} residues)",
                 )
                 continue
             label = fitted
@@ -133,14 +158,18 @@ def whole_sequences(made: Iterable[Source], journal: Journal, *, residues: bool 
     return examples
 
 
-def _residue_labels(source: Source, label: str) -> str | None:
-    parts = [part.strip() for part in label.split(",")] if "," in label else list(label)
-    joint = "," if "," in label else ""
+def _residue_labels(source: Source, label: str) -> tuple[str | None, int]:
+    """The label as the cleaned sequence has it (None: another length), and the labels that were given."""
+    parts = residue_labels(label)
+    given = len(parts)
+    string = parts == list(label.strip()) and not is_list(label)
     removed = set(source.cleaned.removed)
     raw, clean_length = len(source.record.sequence), len(source.cleaned.sequence)
     if len(parts) == raw:  # a stop at the end goes with its label
         parts = [part for index, part in enumerate(parts) if index not in removed][:clean_length]
-    return joint.join(parts) if len(parts) == clean_length else None
+    if len(parts) != clean_length:
+        return None, given
+    return "".join(parts) if string else joined_labels(parts), given
 
 
 def centred(
@@ -226,23 +255,23 @@ def positioned(
     given: list[tuple[int, int]] = []
     for source in made:
         text = source.record.columns[column_name(source.record, column)]
-        parsed = _PLACE.fullmatch(text)
+        parsed = parse_place(text)
         if parsed is None:
             journal.rejected(source.record.id, f"the position {text!r} is no whole number")
             continue
         example = _site(
-            source, int(parsed[2]), source.label or "", width or 0, residues, parsed[1] or "", journal, source.record.id
+            source, parsed[0], source.label or "", width or 0, residues, parsed[1], journal, source.record.id
         )
         if example is None:
             continue
         stated = source.record.columns.get("protein_position", "")
         if place != "auto":
             example.protein_position = place_of(source.record, place)[1]
-        elif stated.isdigit():
+        elif re.fullmatch("[0-9]{1,9}", stated):
             example.protein_position = int(stated)
         else:
             unstated.append(example)
-        given.append((len(source.cleaned.sequence), source.cleaned.position(int(parsed[2]) - 1) or 0))
+        given.append((len(source.cleaned.sequence), source.cleaned.position(parsed[0] - 1) or 0))
         example.whole = example.whole if width else ""
         examples.append(example)
     longest = max((length for length, _ in given), default=0)
@@ -442,17 +471,20 @@ def read_listings(table: Table, columns: tuple[str, str, str], default: str | No
     listings = []
     for row, line in zip(table.rows, table.lines, strict=True):
         where = f"{table.name}, line {line}"
-        parsed = _PLACE.fullmatch(row[position])
+        parsed = parse_place(row[position])
         if parsed is None or not row[accession]:
             raise UserError(
-                f"{row[position]!r} is no position" if parsed is None else "A row without an accession",
+                f"{row[position][:60]!r} is no position" if parsed is None else "A row without an accession",
                 where=where,
-                fix="Give positions as 614 or Y614, counted from 1",
+                fix="Give positions as 614, Y614 or Y614-p, counted from 1",
             )
-        value = (row[label] or None) if label is not None else default
-        if value is None:
-            raise UserError("A site without a label", where=where, fix="Fill the label column")
-        listings.append(SiteListing(row[accession], int(parsed[2]), value, parsed[1] or "", where))
+        value = row[label] if label is not None else default
+        if value is None or is_missing(value):
+            raise UserError(
+                f"A site without a label ({value!r})" if value else "A site without a label", where=where,
+                fix="Fill the label column, or leave the row out",
+            )  # fmt: skip
+        listings.append(SiteListing(row[accession], parsed[0], value, parsed[1], where))
     return listings
 
 

@@ -18,16 +18,19 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.fasta import GAP_CHARACTERS, Cleaned, clean, looks_like_nucleotides, raw_lines, read_fasta
-from plm.data.inputs import ID_COLUMNS, SEQUENCE_COLUMNS
-from plm.data.tables import stream_table
+from plm.data.fasta import GAP_CHARACTERS, Cleaned, CleaningRule, NucleotideTally, clean, read_fasta
+from plm.data.own_tables import refuse_other
+from plm.data.tables import BREAKS, cell, stream_table
+from plm.data.text_files import first_line, is_parquet
 from plm.errors import UserError
+from plm.received.parquet import open_parquet, unreadable
 
+ID_COLUMNS = ("id", "accession", "name", "header", "entry", "protein", "sequence_id")
+SEQUENCE_COLUMNS = ("sequence", "seq", "window", "peptide")
 Ints = NDArray[np.int64]
 SmallInts = NDArray[np.int32]
-_NUCLEOTIDES = "nucleotides (A, C, G, T, U, N), not a protein: translate it"
+_WHOLE = re.compile(r"[0-9]{1,9}")
 _NO_GAPS = {ord(character): None for character in GAP_CHARACTERS}
-_BREAKS = "\t\r\n\x00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +196,17 @@ def read_entries(path: str | Path, columns: Sequence[Sequence[str]] = ()) -> Ite
         UserError: Missing, empty, broken, neither kind, or a table without a sequence column.
     """
     path = Path(path)
-    first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
-    if first.startswith("PAR1"):
+    if is_parquet(path):
         return _parquet_entries(path, columns)
-    if not first.startswith(">") and any(mark in first for mark in "\t,;"):
+    if is_table(path):
         return _table_entries(path, columns)
     return _fasta_entries(path, columns)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a text file is a table: its first line is no header of FASTA and has something between columns."""
+    first = first_line(path).lstrip()
+    return not first.startswith((">", ";")) and any(mark in first for mark in "\t,;")
 
 
 def table_columns(path: str | Path) -> tuple[str, ...]:
@@ -208,10 +216,9 @@ def table_columns(path: str | Path) -> tuple[str, ...]:
         UserError: As :func:`read_entries`.
     """
     path = Path(path)
-    first = next((line for _, line in raw_lines(path) if line.strip()), "").removeprefix("\xef\xbb\xbf")
-    if first.startswith("PAR1"):
+    if is_parquet(path):
         return tuple(_open_parquet(path).schema_arrow.names)
-    if not first.startswith(">") and any(mark in first for mark in "\t,;"):
+    if is_table(path):
         return stream_table(path)[0]
     return ()
 
@@ -232,6 +239,7 @@ def _find(header: Sequence[str], names: Sequence[str]) -> int | None:
 def _columns(header: Sequence[str], name: str) -> tuple[int | None, int, int | None]:
     sequence = _find(header, SEQUENCE_COLUMNS)
     if sequence is None:
+        refuse_other(header, name, "proteins")
         raise UserError(
             "This is neither FASTA (no '>') nor a table with a column named sequence "
             f"(columns: {', '.join(header[:12])})"[:300],
@@ -256,16 +264,7 @@ def _table_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[Ent
 
 
 def _open_parquet(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    try:
-        # Columns are streamed, for a row group may be the whole file; both settings are needed for that.
-        return parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"The Parquet file cannot be read: {error}", where=path.name, fix="Transfer the file again"
-        ) from error
+    return open_parquet(path, path.name, streamed=True)
 
 
 def _parquet_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[Entry]:
@@ -282,7 +281,7 @@ def _parquet_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[E
             read = {place: batch.column(header[place]).to_pylist() for place in wanted}
             for row in range(batch.num_rows):
                 number += 1
-                fields = {place: "" if (value := read[place][row]) is None else str(value) for place in wanted}
+                fields = {place: cell(read[place][row]) for place in wanted}
                 yield Entry(
                     f"row{number}" if named is None else fields[named].strip(),
                     "".join(fields[sequence].split()),
@@ -290,15 +289,15 @@ def _parquet_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[E
                     "" if position is None else fields[position],
                     tuple("" if place is None else fields[place].strip() for place in places),
                 )
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"The Parquet file cannot be read: {error}", where=path.name, fix="Transfer the file again"
-        ) from error
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise unreadable(error, path.name) from error
     if not number:
-        raise UserError("The table has a header but no rows", where=path.name)
+        raise UserError("The table has a header but no rows", where=path.name, fix="Give a table with rows")
 
 
-def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False) -> Spool:
+def read_spool(
+    path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False, nucleotides: str = "reject"
+) -> Spool:
     """Reads, cleans and lays out a file of proteins.
 
     Args:
@@ -307,6 +306,7 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
         duplicates: An id that comes again: ``error``, ``rename`` (``_2``, ``_3``, ... is added) or ``first`` (the later
             records are rejected).
         sites: Each record is a site, named by its column ``position``.
+        nucleotides: What becomes of records that are clearly DNA or RNA: ``reject`` or ``keep``.
 
     Raises:
         UserError: As :func:`read_entries`; a repeated id under ``error``; no usable record, or nothing but nucleotides;
@@ -320,11 +320,12 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
     letters, lengths, cleaned_letters, positions, places = (array("i") for _ in range(5))
     remarked = array("i")
     names, contents, whole = bytearray(), bytearray(), hashlib.sha256()
-    end = nucleotides = 0
+    end = 0
     first_rejected = ""
+    rule, tally = CleaningRule(nucleotides=nucleotides), NucleotideTally()
     for entry in read_entries(path):
-        cleaned, place, reason = _judge(entry, name, sites)
-        nucleotides += reason == _NUCLEOTIDES
+        cleaned, place, reason = _judge(entry, name, sites, rule)
+        tally.add(entry.sequence, cleaned.rejected)
         if reason and not first_rejected:
             first_rejected = f"{entry.id}: {reason}"
         ids.append(entry.id)
@@ -338,7 +339,7 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
         lengths.append(len(data))
         starts.append(end)
         if sites:
-            positions.append(int(entry.position))
+            positions.append(int(entry.position) if _WHOLE.fullmatch(entry.position) else 0)
             places.append(place)
         sequences.write(data)
         end += len(data)
@@ -347,10 +348,7 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
         whole.update(b"%d %d %d %d\n" % (len(entry.id.encode()), len(data), place, bool(reason)))
         whole.update(entry.id.encode() + data)
     sequences.flush()
-    if nucleotides == len(lines):
-        raise UserError(
-            "All sequences are nucleotides (A, C, G, T, U, N)", where=name, fix="Translate them to proteins first"
-        )
+    tally.check(name, rule)
     sizes = np.array(lengths, np.int64)
     remarks = Remarks(np.frombuffer(remarked, np.int32), details.close())
     settle_ids(ids, remarks, lines, sizes, first_equal(names), duplicates, name)
@@ -384,15 +382,15 @@ def read_spool(path: str | Path, folder: Path, *, duplicates: str = "error", sit
     )
 
 
-def _judge(entry: Entry, name: str, sites: bool) -> tuple[Cleaned, int, str]:
+def _judge(entry: Entry, name: str, sites: bool, rule: CleaningRule) -> tuple[Cleaned, int, str]:
     """The cleaned sequence, the 0-based site in it (-1 without sites), and why the record cannot be used."""
     where = f"{name}, line {entry.line}"
     if not entry.id:
         raise UserError("A record without an id", where=where, fix="Fill the id column")
-    if any(mark in entry.id for mark in _BREAKS):
+    if BREAKS.search(entry.id):
         raise UserError(f"The id {entry.id!r} holds a tab or a line end", where=where, fix="Rename it")
-    cleaned = clean(entry.sequence)
-    reason = _NUCLEOTIDES if looks_like_nucleotides(entry.sequence) else cleaned.rejected
+    cleaned = clean(entry.sequence, rule)
+    reason = cleaned.rejected
     if not sites:
         return cleaned, -1, reason
     if not (entry.position.isascii() and entry.position.isdigit()):
@@ -402,6 +400,8 @@ def _judge(entry: Entry, name: str, sites: bool) -> tuple[Cleaned, int, str]:
             where=f"{where}, id {entry.id!r}",
             fix="Give a table with the column position (counted from 1), or choose another --pooling",
         )
+    if not _WHOLE.fullmatch(entry.position):
+        return cleaned, -1, reason or f"position {entry.position[:20]} lies outside every sequence"
     position = int(entry.position)
     if not reason and not 1 <= position <= len(entry.sequence):
         raise UserError(

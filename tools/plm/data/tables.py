@@ -1,18 +1,27 @@
-"""Tables that users bring (TSV, CSV or semicolon-separated, with or without header), read with their line numbers."""
+"""Tables that users bring, with or without header, read with their line numbers.
+
+Separators are tab, comma, semicolon, or (as R writes them) blanks between quoted fields: the one that parts the first
+rows into equally many columns. Tables with tabs are not quoted, and a quotation mark in them is a character, unless
+Excel or R quoted them: Excel quotes every field with a comma or a quotation mark, R every text. The suite's own tables
+are never quoted.
+"""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plm.data.fasta import raw_lines
+from plm.data.text_files import LONGEST_LINE, is_parquet, raw_lines
 from plm.errors import UserError
 
-_LONGEST_FIELD = 2**31 - 1  # labels of every residue of a long protein are one field
-_PLACE = re.compile(r"-?\d+|p?[A-Z]\d+")
+_SNIFFED_LINES, _SNIFFED_CHARACTERS = 200, 2**22
+_BLANKS = re.compile(r'"[^"]*"( "[^"]*")+\s*')
+BREAKS = re.compile(r"[\t\r\n\x00]")
+"""What no field of a table may hold."""
+_PLACE = re.compile(r"-?\d+(\.0+)?|p?[A-Z]([a-z]{2})?\d+(-[a-z]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +63,10 @@ class Table:
 
 
 def read_table(path: str | Path, *, header: bool | None = True) -> Table:
-    """Reads a separated table; the separator is the first of tab, comma, semicolon that the first line holds.
+    """Reads a separated table, or Parquet.
 
     Args:
-        path: File, plain or gzipped (told by content), UTF-8.
+        path: File, plain or gzipped (told by content), UTF-8 or UTF-16.
         header: Whether the first line names the columns; None: it does unless one of its fields is a whole number or a
             residue with its place (``Y614``), as lists of sites have.
 
@@ -73,6 +82,78 @@ def read_table(path: str | Path, *, header: bool | None = True) -> Table:
     return Table(Path(path).name, names, rows, places)
 
 
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How the fields of a table are parted.
+
+    Attributes:
+        separator: Between fields.
+        quoted: Fields may stand in quotation marks, and one in a field is doubled.
+        escape: What stands before a quotation mark in a field instead, or empty.
+    """
+
+    separator: str
+    quoted: bool
+    escape: str = ""
+
+    def rows(self, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+        """(lines read so far, fields) of each row; ``lines`` have their ends."""
+        if self.quoted:
+            csv.field_size_limit(LONGEST_LINE)
+            escape = {"escapechar": self.escape, "doublequote": False} if self.escape else {}
+            reader = csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_MINIMAL, **escape)  # type: ignore[arg-type]
+            for fields in reader:
+                yield reader.line_num, fields
+        else:
+            for number, line in enumerate(lines, start=1):
+                yield number, line.rstrip("\n").split(self.separator)
+
+
+def sniff(lines: Sequence[str]) -> Dialect:
+    """The dialect of a table by its first lines, which are not blank and have no ends."""
+    header = lines[0]
+    if _BLANKS.fullmatch(header):
+        return Dialect(" ", True, "\\" if any('\\"' in line for line in lines) else "")
+    candidates: list[Dialect] = []
+    if "\t" in header:
+        fields = header.split("\t")
+        if all(len(field) > 1 and field[0] == field[-1] == '"' for field in fields):
+            return Dialect("\t", True, "\\" if any('\\"' in line for line in lines) else "")
+        plain, quoted = Dialect("\t", False), Dialect("\t", True)
+        split = [line.split("\t") for line in lines]
+        candidates = [quoted, plain] if _excel_quoted(split) else [plain, quoted]
+    candidates += [Dialect(mark, True) for mark in ",;" if mark in header]
+    if not candidates:
+        return Dialect("\t", False)
+    # max takes the first of equals
+    return max(candidates, key=lambda one: _agreement(one, lines))
+
+
+def _agreement(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
+    """Share of the rows with as many fields as the header, and that number."""
+    try:
+        rows = [fields for _, fields in dialect.rows(iter([line + "\n" for line in lines]))]
+    except csv.Error:
+        return 0.0, 0
+    width = len(rows[0])
+    if width < 2:
+        return 0.0, 0
+    share = sum(len(row) == width for row in rows) / len(rows)
+    return share, width if dialect.separator != "\t" else 10**9
+
+
+def _excel_quoted(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether every field with a comma or a quotation mark is quoted, as Excel does it, and there is one."""
+    special = [field for row in rows for field in row if '"' in field or "," in field]
+
+    def quoted(field: str) -> bool:
+        inside = field[1:-1]
+        whole = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inside.replace('""', "")
+        return whole and ("," in inside or '""' in inside)
+
+    return bool(special) and all(map(quoted, special))
+
+
 def stream_table(
     path: str | Path, *, header: bool | None = True
 ) -> tuple[tuple[str, ...], Iterator[tuple[int, tuple[str, ...]]]]:
@@ -82,23 +163,37 @@ def stream_table(
         UserError: As :func:`read_table`; what is wrong with a row is raised when the row is reached.
     """
     path = Path(path)
+    if is_parquet(path):
+        return _stream_parquet(path)
     lines = _decoded(path)
-    first_number, first = next(((number, line) for number, line in lines if line.strip()), (0, ""))
-    if not first:
-        raise UserError("The table is empty", where=path.name)
-    separator = next((mark for mark in "\t,;" if mark in first), "\t")
+    skipped, size = 0, 0
+    sample: list[str] = []
+    for _, line in lines:
+        if not line.strip() and not sample:
+            skipped += 1
+            continue
+        sample.append(line)
+        size += len(line)
+        if len(sample) >= _SNIFFED_LINES or size >= _SNIFFED_CHARACTERS:
+            break
+    if not sample:
+        raise UserError("The table is empty", where=path.name, fix="Give a table with at least one row")
+    dialect = sniff([line for line in sample if line.strip()])
 
     def content() -> Iterator[str]:
-        yield first + "\n"
+        for line in sample:
+            yield line + "\n"
         for _, line in lines:
             yield line + "\n"
 
-    csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader(
-        content(), delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    )
-    names = tuple(field.strip() for field in next(reader))
-    named = not any(_PLACE.fullmatch(field) for field in names) if header is None else header
+    parsed = _parsed(dialect, content(), path.name, skipped)
+    first_number, first_fields = next(parsed)
+    names = tuple(" ".join(field.split()) for field in first_fields)
+    second = next(parsed, None)
+    named = not any(map(_PLACE.fullmatch, names)) if header is None else header
+    # R writes names of rows without naming their column.
+    if named and dialect.quoted and second and len(second[1]) == len(names) + 1 and '"' in sample[0]:
+        names = ("", *names)
     repeated = next((name for name in names if names.count(name) > 1), None) if named else None
     if repeated is not None:
         raise UserError(f"The column {repeated!r} appears twice in the header", where=path.name, fix="Rename one")
@@ -108,8 +203,7 @@ def stream_table(
         if not named:
             count = 1
             yield first_number, names
-        for fields in reader:
-            line = first_number + reader.line_num - 1
+        for line, fields in _chain(second, parsed):
             if not any(field.strip() for field in fields):
                 continue
             if len(fields) != len(names):
@@ -121,21 +215,86 @@ def stream_table(
             count += 1
             yield line, tuple(field.strip() for field in fields)
         if not count:
-            raise UserError("The table has a header but no rows", where=path.name)
+            raise UserError("The table has a header but no rows", where=path.name, fix="Give a table with rows")
 
     return (names if named else tuple(str(number) for number in range(1, len(names) + 1))), rows()
 
 
+def _chain(
+    second: tuple[int, list[str]] | None, rest: Iterator[tuple[int, list[str]]]
+) -> Iterator[tuple[int, list[str]]]:
+    if second is not None:
+        yield second
+    yield from rest
+
+
+def _parsed(dialect: Dialect, lines: Iterator[str], name: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
+    number = 0
+    try:
+        for number, fields in dialect.rows(lines):
+            yield skipped + number, fields
+    except csv.Error as error:
+        raise UserError(
+            f"The table cannot be read ({error})",
+            where=f"{name}, after line {skipped + number}",
+            fix="Check the quotation marks there",
+        ) from error
+
+
+def _stream_parquet(path: Path) -> tuple[tuple[str, ...], Iterator[tuple[int, tuple[str, ...]]]]:
+    import pyarrow as pa
+
+    from plm.received.parquet import open_parquet, unreadable
+
+    opened = open_parquet(path, path.name, streamed=True)
+    names = tuple(str(name) for name in opened.schema_arrow.names)
+
+    def rows() -> Iterator[tuple[int, tuple[str, ...]]]:
+        number = 0
+        try:
+            for batch in opened.iter_batches(batch_size=4096):
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    number += 1
+                    yield number, tuple(cell(value).strip() for value in values)
+        except (pa.ArrowException, OSError, UnicodeError, ValueError) as error:
+            raise unreadable(error, path.name) from error
+        if not number:
+            raise UserError("The table has a header but no rows", where=path.name, fix="Give a table with rows")
+
+    return names, rows()
+
+
+def cell(value: object) -> str:
+    """A value of Parquet as text: nothing is empty, a list has commas between its items."""
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(cell(item) for item in value) + "]"
+    if isinstance(value, bytes):
+        return value.decode()
+    return str(value)
+
+
 def _decoded(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in raw_lines(path):
-        try:
-            text = line.encode("latin-1").decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                "The table is not UTF-8 text",
-                where=f"{path.name}, line {number}",
-                fix="Save it as UTF-8 or plain text",
-            ) from error
+        if line.isascii() and number > 1:
+            text = line
+        else:
+            try:
+                text = line.encode("latin-1").decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    "The table is not UTF-8 text",
+                    where=f"{path.name}, line {number}",
+                    fix="Save it as UTF-8 (in Excel: CSV UTF-8) or plain text",
+                ) from error
         if "\x00" in text:
-            raise UserError("This is not a plain text table", where=f"{path.name}, line {number}")
+            raise UserError(
+                "This is not a plain text table", where=f"{path.name}, line {number}", fix="Save it as plain text"
+            )
         yield number, text
+
+
+def plain_field(value: str) -> str:
+    """A field without tabs and line ends, which would break a row: they become one blank."""
+    return " ".join(value.split()) if BREAKS.search(value) else value

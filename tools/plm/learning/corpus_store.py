@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, overload
 
 import numpy as np
 
-from plm.data.fasta import clean, looks_like_nucleotides
+from plm.data.fasta import NucleotideTally, clean
 from plm.data.spool import Entry, Remarks, Texts, TextWriter, first_equal, read_entries, settle_ids, table_columns
 from plm.errors import UserError
 from plm.learning.corpus import Corpus
@@ -261,7 +261,7 @@ class _Reading:
         self._lengths, self._lines, self._remarked = array("q"), array("q"), array("i")
         self._ends: list[int] = []
         self._changed = array("b")
-        self._nucleotides = 0
+        self._nucleotides = NucleotideTally()
 
     def read(self, files: Sequence[Path], names: Sequence[Sequence[str]]) -> None:
         table = np.zeros(128, np.uint8)
@@ -280,9 +280,7 @@ class _Reading:
             raise UserError("A record without an id", where=f"{path.name}, line {entry.line}", fix="Fill the id column")
         cleaned = clean(entry.sequence)
         reason = cleaned.rejected
-        if looks_like_nucleotides(entry.sequence):
-            self._nucleotides += 1
-            reason = "nucleotides (A, C, G, T, U, N), not a protein: translate it"
+        self._nucleotides.add(entry.sequence, reason)
         self._ids.append(entry.id.translate(_BREAKS))
         if reason:
             self._remarked.append(len(self._lengths))
@@ -305,6 +303,7 @@ class _Reading:
         lengths = np.frombuffer(self._lengths, np.int64).copy()
         remarks = Remarks(np.frombuffer(self._remarked, np.int32), self._details.close())
         usable = np.flatnonzero(lengths)
+        self._nucleotides.check(", ".join(path.name for path in files), switch=False)
         if not len(usable):
             self._refuse(files, remarks)
         digests = np.frombuffer(self._digests, np.uint8).reshape(-1, DIGEST_BYTES)
@@ -346,10 +345,6 @@ class _Reading:
 
     def _refuse(self, files: Sequence[Path], remarks: Remarks) -> None:
         where = ", ".join(path.name for path in files)
-        if self._nucleotides == len(self._lengths):
-            raise UserError(
-                "All sequences are nucleotides (A, C, G, T, U, N)", where=where, fix="Translate them to proteins first"
-            )
         raise UserError(
             f"The input holds no usable protein; the first: {self._ids.text(0)}, {remarks[0]}",
             where=where,
