@@ -15,9 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from plm.errors import UserError
 from plm.evaluation.calibration import adjust_prevalence, threshold_for_fpr
+from plm.evaluation.expected_calls import Expected, Rates, expected_calls
 
 Floats = NDArray[np.float64]
 MOST_SCORES = 1001
+OWN_THRESHOLD = "chosen on the validation rows of the training"
 DIGITS = 6
 """Decimals of a probability in tables; calls are decided on what the table shows."""
 
@@ -62,7 +64,7 @@ class OperatingPoint:
     threshold: float
     training_prevalence: float | None = None
     prevalence: float | None = None
-    source: str = "the bundle's own"
+    source: str = OWN_THRESHOLD
     negatives: Sequence[float] = ()
     positives: Sequence[float] = ()
     counts: tuple[int, int] = (0, 0)
@@ -100,7 +102,7 @@ class OperatingPoint:
             float(manifest["threshold"]),
             None if training is None else float(training),
             prevalence,
-            "the bundle's own",
+            OWN_THRESHOLD,
             tuple(negatives.get("scores", ())),
             tuple(positives.get("scores", ())),
             (int(negatives.get("count", 0)), int(positives.get("count", 0))),
@@ -142,32 +144,21 @@ class OperatingPoint:
             found.append(float(self.called(self.shown(values)).mean()) if len(values) else None)
         return found[0], found[1]
 
-    def false_positive_interval(self) -> tuple[float, float] | None:
-        """The 95 % Clopper-Pearson interval of the false-positive rate; None without validation negatives.
+    def expected(self, candidates: int, called: int, share: float | None = None) -> Expected | None:
+        """False and true calls to expect among ``called`` of ``candidates``: :func:`expected_calls`.
 
-        A handful of negatives none of which is called does not prove that none ever will be.
+        Args:
+            candidates: Candidates that were judged.
+            called: Those called at this threshold.
+            share: Share of real sites among them, 0-1; None: what the calls suggest.
         """
-        from scipy.stats import beta
+        return expected_calls(candidates, called, *self.hits(), share)
 
-        rate, count = self.rates()[0], self.counts[0]
-        if rate is None or not count:
-            return None
-        hits = round(rate * count)
-        low = 0.0 if hits == 0 else float(beta.ppf(0.025, hits, count - hits + 1))
-        high = 1.0 if hits == count else float(beta.ppf(0.975, hits + 1, count - hits))
-        return low, high
-
-    def expected_false(self, candidates: int, prevalence: float) -> tuple[float, float, float] | None:
-        """False calls to expect among ``candidates`` of which the share ``prevalence`` are real.
-
-        Returns:
-            The estimate from validation negatives and the ends of its 95 % interval; None without them.
-        """
-        rate, interval = self.rates()[0], self.false_positive_interval()
-        if rate is None or interval is None:
-            return None
-        negatives = candidates * (1 - prevalence)
-        return rate * negatives, interval[0] * negatives, interval[1] * negatives
+    def hits(self) -> tuple[Rates, Rates]:
+        """Of validation negatives and of validation positives: those called, and all of them."""
+        false_rate, true_rate = self.rates()
+        negatives, positives = self.counts
+        return (round((false_rate or 0) * negatives), negatives), (round((true_rate or 0) * positives), positives)
 
     @property
     def unresolved(self) -> float | None:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.candidates import Protein
-from plm.evaluation.operating_point import OperatingPoint
+from plm.evaluation.expected_calls import Expected
+from plm.evaluation.operating_point import OWN_THRESHOLD, OperatingPoint
 from plm.evaluation.report import Report, plain
 from plm.evaluation.site_figure import NUMBER, Track
 from plm.model.task import Task
@@ -138,28 +139,48 @@ def first_line(found: Found, point: OperatingPoint | None, letters: str, finishe
     if point is None:
         shares = ", ".join(f"{name}: {found.by_class.get(name, 0):,}" for name in found.task.classes)
         return f"{unfinished}The likeliest class of {where}: {shares}"
-    positive = found.task.classes[found.task.positive_index]
     verb = "is" if found.called == 1 else "are"
-    called = f"{found.called:,} of {where} {verb} called class {positive}"
+    positive = called_words(found.task.classes[found.task.positive_index], found.task.classes)
+    called = f"{found.called:,} of {where} {verb} called {positive}"
     return f"{unfinished}{called} at threshold {point.threshold:.4g} ({point.source}); {_trust(found, point)}"
 
 
+def called_words(name: str, classes: Sequence[str]) -> str:
+    """What a site of a class is called: ``a site``, where the classes are yes and no; else the class by its name."""
+    if {label.lower() for label in classes} in _YES_NO:
+        return "sites"
+    return name
+
+
+_YES_NO = (
+    {"0", "1"}, {"no", "yes"}, {"false", "true"}, {"negative", "positive"}, {"neg", "pos"}, {"-1", "1"}, {"-", "+"},
+)  # fmt: skip
+
+
 def _trust(found: Found, point: OperatingPoint) -> str:
-    prevalence = point.prevalence if point.prevalence is not None else point.training_prevalence
-    if prevalence is None:
-        return f"about {found.doubt:.0f} of these calls are expected to be false, by their own probabilities"
-    condition = (
-        f"at the stated prevalence of {100 * prevalence:g} %"
-        if point.prevalence is not None
-        else f"if {100 * prevalence:.3g} % of the candidates are real sites as in training "
-        "(proteomes usually hold far fewer)"
-    )
-    expected = point.expected_false(found.candidates, prevalence)
+    """How many of the calls are false and true; the two always add up to the calls."""
+    calls = found.called
+    if not calls:
+        return "no call, so none is false"
+    expected = point.expected(found.candidates, calls)
+    if expected is None and point.counts[0]:
+        return (
+            "how many of the calls are true cannot be told: at the rates seen on validation rows so few calls are all "
+            "but impossible, so these proteins are of another kind"
+        )
     if expected is None:
-        return f"about {found.doubt:.0f} of these calls are expected to be false {condition}"
-    # No more calls can be false than there are.
-    middle, low, high = (min(value, found.called) for value in expected)
-    return f"about {middle:.0f} false calls (95 % interval {low:.0f} to {high:.0f}) are expected {condition}"
+        false = round(found.doubt)
+        return f"about {false:,} of these calls are false and {calls - false:,} true, by their own probabilities"
+    false, (low, high) = round(expected.false), expected.false_range
+    told = f"about {false:,} of these calls are false and {calls - false:,} true"
+    told += f" (95 % interval {low:,} to {high:,} false)"
+    share = point.prevalence if point.prevalence is not None else point.training_prevalence
+    assumed = None if share is None else point.expected(found.candidates, calls, share)
+    if assumed is not None and not assumed.fits:
+        few = "few" if calls < assumed.calls_range[0] else "many"
+        kind = "stated" if point.prevalence is not None else "training set's"
+        told += f"; so {few} calls do not fit the {kind} share of {_percent(share)} real sites"
+    return told
 
 
 def _proteins(count: int) -> str:
@@ -187,7 +208,7 @@ def site_report(
         notes: Warnings and choices worth a line.
         outputs: Names of the outputs there are: ``figure``, ``sites``, ``gff``, ``status``.
     """
-    report = Report(first_line(found, point, letters, bool(manifest.get("finished", True))))
+    report = Report(plain(first_line(found, point, letters, bool(manifest.get("finished", True)))))
     if "figure" in outputs:
         report.heading("Along the proteins").image("figure")
     if point is not None and found.candidates:
@@ -205,6 +226,8 @@ def site_report(
             report.table("sites", title="Classified sites", headers=False)  # classes name columns
         else:
             report.link("sites")
+    if "gff" in outputs:
+        report.link("gff")
     report.heading("What was done")
     window = int(manifest["window"])
     context = f"{window} residues around it, cut at the protein's ends" if window else "its whole protein"
@@ -213,7 +236,7 @@ def site_report(
         [
             f"{found.proteins:,} records: {found.classified:,} classified, "
             f"{found.without:,} without a candidate, {found.rejected:,} rejected, {found.changed:,} changed on the "
-            "way; the status table names each.",
+            f"way{'; the status table names each' if 'status' in outputs else ''}.",
             f"Each candidate was seen in {context}, the context that the bundle was trained with.",
             f"Model {plain(model)}, base model {plain(base['id'])} (sha256 {base['sha256'][:12]}), "
             f"method {plain(manifest['method'])}, {len(manifest['members'])} trained networks as an ensemble."
@@ -237,41 +260,57 @@ def _expectations(report: Report, found: Found, point: OperatingPoint) -> None:
     else:
         report.paragraph(
             "Probabilities hold for candidates of which as many are real sites as in the training set "
-            f"({_percent(point.training_prevalence)}). In a proteome that share is usually far smaller; state it as "
-            "the prevalence to get probabilities and calls for it."
+            f"({_percent(point.training_prevalence)}). Where that share is smaller, as in most proteomes, they are too "
+            "high; state it as the prevalence to get probabilities and calls for it."
         )
     if false_rate is None:
         report.paragraph(
-            "The bundle holds no scores of validation rows, so false calls are estimated from probabilities."
+            "The bundle holds no scores of validation rows, so false calls are estimated from the probabilities alone."
         )
         return
-    negatives, positives = point.counts
-    sensitivity = (
-        "" if true_rate is None else f" and {round(true_rate * positives):,} of {positives:,} validation positives"
+    (false_hits, negatives), (true_hits, positives) = point.hits()
+    sensitivity = "" if true_rate is None else f" and {true_hits:,} of {positives:,} validation positives"
+    optimism = (
+        " The validation rows also chose the threshold, so expect somewhat worse on new proteins."
+        if point.source == OWN_THRESHOLD
+        else ""
     )
     report.paragraph(
-        f"At this threshold {round(false_rate * negatives):,} of {negatives:,} validation negatives{sensitivity} are "
-        "called. The validation rows also chose the threshold, so expect somewhat worse on new proteins."
+        f"At this threshold {false_hits:,} of {negatives:,} validation negatives{sensitivity} are called.{optimism}"
     )
+    if not found.called:
+        return
+    expected = point.expected(found.candidates, found.called)
     shares = {point.prevalence, point.training_prevalence, *TYPICAL_PREVALENCES} - {None}
-    rows = []
+    rows = [] if expected is None else [_row(f"{_percent(expected.share)} (as the calls suggest)", expected)]
     for share in sorted((share for share in shares if share is not None), reverse=True):
-        expected = point.expected_false(found.candidates, share)
-        assert expected is not None  # there are validation negatives
-        _, low, high = expected
-        true = None if true_rate is None else true_rate * share * found.candidates
-        precision = "unknown"
-        if true:
-            precision = f"{_percent(true / (true + high))} to {_percent(true / (true + low))}"
+        assumed = point.expected(found.candidates, found.called, share)
+        assert assumed is not None  # there are validation negatives
         mark = " (stated)" if share == point.prevalence else " (training)" if share == point.training_prevalence else ""
-        most = float(found.called)
-        false, low, high = (min(value, most) for value in expected)
-        shown = "unknown" if true is None else f"{min(true, most):.1f}"
-        cells = [f"{false:.1f} ({low:.1f} to {high:.1f})", shown, precision]
-        rows.append([f"{_percent(share)}{mark}", *cells])
-    header = ["If so many candidates are real", "False calls expected", "True calls expected", "Calls that are true"]
-    report.rows(header, rows)
-    report.paragraph("In brackets the 95 % interval that follows from the number of validation negatives.")
+        rows.append(_row(f"{_percent(share)}{mark}", assumed))
+    calls = f"{found.called:,} call{'' if found.called == 1 else 's'}"
+    report.rows(["If so many candidates are real", "Calls expected", f"Of the {calls}: false", "true"], rows)
+    if expected is not None:
+        low, high = expected.share_range
+        report.paragraph(
+            f"The {calls} among {found.candidates:,} candidates suggest that {_percent(low)} to {_percent(high)} of "
+            "the candidates are real. The 95 % intervals in brackets follow from the number of validation rows, and "
+            "take it that new proteins are like those."
+        )
+
+
+def _row(share: str, expected: Expected) -> list[str]:
+    """A share of real sites, the calls that it gives, and which of the calls made are false and true."""
+    low, high = expected.calls_range
+    calls = f"{low:,} to {high:,}"
+    if not expected.fits:
+        return [share, calls, "does not fit the calls", "does not fit the calls"]
+    false = round(expected.false, 1)
+    (few, many), (least, most) = expected.false_range, expected.true_range
+    return [
+        share, calls, f"{false:,.1f} ({few:,} to {many:,})",
+        f"{expected.called - false:,.1f} ({least:,} to {most:,})",
+    ]  # fmt: skip
 
 
 def _percent(share: float | None) -> str:
