@@ -1,0 +1,97 @@
+"""Run with Galaxy's Python by test_scheduling.py: what TPV makes of jobs, and what Galaxy's own builders make of that.
+
+Reads a list of cases as JSON from standard input, each ``{tool, xml, params, files, rules}``, and writes a list of
+answers: cores, mem, gpus, the native specification, environment, and the command lines of docker and singularity.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from galaxy.tool_util.deps.container_classes import DockerContainer, SingularityContainer
+from galaxy.tool_util.deps.dependencies import AppInfo, JobInfo, ToolInfo
+from galaxy.tool_util.deps.requirements import ContainerDescription
+from galaxy.tool_util.parser import get_tool_source
+from tpv.commands.test import mock_galaxy
+from tpv.rules import gateway
+
+JOB_CONF = """
+runners:
+  slurm: {load: "galaxy.jobs.runners.slurm:SlurmJobRunner"}
+execution:
+  default: tpv_dispatcher
+  environments:
+    tpv_dispatcher: {runner: dynamic, type: python, function: map_tool_to_destination, rules_module: tpv.rules}
+"""
+
+
+class File:
+    """A dataset that a form names, as far as a rule looks at it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def get_size(self) -> int:
+        return self.size
+
+
+def with_files(value: Any) -> Any:
+    """The parameters with ``{"file": bytes}`` made a dataset."""
+    if isinstance(value, dict):
+        return (
+            File(value["file"]) if set(value) == {"file"} else {key: with_files(entry) for key, entry in value.items()}
+        )
+    return [with_files(entry) for entry in value] if isinstance(value, list) else value
+
+
+def answer(case: dict[str, Any], app: Any, folder: Path) -> dict[str, Any]:
+    own = folder / "own.yml"
+    own.write_text(json.dumps(case["rules"]))
+    requirements = get_tool_source(case["xml"]).parse_requirements()[2]
+    job = mock_galaxy.Job()
+    job.param_values = with_files(case["params"])
+    tool = mock_galaxy.Tool(case["tool"], "0.1.0", resource_requirements=requirements)
+    gateway.ACTIVE_DESTINATION_MAPPERS.clear()
+    destination = gateway.map_tool_to_destination(
+        app, job, tool, mock_galaxy.User("a", "a@example.org"), tpv_config_files=[case["suite"], str(own)]
+    )
+    params = dict(destination.params)
+    return {
+        "id": destination.id,
+        "native": params.get("nativeSpecification", ""),
+        "env": {entry["name"]: entry["value"] for entry in destination.env},
+        "docker": command(DockerContainer, params, folder),
+        "singularity": command(SingularityContainer, params, folder),
+    }
+
+
+def command(kind: Any, params: dict[str, Any], folder: Path) -> str:
+    """The line with which Galaxy starts the container of a job."""
+    places = {name: str(folder / name) for name in ("job", "tool", "files", "tmp")}
+    app_info = AppInfo(
+        galaxy_root_dir=str(folder),
+        default_file_path=places["files"],
+        tool_data_path=places["files"],
+        container_image_cache_path=places["tmp"],
+    )
+    tool_info = ToolInfo(tool_id="plm", tool_version="1", requirements=[], profile=25.1)
+    job_info = JobInfo(places["job"], places["tool"], places["job"], places["tmp"], places["job"], "galaxy")
+    description = ContainerDescription("quay.io/example/plm-suite:1", type=kind.container_type)
+    container = kind(description.identifier, app_info, tool_info, params, job_info, description)
+    return str(container.containerize_command("true"))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "job_conf.yml").write_text(JOB_CONF)
+        app = mock_galaxy.App(job_conf=str(folder / "job_conf.yml"), create_model=True)
+        app.config.watch_job_rules = "false"
+        json.dump([answer(case, app, folder) for case in json.load(sys.stdin)], sys.stdout)
+
+
+main()

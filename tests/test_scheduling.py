@@ -1,0 +1,219 @@
+"""What a scheduler is asked for: the shipped TPV rules with the recipe of docs/administrators.md, read by Debian's own
+sbatch, and the lines with which Galaxy would start the jobs in containers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+GALAXY = ROOT / ".plm" / "envs" / "galaxy" / "bin" / "python"
+RULES = ROOT / "tools" / "tpv" / "plm_suite.yml"
+DOCS = ROOT / "docs" / "administrators.md"
+MODEL_TOOLS = (
+    "plm_embed",
+    "plm_pretrain",
+    "plm_distill",
+    "plm_finetune",
+    "plm_classify_sites",
+    "plm_predict",
+    "plm_compare_models",
+)
+LIGHT_TOOLS = tuple(sorted({path.stem for path in ROOT.glob("tools/plm_*.xml")} - set(MODEL_TOOLS)))
+
+pytestmark = pytest.mark.galaxy
+
+
+def recipe(**context: Any) -> dict[str, Any]:
+    """The rules that the administrators' page tells to write, with another context."""
+    block = re.search(r"```yaml\n# your_rules\.yml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert block
+    rules: dict[str, Any] = yaml.safe_load(block[1])
+    rules["global"]["context"] |= {"plm_checkpoints": "", **context}
+    for destination in rules["destinations"].values():
+        destination["params"] |= {"docker_enabled": True, "singularity_enabled": True}
+    return rules
+
+
+def chosen(source: str, value: Any) -> dict[str, Any]:
+    return {"source": source, source: value}
+
+
+STARTER = chosen("builtin", "starter")
+LARGE = chosen("table", "facebook/esm2_t36_3B_UR50D")
+CLASSES = {
+    "starter": (STARTER, (8, 8)),
+    "8M": (chosen("table", "facebook/esm2_t6_8M_UR50D"), (8, 8)),
+    "35M": (chosen("hub", "facebook/esm2_t12_35M_UR50D"), (12, 16)),
+    "150M": (chosen("table", "facebook/esm2_t30_150M_UR50D"), (12, 16)),
+    "650M": (chosen("hub", "facebook/esm2_t33_650M_UR50D@main"), (16, 28)),
+    "3B": (LARGE, (44, 84)),
+    "ProtT5": (chosen("hub", "Rostlab/prot_t5_xl_uniref50"), (24, 44)),
+    "ProtT5 half": (chosen("table", "Rostlab/prot_t5_xl_half_uniref50-enc"), (24, 44)),
+    "zip of a small model": (chosen("history", {"file": 15_000_000}), (8, 8)),
+    "zip of 650M in 32 bit": (chosen("history", {"file": 2_600_000_000}), (24, 44)),
+    "unknown": (chosen("table", "our_model"), (16, 28)),
+}
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+
+    def case(name: str, tool: str, params: dict[str, Any], **context: Any) -> None:
+        stem = tool.split("/")[-2] if "/" in tool else tool
+        found[name] = {
+            "tool": tool,
+            "xml": str(ROOT / "tools" / f"{stem}.xml"),
+            "suite": str(RULES),
+            "params": params,
+            "rules": recipe(**context),
+        }
+
+    for gpus in (0, 1):
+        for name, (model, _) in CLASSES.items():
+            case(f"{name}, gpus {gpus}", "plm_embed", {"model": model}, plm_gpus=gpus)
+        for tool in (*MODEL_TOOLS, *LIGHT_TOOLS):
+            case(f"{tool}, gpus {gpus}", f"a.shed/repos/o/plm_suite/{tool}/0.1.0", {"model": LARGE}, plm_gpus=gpus)
+    models = [{"__index__": n, "name": str(n), "model": STARTER} for n in range(2)]
+    case("compare starters", "plm_compare_models", {"models": models, "probe_sets": []})
+    models = [models[0], {"__index__": 1, "name": "b", "model": LARGE}]
+    case("compare with 3B", "plm_compare_models", {"models": models, "probe_sets": []})
+    case("ready embeddings", "plm_predict", {"query": {"kind": "embeddings", "input": {"file": 9}}, "model": LARGE})
+    case("proteins", "plm_predict", {"query": {"kind": "proteins", "input": {"file": 9}}, "model": LARGE})
+    student = {"what": "train", "student": chosen("zip", {"file": 70_000_000})}
+    case("teacher and student", "plm_distill", {"model": CLASSES["650M"][0], "job": student})
+    case("named size", "plm_embed", {"model": CLASSES["unknown"][0]}, plm_model_sizes={"our_model": 8})
+    case("many cores", "plm_embed", {"model": LARGE}, plm_gpu_job_cores=16)
+    variables = {"PLM_ALLOW_HUB": "no", "PLM_MAX_UNPACKED_GIB": 20}
+    for tool in ("plm_finetune", "plm_train_classifier"):
+        case(f"folder {tool}", tool, {"model": STARTER}, plm_checkpoints="/shared/plm", plm_environment=variables)
+    case("own volumes", "plm_finetune", {"model": STARTER}, plm_checkpoints="/shared/plm")
+    own = "$defaults,/data/models:ro,/shared/plm:rw"
+    found["own volumes"]["rules"]["destinations"]["cpu"]["params"] |= {
+        "docker_volumes": own,
+        "singularity_volumes": own,
+    }
+    return found
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, dict[str, Any]]:
+    if not GALAXY.exists():
+        pytest.fail("Galaxy is not installed: scripts/galaxy install")
+    asked = cases()
+    probe = Path(__file__).with_name("scheduling_probe.py")
+    done = subprocess.run(
+        [GALAXY, probe],
+        input=json.dumps(list(asked.values())),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(asked, json.loads(done.stdout), strict=True))
+
+
+def memory(answer: dict[str, Any]) -> int:
+    found = re.search(r"--mem=(\d+)(?: |$)", answer["native"])
+    assert found, answer["native"]
+    return int(found[1]) // 1024
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_memory_and_gpu_go_by_the_model(answers: dict[str, dict[str, Any]], name: str) -> None:
+    small = CLASSES[name][1] == (8, 8)
+    on_gpu, on_cpu = answers[f"{name}, gpus 1"], answers[f"{name}, gpus 0"]
+    assert (memory(on_gpu), memory(on_cpu)) == CLASSES[name][1]
+    assert on_gpu["id"] == ("cpu" if small else "gpu") and on_cpu["id"] == "cpu"
+
+
+def test_no_gpu_where_nothing_runs_on_it(answers: dict[str, dict[str, Any]]) -> None:
+    assert answers["compare starters"]["id"] == "cpu"
+    assert answers["compare with 3B"]["id"] == "gpu" and memory(answers["compare with 3B"]) == 44
+    assert answers["ready embeddings"]["id"] == "cpu" and memory(answers["ready embeddings"]) == 8
+    assert answers["proteins"]["id"] == "gpu"
+    for tool in LIGHT_TOOLS:
+        assert answers[f"{tool}, gpus 1"]["id"] == "cpu"
+    for tool in MODEL_TOOLS:
+        assert answers[f"{tool}, gpus 1"]["id"] == "gpu"
+
+
+def test_a_teacher_and_its_student_are_counted_together(answers: dict[str, dict[str, Any]]) -> None:
+    assert memory(answers["teacher and student"]) > memory(answers["650M, gpus 1"])
+    assert answers["named size"]["id"] == "cpu" and memory(answers["named size"]) == 8
+
+
+def test_the_page_says_what_the_rules_ask_for(answers: dict[str, dict[str, Any]]) -> None:
+    text = DOCS.read_text()
+    for label, name in (
+        ("starter, ESM-2 8M", "8M"),
+        ("ESM-2 35M", "35M"),
+        ("ESM-2 150M", "150M"),
+        ("ProtT5-XL", "ProtT5"),
+        ("ESM-2 3B", "3B"),
+    ):
+        row = f"| {label} | {memory(answers[f'{name}, gpus 1'])} GiB | {memory(answers[f'{name}, gpus 0'])} GiB |"
+        assert row in text, row
+
+
+def test_numbers_are_whole(answers: dict[str, dict[str, Any]]) -> None:
+    for name, answer in answers.items():
+        assert not re.search(r"\d\.\d", answer["native"]), f"{name}: {answer['native']}"
+    assert "--cpus-per-task=16 " in answers["many cores"]["native"]
+
+
+def sbatch_says(specification: str, folder: Path) -> str:
+    """What Debian's sbatch makes of a specification; there is no controller, so it gets no further than reading it."""
+    program = shutil.which("sbatch")
+    if program is None:
+        pytest.skip("NO SBATCH HERE: apt-get install slurm-wlm; nothing is known of what a scheduler accepts")
+    settings = folder / "slurm.conf"
+    settings.write_text(
+        "ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=1\nAuthType=auth/none\nMessageTimeout=2\n"
+        "GresTypes=gpu\nNodeName=n1 CPUs=16 Gres=gpu:1\nPartitionName=main Nodes=ALL Default=YES\n"
+    )
+    command = [program, "--test-only", *specification.split(), "--wrap", "true"]
+    environment = {"SLURM_CONF": str(settings), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    return done.stdout + done.stderr
+
+
+def test_sbatch_takes_what_is_asked_for(answers: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    assert 'Invalid numeric value "8.0"' in sbatch_says("--ntasks=1 --cpus-per-task=8.0 --mem=8192", tmp_path)
+    for specification in sorted({answer["native"] for answer in answers.values()}):
+        said = sbatch_says(specification, tmp_path)
+        assert "Unable to contact slurm controller" in said, f"{specification}: {said}"
+        assert "nvalid" not in said and "nrecognized" not in said, f"{specification}: {said}"
+
+
+@pytest.mark.parametrize("tool", ["plm_finetune", "plm_train_classifier"])
+def test_variables_and_folder_reach_jobs_in_containers(answers: dict[str, dict[str, Any]], tool: str) -> None:
+    answer = answers[f"folder {tool}"]
+    wanted = {"PLM_CHECKPOINT_DIR": "/shared/plm", "PLM_ALLOW_HUB": "no", "PLM_MAX_UNPACKED_GIB": "20"}
+    assert answer["env"] == wanted
+    for name, value in wanted.items():
+        assert f'-e "{name}={value}"' in answer["docker"], name
+        assert f'SINGULARITYENV_{name}="{value}"' in answer["singularity"], name
+    assert "-v /shared/plm:/shared/plm:rw" in answer["docker"]
+    assert re.search(r"-B /shared/plm:/shared/plm(:rw)?(?= )", answer["singularity"])
+    for line in (answer["docker"], answer["singularity"]):
+        assert "/job" in line and "/tool" in line, "the folders that Galaxy mounts by itself stay"
+
+
+def test_a_destination_with_volumes_of_its_own_keeps_them(answers: dict[str, dict[str, Any]]) -> None:
+    answer = answers["own volumes"]
+    assert "-v /data/models:/data/models:ro" in answer["docker"] and "-v /shared/plm:/shared/plm:rw" in answer["docker"]
+    assert "-B /data/models:/data/models:ro" in answer["singularity"] and "/shared/plm" in answer["singularity"]
+
+
+def test_without_a_folder_nothing_is_set(answers: dict[str, dict[str, Any]]) -> None:
+    answer = answers["starter, gpus 0"]
+    assert answer["env"] == {} and "PLM_" not in answer["docker"] + answer["singularity"]
