@@ -157,17 +157,12 @@ def compare(args: Arguments, log: Any) -> Findings:
 
 def read_reference(args: Arguments, notes: list[str]) -> tuple[Side, tuple[int, float, int] | None, bool]:
     """The reference; of a bundle also neighbours, limit and rows behind it, for distances; whether it is a bundle."""
-    import zipfile
-
     from plm.evaluation import novelty, projection_input
     from plm.model.classifier_bundle import load_classifier_bundle
+    from plm.received import archives
 
     assert args.reference is not None
-    is_bundle = False
-    if zipfile.is_zipfile(args.reference):
-        with zipfile.ZipFile(args.reference) as archive:
-            is_bundle = "manifest.json" in archive.namelist()
-    if not is_bundle:
+    if not archives.holds(args.reference, "manifest.json"):
         return projection_input.read_side(args.reference, args.layer, notes, finite=False), None, False
     bundle = load_classifier_bundle(args.reference)
     keys, labels, matrix = bundle.reference

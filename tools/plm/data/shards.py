@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.errors import UserError
+from plm.received import tensors
+from plm.received.documents import read_object
 
 Arrays = dict[str, NDArray[Any]]
 _OPEN = 3
@@ -78,16 +80,14 @@ class ShardStore:
 
     def holds(self, number: int) -> bool:
         """Whether a part is there, whole, unchanged and of this computation; a broken one is removed."""
-        from safetensors import SafetensorError, safe_open
-
         path = self.path(number)
         if not path.is_file():
             return False
         try:
-            with safe_open(path, framework="numpy") as opened:
+            arrays = tensors.load_numpy(path)
+            with tensors.opened(path) as opened:
                 told = opened.metadata() or {}
-                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError):
+        except UserError:
             told, arrays = {}, {}
         found = {"key": self.key, "shard": str(number), "sha256": _digest(arrays)}
         if told == found:
@@ -97,12 +97,10 @@ class ShardStore:
 
     def read(self, number: int, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop`` of an array of a part; only they are read."""
-        from safetensors import safe_open
-
         if number not in self._opened:
             while len(self._opened) >= self._mapped:  # each holds a mapped file
                 self._opened.popitem(last=False)
-            self._opened[number] = safe_open(self.path(number), framework="numpy")
+            self._opened[number] = tensors.opened(self.path(number))
         self._opened.move_to_end(number)
         rows = self._opened[number].get_slice(name)
         if start == stop == rows.get_shape()[0]:  # safetensors refuses to cut nothing off the end
@@ -113,9 +111,7 @@ class ShardStore:
 
     def whole(self, number: int, name: str) -> NDArray[Any]:
         """A whole array of a part."""
-        from safetensors import safe_open
-
-        with safe_open(self.path(number), framework="numpy") as opened:
+        with tensors.opened(self.path(number)) as opened:
             found: NDArray[Any] = opened.get_tensor(name)
         return found
 
@@ -135,8 +131,8 @@ class ShardStore:
         found = {}
         for path in sorted(self.folder.glob(f"{pattern}.json")):
             try:
-                found[path.stem] = json.loads(path.read_text())
-            except (OSError, ValueError):
+                found[path.stem] = read_object(path)
+            except UserError:
                 continue
         return found
 

@@ -5,12 +5,13 @@ Trainer's own state files are pickled; none is written or read here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
+import math
 import random
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,8 +19,13 @@ import numpy as np
 import torch
 
 from plm.errors import UserError
+from plm.received import tensors
+from plm.received.archives import Archive
+from plm.received.documents import one_line, read_object
+from plm.received.fields import Fields
 
 SCHEMA_VERSION = 1
+AGAIN = "Give the checkpoint as the tool wrote it"
 _SUFFIXES = (".json", ".safetensors")
 
 
@@ -28,61 +34,133 @@ def key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def save_tensors(values: Mapping[str, torch.Tensor], path: Path) -> None:
     """Writes tensors as safetensors."""
     from safetensors.torch import save_file
 
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Reads tensors from safetensors."""
-    from safetensors.torch import load_file
+    """Reads tensors from safetensors.
 
-    found: dict[str, torch.Tensor] = load_file(path)
-    return found
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    return tensors.load_torch(path, what=f"The checkpoint's {path.name}", fix=AGAIN)
+
+
+def put_back(parameters: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> None:
+    """Copies stored weights into a network's parameters, in place.
+
+    Raises:
+        UserError: Names or shapes differ: the weights belong to another network.
+    """
+    tensors.check_shapes(
+        {name: tuple(value.shape) for name, value in stored.items()},
+        {name: tuple(value.shape) for name, value in parameters.items()},
+        "The checkpoint's weights", "checkpoint", AGAIN,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(stored[name])
 
 
 def save_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
     """Writes the state of an optimiser and its learning-rate schedule."""
     state = optimizer.state_dict()
-    tensors: dict[str, torch.Tensor] = {}
+    held: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value
+                held[f"{index}.{name}"] = value
             else:
                 plain.setdefault(str(index), {})[name] = value
-    save_tensors(tensors, folder / "optimizer.safetensors")
+    save_tensors(held, folder / "optimizer.safetensors")
     content = {"groups": state["param_groups"], "values": plain, "schedule": scheduler.state_dict()}
     (folder / "optimizer.json").write_text(json.dumps(content))
 
 
 def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
-    """Puts back what :func:`save_optimizer` wrote."""
-    content = json.loads((folder / "optimizer.json").read_text())
+    """Puts back what :func:`save_optimizer` wrote: numbers at the places that these two have, and nothing else.
+
+    Raises:
+        UserError: The state is of another optimiser, schedule or network.
+    """
+    content = _opened(folder / "optimizer.json")
+    own, schedule = optimizer.state_dict(), scheduler.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = content.entries("groups", most=10_000)
+    if [group.content.get("params") for group in groups] != [mine["params"] for mine in own["param_groups"]]:
+        raise _unlike("its parameters are others")
+    restored = [
+        {name: _as_own(group.content.get(name, value), value, name) for name, value in mine.items()}
+        for group, mine in zip(groups, own["param_groups"], strict=True)
+    ]
     state: dict[int, dict[str, Any]] = {}
     for name, value in load_tensors(folder / "optimizer.safetensors").items():
-        index, field = name.split(".", 1)
+        index, _, field = name.partition(".")
+        if not (index.isascii() and index.isdigit() and int(index[:9]) < len(parameters)) or field not in _STATE:
+            raise _unlike(f"it holds {name[:60]!r}")
+        if value.dim() and value.shape != parameters[int(index)].shape:
+            raise _unlike(f"{name} is {tuple(value.shape)} and not {tuple(parameters[int(index)].shape)}")
         state.setdefault(int(index), {})[field] = value
-    for index, values in content["values"].items():
-        state.setdefault(int(index), {}).update(values)
-    for group in content["groups"]:
-        # JSON knows no tuples; AdamW's pair of betas is one.
-        group.update({name: tuple(value) for name, value in group.items() if name == "betas"})
-    optimizer.load_state_dict({"state": state, "param_groups": content["groups"]})
-    scheduler.load_state_dict(content["schedule"])
+    values = content.inside("values")
+    for index in values.content:
+        inside = values.inside(index)
+        if not (index.isascii() and index.isdigit() and int(index[:9]) < len(parameters)):
+            raise _unlike(f"it holds {index[:60]!r}")
+        state.setdefault(int(index), {}).update({name: inside.number(name, -1e300, 1e300) for name in inside.content})
+    stored = content.inside("schedule").content
+    optimizer.load_state_dict({"state": state, "param_groups": restored})
+    scheduler.load_state_dict(
+        {name: _as_own(stored.get(name, value), value, name) for name, value in schedule.items() if name not in _CODE}
+        | {name: schedule[name] for name in _CODE if name in schedule}
+    )
+
+
+_STATE = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+_CODE = ("lr_lambdas",)
+
+
+def _as_own(value: Any, mine: Any, name: str) -> Any:
+    """A stored value in the place of ``mine``, if it is of that kind."""
+    if isinstance(mine, list | tuple):
+        if isinstance(value, list | tuple) and len(value) == len(mine):
+            # JSON knows no tuples; AdamW's pair of betas is one.
+            return type(mine)(_as_own(one, other, name) for one, other in zip(value, mine, strict=True))
+    elif isinstance(mine, bool) or mine is None or isinstance(mine, str):
+        if value is None or type(value) is type(mine):
+            return value
+    elif isinstance(mine, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return value
+    elif isinstance(mine, torch.Tensor):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return torch.tensor(value, dtype=mine.dtype)
+    elif isinstance(mine, Mapping):
+        return mine
+    raise _unlike(f"{name} is not what it must be")
+
+
+def _opened(path: Path) -> Fields:
+    what = f"The checkpoint's {path.name}"
+    return Fields(read_object(path, what=what, fix=AGAIN), what, path.name, AGAIN)
+
+
+def _unlike(reason: str) -> UserError:
+    return UserError(f"The checkpoint's optimiser does not fit this training ({reason})", fix=AGAIN)
 
 
 def save_random_state(folder: Path) -> None:
     """Writes the states of Python's, NumPy's and torch's random number generators."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+    held = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    save_tensors(tensors, folder / "random.safetensors")
+        held["cuda"] = torch.cuda.get_rng_state()
+    save_tensors(held, folder / "random.safetensors")
     content = {
         "python": [version, list(numbers), gauss],
         "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
@@ -91,16 +169,26 @@ def save_random_state(folder: Path) -> None:
 
 
 def load_random_state(folder: Path) -> None:
-    """Puts back what :func:`save_random_state` wrote."""
-    tensors = load_tensors(folder / "random.safetensors")
-    content = json.loads((folder / "random.json").read_text())
-    version, numbers, gauss = content["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, position, has_gauss, cached = content["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(tensors["torch"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
+    """Puts back what :func:`save_random_state` wrote.
+
+    Raises:
+        UserError: It is no state of these generators.
+    """
+    stored = load_tensors(folder / "random.safetensors")
+    content = _opened(folder / "random.json")
+    try:
+        version, numbers, gauss = content.content["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        kind, position, has_gauss, cached = content.content["numpy"]
+        words = stored["numpy"].numpy().astype(np.uint32)
+        np.random.set_state((str(kind), words, int(position), int(has_gauss), float(cached)))
+        torch.set_rng_state(stored["torch"])
+        if "cuda" in stored and torch.cuda.is_available():
+            torch.cuda.set_rng_state(stored["cuda"])
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, IndexError) as error:
+        raise UserError(
+            f"The checkpoint's random numbers cannot be put back ({one_line(str(error), 100)})", fix=AGAIN
+        ) from error
 
 
 def unpack(path: Path, folder: Path, kind: str) -> dict[str, Any]:
@@ -114,29 +202,72 @@ def unpack(path: Path, folder: Path, kind: str) -> dict[str, Any]:
     Raises:
         UserError: Truncated, not a checkpoint, something in it that is no data, or of another stage or schema.
     """
-    again = "Give the checkpoint as the tool wrote it"
-    try:
-        with zipfile.ZipFile(path) as opened:
-            for member in opened.infolist():
-                name = PurePosixPath(member.filename)
-                if name.is_absolute() or ".." in name.parts or name.suffix not in _SUFFIXES:
-                    raise UserError(
-                        f"The checkpoint holds {member.filename!r}, which is no data that it may hold",
-                        where=path.name,
-                        fix="Do not trust this file",
-                    )
-                opened.extract(member, folder)
-        content = json.loads((folder / "checkpoint.json").read_text())
-        version, stage = content["schema_version"], content["stage"]
-    except (
-        zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError, NotImplementedError,
-        RuntimeError,
-    ) as error:  # fmt: skip
-        raise UserError(f"The checkpoint cannot be read ({error})", where=path.name, fix=again) from error
+    with Archive(path, "checkpoint", AGAIN) as opened:
+        for name in opened.members:
+            if PurePosixPath(name).suffix not in _SUFFIXES:
+                raise UserError(
+                    f"The checkpoint holds {name!r}, which is no data that it may hold",
+                    where=path.name,
+                    fix="Do not trust this file",
+                )
+        if "checkpoint.json" not in opened:
+            raise UserError("The zip has no checkpoint.json: it is no checkpoint", where=path.name, fix=AGAIN)
+        members = opened.unpack(folder)
+    content = Fields(
+        read_object(folder / "checkpoint.json", where=path.name, fix=AGAIN), "checkpoint.json", path.name, AGAIN
+    )
+    version, stage = content.whole("schema_version", 0, 10**6), content.text("stage")
     if version != SCHEMA_VERSION or stage != kind:
         raise UserError(
             f"The checkpoint was written by {stage}, schema {version}; this is {kind}, schema {SCHEMA_VERSION}",
             where=path.name,
             fix="Give a checkpoint of this tool and version",
         )
-    return dict(content)
+    for name in members:  # so that damage is found before the work, not in its middle
+        if name.endswith(".safetensors"):
+            tensors.shapes(folder / name, what=f"The checkpoint's {name}", where=path.name, fix=AGAIN)
+    return dict(content.content)
+
+
+def open_kept(path: Path, read: Callable[[Path], None], log: logging.Logger) -> bool:
+    """Goes on from a checkpoint that an earlier job kept in the administrator's folder, if that can be read.
+
+    A damaged one would stop every retry: it is set aside, with a line, and the training starts anew.
+
+    Args:
+        path: The checkpoint.
+        read: Takes it up.
+        log: Told if it is damaged.
+
+    Returns:
+        Whether it was taken up.
+    """
+    try:
+        read(path)
+    except UserError as error:
+        aside = path.with_suffix(".damaged")
+        log.warning("The checkpoint that an earlier job kept cannot be used and is set aside: %s", error)
+        with contextlib.suppress(OSError):
+            path.replace(aside)
+        return False
+    return True
+
+
+def history_of(content: Any, where: str) -> list[dict[str, Any]]:
+    """Rows of a training's history: names and numbers (NaN where a value is undefined) or short texts.
+
+    Raises:
+        UserError: Something else.
+    """
+    good = isinstance(content, list) and all(
+        isinstance(row, dict)
+        and all(value is None or isinstance(value, int | float) or _short(value) for value in row.values())
+        for row in content
+    )
+    if not good:
+        raise UserError("The checkpoint's history is no list of records", where=where, fix=AGAIN)
+    return list(content)
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 200

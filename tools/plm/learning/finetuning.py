@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plm import __version__, stage
+from plm import __version__, fingerprints, stage
 from plm.errors import UserError
 from plm.learning import checkpointing, objectives, training
 from plm.learning.plan import Cost, fitting_budget, measure
@@ -42,6 +42,9 @@ from plm.model.bundle import write_zip
 from plm.model.checkpoint import LoadedModel, ModelFiles, load_model
 from plm.model.heads import HeadConfig, build_head
 from plm.model.network import Floats, Network, answers, as_network
+from plm.received import tensors
+from plm.received.documents import one_line, read_object
+from plm.received.fields import Fields
 
 STAGE = "plm_finetune"
 CHECKPOINT_DIRECTORY = "PLM_CHECKPOINT_DIR"
@@ -125,6 +128,13 @@ class Budget:
 
     tokens: int
     residues: int
+
+
+_STATE = (
+    training.STATE_FILE, "weights.safetensors", "optimizer.safetensors", "optimizer.json", "random.safetensors",
+    "random.json", "progress.json",
+)  # fmt: skip
+"""Files of the state of a training under way."""
 
 
 class Job:
@@ -290,11 +300,21 @@ class Job:
         """
         folder = self.workdir / "resumed"
         content = checkpointing.unpack(path, folder, STAGE)
-        _same(content["identity"], json.loads(json.dumps(self.identity)), path.name)
-        if content["budget"]:
-            self.budget, self.resumed = Budget(**content["budget"]), True
-        self.done = [self._read_run(number, folder / "runs" / str(number)) for number in range(content["done"])]
-        self.state = folder / "state" if content["under_way"] else None
+        fields = Fields(content, "checkpoint.json", path.name, checkpointing.AGAIN)
+        _same(fields.inside("identity").content, json.loads(json.dumps(self.identity)), path.name)
+        done, under_way = fields.whole("done", 0, len(self.runs)), fields.flag("under_way")
+        budget = None
+        if "budget" in fields:
+            held = fields.inside("budget")
+            budget = Budget(held.whole("tokens", 1, 2**31), held.whole("residues", 1, 2**31))
+        finished = [self._read_run(number, folder / "runs" / str(number)) for number in range(done)]
+        missing = [name for name in _STATE if under_way and not (folder / "state" / name).is_file()]
+        if missing:
+            raise UserError(f"The checkpoint lacks {missing[0]}", where=path.name, fix=checkpointing.AGAIN)
+        # Only now, so that a damaged one leaves the job as it was.
+        if budget is not None:
+            self.budget, self.resumed = budget, True
+        self.done, self.state = finished, folder / "state" if under_way else None
         self.log.info(
             "Going on from the checkpoint %s: %d of %d trainings done%s",
             path.name, len(self.done), len(self.runs), ", one under way" if self.state else "",
@@ -323,7 +343,7 @@ class Job:
         """
         kept = self._kept()
         if kept is not None and kept.is_file() and not self.done and self.state is None:
-            self.resume(kept)
+            checkpointing.open_kept(kept, self.resume, self.log)
         interruption = training.Interruption(deadline, PERIOD_SECONDS if kept is not None else None)
 
         def keep(state: Path) -> None:
@@ -434,7 +454,17 @@ class Job:
         return Run(*self.runs[number], folder, outcome)
 
     def _read_run(self, number: int, folder: Path) -> Run:
-        outcome = training.Outcome(**json.loads((folder / "run.json").read_text()))
+        again = checkpointing.AGAIN
+        fields = Fields(read_object(folder / "run.json", fix=again), "run.json", f"runs/{number}", again)
+        best = fields.content.get("best")
+        outcome = training.Outcome(
+            fields.text("status", choices=("finished", "time limit")),  # type: ignore[arg-type]
+            checkpointing.history_of(fields.content.get("history"), "run.json"),
+            None if best is None else checkpointing.history_of([best], "run.json")[0],
+            *(fields.whole(name, 0, 2**53) for name in ("best_epoch", "epochs", "steps")),
+        )
+        for name in ("weights.safetensors", "valid.safetensors"):
+            tensors.shapes(folder / name, where=f"runs/{number}", fix=again)
         return Run(*self.runs[number], folder, outcome)
 
     def history(self) -> list[dict[str, Any]]:
@@ -472,6 +502,8 @@ def _same(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> No
     for key, value in asked.items():
         if stored.get(key) == value:
             continue
+        if key == "model" and isinstance(stored.get(key), str) and fingerprints.partial(stored[key], value):
+            continue  # of an early version, which knew the weights alone
         detail = ""
         if isinstance(value, dict) and isinstance(stored.get(key), dict):
             changed = [
@@ -479,7 +511,7 @@ def _same(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> No
                 for name in value
                 if stored[key].get(name) != value[name]
             ]
-            detail = f" ({', '.join(changed)})"
+            detail = f" ({one_line(', '.join(changed), 300)})"
         raise UserError(
             f"The checkpoint is of another {names.get(key, key)}{detail}",
             where=where,

@@ -125,7 +125,7 @@ def new_model(preset: str, folder: Path) -> ModelFiles:
     folder.mkdir(parents=True)
     EsmForMaskedLM(esm2_config(**asdict(PRESETS[preset]))).save_pretrained(folder)
     write_esm2_tokenizer(folder)
-    files = resolve_model(str(folder), workdir=folder)
+    files = resolve_model(str(folder), workdir=folder.parent)
     return ModelFiles(f"preset {preset}", files.directory, files.sha256)
 
 

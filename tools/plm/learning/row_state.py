@@ -17,6 +17,7 @@ from typing import Any
 from plm.errors import UserError
 from plm.learning import checkpointing
 from plm.learning.row_training import FREE_SETTINGS, Done, RowSettings
+from plm.received.fields import Fields
 
 
 class CheckpointKeeper:
@@ -63,11 +64,10 @@ class CheckpointKeeper:
         """
         fixed = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
         keeper = cls(stage, checkpointing.key({"settings": fixed, **content}), workdir, log)
-        source = given
-        if source is None and keeper._kept is not None and keeper._kept.is_file():
-            source = keeper._kept
-        if source is not None:
-            keeper._read(source, workdir / "resume")
+        if given is not None:
+            keeper._read(given, workdir / "resume")
+        elif keeper._kept is not None and keeper._kept.is_file():
+            checkpointing.open_kept(keeper._kept, lambda kept: keeper._read(kept, workdir / "resume"), log)
         return keeper
 
     def _read(self, path: Path, folder: Path) -> None:
@@ -84,7 +84,13 @@ class CheckpointKeeper:
                 where=path.name,
                 fix="Give the same input and settings (only the time limit may change), or start anew",
             )
-        done = Done(int(content["step"]), int(content["tokens"]), content["history"])
+        fields = Fields(content, "checkpoint.json", path.name, checkpointing.AGAIN)
+        step, tokens = fields.whole("step", 0, 2**53), fields.whole("tokens", 0, 2**62)
+        done = Done(step, tokens, checkpointing.history_of(content.get("history"), path.name))
+        needed = ("model.safetensors", "optimizer.safetensors", "optimizer.json")
+        missing = [name for name in needed if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"The checkpoint lacks {missing[0]}", where=path.name, fix=checkpointing.AGAIN)
         self.resume = (folder, done)
         self._log.info("Going on from step %d of an earlier run", done.step)
 

@@ -342,9 +342,7 @@ def train_rows(
         trainer.remove_callback(PrinterCallback)
         if resume is not None:
             stored = checkpointing.load_tensors(resume[0] / "model.safetensors")
-            with torch.no_grad():
-                for name, value in model.named_parameters():
-                    value.copy_(stored[name])
+            checkpointing.put_back(dict(model.named_parameters()), stored)
         trainer.train()
     steps = int(trainer.state.global_step)
     seconds = time.monotonic() - started

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 
 from plm.errors import UserError
+from plm.model import configuration
 from plm.model.checkpoint import (
     TOKENIZER_FILES,
     LoadedModel,
     ModelFiles,
+    read_config,
     resolve_model,
     save_checkpoint,
 )
@@ -100,7 +102,7 @@ def new_student(made: Preset, folder: Path, name: str) -> ModelFiles:
     folder.mkdir(parents=True)
     EsmForMaskedLM(esm2_config(**asdict(made))).save_pretrained(folder)
     write_esm2_tokenizer(folder)
-    return ModelFiles(name, folder, resolve_model(str(folder), workdir=folder).sha256)
+    return ModelFiles(name, folder, resolve_model(str(folder), workdir=folder.parent).sha256)
 
 
 def from_teacher(teacher: LoadedModel, layers: Sequence[int], folder: Path) -> ModelFiles:
@@ -119,9 +121,10 @@ def from_teacher(teacher: LoadedModel, layers: Sequence[int], folder: Path) -> M
             f"Layers of {teacher.family.title} make no student, for it has no language-model head",
             where=teacher.files.id, fix=_NEEDS_HEAD,
         )  # fmt: skip
-    from transformers import AutoConfig, EsmForMaskedLM
+    from transformers import EsmForMaskedLM
 
-    config = AutoConfig.from_pretrained(teacher.files.directory)
+    stored = read_config(teacher.files.directory, teacher.files.id)
+    config = configuration.build(configuration.settings_of(stored, teacher.family, teacher.files.id))
     config.num_hidden_layers = len(layers)
     student = EsmForMaskedLM(config)
     place = {layer - 1: number for number, layer in enumerate(layers)}
@@ -144,4 +147,4 @@ def from_teacher(teacher: LoadedModel, layers: Sequence[int], folder: Path) -> M
         if source.is_file() and not (folder / name).is_file():
             shutil.copyfile(source, folder / name)
     named = f"layers {', '.join(map(str, layers))} of {teacher.files.id}"
-    return ModelFiles(named, folder, resolve_model(str(folder), workdir=folder).sha256)
+    return ModelFiles(named, folder, resolve_model(str(folder), workdir=folder.parent).sha256)

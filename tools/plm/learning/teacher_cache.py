@@ -11,16 +11,18 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from plm import fingerprints, stage
 from plm.data import shards
 from plm.errors import UserError
 from plm.learning.corpus import IGNORED
@@ -30,6 +32,9 @@ from plm.learning.teacher_cache_index import BY_MASKED, ENTRY, EntryIndex
 from plm.learning.teaching import Teacher, TeacherTargets, Wants
 from plm.model import bundle_zip, encoder
 from plm.model.checkpoint import LoadedModel
+from plm.received import tensors
+from plm.received.documents import one_line, read_object
+from plm.received.fields import Fields
 
 SHARD_BYTES = 64 * 2**20
 FLUSH_SECONDS = 300.0
@@ -37,6 +42,7 @@ _MAPPED = 64
 _NAME = "cache.json"
 _FIELDS = (*BY_MASKED, "pooled", "hidden")
 _PROBABLY = 1.02
+_SHARD = re.compile(r"shard_(\d{6,12})\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class CacheKey:
 
     Attributes:
         teacher: Its name, for messages; any name goes with the same weights.
-        teacher_sha256: Of its weights.
+        teacher_sha256: Its fingerprint (:mod:`plm.fingerprints`).
         family: Its family.
         seed: Of the masks.
         rate: Share of residues to predict.
@@ -129,26 +135,32 @@ class TeacherCache:
         """
         described = folder / _NAME
         try:
-            known = json.loads(described.read_text())
-            content, sentence = known["content"], str(known["sentence"])
-        except FileNotFoundError:
+            found = described.is_file()
+        except OSError as error:
+            raise UserError(
+                f"The teacher cache cannot be read ({error.strerror})", where=str(described), fix="Give another folder"
+            ) from error
+        if not found:
             if not create:
                 raise UserError(
                     "There is no teacher cache", where=str(folder), fix="Make it with --cache-only"
-                ) from None
+                )
             if folder.is_dir() and any(folder.iterdir()):
                 raise UserError(
                     "The folder is not empty and holds no teacher cache", where=str(folder), fix="Give an empty folder"
-                ) from None
+                )
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f".{_NAME}.{os.getpid()}.partial"
             partial.write_text(json.dumps({"content": key.content, "sentence": key.sentence()}, indent=1) + "\n")
             os.replace(partial, described)
             return cls(folder, key, log)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"The teacher cache cannot be read ({error})", where=str(described), fix="Give another folder"
-            ) from error
+        fix = "Give another folder, or the cache as plm_distill wrote it"
+        known = Fields(read_object(described, "The teacher cache", fix=fix), "The teacher cache", folder.name, fix)
+        content, sentence = known.inside("content").content, one_line(known.text("sentence", most=2000), 1000)
+        early = replace(key, teacher_sha256=fingerprints.weights_of(key.teacher_sha256))
+        if content != json.loads(json.dumps(key.content)) and content == json.loads(json.dumps(early.content)):
+            stage.log("plm").warning("%s: %s", folder.name, fingerprints.UNCHECKED)
+            key = early
         if content != json.loads(json.dumps(key.content)):
             raise UserError(
                 f"The teacher cache belongs to {sentence}; this job wants {key.sentence()}", where=str(folder),
@@ -161,19 +173,28 @@ class TeacherCache:
 
     def reload(self) -> None:
         """Takes up the shards that are there, such as those that another process has written."""
-        found = sorted(int(path.stem.removeprefix("shard_")) for path in self.folder.glob("shard_*.safetensors"))
-        for number in found:
+        for number in sorted(self._numbers()):
             if number not in self._index.shards:
                 self._take_up(number)
 
     def _take_up(self, number: int) -> None:
-        from safetensors import SafetensorError
-
         try:
-            entries = {name: self._store.whole(number, name) for name in ENTRY}
+            shapes = tensors.shapes(self._store.path(number))
+            entries = {name: self._store.whole(number, name) for name in ENTRY if name in shapes}
+            fits = _fits(entries, shapes, self.key.wants)
+        except Exception as error:  # the library raises its own class for a damaged part, and numpy's for its types
+            if isinstance(error, MemoryError):
+                raise
+            fits = False
+        if fits:
             self._index.add(number, entries)
-        except (SafetensorError, OSError, ValueError, KeyError):
+        else:
             self._drop(number)
+
+    def _numbers(self) -> list[int]:
+        """Numbers of the shards that are in the folder."""
+        found = (_SHARD.fullmatch(path.name) for path in self.folder.glob("shard_*.safetensors"))
+        return [int(match[1]) for match in found if match]
 
     def _drop(self, number: int) -> None:
         self._store.forget(number)
@@ -257,8 +278,7 @@ class TeacherCache:
             return
         pending, self._pending, self._pending_bytes = self._pending, [], 0
         arrays = {name: np.concatenate([entry[name] for entry in pending]) for name in pending[0]}
-        used = [int(path.stem.removeprefix("shard_")) for path in self.folder.glob("shard_*.safetensors")]
-        number = max([*used, *self._index.shards, -1]) + 1
+        number = max([*self._numbers(), *self._index.shards, -1]) + 1
         self._store.save(number, arrays)
         self._verified.add(number)
         self._index.add(number, {name: arrays[name] for name in ENTRY})
@@ -321,7 +341,33 @@ def unpack(path: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     bundle_zip.unpack(path, folder, kind_wanted=bundle_zip.TEACHER_CACHE, needed=("key",))
+    other = sorted(one.name for one in folder.iterdir() if one.name not in ("manifest.json", _NAME)
+                   and _SHARD.fullmatch(one.name) is None)  # fmt: skip
+    if other:
+        raise UserError(
+            f"The teacher cache holds {other[0]!r}, which no cache holds", where=path.name,
+            fix="Give the cache as plm_distill wrote it",
+        )  # fmt: skip
     (folder / "manifest.json").unlink()
+
+
+def _fits(entries: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], wants: Wants) -> bool:
+    """Whether the arrays of a shard have a row for each thing that its entries say they have."""
+    if entries.keys() != set(ENTRY) or any(entries[name].dtype != np.int32 for name in ENTRY[1:]):
+        return False
+    digests, masked, residues = entries["digests"], entries["masked"], entries["residues"]
+    count = len(masked)
+    if any(entries[name].shape != (count,) for name in ENTRY[1:]):
+        return False
+    if digests.dtype != np.uint8 or digests.shape != (count, 16):
+        return False
+    if count and (masked.min() < 0 or residues.min() < 1 or entries["sets"].min() < 0):
+        return False
+    rows = {"pooled": count, "hidden": int(residues.sum(dtype=np.int64))}
+    rows |= dict.fromkeys(BY_MASKED, int(masked.sum(dtype=np.int64)))
+    names = (("values", "ids", "rest") if wants.top else ("logits",)) if wants.logits else ()
+    wanted = {*names, *(["pooled"] if wants.pooled else []), *(["hidden"] if wants.hidden else [])}
+    return wanted <= shapes.keys() and all(shapes[name][:1] == (rows[name],) for name in wanted)
 
 
 def _packed(name: str, value: torch.Tensor, key: CacheKey) -> np.ndarray:
@@ -437,7 +483,10 @@ def fill(
             "Masks that are fresh in every epoch cannot be answered in advance", where="--mask-sets 0",
             fix="Give a number of mask sets, or do without --teacher-cache",
         )  # fmt: skip
-    if cache.key.content != CacheKey.of(loaded, masks, cache.key.wants).content:
+    wanted_key = CacheKey.of(loaded, masks, cache.key.wants)
+    if fingerprints.partial(cache.key.teacher_sha256, wanted_key.teacher_sha256):
+        wanted_key = replace(wanted_key, teacher_sha256=cache.key.teacher_sha256)
+    if cache.key.content != wanted_key.content:
         raise ValueError("the cache belongs to another teacher or other masks")
     indices = np.asarray(indices, np.int64)
     with shards.Lock(cache.folder) as lock:

@@ -25,6 +25,8 @@ from plm.learning.examples import Examples, MicroBatch, StepSampler, step_loader
 from plm.model.adapters import load_trainable_state, trainable_state
 from plm.model.network import Network, answers
 from plm.model.task import Task
+from plm.received.documents import read_object
+from plm.received.fields import Fields
 
 Schedule = Literal["linear", "cosine", "constant"]
 Status = Literal["finished", "time limit"]
@@ -148,6 +150,8 @@ def train(
         network, task, training, validation, settings, seed, folder, class_weights, interruption or Interruption(),
         on_checkpoint, on_step, on_epoch,
     )  # fmt: skip
+    if resume is not None:
+        clean_state(resume)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer.finish()
 
@@ -313,7 +317,7 @@ class _PackedTrainer(Trainer):
         load_trainable_state(self.model, checkpointing.load_tensors(folder / "weights.safetensors"))
         if (folder / "best.safetensors").is_file():
             self.best_weights = checkpointing.load_tensors(folder / "best.safetensors")
-        for name, value in json.loads((folder / "progress.json").read_text()).items():
+        for name, value in _progress(folder / "progress.json").items():
             setattr(self, name, value)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -329,6 +333,34 @@ class _PackedTrainer(Trainer):
 
 
 _OWN_STATE = ("history", "best", "best_epoch", "epochs_done", "stale", "epoch_loss")
+
+
+def _progress(file: Path) -> dict[str, Any]:
+    """What :meth:`_PackedTrainer._save_checkpoint` noted: these fields by type, and no other."""
+    fields = Fields(read_object(file, fix=checkpointing.AGAIN), file.name, file.name, checkpointing.AGAIN)
+    best = fields.content.get("best")
+    return {
+        "history": checkpointing.history_of(fields.content.get("history"), file.name),
+        "best": None if best is None else checkpointing.history_of([best], file.name)[0],
+        **{name: fields.whole(name, 0, 2**53) for name in ("best_epoch", "epochs_done", "stale")},
+        "epoch_loss": fields.number("epoch_loss", -1e300, 1e300),
+    }
+
+
+def clean_state(folder: Path) -> None:
+    """Keeps of the Trainer's own state file what it needs to go on; the Trainer would act on anything that it holds.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    file, again = folder / STATE_FILE, checkpointing.AGAIN
+    fields = Fields(read_object(file, fix=again), file.name, file.name, again)
+    kept: dict[str, Any] = {name: fields.whole(name, 0, 2**53) for name in ("global_step", "max_steps")}
+    kept |= {name: fields.whole(name, 0, 2**53, default=0) for name in ("num_train_epochs",)}
+    if "train_batch_size" in fields:
+        kept["train_batch_size"] = fields.whole("train_batch_size", 1, 2**31)
+    kept |= {"epoch": fields.number("epoch", 0, 1e12), "total_flos": fields.number("total_flos", 0, 1e300, default=0.0)}
+    file.write_text(json.dumps(kept | {"log_history": []}))
 
 
 class _Flow(TrainerCallback):

@@ -148,11 +148,14 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
     """Puts back what :func:`trainable_state` gave.
 
     Raises:
-        ValueError: The names differ: the state belongs to another network.
+        UserError: Names or shapes differ: the state belongs to another network.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if parameters.keys() != state.keys():
-        raise ValueError("the stored weights belong to another network")
+    tensors.check_shapes(
+        {name: tuple(value.shape) for name, value in state.items()},
+        {name: tuple(value.shape) for name, value in parameters.items()},
+        "The checkpoint's weights", "checkpoint", "Give the checkpoint as the tool wrote it",
+    )  # fmt: skip
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
