@@ -203,7 +203,7 @@ def test_labels_of_sites_and_their_proteins_as_groups(execute: Callable[..., Any
     out = execute(tmp_path / "s.h5", "--labels", labels, "--methods", "pca", "--resamples", "100")
     placed = read(out["coordinates"])
     assert [(row["id"], row["position"], row["label"]) for row in placed] == [tuple(row) for row in rows]
-    assert "Members of a group do not count as neighbours" in out["report"].read_text()
+    assert "Judged by groups (20 groups by protein): members of a group do not count" in out["report"].read_text()
 
 
 def test_accessions_find_uniprot_ids(execute: Callable[..., Any], tmp_path: Path) -> None:
@@ -568,3 +568,90 @@ def test_real_embeddings_carry_fitness(execute: Callable[..., Any], shared_data:
     assert float(all_score(scores, FULL, "neighbour_correlation")["value"]) > 0.5
     assert float(all_score(scores, FULL, "neighbour_correlation", "query")["value"]) > 0.5
     assert float(all_score(scores, FULL, "outside", "query")["value"]) < 0.1
+
+
+# -- groups of relatives --------------------
+
+
+def families(tmp_path: Path, copies: int = 10) -> tuple[list[str], list[str], list[str]]:
+    """Ten near copies of each of 20 unrelated proteins, a random label each: ids, labels, families."""
+    generator = np.random.default_rng(4)
+    parents = generator.normal(size=(20, 16))
+    values = np.repeat(parents, copies, axis=0) + 0.01 * generator.normal(size=(20 * copies, 16))
+    ids = write(tmp_path / "r.h5", values.astype(np.float32))
+    labels = [f"c{code}" for code in np.repeat(generator.integers(2, size=20), copies)]
+    return ids, labels, [f"family {number // copies}" for number in range(20 * copies)]
+
+
+@pytest.mark.parametrize("column", ["group", "cluster", "Cluster", "protein"])
+def test_groups_that_are_there_are_used(execute: Callable[..., Any], tmp_path: Path, column: str) -> None:
+    rows = list(zip(*families(tmp_path), strict=True))
+    labels = table(tmp_path / "l.tsv", rows, ("id", "label", column))
+    more = ["--labels", labels, "--methods", "pca", "--resamples", "200"]
+    report = execute(tmp_path / "r.h5", *more)["report"].read_text()
+    assert report.startswith("**No sign that the labels separate")
+    assert f"Judged by groups (20 groups by column {column}): members of a group do not count" in report
+    ignored = execute(tmp_path / "r.h5", *more, "--group-column", "none", folder="b")["report"].read_text()
+    assert ignored.startswith("**The labels separate beyond chance")
+    assert "No groups of relatives are known, so proteins count as independent" in ignored
+
+
+def test_groups_in_the_embeddings_are_used(execute: Callable[..., Any], tmp_path: Path) -> None:
+    ids, labels, groups = families(tmp_path)
+    values = np.concatenate([np.ones((200, 1)), np.random.default_rng(1).normal(size=(200, 15))], axis=1)
+    header = ["id", "label", "cluster", *(f"e{number}" for number in range(16))]
+    lines = [[one, label, group, *(f"{value:.4f}" for value in row)]
+             for one, label, group, row in zip(ids, labels, groups, values, strict=True)]  # fmt: skip
+    path = table(tmp_path / "e.tabular", lines, header)
+    report = execute(path, "--methods", "pca", "--resamples", "100")["report"].read_text()
+    assert "Judged by groups (20 groups by column cluster)" in report
+
+
+def test_group_and_cluster_join(execute: Callable[..., Any], tmp_path: Path) -> None:
+    ids, labels, groups = families(tmp_path)
+    pairs = [f"pair {number // 2}" for number in range(200)]
+    rows = list(zip(ids, labels, pairs, groups, strict=True))
+    one = table(tmp_path / "l.tsv", rows, ("id", "label", "group", "cluster"))
+    report = execute(tmp_path / "r.h5", "--labels", one, "--methods", "pca", "--resamples", "100")["report"].read_text()
+    assert "(20 groups by columns group and cluster)" in report
+
+
+def test_labels_that_are_the_groups_cannot_be_judged(execute: Callable[..., Any], tmp_path: Path) -> None:
+    ids, _, groups = families(tmp_path)
+    rows = [[one, group, group] for one, group in zip(ids, groups, strict=True)]
+    one = table(tmp_path / "l.tsv", rows, ("id", "label", "group"))
+    report = execute(tmp_path / "r.h5", "--labels", one, "--methods", "pca", "--resamples", "100")["report"].read_text()
+    assert report.startswith("**Whether labels separate cannot be judged: each label is that of a single group")
+
+
+def test_members_of_a_group_never_fill_up_the_neighbours() -> None:
+    values, codes = clusters(40, 2, 0.0)
+    groups = np.where(np.arange(40) < 34, 0, np.arange(40))
+    judge, _ = judged(values, [f"c{code}" for code in codes], groups)
+    assert next(one.note for one in judge.space(FULL, values)).startswith("6 nearest neighbours")
+
+
+def test_mixed_groups_are_shuffled_as_a_whole() -> None:
+    """Labels that follow the place of groups, mixed within them: 30 groups in pairs of alike ones, no more."""
+    generator = np.random.default_rng(5)
+    groups = np.repeat(np.arange(30), 8)
+    share = np.repeat(generator.random(15), 2)
+    labels = (generator.random(240) < share[groups]).astype(int)
+    judge = Judge(read_labels([f"c{code}" for code in labels], "auto", "test"), groups, 5, 200, 1)
+    for drawn in judge._shuffles(labels, 20):
+        means = {round(float(labels[groups == group].mean()), 6) for group in range(30)}
+        assert {round(float(drawn[groups == group].mean()), 6) for group in range(30)} == means
+
+
+def test_chance_of_mixed_groups_is_not_too_small() -> None:
+    """Under labels without relation to the place, one p value in twenty is below 0.05 although groups are alike."""
+    small = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(24), 6)
+        values = (generator.normal(size=(24, 8))[groups] + 0.05 * generator.normal(size=(144, 8))).astype(np.float32)
+        share = generator.random(24)
+        labels = [f"c{int(one < share[group])}" for one, group in zip(generator.random(144), groups, strict=True)]
+        _, scores = judged(values, labels, groups, resamples=99)
+        small += scores["neighbour_agreement"].p_value < 0.05
+    assert small <= 6

@@ -97,7 +97,11 @@ def parse(argv: Sequence[str] | None) -> Arguments:
         help="column of the ids, by name or number (default: id, accession, ... or the first)",
     )
     add("--label-column", default="", help="column of the labels, by name or number (default: label, class, ...)")
-    add("--group-column", default="", help="column that names groups of relatives (clusters, families)")
+    add(
+        "--group-column",
+        default="",
+        help="column that names groups of relatives, or none (default: group, cluster and protein, if there)",
+    )
     add("--label-kind", choices=("auto", "class", "number"), default="auto", help="what the labels are")
     add("--methods", default="pca,umap", help="some of pca, tsne, umap, separated by commas")
     add("--standardise", action="store_true", help="scale each dimension to standard deviation 1")
@@ -187,7 +191,9 @@ def _judge(
     count = len(references)
     texts = [*references.labels, *([] if queries is None else queries.labels)]
     both = separation.read_labels(texts, args.label_kind, source)
-    groups = np.unique(np.array(references.groups, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+    names = [*references.groups, *([] if queries is None else queries.groups)]
+    together = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+    groups = together[:count]
     judge = separation.Judge(
         both.part(slice(0, count)), groups, args.score_neighbours, args.resamples, args.seed, args.metric == "cosine"
     )
@@ -197,14 +203,21 @@ def _judge(
     for name, points, others in spaces:
         scores += judge.space(name, points)
         if queries is not None:
-            scores += judge.queries(name, points, others, both.part(slice(count, None)))
+            scores += judge.queries(name, points, others, both.part(slice(count, None)), together[count:])
         if name != separation.FULL:
             scores.append(judge.trust(name, points, made.references))
     outlook = None
     if queries is not None:
         outlook = separation.novelty(made.references, made.queries, groups, args.seed)
     return Findings(references, queries, both, made, scores, judge.why_not, source, settings, notes, outlook,
-                    len(np.unique(groups)) < count)  # fmt: skip
+                    _grouped_by(references, len(np.unique(groups))))  # fmt: skip
+
+
+def _grouped_by(references: Any, groups: int) -> str:
+    """What tells relatives, with how many groups there are; empty if every protein counts as independent."""
+    if groups == len(references):
+        return ""
+    return f"{groups:,} groups by {references.grouped_by or 'protein'}"
 
 
 def _write(path: Path, lines: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 
 from plm import fingerprints
 from plm.data.embeddings import Description, read_embeddings
+from plm.data.splits import joined_groups
 from plm.data.tables import Table, read_table
 from plm.errors import UserError
 
 _IDS = ("id", "accession", "protein", "name", "identifier", "entry", "protein_id")
 _LABELS = ("label", "labels", "class", "target", "family", "value", "score")
 _ACCESSION = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)(?:\|\S*)?$", re.IGNORECASE)
+_GROUPS = ("group", "cluster", "protein")
+"""Columns that tell relatives, as :func:`plm.learning.classifier_material.prepare` takes them."""
+UNGROUPED = "none"
+"""Stands for no column of groups."""
 _SHOWN = 5
 
 
@@ -34,6 +39,7 @@ class Side:
         columns: Further columns that the file carries, one text a row.
         labels: N texts; empty where there is none.
         groups: N names of groups of relatives; each row's own without any.
+        grouped_by: What tells the groups, in words; empty if every protein counts as independent.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Side:
     columns: dict[str, list[str]]
     labels: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
+    grouped_by: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,7 +154,8 @@ def attach_labels(
         table: Table of labels, or None for the embeddings' own columns.
         id_column: Column of the table, by name or number; empty: found by its usual names, else the first.
         label_column: Column of the labels; empty: found by its usual names.
-        group_column: Column of groups of relatives; empty: none.
+        group_column: Column of groups of relatives; empty: ``group``, ``cluster`` and ``protein``, those that
+            there are, and rows equal in any of them are together; ``none``: none.
         wanted: False: no labels, whatever there is.
         notes: Gets labels of unknown ids, among others.
 
@@ -163,23 +171,46 @@ def attach_labels(
         side.groups = list(side.ids)
     if table is not None:
         return _from_table(sides, read_table(table), id_column, label_column, group_column, notes)
-    if group_column:
-        _carried(sides, group_column, "--group-column")
-        for side in sides:
-            names = side.columns.get(group_column, [""] * len(side))
-            side.groups = [name or own for name, own in zip(names, side.ids, strict=True)]
-    if not wanted:
-        return ""
-    if not label_column:
+    if wanted and not label_column:
         carried = {name.lower(): name for name in references.columns}
         label_column = next((carried[name] for name in _LABELS if name in carried), "")
-        if not label_column:
-            return ""
-    _carried(sides, label_column, "--label-column")
+    elif not wanted:
+        label_column = ""
+    if label_column:
+        _carried(sides, label_column, "--label-column")
+        for side in sides:
+            if label_column in side.columns:
+                side.labels = list(side.columns[label_column])
+    there = {name.lower(): name for side in sides for name in side.columns if name != label_column}
+    names = [there[name] for name in _GROUPS if name in there]
+    if group_column == UNGROUPED and UNGROUPED not in there.values():
+        names = []
+    elif group_column:
+        _carried(sides, group_column, "--group-column")
+        names = [group_column]
+    keys = [[text for side in sides for text in side.columns.get(name, [""] * len(side))] for name in names]
+    _group(sides, names, keys)
+    return f"column {label_column} of {references.name}" if label_column else ""
+
+
+def _group(sides: Sequence[Side], names: Sequence[str], keys: Sequence[Sequence[str]]) -> None:
+    """Puts rows into groups that are equal in any key; an empty key links nothing, a protein's sites are together.
+
+    Args:
+        sides: Get groups.
+        names: What the keys are called.
+        keys: For each name the key of every row of all sides.
+    """
+    told = [
+        name for name, key in zip(names, keys, strict=True) if len({text for text in key if text}) < sum(map(bool, key))
+    ]
+    if not told:
+        return
+    ids = [name for side in sides for name in side.ids]
+    found = iter(joined_groups(ids, *keys))
     for side in sides:
-        if label_column in side.columns:
-            side.labels = list(side.columns[label_column])
-    return f"column {label_column} of {references.name}"
+        side.groups = [next(found) for _ in side.ids]
+        side.grouped_by = f"column{'' if len(told) == 1 else 's'} {' and '.join(told)}"
 
 
 def _carried(sides: Sequence[Side], column: str, flag: str) -> None:
@@ -205,34 +236,37 @@ def _from_table(
             where=table.name,
             fix="Name it with --label-column",
         )
-    groups = table.column(group_column, "--group-column") if group_column else None
+    groups = _group_columns(table, group_column, labels)
     # At site level an id comes with several positions; a table without positions labels whole proteins.
     places = table.find("position") if any(side.positions is not None for side in sides) else None
-    found: dict[str, tuple[str, str, int]] = {}
+    found: dict[str, tuple[str, tuple[str, ...], int]] = {}
     for row, line in zip(table.rows, table.lines, strict=True):
         key = row[ids] if places is None else f"{row[ids]}\t{row[places]}"
-        entry = (row[labels], "" if groups is None else row[groups], line)
+        entry = (row[labels], tuple(row[group] for group in groups), line)
         before = found.setdefault(key, entry)
         if before[:2] != entry[:2]:
             what = "labels" if before[0] != entry[0] else "groups"
+            one, other = (old[0] if what == "labels" else old[1] for old in (before, entry))
             raise UserError(
                 f"{key.replace(chr(9), ' position ')!r} has two {what}: "
-                f"{before[what == 'groups']!r} (line {before[2]}) and {entry[what == 'groups']!r}",
+                f"{_told(one)} (line {before[2]}) and {_told(other)}",
                 where=f"{table.name}, line {line}",
                 fix="Give each id once",
             )
     by_accession = _by_accession(found)
     used: set[str] = set()
     looked_up = 0
+    keys: list[list[str]] = [[] for _ in groups]
     for side in sides:
         for index, key in enumerate(side.ids if places is None else side.keys()):
             name = key if key in found else by_accession.get(accession(key), "")
+            for place, column in enumerate(keys):
+                column.append(found[name][1][place] if name else "")
             if not name:
                 continue
             used.add(name)
             looked_up += name != key
             side.labels[index] = found[name][0]
-            side.groups[index] = found[name][1] or side.ids[index]
     if not used:
         raise UserError(
             f"None of the {len(found)} ids of the table is among the embeddings: it has e.g. {next(iter(found))!r}, "
@@ -247,14 +281,22 @@ def _from_table(
         shown = ", ".join(name.replace("\t", " position ") for name in unknown[:_SHOWN])
         more = " and more" if len(unknown) > _SHOWN else ""
         notes.append(f"{len(unknown)} of {len(found)} ids of the table of labels have no embedding: {shown}{more}.")
-    if groups is None:
-        columns = [name for name in ("cluster", "group") if table.find(name) is not None]
-        if columns:
-            notes.append(
-                f"The table has a column {columns[0]}. Name it as the column of groups, so that relatives do not count "
-                "as each other's neighbours."
-            )
+    _group(sides, [table.header[group] for group in groups], keys)
     return f"column {table.header[labels]} of {table.name}"
+
+
+def _group_columns(table: Table, group_column: str, labels: int) -> list[int]:
+    """Columns of groups: the one named, or those that are there; never that of the labels."""
+    if group_column == UNGROUPED and UNGROUPED not in table.header:
+        return []
+    if group_column:
+        return [table.column(group_column, "--group-column")]
+    there = [table.find(name) for name in _GROUPS]
+    return [column for column in there if column is not None and column != labels]
+
+
+def _told(value: str | tuple[str, ...]) -> str:
+    return repr(value) if isinstance(value, str) else " and ".join(map(repr, value))
 
 
 def accession(key: str) -> str:
@@ -264,7 +306,7 @@ def accession(key: str) -> str:
     return (match[1] if match else name) + tab + place
 
 
-def _by_accession(found: Sequence[str] | dict[str, tuple[str, str, int]]) -> dict[str, str]:
+def _by_accession(found: Iterable[str]) -> dict[str, str]:
     """Keys of the table by accession, where that is unambiguous."""
     keys: dict[str, str] = {}
     twice: set[str] = set()

@@ -41,7 +41,7 @@ class Findings:
         notes: What a reader should know.
         outlook: Of each query the index of its nearest reference, the distance to it, and whether it lies outside of
             what the references span; None without queries.
-        grouped: Whether groups of relatives were given.
+        grouped: How many groups of relatives, and what tells them; empty if every protein counts as independent.
     """
 
     references: Side
@@ -54,7 +54,7 @@ class Findings:
     settings: Settings
     notes: list[str]
     outlook: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]] | None
-    grouped: bool = False
+    grouped: str = ""
 
     def score(self, space: str, measure: str, set: str = "reference") -> Score | None:
         """The score of all proteins, if there is one."""
@@ -124,7 +124,9 @@ def _outside(found: Findings) -> list[Score]:
     if found.outlook is None or not len(found.outlook[2]):
         return []
     outside = found.outlook[2]
-    note = "farther from every reference than 95 % of references from theirs"
+    if len(set(found.references.groups)) < 2:
+        return []
+    note = "farther from every reference than 95 % of references from their nearest"
     share = float(outside.mean())
     return [Score(FULL, "query", "outside", "all", share, expected=0.05, rows=len(outside), note=note)]
 
@@ -132,6 +134,8 @@ def _outside(found: Findings) -> list[Score]:
 def first_lines(found: Findings) -> list[str]:
     """The sentences that a reader must see first: verdict, queries, what not to read into the picture."""
     lines = [_verdict(found)]
+    if not found.why_not:
+        lines.append(_judged_by(found))
     if found.queries is not None:
         lines.append(_query_line(found))
     methods = [METHOD_NAMES[one.method] for one in found.made.projections if one.method != "pca"]
@@ -143,6 +147,18 @@ def first_lines(found: Findings) -> list[str]:
     return lines
 
 
+def _judged_by(found: Findings) -> str:
+    if found.grouped:
+        return (
+            f"Judged by groups ({found.grouped}): members of a group do not count as neighbours and are drawn and "
+            "shuffled as a whole."
+        )
+    return (
+        "No groups of relatives are known, so proteins count as independent: many close relatives under one label make "
+        "it look better separated than it is."
+    )
+
+
 def _verdict(found: Findings) -> str:
     if found.why_not:
         return f"Whether labels separate cannot be judged: {found.why_not}."
@@ -151,18 +167,23 @@ def _verdict(found: Findings) -> str:
     if score is None or score.value != score.value:
         return "Whether labels separate cannot be judged: the score is undefined."
     beyond = score.p_value < 0.05 and score.value > score.expected
-    chance = f"p {'=' if score.p_value > 0.0011 else '<'} {max(score.p_value, 0.001) if beyond else score.p_value:.2g}"
+    chance = f"p = {score.p_value:.2g}" if score.p_value >= 0.001 else "p < 0.001"
+    one = "protein" if found.references.positions is None else "site"
+    count = int(score.note.split()[0])
     if score is agreement:
         what = (
-            f"{_percent(score.value)} of a protein's {score.note.split()[0]} nearest neighbours carry its label"
-            f"{_range(score, _percent)}, {_percent(score.expected)} under random labels ({chance})"
+            f"{_percent(score.value)} of a {one}'s {count} nearest neighbours carry its label"
+            if count > 1
+            else f"the nearest neighbour carries a {one}'s label in {_percent(score.value)} of cases"
         )
+        what += f"{_range(score, _percent)}, {_percent(score.expected)} under random labels ({chance})"
         if beyond:
             return f"The labels separate beyond chance in the full embedding space: {what}."
         return f"No sign that the labels separate in the full embedding space: {what}."
+    others = f"the mean of its {count} nearest neighbours" if count > 1 else "that of its nearest neighbour"
     what = (
-        f"the correlation (Spearman) of a protein's number with the mean of its {score.note.split()[0]} nearest "
-        f"neighbours is {_two(score.value)}{_range(score, _two)}, {_two(score.expected)} under random labels ({chance})"
+        f"the correlation (Spearman) of a {one}'s number with {others} is "
+        f"{_two(score.value)}{_range(score, _two)}, {_two(score.expected)} under random labels ({chance})"
     )
     if beyond:
         return f"The labels vary with the place in the full embedding space beyond chance: {what}."
@@ -172,10 +193,15 @@ def _verdict(found: Findings) -> str:
 def _query_line(found: Findings) -> str:
     assert found.queries is not None and found.outlook is not None
     total, outside = len(found.queries), int(found.outlook[2].sum())
-    line = (
-        f"{outside:,} of {total:,} queries lie outside of what the references span (farther from every reference than "
-        "95 % of the references from theirs); they are drawn among the references all the same."
-    )
+    if len(set(found.references.groups)) < 2:
+        line = "Whether queries lie outside of what the references span cannot be told: the references are one group."
+    else:
+        lie = "query lies" if total == 1 else "queries lies" if outside == 1 else "queries lie"
+        line = (
+            f"{outside:,} of {total:,} {lie} outside of what the references span (farther from every reference than "
+            "95 % of the references from their nearest)"
+        )
+        line += "; the picture draws such among the references all the same." if outside else "."
     score = found.score(FULL, "neighbour_agreement", "query")
     if score is not None:
         line += (
@@ -286,14 +312,17 @@ def _done(found: Findings) -> list[str]:
     if one.pooling:
         model += f", pooling {one.pooling}"
     labelled = int(found.labels.known[: len(found.references)].sum())
-    lines = [f"{len(found.references):,} references of {plain(found.references.name)} ({model})."]
+    total = len(found.references)
+    lines = [f"{total:,} reference{'' if total == 1 else 's'} of {plain(found.references.name)} ({model})."]
     if found.queries is not None:
+        asked, name = len(found.queries), plain(found.queries.name)
         lines.append(
-            f"{len(found.queries):,} queries of {plain(found.queries.name)}, placed by transform; nothing was fitted "
+            f"{asked:,} {'query' if asked == 1 else 'queries'} of {name}, placed by transform; nothing was fitted "
             "to them."
         )
     if found.source:
-        lines.append(f"{labelled:,} references have a label ({plain(found.source)}).")
+        have = "reference has" if labelled == 1 else "references have"
+        lines.append(f"{labelled:,} {have} a label ({plain(found.source)}).")
     scaled = "each dimension scaled to standard deviation 1" if settings.standardise else "dimensions as they are"
     lines.append(f"{settings.metric.capitalize()} distance, {scaled}.")
     methods = [made.method for made in found.made.projections]
@@ -309,13 +338,6 @@ def _done(found: Findings) -> list[str]:
         if len(told) == 2:
             told[-1] = told[-1].replace("both ", "")
         lines.append(f"{'; '.join(told)} ({_percent(share)} of the variance); seed {settings.seed}.")
-    if not found.why_not:
-        lines.append(
-            "Members of a group do not count as neighbours; groups are resampled and shuffled as a whole."
-            if found.grouped
-            else "Proteins count as independent. Many close relatives under one label make it look better separated "
-            "than it is; name a column of groups if there are any."
-        )
     return lines
 
 

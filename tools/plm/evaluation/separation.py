@@ -191,9 +191,22 @@ class Judge:
         different = len({self.labels.texts[row] for row in self._known})
         if different == 1:
             return f"all {len(self._known)} labels are the same ({self.labels.texts[self._known[0]]})"
-        if len(np.unique(self.groups[self._known])) < 3:
+        groups = self.groups[self._known]
+        if len(np.unique(groups)) < 3:
             return "the labelled proteins belong to fewer than three groups"
+        if self.labels.kind == "class":
+            pairs = set(zip(self.labels.codes[self._known].tolist(), groups.tolist(), strict=True))
+            if len(pairs) == different:
+                if different == len(self._known):
+                    return "no two proteins carry the same label"
+                return "each label is that of a single group, so that nothing tells labels from relationship"
         return ""
+
+    @property
+    def _most_neighbours(self) -> int:
+        """Neighbours that every labelled protein has outside of its own group, at most those wanted."""
+        _, sizes = np.unique(self.groups[self._known], return_counts=True)
+        return min(self.neighbours, len(self._known) - int(sizes.max()))
 
     def space(self, name: str, points: Array) -> list[Score]:
         """Scores of the references in one space.
@@ -204,9 +217,8 @@ class Judge:
         """
         if self.why_not:
             return []
-        count = min(self.neighbours, len(self._known) - 1)
         places = self._known[
-            nearest(points[self._scored], points[self._known], count, self.groups[self._scored],
+            nearest(points[self._scored], points[self._known], self._most_neighbours, self.groups[self._scored],
                     self.groups[self._known])[0]
         ]  # fmt: skip
         if self.labels.kind == "number":
@@ -218,7 +230,7 @@ class Judge:
             scores.append(self._silhouette(name, points))
         return scores
 
-    def queries(self, name: str, references: Array, points: Array, labels: Labels) -> list[Score]:
+    def queries(self, name: str, references: Array, points: Array, labels: Labels, groups: Ints) -> list[Score]:
         """Whether labelled queries lie among references of their label, or of numbers like theirs.
 
         Args:
@@ -226,21 +238,21 @@ class Judge:
             references: (N, D) float32.
             points: (Q, D) float32.
             labels: Of the queries, in the classes of the references.
+            groups: (Q,) groups of the queries, numbered as those of the references.
         """
         asked = np.flatnonzero(labels.known)
         if self.why_not or not len(asked):
             return []
-        count = min(self.neighbours, len(self._known))
-        own = np.full(len(asked), -1, dtype=np.int64)  # of no reference's group
+        own, count = groups[asked], self._most_neighbours
         places = self._known[nearest(points[asked], references[self._known], count, own, self.groups[self._known])[0]]
         note = f"{count} nearest references"
         if self.labels.kind == "number":
-            return [self._correlated(name, "query", labels.numbers[asked], places, np.arange(len(asked)), note)]
+            return [self._correlated(name, "query", labels.numbers[asked], places, own, note)]
         codes = labels.codes[asked][:, None]
         share = (self.labels.codes[places] == codes).mean(axis=1)
         drawn = self._shuffles(self.labels.codes, self.resamples)
         shuffled = [float((shuffle[places] == codes).mean()) for shuffle in drawn]
-        low, high = _bootstrap(share, np.arange(len(asked)), self.resamples, self.seed)
+        low, high = _bootstrap(share, own, self.resamples, self.seed)
         value = float(share.mean())
         return [
             Score(
@@ -362,29 +374,32 @@ class Judge:
         )  # fmt: skip
 
     def _shuffles(self, values: NDArray[Any], count: int) -> Iterator[NDArray[Any]]:
-        """The labels of all proteins, shuffled among the labelled ones."""
+        """The labels of all proteins, shuffled among the labelled ones, whole groups at a time.
+
+        A group gets the labels of another one, in an order by chance and over again if it has more members, so that
+        members of a group stay as much alike as they are.
+        """
         generator = np.random.default_rng(self.seed + 1)
         known, drawn = self._known, values.copy()
-        group_labels = _one_a_group(values[known], self.groups[known])
+        index = np.unique(self.groups[known], return_inverse=True)[1]
+        sizes = np.bincount(index)
+        own, starts = values[known], np.cumsum(sizes) - sizes
+        by_group = np.argsort(index, kind="stable")
+        alike = (own[by_group[starts]][index] == own).all()
+        rank = np.empty(len(own), dtype=np.int64)
+        rank[by_group] = np.arange(len(own)) - np.repeat(starts, sizes)
         for _ in range(count):
-            if group_labels is None:
-                drawn[known] = values[known][generator.permutation(len(known))]
+            other = generator.permutation(len(sizes))[index]
+            if alike:
+                drawn[known] = own[by_group[starts[other]]]
             else:
-                labels, index = group_labels
-                drawn[known] = labels[generator.permutation(len(labels))][index]
+                order = by_group[np.argsort(generator.random(len(own))[by_group] + index[by_group], kind="stable")]
+                drawn[known] = own[order[starts[other] + rank % sizes[other]]]
             yield drawn
 
     @staticmethod
     def _among(rows: Ints, all_rows: int) -> str:
         return "" if len(rows) == all_rows else f"; random sample of {len(rows)} of {all_rows} proteins"
-
-
-def _one_a_group(values: NDArray[Any], groups: Ints) -> tuple[NDArray[Any], Ints] | None:
-    """Label of each group and each row's group, if the rows of a group share theirs and there are groups at all."""
-    _, first, index = np.unique(groups, return_index=True, return_inverse=True)
-    if len(first) == len(groups) or not (values[first][index] == values).all():
-        return None
-    return values[first], index.astype(np.int64)
 
 
 def nearest(points: Array, others: Array, count: int, groups: Ints, other_groups: Ints) -> tuple[Ints, Floats]:
