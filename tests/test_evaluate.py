@@ -184,7 +184,7 @@ def test_no_better_and_too_few_groups_are_said(simulated: Path) -> None:
         evaluation.rows, "binary", evaluation.classes, (*evaluation.models, twin), "test", "group"
     )
     found = assessment.assess(both, "auroc", best_baseline="baseline: twin", resamples=200)
-    assert "one is no better than the best baseline (twin)" in found.verdict()
+    assert "one is not shown to be better than the best baseline (twin)" in found.verdict()
     assert "difference 0.000, 95 % interval 0.000 to 0.000" in found.verdict()
     few = both.rows.copy()
     few["group"] = np.where(np.arange(len(few)) % 2, "a", "b")

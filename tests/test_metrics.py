@@ -176,7 +176,7 @@ def test_comparison_sees_a_real_difference_and_no_other() -> None:
     turned = comparison.compare(("b", "a"), "auroc", (value[1], value[0]), (resampled[1], resampled[0]))
     assert turned.verdict == "is worse than" and turned.low == pytest.approx(-found.high)
     same = comparison.compare(("a", "a"), "auroc", (value[0], value[0]), (resampled[0], resampled[0]))
-    assert same.verdict == "is no better than" and same.p_value == 1
+    assert same.verdict == "is not shown to be better than" and same.p_value == 1
     few = comparison.compare(("a", "b"), "auroc", (value[0], value[1]), None)
     assert few.verdict == "cannot be told from"
 

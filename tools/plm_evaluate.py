@@ -22,6 +22,7 @@ from plm.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from plm.evaluation.assessment import Leaking
     from plm.evaluation.predictions import Evaluation
     from plm.learning.baselines import Answer
 
@@ -115,13 +116,14 @@ def run(args: Arguments) -> None:
     log.info("%d rows (%s), %s task, main metric %s", len(evaluation.rows), evaluation.splits, evaluation.kind, metric)
     answers: list[Answer] = []
     identity: NDArray[np.float64] | None = None
-    best, notes = "", list[str]()
+    best, notes, leaking, training_rows = "", list[str](), None, None
     if args.training is not None:
-        answers, identity, best, notes = _baselines(args, evaluation, metric)
+        answers, identity, best, notes, training_rows = _baselines(args, evaluation, metric)
+        leaking = _leaking(args.training, evaluation)
         evaluation = _with_baselines(evaluation, answers)
     found = assessment.assess(
-        evaluation, metric, best_baseline=best, identity=identity, identity_bins=args.bins, resamples=args.resamples,
-        seed=args.seed,
+        evaluation, metric, best_baseline=best, identity=identity, identity_bins=args.bins, leaking=leaking,
+        resamples=args.resamples, seed=args.seed,
     )  # fmt: skip
     with stage.Outputs() as out:
         if args.metrics:
@@ -137,6 +139,7 @@ def run(args: Arguments) -> None:
             report = evaluation_report.write_up(
                 found, figures=list(args.figures()), with_comparison=args.comparison is not None,
                 with_metrics=args.metrics is not None, baselines=told, notes=notes, resamples=args.resamples,
+                training_rows=training_rows,
             )  # fmt: skip
             report.write(out.path(args.report))
     for line in evaluation_report.rows_told(found):
@@ -148,6 +151,17 @@ def run(args: Arguments) -> None:
     for name in (model.name for model in evaluation.models if not model.finished):
         log.info("UNFINISHED: the training of %s was cut short", name)
     log.info("%s", found.verdict())
+    if found.leaking is not None:
+        log.info("%s", found.leakage())
+
+
+def _leaking(training: Path, evaluation: Evaluation) -> Leaking:
+    """What the evaluated rows share with training; the dataset was checked for the baselines before."""
+    from plm.data import records
+    from plm.learning import leaking_rows
+
+    ids = [name for name, _ in evaluation.keys()]  # noqa: SIM118 - a method that makes the keys
+    return leaking_rows.leaking(records.read_dataset(training), ids, stage.threads())
 
 
 def _check_task(args: Arguments, kind: str) -> None:
@@ -162,8 +176,9 @@ def _check_task(args: Arguments, kind: str) -> None:
 
 def _baselines(
     args: Arguments, evaluation: Evaluation, metric: str
-) -> tuple[list[Answer], NDArray[np.float64], str, list[str]]:
-    """Answers of the baselines, identity of each row to training, the baseline to beat, and how it was done."""
+) -> tuple[list[Answer], NDArray[np.float64], str, list[str], int]:
+    """Answers of the baselines, identity of each row to training, the baseline to beat, how it was done, training rows.
+    """
     from plm.data import records
     from plm.learning import baseline_rows, baselines
 
@@ -181,7 +196,7 @@ def _baselines(
     if prepared.training_rows > args.baseline_rows:
         notes.append(f"of the training rows the baselines saw a random sample of {args.baseline_rows}")
     notes.append(f"Identity to the nearest training row: {prepared.measure}")
-    return answers, identity, baselines.best_of(answers, metric).name, notes
+    return answers, identity, baselines.best_of(answers, metric).name, notes, prepared.training_rows
 
 
 def _with_baselines(evaluation: Evaluation, answers: Sequence[Answer]) -> Evaluation:
@@ -221,7 +236,9 @@ def _answers_table(evaluation: Evaluation, answers: Sequence[Answer]) -> Any:
 
 
 def _write(table: Any, path: Path) -> None:
-    table.to_csv(path, sep="\t", index=False, lineterminator="\n")
+    from plm.data.tables import write_table
+
+    write_table(table, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -49,6 +49,53 @@ class Line:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Leaking:
+    """What the evaluated rows share with rows that the model was trained or chosen on.
+
+    Attributes:
+        rows: (N,) which rows share a protein, a group or a relative.
+        protein: Rows that share a protein.
+        near: Rows that lie within ``residues`` of a site of the same protein on the other side.
+        relative: Rows with a relative of at least ``limit`` identity.
+        residues: See ``near``.
+        limit: See ``relative``, 0-1.
+        sides: The rows that were compared with, in words.
+    """
+
+    rows: NDArray[np.bool_]
+    protein: int
+    near: int
+    relative: int
+    residues: int
+    limit: float
+    sides: str
+
+    def sentence(self) -> str:
+        """How many rows leak, and by what."""
+        count, total = int(self.rows.sum()), len(self.rows)
+        if not count:
+            return (
+                f"No leakage found: none of the {total} evaluated rows shares a protein, a group or a relative "
+                f"({self.limit:.0%} identity or more) with {self.sides}."
+            )
+        verb = "leaks" if count == 1 else "leak"
+        causes = [
+            f"{number} {text}"
+            for number, text in (
+                (self.protein, f"of the same protein as {self.sides}"),
+                (self.near, f"within {self.residues} residues of a site of these in the same protein"),
+                (self.relative, f"with a relative among these of {self.limit:.0%} identity or more"),
+            )
+            if number
+        ]
+        return f"LEAKAGE: {count} of the {total} evaluated rows {verb}: {', '.join(causes) or 'of a shared group'}."
+
+
+LEAKING, ALONE = "rows that leak", "rows that share nothing with training"
+"""Strata of an evaluation whose rows leak."""
+
+
 @dataclass
 class Assessment:
     """What an evaluation found.
@@ -60,6 +107,7 @@ class Assessment:
         comparisons: Every pair of models that was compared.
         groups: Number of groups among the evaluated rows.
         best_baseline: Name of the baseline that was best in the inner cross-validation; empty without baselines.
+        leaking: What the rows share with training; None if no training table was given.
     """
 
     evaluation: Evaluation
@@ -68,6 +116,7 @@ class Assessment:
     comparisons: list[Comparison]
     groups: int
     best_baseline: str = ""
+    leaking: Leaking | None = None
     _index: dict[tuple[str, str, str, str], Line] = field(default_factory=dict, repr=False)
 
     def line(self, model: str, metric: str, name: str = ALL, stratum: str = OVERALL) -> Line:
@@ -132,6 +181,23 @@ class Assessment:
             f"difference {one.difference:.3f}, 95 % interval {one.low:.3f} to {one.high:.3f}"
         )
 
+    def leakage(self) -> str:
+        """The sentence on leakage, with the score on rows without it where some rows leak; empty if nobody looked."""
+        if self.leaking is None:
+            return ""
+        told = self.leaking.sentence()
+        if not self.leaking.rows.any():
+            return told
+        told += " Scores on such rows are too good for proteins unlike those of training"
+        own = next(model.name for model in self.evaluation.models if not model.baseline)
+        line = self.line(own, self.metric, stratum=ALONE)
+        if not line.n:
+            return f"{told}; no row is free of it."
+        name = metric_name(self.metric)
+        value = "undefined" if math.isnan(line.value) else number(line.value) + interval_text(line.low, line.high)
+        rows = f"{line.n} row{'' if line.n == 1 else 's'}"
+        return f"{told}; on the {rows} that share nothing with them the {name} of {own} is {value}."
+
     def better_baselines(self) -> list[str]:
         """Baselines that scored higher on the evaluated rows than the one that inner cross-validation chose."""
         if not self.best_baseline:
@@ -152,6 +218,7 @@ def assess(
     best_baseline: str = "",
     identity: NDArray[np.float64] | None = None,
     identity_bins: Sequence[float] = (30, 50),
+    leaking: Leaking | None = None,
     resamples: int = 1000,
     seed: int = 42,
 ) -> Assessment:
@@ -163,6 +230,7 @@ def assess(
         best_baseline: Name of the baseline to beat; empty without baselines.
         identity: (N,) identity of each row to its nearest training row, 0-1; None: no strata.
         identity_bins: Upper ends of the strata in percent, ascending.
+        leaking: What the rows share with training; rows that leak and rows that do not are then strata too.
         resamples: Bootstrap resamples.
         seed: Of the resamples.
     """
@@ -175,13 +243,16 @@ def assess(
         lines += _lines(model, OVERALL, np.full(len(index), True), groups, boot)
         if boot is not None:
             resampled[model.name] = boot[metric, ALL]
-    found = Assessment(evaluation, metric, lines, [], groups, best_baseline)
+    found = Assessment(evaluation, metric, lines, [], groups, best_baseline, leaking)
     for first, second in _pairs(evaluation.models, best_baseline):
         values = (found.line(first, metric).value, found.line(second, metric).value)
         pair = (resampled[first], resampled[second]) if draws is not None else None
         found.comparisons.append(compare((first, second), metric, values, pair))
     if identity is not None:
         for name, inside in strata(identity, identity_bins):
+            found.lines += _stratum(evaluation, name, inside, index, resamples, seed)
+    if leaking is not None and leaking.rows.any():
+        for name, inside in ((LEAKING, leaking.rows), (ALONE, ~leaking.rows)):
             found.lines += _stratum(evaluation, name, inside, index, resamples, seed)
     return found
 

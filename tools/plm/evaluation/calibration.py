@@ -77,6 +77,26 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
     return float(np.abs(gap).sum() / len(confidence))
 
 
+def chance_ece(probabilities: ArrayLike, bins: int = 10, draws: int = 500, seed: int = 0) -> float:
+    """The calibration error that chance alone gives at most (95 % of the time), were the probabilities exactly right.
+
+    Args:
+        probabilities: As for :func:`ece`.
+        bins: As for :func:`ece`.
+        draws: Simulated sets of labels.
+        seed: Of the simulation.
+    """
+    values = np.asarray(probabilities, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    confidence = values if values.ndim == 1 else values.max(axis=1)
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    errors = []
+    for _ in range(draws):
+        hit = generator.random(len(confidence)) < confidence
+        errors.append(np.abs(np.bincount(index, weights=confidence - hit, minlength=bins)).sum() / len(confidence))
+    return float(np.quantile(errors, 0.95))
+
+
 def reliability(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = 10
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:

@@ -38,13 +38,13 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``beats``, ``is worse than``, ``is no better than``, or ``cannot be told from`` without an interval."""
+        """``beats``, ``is worse than``, ``is not shown to be better than`` or ``cannot be told from`` (no interval)."""
         if not (np.isfinite(self.low) and np.isfinite(self.high)):
             return "cannot be told from"
         low, high = (-self.high, -self.low) if self.metric in LOWER_IS_BETTER else (self.low, self.high)
         if low > 0:
             return "beats"
-        return "is worse than" if high < 0 else "is no better than"
+        return "is worse than" if high < 0 else "is not shown to be better than"
 
 
 def compare(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from plm.evaluation.assessment import OVERALL, Assessment, Line, interval_text
+from plm.evaluation.calibration import chance_ece, ece
 from plm.evaluation.figures import metric_name
 from plm.evaluation.intervals import FEWEST_GROUPS
 from plm.evaluation.metrics import METRICS
@@ -23,7 +24,7 @@ _TITLES = {
     "residuals": "Errors",
 }
 _HEADLINE = {
-    "binary": ("auroc", "auprc", "mcc", "accuracy"),
+    "binary": ("auroc", "auprc", "mcc", "accuracy", "sensitivity", "specificity"),
     "multiclass": ("macro_f1", "macro_auroc", "mcc", "accuracy"),
     "number": ("spearman", "pearson", "rmse", "r2"),
 }
@@ -39,6 +40,7 @@ def write_up(
     baselines: Sequence[tuple[str, str, str, float]] = (),
     notes: Sequence[str] = (),
     resamples: int = 1000,
+    training_rows: int | None = None,
 ) -> Report:
     """Puts the report together.
 
@@ -50,9 +52,21 @@ def write_up(
         baselines: (name, how it works, setting, inner score) of each baseline.
         notes: Further sentences on how it was done.
         resamples: Bootstrap resamples.
+        training_rows: Rows that the baselines learnt from; None without a training table.
     """
     evaluation = found.evaluation
     report = Report(plain(found.verdict()))
+    if found.leakage():
+        report.paragraph(f"**{plain(found.leakage())}**")
+    better = found.better_baselines()
+    if better:
+        report.paragraph(
+            f"On these rows {plain(', '.join(better))} scored higher than the baseline to beat, which was chosen "
+            "without looking at them."
+        )
+    few = few_rows(found, training_rows)
+    if few:
+        report.paragraph(f"⚠ {few}")
     unfinished = [model.name for model in evaluation.models if not model.finished]
     if unfinished:
         report.paragraph(
@@ -67,20 +81,27 @@ def write_up(
         report.paragraph("The same for single trainings: mean ± standard deviation over seeds.")
         report.rows(*seeds)
     if with_metrics:
-        report.paragraph("All scores, sensitivity, specificity and calibration among them, are in the last table.")
+        report.paragraph("Every score stands in the last table.")
     for figure in figures:
         report.heading(_TITLES[figure], 3).image(figure)
+        if figure == "calibration":
+            report.bullets([f"{plain(name)}: {text}" for name, text in calibration_told(found)])
     if with_comparison:
         report.heading("Paired comparison")
         report.paragraph(
-            f"Difference in {metric_name(found.metric)} of each pair on the same rows under the same resamples of "
-            "groups. An interval that excludes 0 is a difference beyond chance."
+            f"Difference in {metric_name(found.metric)} of each pair on the same rows"
+            + (
+                " under the same resamples of groups. An interval that excludes 0 is a difference beyond chance; of "
+                "twenty pairs without any, one would show such an interval."
+                if found.groups >= FEWEST_GROUPS
+                else f". With {_groups(found.groups)} there are no intervals, so no difference is shown."
+            )
         )
         report.table("comparison", title="Paired comparison")
     strata = _strata_table(found)
     if strata:
-        report.heading("By identity to the training rows")
-        report.paragraph("A model that only recognises relatives of its training rows fails in the lowest stratum.")
+        report.heading("By likeness to the training rows")
+        report.paragraph(_strata_told(found))
         report.rows(*strata)
     if baselines:
         report.heading("Baselines").bullets(_baselines_told(found, baselines))
@@ -114,8 +135,53 @@ def rows_told(found: Assessment) -> list[str]:
 
 def _headline(found: Assessment) -> str:
     if found.groups < FEWEST_GROUPS:
-        return f"{found.groups} groups are too few for intervals (at least {FEWEST_GROUPS} are needed)."
-    return "In brackets the 95 % interval over groups. A model with several seeds answers as an ensemble."
+        return f"{_groups(found.groups)} are too few for intervals (at least {FEWEST_GROUPS} are needed)."
+    told = "In brackets the 95 % interval over groups."
+    if any(len(model.members) > 1 for model in found.evaluation.models):
+        told += " A model with several seeds answers as an ensemble."
+    if len(found.evaluation.models) > _MOST_MODELS:
+        told += f" The first {_MOST_MODELS} of {len(found.evaluation.models)} models are shown."
+    return told
+
+
+def _groups(count: int) -> str:
+    return f"{count} group{'' if count == 1 else 's'}"
+
+
+FEW_ROWS = 50
+
+
+def few_rows(found: Assessment, training_rows: int | None) -> str:
+    """A warning where so few rows were learnt from or judged that the scores say little; else empty."""
+    count = len(found.evaluation.rows)
+    told = []
+    if count < FEW_ROWS:
+        told.append(f"only {count} row{' is' if count == 1 else 's are'} judged")
+    if training_rows is not None and training_rows < FEW_ROWS:
+        verb = "row was" if training_rows == 1 else "rows were"
+        told.append(f"only {training_rows} training {verb} there to learn from")
+    return f"Few rows: {' and '.join(told)}, so other rows may give quite other scores." if told else ""
+
+
+def calibration_told(found: Assessment) -> list[tuple[str, str]]:
+    """For each model (and the baseline to beat) whether its probabilities are shown to be off: (name, answer).
+
+    The calibration error is compared with that of labels drawn from the probabilities themselves, which are then
+    right by making: few rows alone make an error.
+    """
+    answers = []
+    for model in found.evaluation.models:
+        if model.baseline and model.name != found.best_baseline:
+            continue
+        scores = model.scored.scores[:, 1] if model.scored.kind == "binary" else model.scored.scores
+        error, chance = ece(scores, model.scored.truth), chance_ece(scores)
+        off = f"on average {100 * error:.0f} percentage points lie between probability and frequency"
+        least = f"{100 * chance:.0f}"
+        if error > chance:
+            answers.append((model.name, f"no, {off}, where chance alone would give up to {least}"))
+        else:
+            answers.append((model.name, f"not shown to be off: {off}, and with so few rows chance gives up to {least}"))
+    return answers
 
 
 def _score_table(found: Assessment) -> tuple[list[str], list[list[str]]]:
@@ -152,6 +218,13 @@ def _cell(line: Line) -> str:
     return number(line.value) + interval_text(line.low, line.high, 2)
 
 
+def _strata_told(found: Assessment) -> str:
+    told = "A model that only recognises relatives of its training rows fails on rows that are unlike these."
+    if found.leaking is not None and found.leaking.protein:
+        told += " Rows of a training protein leak even where their windows are unlike."
+    return told
+
+
 def _strata_table(found: Assessment) -> tuple[list[str], list[list[str]]] | None:
     strata = list(dict.fromkeys(line.stratum for line in found.lines if line.stratum != OVERALL))
     if not strata:
@@ -175,13 +248,8 @@ def _baselines_told(found: Assessment, baselines: Sequence[tuple[str, str, str, 
     for name, about, setting, inner in baselines:
         mark = " **The one to beat.**" if name == found.best_baseline else ""
         chosen = f"; setting {setting}" if setting else ""
-        lines.append(f"{plain(name)}: {about}{chosen}; inner {metric} {number(inner)}.{mark}")
-    better = found.better_baselines()
-    if better:
-        lines.append(
-            f"On these rows {plain(', '.join(better))} scored higher than the one to beat, which was chosen without "
-            "looking at them. The comparison table has every baseline."
-        )
+        score = f"{metric} {number(inner)} in cross-validation on the training rows"
+        lines.append(f"{plain(name)}: {about}{chosen}; {score}.{mark}")
     return lines
 
 
@@ -189,6 +257,8 @@ def _method(found: Assessment, resamples: int) -> list[str]:
     lines = [
         f"Main metric: {metric_name(found.metric)}; all: {', '.join(map(metric_name, METRICS[found.evaluation.kind]))}"
     ]
+    if found.leaking is None:
+        lines.append("Nobody looked for leakage, because no training table was given")
     if found.groups >= FEWEST_GROUPS:
         lines.append(
             f"Intervals: percentile bootstrap, {resamples} resamples of whole groups; p values from the same resamples"
