@@ -41,6 +41,12 @@ def tiny_t5() -> Path:
 
 
 @pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models are laid out for tests that share a loaded one."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(scope="session")
 def starter() -> Path:
     return TOOLS / "models" / "starter"
 

@@ -55,13 +55,13 @@ def read(path: Path) -> Rows:
 
 
 @pytest.fixture(scope="module")
-def esm(tiny_esm2: Path) -> LoadedModel:
-    return load_model(resolve_model(str(tiny_esm2), workdir=tiny_esm2), purpose="masked_lm")
+def esm(tiny_esm2: Path, workplace: Path) -> LoadedModel:
+    return load_model(resolve_model(str(tiny_esm2), workdir=workplace), purpose="masked_lm")
 
 
 @pytest.fixture(scope="module")
-def body(tiny_esm2: Path) -> LoadedModel:
-    return load_model(resolve_model(str(tiny_esm2), workdir=tiny_esm2))
+def body(tiny_esm2: Path, workplace: Path) -> LoadedModel:
+    return load_model(resolve_model(str(tiny_esm2), workdir=workplace))
 
 
 # -- CKA --------------------
@@ -188,8 +188,8 @@ def test_a_row_makes_no_difference(esm: LoadedModel) -> None:
     np.testing.assert_allclose(one.log_p, other.log_p, atol=2e-5)
 
 
-def test_bfloat16_hardly_moves_the_perplexity(esm: LoadedModel, tiny_esm2: Path) -> None:
-    half = load_model(resolve_model(str(tiny_esm2), workdir=tiny_esm2), purpose="masked_lm", dtype="bfloat16")
+def test_bfloat16_hardly_moves_the_perplexity(esm: LoadedModel, tiny_esm2: Path, workplace: Path) -> None:
+    half = load_model(resolve_model(str(tiny_esm2), workdir=workplace), purpose="masked_lm", dtype="bfloat16")
     put = ask(proteins(40, seed=6))
     lines = masked_scores.scores(
         put.asked, [masked_scoring.answer(name, one, put) for name, one in (("single", esm), ("half", half))]
@@ -466,8 +466,8 @@ def test_parquet_and_fasta_are_read_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cost_is_measured_in_processes_of_their_own(tiny_esm2: Path, tiny_t5: Path) -> None:
-    models = [(path.name, resolve_model(str(path), workdir=path)) for path in (tiny_esm2, tiny_t5)]
+def test_cost_is_measured_in_processes_of_their_own(tiny_esm2: Path, workplace: Path, tiny_t5: Path) -> None:
+    models = [(path.name, resolve_model(str(path), workdir=workplace)) for path in (tiny_esm2, tiny_t5)]
     told: list[str] = []
     found = cost.measure(models, proteins(5), turns=2, threads=1, device="cpu", precision="fp32", told=told.append)
     assert [one.name for one in found] == ["tiny_esm2", "tiny_t5"] and len(told) == 2
@@ -662,10 +662,10 @@ def test_the_benchmark_prints_a_table_of_real_tasks(
 
 
 @pytest.mark.gpu
-def test_cuda_agrees_with_the_processor(tiny_esm2: Path, esm: LoadedModel) -> None:
+def test_cuda_agrees_with_the_processor(tiny_esm2: Path, workplace: Path, esm: LoadedModel) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    files = resolve_model(str(tiny_esm2), workdir=tiny_esm2)
+    files = resolve_model(str(tiny_esm2), workdir=workplace)
     put = ask(proteins(20, seed=5))
     found = masked_scoring.answer("m", load_model(files, purpose="masked_lm", device="cuda"), put)
     np.testing.assert_allclose(found.log_p, masked_scoring.answer("m", esm, put).log_p, atol=1e-3)

@@ -111,8 +111,8 @@ def run_stage(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_esm2: Path) -> LoadedModel:
-    return load_model(resolve_model(str(tiny_esm2), workdir=tiny_esm2), purpose="masked_lm")
+def tiny(tiny_esm2: Path, workplace: Path) -> LoadedModel:
+    return load_model(resolve_model(str(tiny_esm2), workdir=workplace), purpose="masked_lm")
 
 
 # -- the whole --------------------

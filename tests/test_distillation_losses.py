@@ -82,8 +82,8 @@ def test_all_of_the_highest_logits_are_the_whole_divergence() -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_esm2: Path) -> LoadedModel:
-    return load_model(resolve_model(str(tiny_esm2), workdir=tiny_esm2), purpose="masked_lm")
+def tiny(tiny_esm2: Path, workplace: Path) -> LoadedModel:
+    return load_model(resolve_model(str(tiny_esm2), workdir=workplace), purpose="masked_lm")
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +170,9 @@ def test_a_row_that_defines_no_term_has_a_gradient_of_nothing(store: CorpusStore
 
 
 def test_a_teacher_of_another_vocabulary_sees_the_same_residues(
-    store: CorpusStore, tiny: LoadedModel, tiny_t5: Path
+    store: CorpusStore, tiny: LoadedModel, tiny_t5: Path, workplace: Path
 ) -> None:
-    other = load_model(resolve_model(str(tiny_t5), workdir=tiny_t5))
+    other = load_model(resolve_model(str(tiny_t5), workdir=workplace))
     wants = Wants(False, True, True, other.layers, "intact")
     answer = Teacher(other, store, MASKS, wants).answer(row_of(store, [3, 8]))
     from plm.model import encoder

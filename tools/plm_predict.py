@@ -50,6 +50,7 @@ class Arguments:
     abstain: str
     top_k: int
     duplicate_ids: str
+    nucleotides: str
     submission_columns: str
     predictions: Path
     residues: Path | None
@@ -119,6 +120,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     )
     add("--top-k", type=int, default=3, help="likeliest classes listed in the column top; 0: no such column")
     add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
+    add("--nucleotides", choices=("reject", "keep"), default="reject", help="records that are clearly DNA or RNA")
     add("--predictions", type=stage.output_file, required=True, help="the predictions (tabular)")
     text = "of bundles for residues: a row a residue with its probabilities (tabular)"
     add("--residues", type=stage.output_file, help=text)
@@ -203,7 +205,9 @@ def embed(
     assert args.input is not None
     files, wanted = base_of(bundle, args.bundle.name, args.model, workdir=scratch, allow_hub=args.allow_hub)
     sites = wanted.pooling == "sites"
-    spool = read_spool(args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=sites)
+    spool = read_spool(
+        args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=sites, nucleotides=args.nucleotides
+    )
     device, precision = _device(args, log)
     loaded = load_model(files, dtype="bfloat16" if precision == "bf16" else "float32", device=device)
     check_wanted(loaded, wanted)
@@ -229,11 +233,10 @@ def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) ->
     from plm.data.spool import read_spool
     from plm.evaluation.conformal import Errors
     from plm.model.bundle import DEFAULT_BUDGET, load_bundle
-    from plm.model.bundle_zip import read_manifest
+    from plm.model.bundle_zip import bundle_level
     from plm.model.predicting import Asker
 
-    level = read_manifest(args.bundle).get("task", {}).get("level")
-    if level == "site":
+    if bundle_level(args.bundle) == "site":
         raise UserError(
             "The bundle answers for sites in proteins, not for whole proteins or every residue",
             where=args.bundle.name,
@@ -241,7 +244,9 @@ def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) ->
         )
     if args.input is None:
         raise UserError("A fine-tuned model reads proteins, not embeddings", where=args.bundle.name, fix="Give --input")
-    spool = read_spool(args.input, scratch / "spool", duplicates=args.duplicate_ids)
+    spool = read_spool(
+        args.input, scratch / "spool", duplicates=args.duplicate_ids, nucleotides=args.nucleotides
+    )
     _, precision = _device(args, log)
     bundle = load_bundle(
         args.bundle, args.model, workdir=scratch, device=args.device, precision=precision, allow_hub=args.allow_hub

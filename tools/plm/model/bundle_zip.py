@@ -43,6 +43,16 @@ def bundle_kind(path: str | Path) -> str:
     return str(kind)
 
 
+def bundle_level(path: str | Path) -> str:
+    """What a bundle answers for, as it says itself; nothing else is checked.
+
+    Raises:
+        UserError: As :func:`read_manifest`, or the bundle does not say it.
+    """
+    where = Path(path).name
+    return Fields(read_manifest(path), "The bundle's manifest", where, AGAIN).inside("task").text("level")
+
+
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """A bundle's manifest: a JSON object, its text cleaned; fields are not checked.
 

@@ -49,6 +49,9 @@ def read_vocabulary(folder: Path, where: str) -> dict[str, int]:
 def _pieces(data: bytes, where: str) -> list[tuple[str, int]]:
     import sentencepiece
 
+    if not data:
+        raise UserError("spiece.model is empty", where=where, fix=_FIX)
+    sentencepiece.set_min_log_level(3)  # what it says of a damaged file is several lines
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=data)
         return [(pieces.id_to_piece(index), index) for index in range(pieces.get_piece_size())]
