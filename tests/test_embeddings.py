@@ -310,7 +310,7 @@ def test_groups_are_labels(tmp_path: Path) -> None:
         file["membrane/P1"] = np.zeros(3, "f4")
         file["soluble/P2"] = np.ones(3, "f4")
     with read_embeddings(tmp_path / "x.h5") as read:
-        assert read.ids == ["P1", "P2"] and read.labels == {"group": ["membrane", "soluble"]}
+        assert read.ids == ["membrane/P1", "soluble/P2"] and read.labels == {"group": ["membrane", "soluble"]}
         np.testing.assert_array_equal(read.matrix()[:, 0], [0, 1])
 
 

@@ -48,6 +48,7 @@ class Arguments:
     truth: Path | None
     truth_otherwise: str
     duplicate_ids: str
+    nucleotides: str
     sites: Path
     gff: Path | None
     gff_sites: str
@@ -90,6 +91,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--truth", type=Path, help="table of known sites: accession, 1-based position and perhaps label")
     add("--truth-otherwise", default="", help="class of unlisted candidates in proteins with a listed site")
     add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
+    add("--nucleotides", choices=("reject", "keep"), default="reject", help="records that are clearly DNA or RNA")
     add("--sites", type=stage.output_file, required=True, help="table of every candidate (a predictions table)")
     add("--gff", type=stage.output_file, help="sites as GFF3 on the proteins")
     add("--gff-sites", choices=("called", "all"), default="called", help="which sites the GFF3 has")
@@ -145,7 +147,9 @@ def run(argv: Sequence[str] | None) -> None:
                 "negatives can show: the threshold lies just above all of them."
             )
         truth = None if args.truth is None else read_truth(args.truth, bundle.task, args.truth_otherwise)
-        survey = candidates.survey(args.input, letters, bundle.window, args.duplicate_ids)
+        survey = candidates.survey(
+            args.input, letters, bundle.window, args.duplicate_ids, nucleotides=args.nucleotides
+        )
         scanner = SiteScanner(bundle, args.batch_tokens, log)
         _plan(log, survey, scanner, letters, f"{device.type}, {precision}")
         for note in notes:
@@ -156,11 +160,8 @@ def run(argv: Sequence[str] | None) -> None:
         found = Found(bundle.task, args.tracks)
         _scan(args, scanner, letters, survey, tables, found, truth, log)
         opened.close()
-        if truth and (missed := truth.unmatched()):
-            shown = ", ".join(f"{name} {place}" for name, place in missed[:5])
-            notes.append(
-                f"{len(missed)} of {truth.listed} sites of the list are no candidate of these proteins: {shown}."
-            )
+        if truth and (told := truth.account()):
+            notes.append(told)
             log.warning("Note: %s", notes[-1])
         if scanner.segmented:
             notes.append(
@@ -214,9 +215,11 @@ def _scan(
     task = tables.task
     positive = task.classes[task.positive_index] if task.binary else ""
     progress = stage.Progress(log, survey.candidates, "candidates", every=10.0)
-    records: Iterator = read_proteins(args.input, letters, args.duplicate_ids)
+    records: Iterator = read_proteins(args.input, letters, args.duplicate_ids, args.nucleotides)
     for chunk in chunks(records, scanner.bundle.window, 32 * args.batch_tokens):
         for protein, values in zip(chunk, scanner.score(chunk, progress.advance), strict=True):
+            if truth:
+                truth.see(protein)
             if not protein.sites:
                 tables.skip(protein)
                 found.skip(protein)

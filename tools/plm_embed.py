@@ -47,6 +47,7 @@ class Arguments:
     store: str
     format: str
     duplicate_ids: str
+    nucleotides: str
     embeddings: Path
     status: Path | None
     logits: Path | None
@@ -95,6 +96,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--store", choices=("float32", "float16"), default="float32", help="how numbers are stored")
     add("--format", choices=FORMATS, default="hdf5", help="of the embeddings file")
     add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
+    add("--nucleotides", choices=("reject", "keep"), default="reject", help="records that are clearly DNA or RNA")
     add("--embeddings", type=stage.output_file, required=True, help="the embeddings file")
     add("--status", type=stage.output_file, help="table of what became of each input record")
     text = "table of each residue's log-probabilities of the amino acids (ESM models)"
@@ -131,7 +133,10 @@ def run(argv: Sequence[str] | None) -> None:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
         # Everything wrong with the input is found before the model is loaded.
-        spool = read_spool(args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=args.pooling == "sites")
+        spool = read_spool(
+            args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=args.pooling == "sites",
+            nucleotides=args.nucleotides,
+        )  # fmt: skip
         from plm.model import device as devices
         from plm.model import embed_run
         from plm.model.ranks import Ranks

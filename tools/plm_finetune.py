@@ -93,6 +93,8 @@ class Arguments:
     def __post_init__(self) -> None:
         for flag in ("rank", "epochs", "batch_sequences", "head_width", "seeds"):
             _require(getattr(self, flag) >= 1, flag, "at least 1")
+        last_seed = self.seed + self.seeds - 1
+        _require(last_seed <= stage.LARGEST_SEED, "seed", f"at most {stage.LARGEST_SEED} for the last training")
         for flag in ("patience", "reach", "seed", "weight_decay"):
             _require(getattr(self, flag) >= 0, flag, "at least 0")
         for flag in ("alpha", "learning_rate", "head_learning_rate"):
@@ -207,6 +209,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     log = stage.log(NAME)
 
+    from plm.data.tables import write_table
     from plm.learning import finetuning, release, traces, ways
     from plm.model.bundle import load_bundle
 
@@ -239,10 +242,10 @@ def run(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
         table = release.predictions(bundle, job, calibration)
         if given.predictions is not None:
-            table.to_csv(out.path(given.predictions), sep="\t", index=False, lineterminator="\n")
+            write_table(table, out.path(given.predictions))
         history = traces.history_table(job.history())
         if given.history is not None:
-            history.to_csv(out.path(given.history), sep="\t", index=False, lineterminator="\n", float_format="%.6g")
+            write_table(history, out.path(given.history), "%.6g")
         if given.curves is not None:
             traces.curves(history, job.settings.training.metric, out.path(given.curves))
         if given.report is not None:
@@ -254,7 +257,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def prepare(given: Arguments, workdir: Path) -> Job:
     """Reads data and model and settles everything that decides the result."""
-    from plm.data.records import read_dataset
+    from plm.data.records import labelled_rows, read_dataset
     from plm.learning import objectives
     from plm.learning.finetuning import Job, Settings, file_sha256
     from plm.learning.rows import parts, read_rows
@@ -268,10 +271,13 @@ def prepare(given: Arguments, workdir: Path) -> Job:
     chosen = device.choose_device(given.device)
     precision = device.choose_precision(given.precision, chosen)
     device.announce(log, chosen, precision)
-    frame = read_dataset(given.dataset)
+    frame, labelling = labelled_rows(read_dataset(given.dataset), given.level, given.target, given.dataset.name)
+    log.info("Labels: %s", labelling.why)
+    for note in labelling.notes:
+        log.warning("Note: %s", note)
     rows = read_rows(
-        frame, level=given.level, target=given.target, positive=given.positive_class, window=given.window,
-        name=given.dataset.name,
+        frame, level=labelling.task.level, target=labelling.task.target, positive=given.positive_class,
+        window=given.window, name=given.dataset.name,
     )  # fmt: skip
     splits = parts(frame, given.fold, given.dataset.name)
     if len(given.methods) > 1 and len(splits) > 1:

@@ -26,7 +26,7 @@ from plm.data.examples import Example, Journal
 from plm.data.fasta import CleaningRule
 from plm.data.inputs import read_records, with_unique_ids
 from plm.data.labels import RawRecord, Rule, parse_rule, without_isoform
-from plm.data.tables import read_table
+from plm.data.tables import read_table, write_table
 from plm.data.windows import check_width
 from plm.errors import UserError
 
@@ -222,8 +222,8 @@ def run(args: Arguments) -> None:
         )
     with stage.Outputs() as out:
         write_dataset(frame, out.path(args.dataset))
-        journal.frame().to_csv(out.path(args.rejected), sep="\t", index=False, lineterminator="\n")
-        leakage.to_frame(leaks, near).to_csv(out.path(args.leakage), sep="\t", index=False, lineterminator="\n")
+        write_table(journal.frame(), out.path(args.rejected))
+        write_table(leakage.to_frame(leaks, near), out.path(args.leakage))
         if args.figure is not None:
             account.draw(out.path(args.figure))
         out.path(args.report).write_text(account.report(), encoding="utf-8")
@@ -351,7 +351,8 @@ def _split(
         if args.folds:
             parts, fractions = [str(fold + 1) for fold in range(args.folds)], [1 / args.folds] * args.folds
         groups = [one.id for one in free] if args.split == "random" else [one.group for one in free]
-        for example, part in zip(free, splits.assign(groups, strata(args, free, target), fractions, args.seed), strict=True):
+        places = splits.assign(groups, strata(args, free, target), fractions, args.seed)
+        for example, part in zip(free, places, strict=True):
             example.split = parts[part]
     elif not args.test:
         for example in made:

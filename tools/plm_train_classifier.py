@@ -273,10 +273,11 @@ def _told(material: Material) -> str:
 def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, findings: Any, predictions: Any) -> None:
     """Everything but the bundle and the study."""
     import pandas as pd
+    from plm.data.tables import write_table
     from plm.evaluation import classifier_report, drawing, figures
 
     def table(frame: Any, path: Path) -> None:
-        frame.to_csv(out.path(path), sep="\t", index=False, lineterminator="\n", float_format="%.6g")
+        write_table(frame, out.path(path), "%.6g")
 
     material = trained.material
     history = pd.DataFrame(trained.history())

@@ -50,31 +50,26 @@ def write_logits(path: Path, spool: Spool, rows: Iterable[NDArray[np.float32]]) 
         rows: (L, 20) of each embedded record, in order.
     """
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import compute as pc
 
     names = ["id", "position", "residue", "entropy", *STANDARD_RESIDUES]
-    kinds = [pa.string(), pa.int64(), pa.string(), *[pa.float64()] * 21]
-    schema = pa.schema(list(zip(names, kinds, strict=True)))
-    # Its own header would be in quotation marks.
-    options = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
     with path.open("wb") as handle:
         handle.write(("\t".join(names) + "\n").encode())
-        writer = csv.CSVWriter(handle, schema, write_options=options)
         for (record, number), values in zip(spool.embedded(), rows, strict=True):
             name, sequence = spool.ids[record], spool.sequences[number]
             for start in range(0, len(sequence), _BLOCK):
                 block = values[start : start + _BLOCK].astype(np.float64)
                 entropy = -(np.exp(block) * block).sum(1)
                 columns = [
-                    [name] * len(block),
-                    np.arange(start + 1, start + 1 + len(block)),
-                    list(sequence[start : start + _BLOCK]),
-                    np.round(entropy, 4) + 0.0,
-                    *np.round(block, 4).T,
-                ]
-                arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
-        writer.close()
+                    pa.array([name] * len(block), pa.string()),
+                    pc.cast(pa.array(np.arange(start + 1, start + 1 + len(block))), pa.string()),
+                    pa.array(list(sequence[start : start + _BLOCK]), pa.string()),
+                    *(pc.cast(pa.array(column), pa.string()) for column in (np.round(entropy, 4) + 0.0,
+                                                                            *np.round(block, 4).T)),
+                ]  # fmt: skip
+                # Not by Arrow's writer of CSV, which refuses quotation marks in a table without quotes.
+                lines = pc.binary_join_element_wise(*columns, "\t")
+                handle.write("".join(f"{line}\n" for line in lines.to_pylist()).encode())
 
 
 def write_perplexity(path: Path, spool: Spool, values: Iterable[tuple[float, int]], mode: str) -> None:

@@ -219,7 +219,8 @@ def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
     pooling: Pooling = "" if single else "residues"
     names = list(numeric)
     ids = [
-        hdf5.as_text(str(hdf5.attribute(numeric[key], "original_id", name) or key.rsplit("/", 1)[-1]), name)
+        # An id with a slash lies in a group; the whole path is the id, as other programs leave it.
+        hdf5.as_text(str(hdf5.attribute(numeric[key], "original_id", name) or key), name)
         for key in names
     ]
     labels = {"group": [one_line(key.rpartition("/")[0]) for key in names]} if any("/" in key for key in names) else {}

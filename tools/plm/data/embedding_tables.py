@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from plm.data.embedding_records import FORMAT_NAME, Description, PackedSource, Records, Source, check_ids
-from plm.data.fasta import raw_lines
+from plm.data.own_tables import refuse_other
+from plm.data.text_files import raw_lines, start_of
 from plm.errors import UserError
 from plm.received.documents import as_object, cleaned, has_breaks, one_line, parse_json
 from plm.received.parquet import open_parquet
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 _IDS = ("id", "ids", "accession", "name", "entry", "header", "protein", "identifier", "protein_id")
 _NEVER_VALUES = frozenset(
     (*_IDS, "position", "layer", "label", "labels", "target", "class", "y", "score", "fitness", "split", "fold", "set",
-     "validation", "length", "sequence", "group", "cluster", "taxon")
+     "validation", "length", "sequence", "group", "cluster", "taxon", "line", "start", "end", "count", "n", "index",
+     "row", "rank", "identity", "probability", "evalue", "e_value", "bitscore", "pident", "windows", "encoded")
 )  # fmt: skip
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _NUMBERS_AT_ONCE = 2**20
@@ -188,6 +190,10 @@ class _ParquetTable:
 class _TextTable:
     def __init__(self, path: Path) -> None:
         self._path = path
+        if start_of(path, 2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(
+                "This is neither an embeddings file nor a UTF-8 table: it is UTF-16", fix="Save it as UTF-8 text"
+            )
         header = next((line for _, line in raw_lines(path) if line.strip()), "")
         try:
             header = header.encode("latin-1").decode("utf-8-sig")
@@ -196,7 +202,9 @@ class _TextTable:
         if "\0" in header or not header.strip():
             raise UserError("This is neither an embeddings file (HDF5, npz, Parquet) nor a table")
         self._separator = next((mark for mark in "\t,;" if mark in header), "\t")
-        self._quote = False if self._separator == "\t" else '"'
+        # R quotes the header of a table with tabs, the suite quotes nothing.
+        quoted = header.startswith('"') and all(len(one) > 1 and one[0] == one[-1] == '"' for one in header.split("\t"))
+        self._quote = False if self._separator == "\t" and not quoted else '"'
         self.names: list[str] = (
             next(csv.reader([header], delimiter=self._separator)) if self._quote else header.split("\t")
         )
@@ -299,6 +307,7 @@ def _choose(names: list[str], numeric: list[str]) -> _Columns:
         if follows and len(members) > len(best) and (len(members) > 1 or (prefix, members[0][0]) == ("e", 0)):
             best = [column for _, column in members]
     values = best or [column for column in names if column in numbers and column.lower() not in _NEVER_VALUES]
+    refuse_other(names, "", "embeddings")
     if not values:
         raise UserError(
             f"The table has no columns of numbers (columns: {', '.join(names[:8])})",

@@ -167,10 +167,12 @@ def _mostly_numbers(
     if alike < 0.5 * total or (not any(map(_numeric, strange)) and plain < 0.5 * total):
         return False
     real = {value for value, found in parsed.items() if found is not None}
-    if not real:  # 12 nM, 1,5, >100: as numbers only if they are as many as numbers are
-        return alike > 0.9 * total and len(present) > max(5, total // 4)
-    broken = not all(map(whole, real))
-    return broken or not _counts_classes({int(float(value)) for value in real}, plain)
+    if real and (
+        not all(map(whole, real)) or not _counts_classes({int(float(_with_minus(value))) for value in real}, plain)
+    ):
+        return True
+    # 12 nM, 1,5, >100: as numbers only if they are as many different ones as numbers are
+    return alike > 0.9 * total and len(present) > max(4, total // 4)
 
 
 def _numeric(value: str) -> bool:
@@ -283,10 +285,11 @@ def residue_labels(label: str) -> list[str]:
     return ["" if is_missing(item) else item for item in items]
 
 
-def joined_labels(labels: Iterable[str]) -> str:
-    """Labels of residues as the dataset table holds them: characters where all are one letter, else a comma list."""
+def joined_labels(labels: Iterable[str], string: bool = True) -> str:
+    """Labels of residues as the dataset table holds them: characters where all are one letter (unless ``string`` is
+    False), else a comma list."""
     items = list(labels)
-    if all(len(item) <= 1 and item not in tuple(",;[](){}") and not item.isspace() for item in items):
+    if string and all(len(item) <= 1 and item not in tuple(",;[](){}") and not item.isspace() for item in items):
         return "".join(item or "-" for item in items)
     return ",".join(items) if len(items) > 1 else f"[{','.join(items)}]"
 

@@ -7,7 +7,7 @@ numbers go to a file on disk that is mapped into memory, so that the system may 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from plm import fingerprints
 from plm.data.embeddings import Description, Embeddings, read_embeddings
-from plm.data.tables import Table, read_table
+from plm.data.identifiers import Matches
+from plm.data.label_values import is_missing
+from plm.data.own_tables import refuse_other
+from plm.data.tables import read_table
 from plm.errors import UserError
 
 ID_COLUMNS = ("id", "accession", "protein_id", "identifier", "entry", "protein", "name")
@@ -25,7 +28,6 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "family", "value", "score
 KEPT_COLUMNS = ("sequence", "protein", "protein_position", "group", "cluster", "split", "fold")
 """Columns of the table that training uses, by their names in the dataset table."""
 
-_ACCESSION = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)(?:\|\S*)?$", re.IGNORECASE)
 _BREAKS = re.compile(r"[\t\r\n\v\f\x00-\x08\x0e-\x1f\x85\u2028\u2029]")
 _BLOCK = 4096
 
@@ -151,6 +153,7 @@ def read_labelled(
                 )
             table = _Labels(labels, id_column, label_column, files[0].positions is not None)
             source = f"column {table.label_name} of {table.name}"
+            table.ask(_key(name, position) for file in files for name, position in _keys(file))
         else:
             each, source = _own_labels(files, paths, class_names, label_column, id_column)
         rows: list[_Row] = []
@@ -158,9 +161,10 @@ def read_labelled(
         known: dict[str, int] = {}
         for number, file in enumerate(files):
             for index, (name, position) in enumerate(_keys(file)):
-                key = name if position is None else f"{name}\t{position}"
-                entry = -1 if table is None else table.find(name, position)
+                key = _key(name, position)
+                entry = -1 if table is None else table.find(key)
                 label = each[number][index] if table is None else table.labels[entry] if entry >= 0 else ""
+                label = "" if is_missing(label) else label
                 fate = Fate("embeddings", file.name, index + 1, key, label)
                 fates.append(fate)
                 if not label:
@@ -201,7 +205,7 @@ def read_labelled(
 def _count(made: Labelled) -> None:
     """Notes how many rows are left out, and why."""
     for status, told in (
-        ("no label", "embeddings have an empty label and are not used"),
+        ("no label", "embeddings have no label (empty, NA, nan, ...) and are not used"),
         ("not in the table of labels", "embeddings are not in the table of labels and are not used"),
         ("repeated", "rows repeat another one exactly and are used once"),
     ):
@@ -274,6 +278,10 @@ def _keys(file: Embeddings) -> Iterator[tuple[str, int | None]]:
         yield name, None if places is None else int(places[index])
 
 
+def _key(name: str, position: int | None) -> str:
+    return name if position is None else f"{name}\t{position}"
+
+
 def _read_numbers(
     files: Sequence[Embeddings], fates: Sequence[Fate], rows: int, dimension: int, path: Path
 ) -> NDArray[np.float32]:
@@ -328,17 +336,20 @@ class _Labels:
     """
 
     def __init__(self, path: Path, id_column: str, label_column: str, sites: bool) -> None:
-        table = _read(path)
+        table = read_table(path)
         self.name = table.name
         ids = table.column(id_column, "--id-column") if id_column else table.find(*ID_COLUMNS)
         ids = 0 if ids is None else ids
         labels = table.column(label_column, "--label-column") if label_column else table.find(*LABEL_COLUMNS)
         if labels is None:
+            refuse_other(table.header, table.name, "labels")
             raise UserError(
                 f"Which column holds the labels? (columns: {', '.join(table.header[:12])})",
                 where=table.name,
                 fix="Name it with --label-column",
             )
+        if not label_column:
+            refuse_other(table.header, table.name, "labels", ("dataset", "predictions"))
         self.label_name = table.header[labels]
         # At site level an id comes with several positions.
         places = table.find("position") if sites else None
@@ -357,20 +368,17 @@ class _Labels:
         self._lines = table.lines
         self._keys = [row[ids] if places is None else f"{row[ids]}\t{row[places]}" for row in table.rows]
         self._first: dict[str, int] = {}
-        self._by_accession: dict[str, int] = {}
-        ambiguous: set[str] = set()
         for row, key in enumerate(self._keys):
             if not key:
                 raise UserError("A row without an id", where=f"{self.name}, line {self._lines[row]}")
             first = self._first.setdefault(key, row)
             self._check_same(first, row)
-            short = _accession(key)
-            if self._by_accession.setdefault(short, first) != first:
-                ambiguous.add(short)
-        for short in ambiguous:
-            del self._by_accession[short]
         self._used: set[int] = set()
-        self._translated = 0
+        self._matches = Matches((), ())
+
+    def ask(self, keys: Iterable[str]) -> None:
+        """Names that :meth:`find` will be asked for."""
+        self._matches = Matches(self._first, keys)
 
     def _check_same(self, first: int, row: int) -> None:
         values = {self.label_name: self.labels, **self.columns}
@@ -383,13 +391,10 @@ class _Labels:
                     fix="Give each id once",
                 )
 
-    def find(self, name: str, position: int | None) -> int:
-        """The row of an embedding, by its id or its UniProt accession; -1 if there is none."""
-        key = name if position is None else f"{name}\t{position}"
-        row = self._first.get(key, -1)
-        if row < 0:
-            row = self._by_accession.get(_accession(key), -1)
-            self._translated += row >= 0
+    def find(self, key: str) -> int:
+        """The row of an embedding, by its id or a shorter form of it; -1 if there is none."""
+        found = self._matches.find(key)
+        row = -1 if found is None else self._first[found]
         if row >= 0:
             self._used.add(row)
         return row
@@ -411,25 +416,13 @@ class _Labels:
             else:
                 fate.status = "no label" if row in self._used else "no embedding"
             found.append(fate)
-        if self._translated:
-            notes.append(f"{self._translated} ids were matched by their UniProt accession.")
+        if told := self._matches.told():
+            notes.append(told)
         lacking = [fate for fate in found if fate.status == "no embedding"]
         if lacking:
             shown = ", ".join(_shown(fate.id) for fate in lacking[:5]) + (" and more" if len(lacking) > 5 else "")
             notes.append(f"{len(lacking)} of {len(found)} rows of the table of labels have no embedding: {shown}.")
         return found
-
-
-def _read(path: Path) -> Table:
-    if path.is_file():
-        with path.open("rb") as handle:
-            if handle.read(4) == b"PAR1":
-                from plm.data.records import read_strings
-
-                frame = read_strings(path, "table of labels", "Give a table with ids and labels")
-                rows = [tuple(map(str, row)) for row in frame.itertuples(index=False)]
-                return Table(path.name, tuple(map(str, frame.columns)), rows, list(range(1, len(rows) + 1)))
-    return read_table(path)
 
 
 def _own_labels(
@@ -505,9 +498,3 @@ def _shown(key: str) -> str:
     name, tab, place = key.partition("\t")
     return repr(name) + (f" position {place}" if tab else "")
 
-
-def _accession(key: str) -> str:
-    """``P12345`` of ``sp|P12345|NAME``; a site keeps its position."""
-    name, tab, place = key.partition("\t")
-    match = _ACCESSION.match(name)
-    return (match[1] if match else name) + tab + place

@@ -18,6 +18,7 @@ A **rule** is written in one string:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from plm.errors import UserError
 MARK = "#"
 PATIENCE_SECONDS = 5.0
 """How long a user's regular expression may search one header."""
-_LONGEST_PATTERN = 1000
+_LONGEST_PATTERN, _MOST_COPIES = 1000, 100_000
 _KEY = re.compile(r"[^\s=:|]+=")
 _UNIPROT = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)\|?", re.IGNORECASE)
 _START_SITE = re.compile(r"%(?P<start>-?\d+)%(?P<site>\d+)(?=\s|$)")
@@ -147,8 +148,11 @@ def _check_pattern(pattern: str, flag: str) -> None:
             f"{flag}: the regular expression has {len(pattern)} characters", fix=f"Give at most {_LONGEST_PATTERN}"
         )
     try:
-        if any(int(count) > 10_000 for count in re.findall(r"\{[\d,\s]*?(\d{1,18})", pattern)):
-            raise regex.error("a repetition is too long")
+        # Nested counts multiply: the engine would build that many copies.
+        braces = re.findall(r"\{([^{}]*[0-9][^{}]*)\}", pattern)
+        counts = [max(map(int, re.findall(r"[0-9]{1,9}", inside))) for inside in braces]
+        if math.prod(max(1, count) for count in counts) > _MOST_COPIES:
+            raise regex.error("its counts of repetitions are too large")
         regex.compile(pattern)
     except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise UserError(

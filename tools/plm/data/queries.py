@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.embeddings import Embeddings
+from plm.data.label_values import is_missing
 from plm.data.spool import Spool, is_table
-from plm.data.tables import plain_field, stream_table
+from plm.data.tables import plain_field, stream_table, visible
 from plm.data.text_files import is_parquet
 from plm.errors import UserError
 
@@ -37,8 +38,13 @@ def passed_columns(path: str | Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in places}
     for _, fields in rows:
         for name, index in places.items():
-            found[name].append(plain_field(fields[index]))
+            found[name].append(_passed(name, fields[index]))
     return found
+
+
+def _passed(name: str, value: str) -> str:
+    """A value that goes on; a label such as ``NA`` is none."""
+    return "" if name == "label" and is_missing(value) else plain_field(value)
 
 
 @dataclass
@@ -74,7 +80,11 @@ class Queries:
     @classmethod
     def of_embeddings(cls, embeddings: Embeddings) -> Queries:
         """From an open embeddings file."""
-        columns = {name.lower(): list(values) for name, values in embeddings.labels.items() if name.lower() in PASSED}
+        columns = {
+            name.lower(): [_passed(name.lower(), value) for value in values]
+            for name, values in embeddings.labels.items()
+            if name.lower() in PASSED
+        }
         positions = None if embeddings.positions is None else [int(place) for place in embeddings.positions]
         return cls(embeddings.name, embeddings.ids, columns, positions, lengths=embeddings.lengths)
 
@@ -127,13 +137,6 @@ class Queries:
 
     def _details(self, record: int) -> str:
         return self.rejected.get(record, "") if self.spool is None else self.spool.details.get(record, "")
-
-
-def visible(name: str) -> str:
-    """A name as tables hold it: tabs and line ends, which would break a row, are written as in ``\\t``."""
-    if name.isprintable():
-        return name
-    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r").replace("\0", "\\0")
 
 
 def stored_batches(embeddings: Embeddings, queries: Queries) -> Iterator[tuple[Ints, Singles]]:

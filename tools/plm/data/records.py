@@ -24,7 +24,6 @@ Other columns pass through untouched. Every value is read as a string; whoever n
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from plm.data import label_values, own_tables
 from plm.data.label_values import residue_labels
-from plm.data.tables import BREAKS, stream_table
+from plm.data.tables import BREAKS, stream_table, write_table
 from plm.data.text_files import start_of
 from plm.errors import UserError
 
@@ -249,7 +248,7 @@ def write_dataset(frame: pd.DataFrame, path: str | Path) -> None:
         broken = frame[column].map(lambda value: BREAKS.search(str(value)) is not None)
         if broken.any():
             raise _at(frame, broken, path.name, f"The column {column} holds a tab or a line end")
-    frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n")
+    write_table(frame, path)
 
 
 def labelled_rows(
@@ -376,6 +375,8 @@ def _each_residue(
     for row, (label, absent, sequence) in enumerate(zip(labels, missing, sequences, strict=True)):
         try:
             parts = [] if absent and len(sequence) > 1 else residue_labels(label)
+            if "." in label and label_values.number(label) is not None:
+                parts = [label]  # 0.5 is no three labels
         except UserError as error:
             raise UserError(error.what, where=where(row), fix=error.fix) from error
         each.append(parts)
@@ -440,7 +441,7 @@ def _understand_residues(
         elif list(label) == parts and [value or UNLABELLED_RESIDUE for value in mine] == parts:
             values.append(label)  # a string of letters, as it is
         else:
-            values.append(label_values.joined_labels(mine))
+            values.append(label_values.joined_labels(mine, reading.target == "class"))
     if none:
         notes.append(f"{none} of {len(flat)} residues have no label.")
     whole = sum(not value for value in values)

@@ -8,14 +8,20 @@ are never quoted.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from plm.data.own_tables import recognise
 from plm.data.text_files import LONGEST_LINE, is_parquet, raw_lines
 from plm.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SNIFFED_LINES, _SNIFFED_CHARACTERS = 200, 2**22
 _BLANKS = re.compile(r'"[^"]*"( "[^"]*")+\s*')
@@ -101,7 +107,7 @@ class Dialect:
         if self.quoted:
             csv.field_size_limit(LONGEST_LINE)
             escape = {"escapechar": self.escape, "doublequote": False} if self.escape else {}
-            reader = csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_MINIMAL, **escape)  # type: ignore[arg-type]
+            reader = csv.reader(lines, delimiter=self.separator, strict=True, **escape)  # type: ignore[arg-type]
             for fields in reader:
                 yield reader.line_num, fields
         else:
@@ -120,6 +126,9 @@ def sniff(lines: Sequence[str]) -> Dialect:
         if all(len(field) > 1 and field[0] == field[-1] == '"' for field in fields):
             return Dialect("\t", True, "\\" if any('\\"' in line for line in lines) else "")
         plain, quoted = Dialect("\t", False), Dialect("\t", True)
+        own = recognise(fields)
+        if own is not None and own.kind != "dataset":  # nobody edits those in Excel
+            return plain
         split = [line.split("\t") for line in lines]
         candidates = [quoted, plain] if _excel_quoted(split) else [plain, quoted]
     candidates += [Dialect(mark, True) for mark in ",;" if mark in header]
@@ -131,11 +140,11 @@ def sniff(lines: Sequence[str]) -> Dialect:
 
 def _agreement(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
     """Share of the rows with as many fields as the header, and that number."""
-    try:
-        rows = [fields for _, fields in dialect.rows(iter([line + "\n" for line in lines]))]
-    except csv.Error:
-        return 0.0, 0
-    width = len(rows[0])
+    rows: list[list[str]] = []
+    # The last row may be cut, if it has line ends in quotation marks.
+    with contextlib.suppress(csv.Error):
+        rows.extend(fields for _, fields in dialect.rows(iter([line + "\n" for line in lines])))
+    width = len(rows[0]) if rows else 0
     if width < 2:
         return 0.0, 0
     share = sum(len(row) == width for row in rows) / len(rows)
@@ -269,7 +278,7 @@ def cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return "[" + ",".join(cell(item) for item in value) + "]"
+        return "[" + ",".join("nan" if item is None else cell(item) for item in value) + "]"
     if isinstance(value, bytes):
         return value.decode()
     return str(value)
@@ -293,6 +302,34 @@ def _decoded(path: Path) -> Iterator[tuple[int, str]]:
                 "This is not a plain text table", where=f"{path.name}, line {number}", fix="Save it as plain text"
             )
         yield number, text
+
+
+def visible(name: str) -> str:
+    """A name as tables hold it: tabs and line ends, which would break a row, are written as in ``\\t``."""
+    if name.isprintable() or not BREAKS.search(name):
+        return name
+    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r").replace("\0", "\\0")
+
+
+def write_table(frame: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
+    """Writes a table of the suite: tab-separated, never quoted, UTF-8, line ends of Unix.
+
+    Tabs and line ends in a text are written visibly (:func:`visible`), so that they make neither columns nor rows.
+
+    Args:
+        frame: The table.
+        path: Where.
+        float_format: Of numbers, such as ``%.6g``.
+    """
+    made = frame.rename(columns=lambda name: visible(str(name)))
+    for place in range(frame.shape[1]):
+        values = frame.iloc[:, place]
+        if values.dtype.kind not in "biuf":
+            made.isetitem(place, [visible(value) if isinstance(value, str) else value for value in values])
+    made.to_csv(
+        path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n", float_format=float_format,
+        encoding="utf-8",
+    )  # fmt: skip
 
 
 def plain_field(value: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.queries import Queries, visible
+from plm.data.queries import Queries
 from plm.data.records import UNLABELLED_RESIDUE, residue_labels
+from plm.data.tables import visible
 from plm.evaluation.verdicts import Rules, Verdicts
 
 Floats = NDArray[np.float64]

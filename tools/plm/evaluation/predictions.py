@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.label_values import is_missing
+from plm.data.own_tables import refuse_other
 from plm.data.records import read_strings, sort_classes
 from plm.errors import UserError
 from plm.evaluation.metrics import Scored
@@ -84,6 +86,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     frame = read_strings(path, "predictions table", "Make one with plm_finetune")
+    refuse_other(list(frame.columns), path.name, "predictions", ("predictions", "predictions of residues"))
     for column in ("id", "label"):
         if column not in frame:
             found = ", ".join(map(str, list(frame.columns)[:8]))
@@ -248,7 +251,9 @@ def _task(parts: list[tuple[str, str, pd.DataFrame]], positive: str) -> tuple[st
 
 
 def _choose(frame: pd.DataFrame, splits: Sequence[str], file: str) -> tuple[pd.DataFrame, str]:
-    known = frame[frame["label"] != ""]
+    # A class may be called NA; any other label that says there is none is none.
+    classes = {column[2:] for column in class_columns(frame)}
+    known = frame[[label in classes or not is_missing(label) for label in frame["label"]]]
     if known.empty:
         raise UserError(
             "No row has its truth in the column label", where=file, fix="Evaluate predictions of labelled rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from plm.data.candidates import Protein
 from plm.data.gff import GffWriter
+from plm.data.label_values import whole
 from plm.data.sites import SiteListing, read_listings
 from plm.data.tables import read_table
 from plm.errors import UserError
@@ -36,11 +38,19 @@ class Truth:
 
     def __init__(self, listings: Sequence[SiteListing], task: Task, otherwise: str = "") -> None:
         self._places: dict[str, dict[int, str]] = {}
+        self._stated: dict[tuple[str, int], str] = {}
         self._otherwise = otherwise
         self._used: set[tuple[str, int]] = set()
+        self._lost: dict[tuple[str, int], str] = {}
+        self._seen: set[str] = set()
+        self._one_further = 0
         self.listed = 0
         for listing in listings:
             label = listing.label or ""
+            if task.target == "class" and label not in task.classes and whole(label):
+                label = str(int(float(label)))  # 1.0, as pandas writes it
+            if listing.residue:
+                self._stated[listing.protein, listing.place] = listing.residue
             if task.target == "class" and label not in task.classes:
                 raise UserError(
                     f"The label {label!r} is none of the bundle's classes ({', '.join(task.classes)})",
@@ -59,14 +69,55 @@ class Truth:
         name = next((name for name in (protein.id, protein.accession) if name in self._places), None)
         if name is None:
             return [""] * len(protein.places)
-        known = self._places[name]
+        known = {place: label for place, label in self._places[name].items() if (name, place) not in self._lost}
         self._used.update((name, place) for place in protein.places if place in known)
-        return [known.get(place, self._otherwise) for place in protein.places]
+        # What the list says wrongly of a residue says nothing of it.
+        wrong = {place for site, place in self._lost if site == name}
+        return ["" if place in wrong else known.get(place, self._otherwise) for place in protein.places]
+
+    def see(self, protein: Protein) -> None:
+        """Looks at the listed sites of a protein, of every record before its labels are asked for."""
+        name = next((name for name in (protein.id, protein.accession) if name in self._places), None)
+        if name is None:
+            return
+        self._seen.add(name)
+        letters = {place: protein.sequence[site] for place, site in zip(protein.places, protein.sites, strict=True)}
+        for place in self._places[name]:
+            stated = self._stated.get((name, place), "")
+            if protein.rejected:
+                self._lost[name, place] = "in proteins that were rejected"
+            elif not 1 <= place <= protein.extent:
+                self._lost[name, place] = "outside their proteins"
+            elif place not in letters:
+                self._lost[name, place] = "at residues that are no candidates"
+            elif stated and letters[place] != stated:
+                self._lost[name, place] = "at other residues than the list says"
+            self._one_further += place + 1 in letters
 
     def unmatched(self) -> list[tuple[str, int]]:
         """Listed sites that were no candidate."""
         every = ((name, place) for name, places in self._places.items() for place in places)
         return [site for site in every if site not in self._used]
+
+    def account(self) -> str:
+        """What became of listed sites that judge nothing, in a sentence; empty if there are none."""
+        missed = self.unmatched()
+        if not missed:
+            return ""
+        reasons = Counter(
+            self._lost.get(site, "of proteins that are not in the input" if site[0] not in self._seen else "not used")
+            for site in missed
+        )
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        shown = ", ".join(f"{name} {place}" for name, place in missed[:5])
+        line = f"{len(missed)} of {self.listed} sites of the list are no candidate of these proteins ({told}): {shown}."
+        there = sum(len(self._places[name]) for name in self._seen)
+        if there >= 5 and self._one_further >= 0.9 * there and len(self._used) < 0.5 * there:
+            line += (
+                f" One residue further, {self._one_further} of {there} are candidates: does the list count from 0? "
+                "Positions must count from 1."
+            )
+        return line
 
 
 def read_truth(path: Path, task: Task, otherwise: str) -> Truth:

@@ -113,8 +113,8 @@ def prepare(
         )
     if "label" not in frame:
         raise UserError("The training table has no column label", where=name, fix="Give the labelled dataset")
-    labelled = frame[frame["label"] != ""].reset_index(drop=True)
-    task = records.infer_task(labelled, target="number" if kind == "number" else "class", name=name)
+    labelled, found_labels = records.labelled_rows(frame, target="number" if kind == "number" else "class", name=name)
+    task = found_labels.task
     sites = _Sites(labelled, task.level)
     found = sites.find(keys, name)
     _same_labels(sites.labels[found], labels, kind, keys, name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data import homology, records, splits
+from plm.data import homology, label_values, records, splits
 from plm.data.labelled_embeddings import Labelled
 from plm.errors import UserError
 from plm.evaluation import metrics
@@ -131,7 +131,14 @@ def prepare(
     import pandas as pd
 
     notes = data.notes
-    task = _task(data.labels, target, positive)
+    places = {fate.row: f"{fate.file}, {'line' if fate.source == 'labels' else 'record'} {fate.line}, id {fate.id!r}"
+              for fate in data.fates if fate.row >= 0}  # fmt: skip
+    reading = label_values.understand(data.labels, target, where=lambda row: places[row])
+    data = replace(data, labels=reading.values)
+    notes += [f"Labels: {reading.why}.", *reading.notes]
+    if several := label_values.told_several(data.labels) if reading.target == "class" else "":
+        notes.append(several)
+    task = _task(data.labels, reading.target, positive)
     if task.target == "class":
         data = _drop_small(data, smallest_class)
         if smallest_class:
@@ -185,10 +192,12 @@ def prepare(
 
 
 def _task(labels: Sequence[str], target: str, positive: str) -> Task:
-    import pandas as pd
-
-    frame = pd.DataFrame({"id": range(len(labels)), "sequence": "", "label": list(labels)})
-    inferred = records.infer_task(frame, "sequence", target, "labels")
+    classes = records.sort_classes(set(labels)) if target == "class" else ()
+    if len(classes) == 1:
+        raise UserError(
+            f"All labels are {classes[0]!r}: one class only", where="labels", fix="Give records of at least two classes"
+        )
+    inferred = records.Task("sequence", target, classes)
     binary = inferred.target == "class" and len(inferred.classes) == 2
     if positive and (not binary or positive not in inferred.classes):
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plm import __version__, stage
+from plm.data.tables import visible, write_table
 from plm.evaluation.report import Report, number, plain
 from plm.learning.cluster_split import ClusterSplit, cluster_names
 from plm.learning.corpus_store import CorpusStore
@@ -126,7 +126,7 @@ def write_history(outcome: Outcome, objective: Objective, path: Path | None, out
     """Writes the history of every step, if it is wanted."""
     if path is not None:
         table = history_table(outcome.history, objective.terms)
-        table.to_csv(outputs.path(path), sep="\t", index=False, float_format="%.6g")
+        write_table(table, outputs.path(path), "%.6g")
 
 
 def curves(outcome: Outcome, objective: Objective, path: Path) -> None:
@@ -236,12 +236,12 @@ def write_held_out(path: Path, store: CorpusStore, split: ClusterSplit) -> None:
     """The dataset table of the test clusters, which no look during training used."""
     names = cluster_names(store, split)
     with path.open("w", encoding="utf-8", newline="") as opened:
-        writer = csv.writer(opened, delimiter="\t", lineterminator="\n")
-        writer.writerow(["id", "sequence", "taxon", "domain", "cluster"])
+        opened.write("id\tsequence\ttaxon\tdomain\tcluster\n")
         for index in split.parts[-1].tolist():
             taxon, domain = store.taxa[int(store.taxon[index])], store.domains[int(store.domain[index])]
             cluster = names[int(split.cluster[index])]
-            writer.writerow([store.identity(index), store.sequence(index), taxon, domain, cluster])
+            fields = (store.identity(index), store.sequence(index), taxon, domain, cluster)
+            opened.write("\t".join(map(visible, fields)) + "\n")
 
 
 def headline(facts: Facts) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plm import __version__, stage
+from plm.data.tables import write_table
 from plm.evaluation.report import Report, plain
 from plm.model.checkpoint import LoadedModel, save_checkpoint
 
@@ -80,7 +81,7 @@ def write_report(
     table = pd.DataFrame(outcome.history)
     table = table[[column for column in HISTORY_COLUMNS if column in table]]
     if history is not None:
-        table.to_csv(outputs.path(history), sep="\t", index=False, float_format="%.6g")
+        write_table(table, outputs.path(history), "%.6g")
     if figure is not None:
         history_figure(table.drop(columns=["tokens"]), outputs.path(figure))
     if report is not None:

@@ -121,10 +121,10 @@ def read_probe(name: str, path: Path, *, seed: int, threads: int) -> Probe:
     Raises:
         UserError: No dataset table, labels that make no task, or nothing to learn from or to judge.
     """
-    frame = records.read_dataset(path)
-    found = records.infer_task(frame, name=path.name)
+    frame, labelling = records.labelled_rows(records.read_dataset(path), name=path.name)
+    found = labelling.task
     task = Task(found.level, found.target, found.classes)  # type: ignore[arg-type]
-    notes: list[str] = []
+    notes: list[str] = list(labelling.notes)
     # Rows of the table first: their split, and which of them to leave out.
     unit_column = next((name for name in _UNITS if name in frame.columns and (frame[name] != "").all()), "")
     units = _names(frame[unit_column] if unit_column else frame["sequence"])
