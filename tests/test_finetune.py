@@ -210,3 +210,15 @@ def test_flags_of_the_form_are_flags_of_the_script(root: Path) -> None:
             assert options <= set(plm_finetune.CHOICES[flag])
         if flag in given and param.get("value") and param.get("type") in ("integer", "float"):
             assert float(str(param.get("value"))) == float(given[flag]), f"default of --{flag}"
+
+
+@pytest.mark.parametrize("rate", [["--learning-rate", "1e30"], ["--head-learning-rate", "1e38"]], ids=["lora", "head"])
+def test_a_training_that_diverges_is_one_line(
+    rate: list[str], root: Path, tmp_path: Path, run_stage: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_stage(
+        "plm_finetune", "--dataset", root / "test-data" / "dataset_sites.tabular", "--model",
+        root / "test-data" / "tiny_esm2.zip", "--epochs", "1", *rate, "--bundle", tmp_path / "b.zip",
+    )  # fmt: skip
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    assert "The training diverged: the" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

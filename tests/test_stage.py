@@ -135,3 +135,30 @@ def test_time_in_words() -> None:
     assert [stage.duration(seconds) for seconds in (0.4, 59, 60, 3599, 7500)] == [
         "0 s", "59 s", "1 min 0 s", "59 min 59 s", "2 h 5 min",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "-1"], "-1 is no seed"),
+        (["--seed", str(2**70)], "too large"),
+        (["--seed", str(2**32)], "is no seed"),
+        (["--mask-seed", "-5"], "-5 is no seed"),
+        (["--count", str(10**30)], "too large"),
+        (["--rate", "nan"], "nan is no number"),
+        (["--rate=-inf"], "-inf is no number"),
+        (["--rate", "1e999"], "inf is no number"),
+        (["--rates", "0.1", "inf"], "inf is no number"),
+    ],
+)
+def test_numbers_that_no_library_takes(words: list[str], said: str) -> None:
+    made = stage.parser("x", "")
+    made.add_argument("--seed", type=int, default=42)
+    made.add_argument("--mask-seed", type=int)
+    made.add_argument("--count", type=int)
+    made.add_argument("--rate", type=float)
+    made.add_argument("--rates", type=float, nargs="+")
+    with pytest.raises(UserError, match=said) as caught:
+        made.parse_args(words)
+    assert words[0].split("=")[0] in str(caught.value) and caught.value.fix
+    assert made.parse_args(["--seed", "0", "--count", "-3", "--rate", "1e-9"]).seed == 0

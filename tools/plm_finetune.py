@@ -247,7 +247,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         if given.history is not None:
             write_table(history, out.path(given.history), "%.6g")
         if given.curves is not None:
-            traces.curves(history, job.settings.training.metric, out.path(given.curves))
+            traces.curves(history, job, out.path(given.curves))
         if given.report is not None:
             traces.report(bundle.manifest, job, calibration, table, compared).write(out.path(given.report))
         if given.checkpoint is not None:

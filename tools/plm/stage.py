@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ from plm.outputs import Outputs, check_places, output_file, output_folder
 
 __all__ = ["Outputs", "output_file", "output_folder"]
 
+LARGEST_SEED = 2**32 - 1
+"""What numpy takes."""
 EXIT_USER_ERROR = 1
 EXIT_OUT_OF_MEMORY = 42
 """Galaxy's ``oom_exit_code`` of every tool: a server may send the job again to a larger machine."""
@@ -39,6 +42,7 @@ class _OneLineParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As usual; then every output is tried, so that no work is done that cannot be kept."""
         parsed = super().parse_args(args, namespace)
+        _check_numbers(self._actions, parsed)
         given: list[tuple[str, str, Path]] = []
         for action in self._actions:
             kind = "file" if action.type is output_file else "folder" if action.type is output_folder else ""
@@ -53,6 +57,20 @@ class _OneLineParser(argparse.ArgumentParser):
                     given.append((flag, kind or "input", one))
         check_places(given)
         return parsed
+
+
+def _check_numbers(actions: Sequence[argparse.Action], parsed: Any) -> None:
+    """What holds for numbers whatever the flag: they are finite, not beyond 64 bits, and seeds fit every library."""
+    for action in actions:
+        value = getattr(parsed, action.dest, None)
+        flag = action.option_strings[0] if action.option_strings else action.dest
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise UserError(f"{one} is no number to work with", where=flag, fix="Give a finite number")
+            if isinstance(one, int) and not -(2**63) <= one < 2**63:
+                raise UserError("The number is too large", where=flag, fix="Give a smaller one")
+            if action.dest.endswith("seed") and isinstance(one, int) and not 0 <= one <= LARGEST_SEED:
+                raise UserError(f"{one} is no seed", where=flag, fix=f"Give a whole number from 0 to {LARGEST_SEED}")
 
 
 def parser(name: str, doc: str) -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ of all their targets, so that a step means the same however its sequences were p
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from plm.errors import UserError
 from plm.learning import checkpointing, objectives
 from plm.learning.examples import Examples, MicroBatch, StepSampler, step_loader
 from plm.model.adapters import load_trainable_state, trainable_state
@@ -249,6 +251,8 @@ class _PackedTrainer(Trainer):
             self.accelerator.backward(part)
             loss += part.detach()
         self.step_loss = float(loss)
+        if not math.isfinite(self.step_loss):
+            raise self._diverged("loss")
         self.epoch_loss += self.step_loss
         return loss
 
@@ -259,6 +263,8 @@ class _PackedTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         scores = validate(self.model, self.task, self.validation, self.settings.batch_tokens, self._weights("cpu"))
+        if not math.isfinite(scores["loss"]):
+            raise self._diverged("validation loss")
         self.epochs_done = self.state.global_step // len(self.sampler)
         row = {
             "step": self.state.global_step,
@@ -280,6 +286,13 @@ class _PackedTrainer(Trainer):
         if self.on_epoch is not None:
             self.on_epoch(row)
         return scores
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"The training diverged: the {what} is no finite number any more at step {self.state.global_step + 1}",
+            where=f"--learning-rate {self.args.learning_rate:g}",
+            fix="Train with a lower learning rate (of the adapter or of the head) or a longer warm-up",
+        )
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -414,7 +427,9 @@ def steps_in_epoch(examples: Examples, settings: TrainingSettings) -> int:
 def validate(
     network: Network, task: Task, examples: Examples, budget: int, class_weights: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """Loss and metrics of a network on labelled examples."""
+    """Loss and metrics of a network on labelled examples; a loss of NaN alone where an output is not finite."""
     outputs, _ = answers(network, examples.units, budget)
+    if not all(np.isfinite(part).all() for part in outputs):
+        return {"loss": math.nan}
     weights = None if class_weights is None else class_weights.numpy()
     return objectives.validation_scores(np.concatenate(outputs), np.concatenate(examples.targets), task, weights)
