@@ -142,6 +142,7 @@ class Checks:
         if not files:
             say("there is no tool to lint")
         codes = [planemo.lint(self.layout, path) for path in files]
+        codes.append(planemo.shed_lint(self.layout))
         return bool(files) and not any(codes)
 
     def tools(self) -> bool:

@@ -115,10 +115,12 @@ class ServerSettings:
     Args:
         port: Where it listens, on 127.0.0.1 only.
         admin_key: The key that creates the first user.
+        shed: Address of a Tool Shed from which the tools are installed; empty: they are those of the checkout.
     """
 
     port: int
     admin_key: str
+    shed: str = ""
 
 
 def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
@@ -131,10 +133,16 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
         (layout.galaxy / folder).mkdir(parents=True, exist_ok=True)
     layout.galaxy.chmod(0o700)  # keys and logins lie below
     config = layout.config
-    _write(config / "tool_conf.xml", tool_conf(layout))
+    _write(config / "tool_conf.xml", "<toolbox/>\n" if settings.shed else tool_conf(layout))
     _write(config / "tool_data_table_conf.xml", _table_conf(layout))
     _write(config / "data_manager_conf.xml", _data_managers(layout))
-    _write(config / "tool_sheds_conf.xml", "<tool_sheds/>\n")
+    sheds = ET.Element("tool_sheds")
+    if settings.shed:
+        ET.SubElement(sheds, "tool_shed", name="Tool Shed", url=f"{settings.shed}/")
+        installed = config / "shed_tool_conf.xml"
+        if not installed.is_file():  # Galaxy writes into it what it installs
+            _write(installed, _xml(ET.Element("toolbox", tool_path=str(layout.galaxy / "shed_tools"))))
+    _write(config / "tool_sheds_conf.xml", _xml(sheds))
     _write_json(config / "job_conf.yml", job_conf(os.cpu_count() or 1))
     _write_dependencies(layout)
     vault = {"type": "database", "path_prefix": "/galaxy", "encryption_keys": [_secret(layout, "vault_key")]}
@@ -264,7 +272,12 @@ def _galaxy_settings(layout: Layout, settings: ServerSettings) -> Mapping[str, A
         "admin_users": ADMIN_EMAIL,
         "bootstrap_admin_api_key": settings.admin_key,
         "id_secret": _secret(layout, "id_secret"),
-        "tool_config_file": str(config / "tool_conf.xml"),
+        "tool_config_file": ",".join(
+            str(config / name) for name in ("tool_conf.xml", *(["shed_tool_conf.xml"] if settings.shed else []))
+        ),
+        "shed_tool_config_file": str(config / "shed_tool_conf.xml"),
+        "shed_tool_data_path": str(base / "tool-data"),
+        "shed_tool_data_table_config": str(config / "shed_tool_data_table_conf.xml"),
         "tool_data_table_config_path": str(config / "tool_data_table_conf.xml"),
         "job_config_file": str(config / "job_conf.yml"),
         "dependency_resolvers_config_file": str(config / "dependency_resolvers_conf.xml"),

@@ -10,6 +10,8 @@
     scripts/galaxy test PATH...       planemo test of tools and workflows against it (none named: all of them)
     scripts/galaxy lint PATH...       planemo lint at warn level, workflow_lint --iwc for .ga
     scripts/galaxy planemo ARG...     planemo itself
+    scripts/galaxy shed               rehearse a release (about ten minutes): a real Tool Shed here, the suite published to
+                                      it, installed into an empty Galaxy, a workflow and a tool's tests run from there
 
 Everything lies below .plm in the checkout; the server listens on 127.0.0.1 only.
 
@@ -54,7 +56,7 @@ def main(layout: Layout, argv: list[str]) -> int:
     for name in ("start", "restart"):
         action = actions.add_parser(name, help=f"{name} the server")
         action.add_argument("--models", metavar="DIR", action="append", default=[], help="models to list in the table")
-    for name in ("stop", "reload", "status", "url", "key"):
+    for name in ("stop", "reload", "status", "url", "key", "shed"):
         actions.add_parser(name)
     logs = actions.add_parser("logs", help="the server's log")
     logs.add_argument("-f", "--follow", action="store_true")
@@ -178,7 +180,14 @@ def _planemo(layout: Layout, server: GalaxyServer, args: argparse.Namespace) -> 
     return planemo.run(layout, args.arguments)
 
 
+def _shed(layout: Layout, server: GalaxyServer, args: argparse.Namespace) -> int:
+    from harness import shed_trial
+
+    return shed_trial.rehearse(layout, say)
+
+
 _ACTIONS = {
+    "shed": _shed,
     "install": _install,
     "start": _start,
     "restart": _restart,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plm.errors import UserError
 
-ENVIRONMENTS = ("tools", "dev", "galaxy", "planemo")
+ENVIRONMENTS = ("tools", "dev", "galaxy", "planemo", "shed")
 
 
 @dataclass(frozen=True)

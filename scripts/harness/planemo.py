@@ -42,6 +42,13 @@ def lint(layout: Layout, path: Path) -> int:
     return run(layout, ["lint", *level, str(path)])
 
 
+def shed_lint(layout: Layout) -> int:
+    """Lints the repository as a Tool Shed sees it; returns planemo's exit code."""
+    # version_bumped asks the Tool Shed, BioToolsValid the bio.tools site
+    level = ["--report_level", "warn", "--fail_level", "error", "--skip", "version_bumped,BioToolsValid"]
+    return run(layout, ["shed_lint", "--tools", "--ensure_metadata", *level, "."])
+
+
 def test(layout: Layout, server: GalaxyServer, paths: Sequence[Path]) -> int:
     """Runs the tests of tools, or of workflows, and prints one line each; returns 0 only if some ran and all passed."""
     latest = layout.state / "planemo" / ("workflows.json" if paths[0].suffix == ".ga" else "tools.json")

@@ -59,10 +59,11 @@ class GalaxyServer:
     """Args:
     layout: The checkout.
     say: Told in one line what happens.
+    shed: Address of a Tool Shed from which its tools are installed; empty: they are those of the checkout.
     """
 
-    def __init__(self, layout: Layout, say: Callable[[str], None]) -> None:
-        self.layout, self.say = layout, say
+    def __init__(self, layout: Layout, say: Callable[[str], None], *, shed: str = "") -> None:
+        self.layout, self.say, self.shed = layout, say, shed
 
     # what is there
 
@@ -146,7 +147,7 @@ class GalaxyServer:
     def _start(self, rows: Sequence[ModelRow]) -> None:
         layout, begun = self.layout, time.monotonic()
         port = processes.free_port(self._port())
-        settings = ServerSettings(port, secrets.token_hex(24))
+        settings = ServerSettings(port, secrets.token_hex(24), self.shed)
         configuration.write_model_table(layout, rows)
         file = configuration.write_configuration(layout, settings)
         (layout.galaxy / "port").write_text(f"{port}\n")

@@ -195,9 +195,7 @@ def _texts(value: Any) -> list[str]:
     return [str(value)]
 
 
-def _connection_complaints(
-    step: Mapping[str, Any], steps: Mapping[str, Any], kinds: Mapping[str, Any]
-) -> list[str]:
+def _connection_complaints(step: Mapping[str, Any], steps: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[str]:
     """The editor draws a connection red whose source may be empty while its target must not be, or that is of
     another kind; it finds that in the browser, by these rules."""
     found = []

@@ -1,0 +1,253 @@
+"""A release rehearsed: a real Tool Shed here, the suite published to it, installed into an empty Galaxy, used from there.
+
+Everything lies below ``.plm/shed``. It takes about ten minutes, most of them the Tool Shed's commit.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from plm.errors import UserError
+
+from harness import planemo, processes, workflow_files
+from harness.install import Installer
+from harness.layout import Layout, child_environment
+from harness.processes import ProcessIdentity
+from harness.server import GalaxyServer
+from harness.workflow_files import ShedRepository
+from harness.workflows_command import newest_revision, write
+
+WORKFLOW = "embed-proteome"
+TOOL = "plm_split_fasta"
+LINKED = ("scripts", "tools", "locks", "test-data", "workflows")
+
+
+def rehearse(layout: Layout, say: Callable[[str], None]) -> int:
+    """Publishes, installs, runs a workflow and a tool's tests; returns 0 if all of it worked."""
+    Installer(layout, say).install(["tools", "galaxy", "planemo", "shed"])
+    root = layout.state / "shed"
+    shutil.rmtree(root, ignore_errors=True)
+    shed = ToolShed(layout, root, say)
+    begun = time.monotonic()
+
+    def at() -> str:
+        return f"[{time.monotonic() - begun:4.0f} s]"
+
+    try:
+        shed.start()
+        say(f"{at()} a Tool Shed answers at {shed.url}")
+        revision = shed.publish()
+        say(f"{at()} published as revision {revision}")
+        checkout = _checkout(layout, root)
+        galaxy = GalaxyServer(checkout, say, shed=shed.url)
+        try:
+            galaxy.start()
+            _install(galaxy, shed, revision)
+            say(f"{at()} installed into an empty Galaxy")
+            codes = [_workflow(checkout, galaxy, shed, revision), _tool(checkout, galaxy, shed)]
+            say(f"{at()} the workflow {WORKFLOW} {_ended(codes[0])}, the tests of {TOOL} {_ended(codes[1])}")
+        finally:
+            galaxy.stop()
+    finally:
+        shed.stop()
+    return max(codes)
+
+
+def _ended(code: int) -> str:
+    return "FAILED" if code else "passed"
+
+
+class ToolShed:
+    """A Tool Shed with one user, the owner of the suite's repository.
+
+    Args:
+        layout: The checkout.
+        root: Folder for its files.
+        say: Told in one line what happens.
+    """
+
+    def __init__(self, layout: Layout, root: Path, say: Callable[[str], None]) -> None:
+        self.layout, self.root, self.say = layout, root, say
+        self.port = processes.free_port()
+        self.owner, self.name = workflow_files.default_repository(layout.root)
+        self.key = ""
+        self._process: ProcessIdentity | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def repository(self) -> tuple[str, str, str]:
+        return f"127.0.0.1:{self.port}", self.owner, self.name
+
+    def start(self) -> None:
+        """Starts it and creates the owner and the categories that ``shed.yml`` names.
+
+        Raises:
+            UserError: It did not answer in two minutes.
+        """
+        for folder in ("database/tmp", "community_files", "hgweb", "config"):
+            (self.root / folder).mkdir(parents=True)
+        self.root.chmod(0o700)
+        admin_key, data = secrets.token_hex(16), self.root / "database"
+        settings = {
+            "database_connection": f"sqlite:///{data}/community.sqlite?isolation_level=IMMEDIATE&timeout=60",
+            "file_path": str(self.root / "community_files"),
+            "new_file_path": str(data / "tmp"),
+            "hgweb_config_dir": str(self.root / "hgweb"),
+            "data_dir": str(data),
+            "tool_data_path": str(data),
+            "shed_tool_data_path": str(data),
+            "whoosh_index_dir": str(data / "whoosh"),
+            "config_dir": str(self.root / "config"),
+            "admin_users": "admin@plm.local",
+            "bootstrap_admin_api_key": admin_key,
+            "id_secret": secrets.token_hex(16),
+            "database_auto_migrate": True,
+        }
+        file = self.root / "config" / "tool_shed.yml"
+        file.write_text(json.dumps({"tool_shed": settings}))
+        binaries = self.layout.env("shed") / "bin"
+        environment = child_environment(self.layout, {"TOOL_SHED_CONFIG_FILE": str(file)})
+        environment["PATH"] = f"{binaries}:{environment.get('PATH', '/usr/bin:/bin')}"
+        command = [str(binaries / "python"), "-m", "uvicorn", "--factory", "tool_shed.webapp.fast_factory:factory"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        log = self.root / "tool_shed.log"
+        self._process = processes.spawn(command, log=log, environment=environment, folder=self.root)
+        deadline = time.monotonic() + 120
+        while not self._answers():
+            if time.monotonic() > deadline or not self._process.alive():
+                raise UserError("The Tool Shed did not start", where=str(log))
+            time.sleep(0.5)
+        made = {"username": self.owner, "email": "owner@plm.local", "password": secrets.token_urlsafe(12)}
+        user = self._ask("POST", "/api/users", made, key=admin_key)
+        self.key = str(self._ask("POST", f"/api/users/{user['id']}/api_key", key=admin_key))
+        for category in _categories(self.layout.root / "shed.yml"):
+            self._ask("POST", "/api/categories", {"name": category, "description": category}, key=admin_key)
+
+    def publish(self) -> str:
+        """Sends the checkout to it, as the release does; returns the revision.
+
+        Raises:
+            UserError: planemo could not.
+        """
+        # planemo packs what git does not ignore; the clone has neither caches nor a running server's state
+        clone = self.root / "clone"
+        git = ["git", "clone", "--quiet", str(self.layout.root), str(clone)]
+        if subprocess.run(git, check=False).returncode:
+            raise UserError("The checkout cannot be cloned", where=str(clone))
+        arguments = ["shed_update", "--shed_target", self.url, "--shed_key", self.key, "--force_repository_creation"]
+        code = planemo.run(self.layout, [*arguments, "--message", "A rehearsal", str(clone)])
+        if code:
+            raise UserError("planemo shed_update failed", where=str(self.root / "tool_shed.log"))
+        return newest_revision(self.url, self.owner, self.name)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            processes.stop(self._process)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self._ask("GET", "/api/version")["version"])
+        except UserError:
+            return False
+
+    def _ask(self, method: str, path: str, body: Any = None, *, key: str = "") -> Any:
+        data = json.dumps(body).encode() if body is not None else None
+        headers = {"Content-Type": "application/json"} | ({"x-api-key": key} if key else {})
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=60) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise UserError(f"The Tool Shed answered {error.code}: {error.read()[:300]!r}", where=path) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"The Tool Shed does not answer: {error}", where=self.url) from None
+
+
+def _categories(shed_file: Path) -> list[str]:
+    """The categories in ``shed.yml``, which is written plainly enough to be read without a library."""
+    lines = shed_file.read_text().splitlines()
+    begin = lines.index("categories:") + 1
+    found = []
+    for line in lines[begin:]:
+        if not line.startswith("  - "):
+            break
+        found.append(line.removeprefix("  - ").strip())
+    return found
+
+
+def _checkout(layout: Layout, root: Path) -> Layout:
+    """A checkout whose Galaxy has a state of its own beside the developer's."""
+    place = root / "checkout"
+    (place / ".plm").mkdir(parents=True)
+    (place / ".plm" / "envs").symlink_to(layout.envs)
+    for name in LINKED:
+        (place / name).symlink_to(layout.root / name)
+    (place / "shed.yml").symlink_to(layout.root / "shed.yml")
+    return Layout(place)
+
+
+def _install(galaxy: GalaxyServer, shed: ToolShed, revision: str) -> None:
+    wanted = {
+        "tool_shed_url": f"{shed.url}/",
+        "name": shed.name,
+        "owner": shed.owner,
+        "changeset_revision": revision,
+        "install_repository_dependencies": False,
+        "install_resolver_dependencies": False,
+        "new_tool_panel_section_label": "Protein language models",
+    }
+    galaxy.request("POST", "/api/tool_shed_repositories", wanted, timeout=900)
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        listed = galaxy.request("GET", "/api/tool_shed_repositories")
+        states = [entry["status"] for entry in listed if entry["name"] == shed.name]
+        if states == ["Installed"]:
+            break
+        if "Error" in states:
+            raise UserError(f"Galaxy could not install the repository: {listed[0].get('error_message')}")
+        time.sleep(2)
+    else:
+        raise UserError("Galaxy did not install the repository in ten minutes", where=str(galaxy.layout.logs))
+    have = {str(tool["id"]) for tool in galaxy.request("GET", "/api/tools?in_panel=false")}
+    for tool in galaxy.layout.tool_files():
+        if not any(workflow_files.plain_id(known) == tool.stem and "/repos/" in known for known in have):
+            raise UserError(f"{tool.stem} is not among the installed tools")
+
+
+def _workflow(layout: Layout, galaxy: GalaxyServer, shed: ToolShed, revision: str) -> int:
+    """Runs a workflow rewritten for the shed, as it is attached to a release."""
+    host, owner, name = shed.repository
+    source = layout.workflows / WORKFLOW
+    folder = layout.root / "released" / WORKFLOW
+    shutil.copytree(source, folder)
+    path = folder / f"{WORKFLOW}.ga"
+    content = workflow_files.for_shed(workflow_files.read(path), ShedRepository(host, owner, name, revision))
+    write(path, content)
+    return planemo.test(layout, galaxy, [path])
+
+
+def _tool(layout: Layout, galaxy: GalaxyServer, shed: ToolShed) -> int:
+    """The tests of one tool by the id under which it was installed, with the test data that came with it."""
+    listed = galaxy.request("GET", "/api/tools?in_panel=false")
+    tool_id = next(str(tool["id"]) for tool in listed if workflow_files.plain_id(str(tool["id"])) == TOOL)
+    report = layout.root / "tool.json"
+    program = layout.env("planemo") / "bin" / "galaxy-tool-test"
+    command = [str(program), "-u", galaxy.url, "-a", galaxy.account().key, "-t", tool_id, "-j", str(report)]
+    code = subprocess.run(command, cwd=layout.root, env=child_environment(layout), check=False).returncode
+    outcomes = planemo.read_report(report)
+    if not outcomes:
+        return code or 1
+    return int(bool(code) or not all(outcome.passed for outcome in outcomes))
