@@ -1,4 +1,4 @@
-"""A release rehearsed: a real Tool Shed here, the suite published to it, installed into an empty Galaxy, used from there.
+"""A release rehearsed: a real Tool Shed here, the suite published to it, installed into an empty Galaxy, and used.
 
 Everything lies below ``.plm/shed``. It takes about ten minutes, most of them the Tool Shed's commit.
 """
