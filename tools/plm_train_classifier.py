@@ -293,7 +293,7 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
     if args.history:
         table(history, args.history)
     if args.curves:
-        figures.history_figure(history.drop(columns=["kept"]), out.path(args.curves))
+        figures.history_figure(history.rename(columns={"kept": "best"}), out.path(args.curves))
     if args.heads:
         classifier_report.heads_figure(findings, out.path(args.heads))
     if args.confusion:

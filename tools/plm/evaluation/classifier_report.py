@@ -174,24 +174,28 @@ def heads_figure(found: Findings, path: str | Path) -> None:
     models = assessment.evaluation.models
     figure, axes = figures.new_figure(7.2, 1.2 + 0.42 * len(models))
     panel = axes[0, 0]
-    shown: set[str] = set()
+    colours = figures.method_colours([one.name for one in models], [one.name for one in models if one.baseline])
+    marks: dict[str, str] = {}
     for place, model in enumerate(reversed(models)):
-        line = assessment.line(model.name, assessment.metric)
-        colour = figures.GREY if model.baseline else figures.colour(1 if model.name == found.chosen else 0)
+        line, colour = assessment.line(model.name, assessment.metric), colours[model.name]
         if math.isfinite(line.low):
             panel.plot([line.low, line.high], [place, place], color=colour, linewidth=2.4)
         kind = "baseline" if model.baseline else "chosen head" if model.name == found.chosen else "head"
-        mark = "s" if model.baseline else "o"
-        panel.plot(line.value, place, mark, color=colour, markersize=8, label=None if kind in shown else kind)
-        shown.add(kind)
+        marks[kind] = "s" if model.baseline else "D" if model.name == found.chosen else "o"
+        panel.plot(line.value, place, marks[kind], color=colour, markersize=8)
         valid = found.validation.get(model.name, math.nan)
         if math.isfinite(valid):
-            label = None if "valid" in shown else "validation rows"
-            panel.plot(valid, place, "o", markerfacecolor="none", markeredgecolor=colour, markersize=8, label=label)
-            shown.add("valid")
-    panel.set_yticks(range(len(models)), [model.name for model in reversed(models)])
+            marks["validation rows"] = "o"
+            panel.plot(valid, place, "o", markerfacecolor="none", markeredgecolor=colour, markersize=8)
+    for kind, mark in marks.items():
+        fill = "none" if kind == "validation rows" else "black"
+        panel.plot([], [], mark, color="black", markerfacecolor=fill, markersize=8, label=kind)
+    panel.set_yticks(range(len(models)), [figures.shortened(model.name, 32) for model in reversed(models)])
     panel.set_ylim(-0.6, len(models) - 0.4)
-    panel.set_xlabel(f"{metric_name(assessment.metric)} ({assessment.evaluation.splits} rows, 95 % intervals)")
+    bars = ", bars: 95 % intervals" if assessment.groups >= FEWEST_GROUPS else ""
+    panel.set_xlabel(f"{metric_name(assessment.metric)} ({assessment.evaluation.splits} rows{bars})")
+    if assessment.metric not in ("rmse", "mae", "r2"):
+        panel.set_xlim(right=min(panel.get_xlim()[1], 1.0) if panel.get_xlim()[1] > 0 else None)
     panel.set_title("Heads beside baselines")
     panel.legend(loc="best")
     figures.save(figure, path)

@@ -8,7 +8,7 @@ import numpy as np
 
 from plm.evaluation import calibration, figures
 from plm.evaluation.assessment import Assessment
-from plm.evaluation.figures import Curve, shortened
+from plm.evaluation.figures import Curve, named, shortened
 from plm.evaluation.metrics import Floats
 from plm.evaluation.predictions import Model
 from plm.evaluation.report import number
@@ -29,6 +29,8 @@ def draw(figure: str, found: Assessment, path: str | Path) -> None:
     """
     binary = found.evaluation.kind == "binary"
     models = _shown(found)
+    every = _colours(found)
+    colours = [every[model.name] for model in models]
     if figure == "roc":
         figures.roc_figure(_curves(found, "auroc"), path)
     elif figure == "pr":
@@ -41,19 +43,26 @@ def draw(figure: str, found: Assessment, path: str | Path) -> None:
     elif figure == "calibration":
         curves = []
         for model in models:
-            label = f"{shortened(model.name, 32)} (ECE {number(found.line(model.name, 'ece').value, 2)})"
+            label = f"{named(shortened(model.name, 32))} (ECE {number(found.line(model.name, 'ece').value, 2)})"
             curves.append((label, *calibration.reliability(_judged(model), model.scored.truth)))
-        figures.calibration_figure(curves, path, binary=binary)
+        figures.calibration_figure(curves, path, binary=binary, colours=colours)
     elif figure == "scores":
         figures.scores_figure([(model.name, _by_truth(model)) for model in models], path, binary=binary)
     else:
         drawer = {"scatter": figures.scatter_figure, "residuals": figures.residuals_figure}[figure]
-        drawer([(model.name, model.scored.truth.astype(np.float64), model.scored.scores) for model in models], path)
+        panels = [(model.name, model.scored.truth.astype(np.float64), model.scored.scores) for model in models]
+        drawer(panels, path, colours)
 
 
 def _shown(found: Assessment) -> list[Model]:
     """The models and the baseline to beat."""
     return [model for model in found.evaluation.models if not model.baseline or model.name == found.best_baseline]
+
+
+def _colours(found: Assessment) -> dict[str, str]:
+    """The colour of each model and baseline, the same in all figures."""
+    models = found.evaluation.models
+    return figures.method_colours([one.name for one in models], [one.name for one in models if one.baseline])
 
 
 def _judged(model: Model) -> Floats:
@@ -76,13 +85,13 @@ def _confusion(model: Model) -> np.ndarray:
 
 
 def _curves(found: Assessment, metric: str) -> list[Curve]:
-    evaluation = found.evaluation
+    evaluation, colours = found.evaluation, _colours(found)
     if evaluation.kind == "binary":
         # The constant answer is the diagonal, which is there anyway.
         return [
             Curve(
-                f"{shortened(model.name, 32)} ({number(found.line(model.name, metric).value, 2)})",
-                *_points(model, 1, metric), faint=model.baseline,
+                f"{named(shortened(model.name, 32))} ({number(found.line(model.name, metric).value, 2)})",
+                *_points(model, 1, metric), faint=model.baseline, colour=colours[model.name],
             )
             for model in evaluation.models
             if np.ptp(model.scored.scores[:, 1]) > 0
@@ -92,15 +101,20 @@ def _curves(found: Assessment, metric: str) -> list[Curve]:
     for model in models:
         value = number(found.line(model.name, f"macro_{metric}").value, 2)
         curves.append(
-            Curve(f"{shortened(model.name, 26)}: macro ({value})", *_macro(model, metric), faint=model.baseline)
-        )
+            Curve(
+                f"{named(shortened(model.name, 26))}: macro ({value})", *_macro(model, metric), faint=model.baseline,
+                colour=colours[model.name],
+            )
+        )  # fmt: skip
     first = models[0]
     count = np.bincount(first.scored.truth.astype(int), minlength=len(evaluation.classes))
-    for index in np.argsort(-count, kind="stable")[:_MOST_CLASSES]:
+    spare = [one for one in figures.COLOURS if one not in {colours[model.name] for model in models}]
+    for place, index in enumerate(np.argsort(-count, kind="stable")[:_MOST_CLASSES]):
         if count[index]:
             name = evaluation.classes[index]
             value = number(found.line(first.name, metric, name).value, 2)
-            curves.append(Curve(f"class {shortened(name, 20)} ({value})", *_points(first, int(index), metric)))
+            curves.append(Curve(f"class {shortened(name, 20)} ({value})", *_points(first, int(index), metric),
+                                colour=spare[place % len(spare)]))  # fmt: skip
     return curves
 
 

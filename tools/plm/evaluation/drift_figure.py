@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plm.evaluation.drift_checks import Findings, Judged
-from plm.evaluation.figures import COLOURS, GREY, new_figure, save
+from plm.evaluation.figures import COLOURS, GREY, new_figure, save, share_axis
 from plm.evaluation.novelty import Space
 
 _DRAWN = 2000
@@ -44,21 +44,16 @@ def _norms(panel: Any, found: Findings) -> None:
     edges = np.linspace(together.min(), together.max() + 1e-9 * max(together.max(), 1), _BINS + 1)
     for one, norms in zip(found.sets, values, strict=True):
         weights = np.full(len(norms), 1 / len(norms))
-        panel.hist(norms, edges, weights=weights, color=_colour(one), alpha=0.35)
+        # One filled and one as an outline: equal distributions would hide each other.
+        outline = {"histtype": "step", "linewidth": 1.8} if one is found.new and len(found.sets) > 1 else {"alpha": 0.5}
         panel.hist(
-            norms,
-            edges,
-            weights=weights,
-            histtype="step",
-            color=_colour(one),
-            linewidth=1.8,
-            linestyle="--" if one.name == "reference" else "-",
-            label=f"{one.name} (n = {len(norms):,})",
+            norms, edges, weights=weights, color=_colour(one), label=f"{one.name} (n = {len(norms):,})", **outline
         )
     for number, end in enumerate(found.new.quality.norm_limits):
         if edges[0] <= end <= edges[-1]:
             panel.axvline(end, color="black", linestyle=":", linewidth=1.2, label="" if number else "usual range")
     panel.set(xlabel="Length of the embedding (norm)", ylabel="Share of proteins", title="Lengths")
+    share_axis(panel.yaxis)
     panel.legend(loc="best")
 
 
@@ -141,6 +136,7 @@ def _distances(panel: Any, found: Findings) -> None:
         ylabel="Share of new proteins",
         title=f"{int(proteins.drifted.sum()):,} of {len(values):,} new proteins drifted",
     )
+    share_axis(panel.yaxis)
 
 
 def _variance(panel: Any, found: Findings) -> None:
@@ -159,6 +155,6 @@ def _variance(panel: Any, found: Findings) -> None:
     panel.set(
         xlabel="Principal components",
         ylabel="Share of the variance, added up",
-        ylim=(0, 1.03),
+        ylim=(0, 1),
         title="" if effective != effective else f"Effective dimension {effective:.3g} of {matrix.shape[1]}",
     )

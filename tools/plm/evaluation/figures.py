@@ -1,13 +1,17 @@
 """Figures as PNG: colour-blind safe, readable at the width of a Galaxy report, 150 dpi.
 
-Figures are made with matplotlib's object interface: no display, no global state.
+Figures are made with matplotlib's object interface: no display, no global state. Every figure of the suite is made by
+:func:`new_figure` and written by :func:`save`, which sees to it that names of the user's are never read as formulas and
+that no text leaves the picture.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +29,23 @@ DPI = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#767676"
 LINES = ("-", "--", "-.", ":")
+METHODS = {
+    "logistic regression": "#0072B2",
+    "ridge regression": "#0072B2",
+    "nearest neighbours": "#009E73",
+    "feed-forward network": "#D55E00",
+    "baseline: majority": "#4d4d4d",
+    "baseline: composition": "#8C6D31",
+    "baseline: one-hot": "#7B4173",
+    "baseline: dipeptides": "#637939",
+    "baseline: nearest neighbour": "#393B79",
+}
+"""Colours of the suite's own methods, the same in every figure; models get theirs from :func:`method_colours`."""
+SMALLEST = 5.0
+"""Points: text is not made smaller than that to fit."""
 _STYLE = {
+    "text.parse_math": False,
+    "text.usetex": False,
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.labelsize": 11,
@@ -93,9 +113,172 @@ def new_figure(
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes ``figure`` as PNG, whatever the path's suffix."""
+    """Writes ``figure`` as PNG, whatever the path's suffix, after making all its text literal and fit the picture."""
     with matplotlib.rc_context(_STYLE):
+        _plain_logarithms(figure)
+        for _ in range(12):
+            _literal(figure)
+            figure.draw_without_rendering()
+            if not sum(map(_fits, figure.axes)) + _fits_beside(figure):
+                break
         figure.savefig(path, format="png", dpi=DPI)
+
+
+def _literal(figure: Figure) -> None:
+    """Dollar signs and backslashes in names are characters, not formulas (which would also crash on broken ones)."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
+
+
+def _plain_logarithms(figure: Figure) -> None:
+    """Tick labels of logarithmic axes are formulas unless told otherwise."""
+    from matplotlib.ticker import LogFormatter, LogFormatterMathtext
+
+    for panel in figure.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_formatter(LogFormatter())
+            if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
+                axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
+
+
+def _fits(panel: Any) -> bool:
+    """Makes the text of one panel fit its place; True if anything had to change."""
+    if not panel.get_visible():
+        return False
+    box, changed = panel.get_window_extent(), False
+    if panel.axison:
+        changed |= _wrapped(panel.xaxis.label, box.width, wide=True)
+        changed |= _wrapped(panel.yaxis.label, box.height, wide=False)
+        changed |= sum(_ticks_apart(panel, axis) for axis in (panel.xaxis, panel.yaxis)) > 0
+    changed |= sum(_wrapped(title, box.width, wide=True) for title in (panel.title, panel._left_title)) > 0
+    legend = panel.get_legend()
+    if legend is not None:
+        changed |= _shrunk(legend, box)
+    return changed
+
+
+def _fits_beside(figure: Figure) -> bool:
+    """The same for what belongs to no panel."""
+    width, height = figure.bbox.width, figure.bbox.height
+    changed = sum(_shrunk(legend, figure.bbox) for legend in figure.legends) > 0
+    for name, limit, wide in (("_suptitle", width, True), ("_supxlabel", width, True), ("_supylabel", height, False)):
+        text = getattr(figure, name)
+        if text is not None:
+            changed |= _wrapped(text, 0.97 * limit, wide=wide)
+    return changed
+
+
+def _wrapped(text: Any, limit: float, *, wide: bool) -> bool:
+    told = text.get_text()
+    if not told.strip():
+        return False
+    extent = text.get_window_extent()
+    length = extent.width if wide else extent.height
+    if length <= limit + 1:
+        return False
+    longest = max(len(line) for line in told.split("\n"))
+    most = max(int(longest * limit / length), 6)
+    if most < longest and told.count("\n") < 3:
+        text.set_text(textwrap.fill(told.replace("\n", " "), most))
+        return True
+    return _smaller([text])
+
+
+def _smaller(texts: Iterable[Any]) -> bool:
+    changed = False
+    for text in texts:
+        size = text.get_fontsize()
+        if size > SMALLEST:
+            text.set_fontsize(max(0.85 * size, SMALLEST))
+            changed = True
+    return changed
+
+
+def _shrunk(legend: Any, box: Any) -> bool:
+    """A legend larger than its place gets smaller letters, then shorter names."""
+    extent = legend.get_window_extent()
+    if extent.width <= box.width and extent.height <= box.height:
+        return False
+    texts = [*legend.get_texts(), legend.get_title()]
+    if _smaller(texts):
+        return True
+    longest = max(len(text.get_text()) for text in texts)
+    if extent.width <= box.width or longest <= 8:
+        return False
+    for text in texts:
+        text.set_text(shortened(text.get_text(), max(int(0.8 * longest), 8)))
+    return True
+
+
+def _ticks_apart(panel: Any, axis: Any) -> bool:
+    """Tick labels that overlap are turned, made smaller, or thinned."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    labels = tick_labels(axis)
+    across = axis.axis_name == "x"
+    ends = sorted(_ends(label.get_window_extent(), across) for label in labels)
+    if all(one[1] <= other[0] for one, other in pairwise(ends)):
+        return False
+    if not isinstance(axis.get_major_locator(), FixedLocator):
+        if (panel.get_xscale() == "log" and across) or (panel.get_yscale() == "log" and not across):
+            axis.set_minor_formatter("")
+            return _smaller(labels)
+        axis.set_major_locator(MaxNLocator(nbins=max(len(labels) // 2, 1)))
+        return True
+    if across and labels[0].get_rotation() != 90:
+        axis.set_tick_params(labelrotation=90)
+        for label in labels:
+            label.set(rotation=90, ha="center", va="top")
+        return True
+    if labels[0].get_fontsize() > SMALLEST:
+        axis.set_tick_params(labelsize=max(0.85 * labels[0].get_fontsize(), SMALLEST))
+        return True
+    places, names = axis.get_ticklocs(), [label.get_text() for label in axis.get_majorticklabels()]
+    axis.set_ticks(places, [name if not number % 2 else "" for number, name in enumerate(names)])
+    return True
+
+
+def tick_labels(axis: Any) -> list[Any]:
+    """The labels of an axis that are seen."""
+    low, high = sorted(axis.get_view_interval())
+    found = []
+    for minor in (False, True):
+        for place, label in zip(axis.get_ticklocs(minor=minor), axis.get_ticklabels(minor=minor), strict=False):
+            if low <= place <= high and label.get_visible() and label.get_text().strip():
+                found.append(label)
+    return found
+
+
+def _ends(box: Any, across: bool) -> tuple[float, float]:
+    return (box.x0, box.x1) if across else (box.y0, box.y1)
+
+
+def share_axis(axis: Any) -> None:
+    """An axis of shares ends at 1 at most, and no lower than at 0."""
+    low, high = axis.get_view_interval()
+    axis.axes.set(**{f"{axis.axis_name}lim": (max(low, 0.0), min(high, 1.0) if high > 0 else 1.0)})
+
+
+def method_colours(names: Sequence[str], baselines: Iterable[str] = ()) -> dict[str, str]:
+    """A colour for each method of a run, to be used in all its figures.
+
+    Args:
+        names: All methods of the run, in its order.
+        baselines: Those that are no models; the suite's own have colours of their own, others are grey.
+    """
+    aside, taken = set(baselines), 0
+    found: dict[str, str] = {}
+    for name in names:
+        if name in METHODS or name in aside:
+            found[name] = METHODS.get(name, GREY)
+        elif name not in found:
+            found[name] = colour(taken)
+            taken += 1
+    return found
 
 
 def colour(index: int) -> str:
@@ -113,7 +296,8 @@ def history_figure(history: pd.DataFrame, path: str | Path) -> None:
 
     Args:
         history: Columns ``step`` and/or ``epoch``; ``train_loss``, ``valid_loss`` and further metrics, each
-            optional and with gaps; ``method``, ``seed`` and ``fold`` tell runs apart: one line for each run.
+            optional and with gaps; ``method``, ``seed`` and ``fold`` tell runs apart: one line for each run;
+            ``best`` is 1 in the row whose network was kept, which is marked.
         path: Where the PNG goes.
     """
     import pandas as pd
@@ -136,10 +320,12 @@ def history_figure(history: pd.DataFrame, path: str | Path) -> None:
     rows = math.ceil(len(panels) / columns)
     figure, axes = new_figure(4.6 * columns if columns > 1 else 6.0, 3.6 * rows, columns, rows)
     groups = list(history.groupby(runs, sort=False).groups.items()) if runs else [("", history.index)]
+    marked = False
     for panel, names in zip(axes.flat, panels, strict=False):
         for number, (key, index) in enumerate(groups):
             key_parts = key if isinstance(key, tuple) else (key,)
-            run_label = ", ".join(f"{column} {part}" for column, part in zip(runs, key_parts, strict=False))
+            named_parts = zip(runs, key_parts, strict=False)
+            run_label = ", ".join(f"{column} {shortened(part, 24)}" for column, part in named_parts)
             for kind, name in enumerate(names):
                 curve = numbers.loc[index, [x, name]].dropna()
                 label = run_label if runs else NAMES.get(name, name)
@@ -151,9 +337,15 @@ def history_figure(history: pd.DataFrame, path: str | Path) -> None:
                 if runs and len(names) > 1:
                     style = "--" if name == "train_loss" else "-"
                 panel.plot(curve[x], curve[name], style, color=shade, label=label, **_markers(len(curve)))
+                if name != "train_loss" and "best" in numbers:
+                    kept = numbers.loc[index, [x, name]][numbers.loc[index, "best"] == 1].dropna()
+                    panel.plot(kept[x], kept[name], "*", color=shade, markersize=13, markeredgecolor="black")
+                    marked |= bool(len(kept))
         _label_panel(panel, x, names, len(groups) if runs else 0)
     for spare in list(axes.flat)[len(panels) :]:
         spare.set_visible(False)
+    if marked:
+        figure.suptitle(f"Star: the {'epoch' if x == 'epoch' else 'step'} that was kept", fontsize=10)
     save(figure, path)
 
 
@@ -184,12 +376,14 @@ class Curve:
         x: (P,) values across.
         y: (P,) values up.
         faint: True for what is only there for comparison (baselines): thin and dashed.
+        colour: Of the line; by its place if empty.
     """
 
     label: str
     x: Floats
     y: Floats
     faint: bool = False
+    colour: str = ""
 
 
 def roc_figure(curves: Sequence[Curve], path: str | Path) -> None:
@@ -223,7 +417,7 @@ def _curves(panel: Any, curves: Sequence[Curve], steps: bool = False) -> None:
             {"linestyle": "--", "linewidth": 1.2} if curve.faint else {"linestyle": line_style(number)}
         )
         draw = "steps-pre" if steps else "default"
-        panel.plot(curve.x, curve.y, color=colour(number), label=curve.label, drawstyle=draw, **style)
+        panel.plot(curve.x, curve.y, color=curve.colour or colour(number), label=curve.label, drawstyle=draw, **style)
 
 
 def _unit_square(panel: Any) -> None:
@@ -267,7 +461,11 @@ def confusion_figure(tables: Sequence[tuple[str, NDArray[np.int64]]], classes: S
 
 
 def calibration_figure(
-    curves: Sequence[tuple[str, Floats, Floats, NDArray[np.int64]]], path: str | Path, *, binary: bool = True
+    curves: Sequence[tuple[str, Floats, Floats, NDArray[np.int64]]],
+    path: str | Path,
+    *,
+    binary: bool = True,
+    colours: Sequence[str] = COLOURS,
 ) -> None:
     """Reliability diagram: what was predicted against what came true; a point's size follows its number of rows.
 
@@ -275,12 +473,13 @@ def calibration_figure(
         curves: (label, mean probability (B,), observed frequency (B,), rows (B,)).
         path: Where the PNG goes.
         binary: Whether the probability is that of the positive class (else: of the called class).
+        colours: Of the curves.
     """
     figure, axes = new_figure(6.0, 5.6)
     panel = axes[0, 0]
     panel.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="perfect calibration")
     for number, (label, mean, frequency, rows) in enumerate(curves):
-        shade = colour(number)
+        shade = colours[number % len(colours)]
         panel.plot(mean, frequency, color=shade, linestyle=line_style(number), label=label)
         panel.scatter(mean, frequency, s=18 + 160 * rows / rows.sum(), color=shade, zorder=3, linewidths=0)
     of = "positive class" if binary else "called class"
@@ -307,44 +506,46 @@ def scores_figure(
     figure, axes = new_figure(5.2 * columns if columns > 1 else 6.4, 4.0 * rows, columns, rows)
     edges = np.linspace(0, 1, 21)
     for panel, (title, groups) in zip(axes.flat, panels, strict=False):
-        for number, (name, values) in enumerate(groups):
-            weights = np.full(len(values), 1 / max(len(values), 1))
-            # Outline and hatch tell the classes apart without colour too.
-            panel.hist(
-                values, edges, weights=weights, color=colour(number), alpha=0.35,
-                label=f"{shortened(name, 24)} (n = {len(values)})",
-            )  # fmt: skip
-            panel.hist(
-                values, edges, weights=weights, histtype="step", color=colour(number), linewidth=1.8,
-                linestyle=LINES[number % len(LINES)],
-            )  # fmt: skip
+        # Beside each other: equal distributions would hide each other.
+        panel.hist(
+            [values for _, values in groups],
+            edges,
+            weights=[np.full(len(values), 1 / max(len(values), 1)) for _, values in groups],
+            color=[colour(number) for number in range(len(groups))],
+            label=[named(f"{shortened(name, 24)} (n = {len(values)})") for name, values in groups],
+        )
         of = "positive class" if binary else "called class"
         panel.set(xlabel=f"Probability of the {of}", ylabel="Share of rows", title=shortened(title, 44), xlim=(0, 1))
-        panel.set_ylim(0, panel.get_ylim()[1] * 1.3)  # room for the legend
+        panel.set_ylim(0, min(panel.get_ylim()[1] * 1.3, 1.0))  # room for the legend
         panel.legend(loc="best")
     for spare in list(axes.flat)[len(panels) :]:
         spare.set_visible(False)
     save(figure, path)
 
 
-def scatter_figure(panels: Sequence[tuple[str, Floats, Floats]], path: str | Path) -> None:
+def scatter_figure(
+    panels: Sequence[tuple[str, Floats, Floats]], path: str | Path, colours: Sequence[str] = COLOURS
+) -> None:
     """Predicted against true numbers, one panel a model (at most four): (title, true, predicted)."""
     figure, axes = _number_panels(panels)
     for number, (panel, (title, truth, value)) in enumerate(zip(axes, panels[:4], strict=False)):
         ends = [min(truth.min(), value.min()), max(truth.max(), value.max())]
         panel.plot(ends, ends, color=GREY, linestyle=":", linewidth=1.2, label="prediction = truth")
-        panel.scatter(truth, value, s=_dot(len(truth)), color=colour(number), alpha=0.6, linewidths=0)
+        panel.scatter(truth, value, s=_dot(len(truth)), color=colours[number % len(colours)], alpha=0.6, linewidths=0)
         panel.set(xlabel="True value", ylabel="Predicted value", title=shortened(title, 40))
         panel.legend(loc="best")
     save(figure, path)
 
 
-def residuals_figure(panels: Sequence[tuple[str, Floats, Floats]], path: str | Path) -> None:
+def residuals_figure(
+    panels: Sequence[tuple[str, Floats, Floats]], path: str | Path, colours: Sequence[str] = COLOURS
+) -> None:
     """Prediction minus truth against the prediction, one panel a model (at most four): (title, true, predicted)."""
     figure, axes = _number_panels(panels)
     for number, (panel, (title, truth, value)) in enumerate(zip(axes, panels[:4], strict=False)):
         panel.axhline(0, color=GREY, linestyle=":", linewidth=1.2)
-        panel.scatter(value, value - truth, s=_dot(len(truth)), color=colour(number), alpha=0.6, linewidths=0)
+        shade = colours[number % len(colours)]
+        panel.scatter(value, value - truth, s=_dot(len(truth)), color=shade, alpha=0.6, linewidths=0)
         panel.set(xlabel="Predicted value", ylabel="Predicted - true value", title=shortened(title, 40))
     save(figure, path)
 
@@ -364,5 +565,11 @@ def _dot(points: int) -> float:
 
 
 def shortened(text: str, most: int) -> str:
-    """``text`` cut to ``most`` characters with an ellipsis."""
+    """``text`` on one line, cut to ``most`` characters with an ellipsis."""
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def named(text: str) -> str:
+    """A name for a legend, which would leave out what begins with an underscore."""
+    return f" {text}" if text.startswith("_") else text

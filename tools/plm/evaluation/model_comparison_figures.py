@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from plm.evaluation.figures import GREY, colour, new_figure, save, shortened
+from plm.evaluation.figures import GREY, colour, method_colours, named, new_figure, save, share_axis, shortened
 from plm.evaluation.metrics import Floats
 
 _MOST_DOMAINS = 6
@@ -27,6 +27,7 @@ class Boxes:
         log: Logarithmic axis.
         line: Value of a baseline, drawn dashed; NaN for none.
         line_label: What it is.
+        share: Values are shares, 0-1.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Boxes:
     log: bool = False
     line: float = float("nan")
     line_label: str = ""
+    share: bool = False
 
 
 def box_figure(panels: Sequence[Boxes], models: Sequence[str], domains: Sequence[str], path: str | Path) -> None:
@@ -70,7 +72,8 @@ def box_figure(panels: Sequence[Boxes], models: Sequence[str], domains: Sequence
                 if not len(mine):
                     continue
                 at = place + (number - (len(groups) - 1) / 2) * space
-                _box(panel, mine, at, 0.8 * space, colour(number), chance, name if not place else "")
+                label = named(shortened(name, 24)) if not place else ""
+                _box(panel, mine, at, 0.8 * space, colour(number), chance, label)
         if np.isfinite(boxes.line):
             panel.axhline(boxes.line, color=GREY, linestyle="--", linewidth=1.2, label=boxes.line_label)
         if boxes.log:
@@ -81,6 +84,8 @@ def box_figure(panels: Sequence[Boxes], models: Sequence[str], domains: Sequence
         panel.set_xticks(range(len(models)), [shortened(name, 18) for name in models],
                          rotation=0 if len(models) <= 4 else 30)  # fmt: skip
         panel.set(title=boxes.title, ylabel=boxes.label, xlim=(-0.6, len(models) - 0.4))
+        if boxes.share:
+            share_axis(panel.yaxis)
         panel.grid(axis="x", visible=False)
         panel.legend(loc="best", fontsize=8, markerscale=3)
     for spare in list(axes.flat)[len(panels) :]:
@@ -107,11 +112,13 @@ class Dots:
         title: Name of the probe.
         label: Of the axis.
         rows: (name, score, low, high, whether a baseline) from top to bottom.
+        most: The highest score there can be.
     """
 
     title: str
     label: str
     rows: Sequence[tuple[str, float, float, float, bool]]
+    most: float = math.inf
 
 
 def dot_figure(panels: Sequence[Dots], path: str | Path) -> None:
@@ -120,14 +127,17 @@ def dot_figure(panels: Sequence[Dots], path: str | Path) -> None:
     rows = math.ceil(len(panels) / columns)
     most = max(len(dots.rows) for dots in panels)
     figure, axes = new_figure(5.6 * columns, (1.3 + 0.42 * most) * rows, columns, rows)
+    every = {name: baseline for dots in panels for name, *_, baseline in dots.rows}
+    colours = method_colours(list(every), [name for name, baseline in every.items() if baseline])
     for panel, dots in zip(axes.flat, panels, strict=False):
-        for place, (_, value, low, high, baseline) in enumerate(dots.rows):
-            shade = GREY if baseline else colour(place)
+        for place, (name, value, low, high, baseline) in enumerate(dots.rows):
+            shade = colours[name]
             if np.isfinite(low) and np.isfinite(high):
                 panel.plot([low, high], [place, place], color=shade, linewidth=2.5, solid_capstyle="butt")
             panel.plot([value], [place], "s" if baseline else "o", color=shade, markersize=7)
         panel.set_yticks(range(len(dots.rows)), [shortened(row[0], 26) for row in dots.rows])
         panel.set(title=shortened(dots.title, 44), xlabel=dots.label, ylim=(len(dots.rows) - 0.5, -0.5))
+        panel.set_xlim(right=min(panel.get_xlim()[1], dots.most))
     for spare in list(axes.flat)[len(panels) :]:
         spare.set_visible(False)
     save(figure, path)

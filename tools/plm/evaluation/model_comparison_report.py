@@ -260,7 +260,7 @@ def boxes(found: Findings, path: Path) -> None:
         Boxes("Perplexity of masked residues", "Perplexity of a protein", perplexity, True,
               heights["masked_perplexity"], "unigram, all proteins"),
         Boxes("Masked residues found", "Accuracy in a protein", accuracy, False, heights["masked_accuracy"],
-              "unigram, all proteins"),
+              "unigram, all proteins", share=True),
     ]  # fmt: skip
     box_figure(panels, names, found.held.domains, path)
 
@@ -273,7 +273,8 @@ def dots(found: Findings, path: Path) -> None:
             (name, scores.values[probe.measure], *scores.interval(probe.measure), name in probe.baselines)
             for name, scores in probe.scores.items()
         ]
-        panels.append(Dots(probe.name, metric_name(probe.measure), rows))
+        most = float("inf") if probe.measure in ("rmse", "mae") else 1.0
+        panels.append(Dots(probe.name, metric_name(probe.measure), rows, most))
     dot_figure(panels, path)
 
 

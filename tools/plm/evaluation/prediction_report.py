@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from plm.data.queries import Queries
 from plm.evaluation.conformal import Intervals, LabelSets, binomial_interval, fewest_rows
-from plm.evaluation.figures import GREY, colour, new_figure, save, shortened
+from plm.evaluation.figures import GREY, colour, named, new_figure, save, shortened
 from plm.evaluation.report import Report, plain
 from plm.evaluation.verdicts import Rules, Verdicts
 
@@ -166,7 +166,7 @@ def _confidence_panel(panel: Any, found: Found) -> None:
     shown = order if len(order) <= _SHOWN_CLASSES else order[: _SHOWN_CLASSES - 1]
     place = {name: index for index, name in enumerate(rules.task.classes)}
     parts = [values[found.classes == place[name]] for name in shown]
-    names = [shortened(rules.names[place[name]], 24) for name in shown]
+    names = [named(shortened(rules.names[place[name]], 24)) for name in shown]
     if len(order) > len(shown):
         rest = [place[name] for name in order[len(shown) :]]
         parts.append(values[np.isin(found.classes, rest)])
@@ -175,9 +175,7 @@ def _confidence_panel(panel: Any, found: Found) -> None:
     panel.hist(parts, bins=edges, stacked=True, color=[colour(index) for index in range(len(parts))], label=names)
     panel.set(title="How sure the calls are", xlabel="Probability of the called class", xlim=(0, 1))
     panel.set_ylabel(_unit(rules).capitalize())
-    legend = panel.legend(loc="upper left", frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    panel.legend(loc="upper left", frameon=False)
 
 
 def _distance_panel(panel: Any, found: Found) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.evaluation.figures import COLOURS, new_figure, save, shortened
+from plm.evaluation.figures import COLOURS, named, new_figure, save, shortened
 from plm.evaluation.projection import METHOD_NAMES, Projection
 from plm.evaluation.separation import FULL, Labels
 
@@ -209,7 +209,7 @@ def _legend(figure: Any, spare: Any, found: Findings) -> None:
             rows = int(np.isin(known, look.codes).sum())
             if not rows and -1 in look.codes:  # only queries lack a label
                 continue
-            text = f"{shortened(look.name, 26)} ({rows:,})"
+            text = named(f"{shortened(look.name, 26)} ({rows:,})")
             entries.append(
                 Line2D([], [], color=look.colour, marker=look.marker, markersize=6, linestyle="", label=text)
             )

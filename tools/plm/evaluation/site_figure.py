@@ -106,18 +106,21 @@ def _draw(axes: Any, track: Track, low: float, high: float, threshold: float | N
     if threshold is not None and threshold <= high:
         axes.axhline(threshold, color=GREY, linestyle="--", linewidth=1.0)
     axes.axhline(low, color="black", linewidth=1.0)
-    _name_sites(axes, track, low, high)
+    named = _name_sites(axes, track)
     axes.set_xlim(1 - 0.01 * track.length, track.length * 1.01 + 0.5)
     axes.set_ylim(low, high + 0.28 * span)
     axes.set_yticks([low, high] if threshold is None else [0, high / 2, high])
     axes.tick_params(labelsize=8, length=2)
     axes.grid(axis="x", visible=False)
     sites = f"{len(track.places)} sites" if threshold is None else f"{track.called.sum()} of {len(track.places)} called"
+    if named < int(track.called.sum()):
+        sites += f" ({named} of these named)"
     name = f"{shortened(track.name, 60)}   {track.length:,} residues, {sites}"
     axes.set_title(name, fontsize=8.5, loc="left", pad=2)
 
 
-def _name_sites(panel: Any, track: Track, low: float, high: float) -> None:
+def _name_sites(panel: Any, track: Track) -> int:
+    """Names the strongest called sites, but for those too close to a stronger one; returns how many."""
     taken: list[int] = []
     order = np.argsort(-np.where(track.called, track.heights, -np.inf), kind="stable")[: int(track.called.sum())]
     for index in order:
@@ -132,6 +135,7 @@ def _name_sites(panel: Any, track: Track, low: float, high: float) -> None:
             f"{track.letters[index]}{place}", (place, track.heights[index]), xytext=(-3 if right else 3, 0),
             textcoords="offset points", fontsize=7.5, ha="right" if right else "left", va="bottom",
         )  # fmt: skip
+    return len(taken)
 
 
 def _legend(figure: Any, threshold: float | None, known: bool) -> None:

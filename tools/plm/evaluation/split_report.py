@@ -216,27 +216,36 @@ class Account:
 
     def draw(self, path: Path) -> None:
         """Draws classes in each split, and the identity of judging rows to their nearest training relative (PNG)."""
-        from plm.evaluation.figures import colour, new_figure, save
+        from plm.evaluation.figures import colour, named, new_figure, save, shortened
 
         figure, panels = new_figure(9.0, 3.8, columns=2)
         left, right = panels.flat
         rows = self._balance()
         names = sorted({name for _, row in rows for name, _ in row})
+        told = len(names) <= _MOST_CLASSES  # so many colours cannot be told apart
         bottoms = [0] * len(rows)
         for index, name in enumerate(names):
             heights = [dict(row).get(name, 0) for _, row in rows]
             left.bar(
-                [_name(part) for part, _ in rows], heights, bottom=bottoms, color=colour(index), label=name or "rows"
+                [_name(part) for part, _ in rows],
+                heights,
+                bottom=bottoms,
+                color=colour(index if told else 0),
+                label=named(shortened(name, 24)) or "rows",
             )
             bottoms = [a + b for a, b in zip(bottoms, heights, strict=True)]
         left.set_ylabel(self._unit)
-        left.set_title("Classes in each split")
-        if 1 < len(names) <= _MOST_CLASSES:
+        left.set_title("Classes in each split" if told else f"Splits (rows of {len(names)} classes)")
+        if len(names) > 1 and told:
             left.legend(title="class")
-        for index, split in enumerate(sorted({leak.split for leak in self.leaks})):
-            values = [100 * leak.identity for leak in self.leaks if leak.split == split]
-            right.hist(values, bins=20, range=(0, 100), histtype="step", color=colour(index), label=_name(split))
-        right.set_xlabel("identity to the nearest training record (%; 0: none found)")
+        sides = _ordered(Counter(leak.split for leak in self.leaks))
+        parts = {_name(side): [100 * leak.identity for leak in self.leaks if leak.split == side] for side in sides}
+        if len(parts) > 2:
+            parts = {"all folds": [100 * leak.identity for leak in self.leaks]}
+        if parts:  # beside each other: equal distributions would hide each other
+            shades = [colour(index + 1) for index in range(len(parts))]
+            right.hist(list(parts.values()), bins=20, range=(0, 100), color=shades, label=list(parts))
+        right.set_xlabel("identity to the nearest training record\n(%; 0: none found)")
         right.set_ylabel("records")
         right.set_title("Likeness to training")
         if self.leaks:
