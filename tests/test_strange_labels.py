@@ -19,6 +19,7 @@ from plm.data.label_values import (
 )
 from plm.data.labels import RawRecord, parse_rule
 from plm.data.records import Task, labelled_rows, read_dataset, sort_classes
+from plm.data.sites import check_counting, parse_place
 from plm.errors import UserError
 
 NUMBERS = [f"{index / 7:.3f}" for index in range(40)]
@@ -232,3 +233,29 @@ def test_numbers(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "nan", "inf", "1e999", "1_0", "١", "1,5", "0x1", "1 2", "9" * 5000 + "x"])
 def test_no_numbers(text: str) -> None:
     assert number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("614", (614, "")), ("614.0", (614, "")), ("Y614", (614, "Y")), ("pY614", (614, "Y")), ("S13-p", (13, "S")),
+        ("K27-ac", (27, "K")), ("Ser13", (13, "S")), (" 5 ", (5, "")), ("0", (0, "")), ("1.5", None), ("Foo13", None),
+        ("9" * 20, None), ("9" * 5000, None), ("-3", None), ("x", None), ("", None), ("١", None),
+    ],
+    ids=lambda value: str(value)[:12],
+)  # fmt: skip
+def test_places_as_people_write_them(text: str, place: tuple[int, str] | None) -> None:
+    assert parse_place(text) == place
+
+
+def test_sites_that_count_from_0_are_named() -> None:
+    sequence = "MKYAAYKKYLLYVVYAAYKKYLLYVVYA"
+    places = [index for index, letter in enumerate(sequence) if letter == "Y"]
+    with pytest.raises(UserError, match="The positions seem to count from 0: 0 of 9 are at the residues of sites"):
+        check_counting([(sequence, place, "Y") for place in places], "--sites")
+    check_counting([(sequence, place + 1, "Y") for place in places], "--sites")
+    check_counting([(sequence, place, "") for place in places], "--sites")  # too few to tell without letters
+    varied = "".join(f"{letter}Y" for letter in "ACDEFGHIKLMNPQRSTVW")
+    with pytest.raises(UserError, match="count from 0"):
+        check_counting([(varied, place, "") for place in range(1, len(varied), 2)], "--sites")
+    check_counting([(varied, place + 1, "") for place in range(1, len(varied), 2)], "--sites")

@@ -150,6 +150,7 @@ def run(argv: Sequence[str] | None) -> None:
         survey = candidates.survey(
             args.input, letters, bundle.window, args.duplicate_ids, nucleotides=args.nucleotides
         )
+        notes += [survey.warning] if survey.warning else []
         scanner = SiteScanner(bundle, args.batch_tokens, log)
         _plan(log, survey, scanner, letters, f"{device.type}, {precision}")
         for note in notes:

@@ -154,6 +154,8 @@ def run(argv: Sequence[str] | None) -> None:
         settings = embed_run.Settings(
             args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory
         )
+        if spool.warning:
+            log.warning("Note: %s", spool.warning)
         store = embed_run.open_store(
             spool, files, wanted, settings, name=NAME, device=chosen.type, work_dir=args.work_dir, scratch=scratch,
             ranks=ranks, stack=stack, log=log,

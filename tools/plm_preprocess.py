@@ -246,6 +246,9 @@ def _examples(args: Arguments, records: Sequence[RawRecord], journal: Journal) -
     cleaning = CleaningRule(args.unusual, args.gaps, args.stops, args.lower, args.nucleotides)
     rule = parse_rule("column:class", "--labels") if args.labels == "file" else args.rule
     made = sites.sources(records, cleaning, rule, args.otherwise, args.protein, journal)
+    doubtful = sum(any("looks like nucleotides" in change for change in one.cleaned.changes) for one in made)
+    if doubtful:
+        stage.log(NAME).warning("Note: %d records look like nucleotides and are kept: look at them", doubtful)
     width = args.window or 0
     if args.task != "site":
         return sites.whole_sequences(made, journal, residues=args.task == "residue"), 0
@@ -351,7 +354,9 @@ def _split(
         if args.folds:
             parts, fractions = [str(fold + 1) for fold in range(args.folds)], [1 / args.folds] * args.folds
         groups = [one.id for one in free] if args.split == "random" else [one.group for one in free]
-        places = splits.assign(groups, strata(args, free, target), fractions, args.seed)
+        # Fifths of numbers are small bins: 25 times the weight makes parts as large as asked for.
+        weight = 25.0 if target == "number" and args.task != "residue" else 1.0
+        places = splits.assign(groups, strata(args, free, target), fractions, args.seed, weight)
         for example, part in zip(free, places, strict=True):
             example.split = parts[part]
     elif not args.test:

@@ -52,6 +52,7 @@ class Survey:
         longest: Residues of the longest of them.
         context: Residues of all windows around the candidates (0 without windows).
         head: The first usable proteins with candidates, a few thousand residues.
+        warning: What is to be looked at, in a sentence; may be empty.
     """
 
     records: int = 0
@@ -62,6 +63,7 @@ class Survey:
     longest: int = 0
     context: int = 0
     head: list[Protein] = field(default_factory=list)
+    warning: str = ""
 
 
 def check_letters(letters: str, flag: str) -> str:
@@ -144,7 +146,7 @@ def read_proteins(
         lines[identifier] = record.line
         cleaned = clean(record.sequence, rule)
         if tally is not None:
-            tally.add(record.sequence, cleaned.rejected)
+            tally.add(record.sequence, cleaned.rejected, cleaned.changes)
         yield _protein(record, cleaned, identifier, letters, note, rejected)
 
 
@@ -222,6 +224,7 @@ def survey(
         if kept < head:
             found.head.append(protein)
             kept += context or length
+    found.warning = tally.told()
     tally.check(Path(path).name, CleaningRule(nucleotides=nucleotides))
     if not found.proteins:
         raise UserError(

@@ -8,7 +8,7 @@ really gzipped and ``proteins.fasta.gz`` that is not both read well.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,7 @@ _IUPAC = frozenset("ACGTUNRYSWKMBDHV")
 _NOT_LETTERS = {ord(character): None for character in GAP_CHARACTERS + STOP_CHARACTER}
 _SHORTEST_NUCLEOTIDES = 30
 NUCLEOTIDES = "nucleotides (A, C, G, T, U, N and codes such as R and Y), not a protein: translate it"
+_DOUBTFUL = "looks like nucleotides"
 _PIR = re.compile(r"(?:P1|F1|D[LC]|R[LC]|N[13]|XX);\s*(\S.*)")
 _PIR_COMMENT = re.compile(r"[A-Z];")
 _RESIDUES_ONLY = re.compile(r"[A-Za-z\s]+\*?\s*")
@@ -265,7 +266,7 @@ def clean(sequence: str, rule: CleaningRule | None = None) -> Cleaned:
     look = nucleotide_look(sequence)
     if look == "clear" and rule.nucleotides == "reject":
         return Cleaned("", NUCLEOTIDES)
-    changes: list[str] = [f"looks like nucleotides ({_letters(sequence)} only), kept as a protein"] if look else []
+    changes: list[str] = [f"{_DOUBTFUL} ({_letters(sequence)} only), kept as a protein"] if look else []
     if _RESIDUE_SET.issuperset(sequence):
         return Cleaned(sequence, "" if sequence else "no residues", tuple(changes))
     text = sequence
@@ -352,22 +353,30 @@ class NucleotideTally:
         nucleotides: Those that were rejected as such.
         short: Those too short to tell by themselves whose letters are all A, C, G, T, U or N.
         letters: Letters of both.
+        doubtful: Records that look like nucleotides and are kept.
     """
 
     records: int = 0
     nucleotides: int = 0
     short: int = 0
     letters: int = 0
+    doubtful: int = 0
 
-    def add(self, sequence: str, rejected: str) -> None:
-        """One record, and why :func:`clean` rejects it, if it does."""
+    def add(self, sequence: str, rejected: str, changes: Sequence[str] = ()) -> None:
+        """One record, why :func:`clean` rejects it, if it does, and what it changes."""
         self.records += 1
+        self.doubtful += any(change.startswith(_DOUBTFUL) for change in changes)
         if rejected == NUCLEOTIDES:
             self.nucleotides += 1
             self.letters += len(sequence)
         elif 8 <= len(sequence) < _SHORTEST_NUCLEOTIDES and set(_BASES).issuperset(sequence.upper()):
             self.short += 1
             self.letters += len(sequence)
+
+    def told(self) -> str:
+        """A sentence about records that look like nucleotides and are kept; empty if there are none."""
+        some = self.doubtful
+        return f"{some} records look like nucleotides and are kept as proteins: look at them." if some else ""
 
     def check(self, name: str, rule: CleaningRule | None = None, *, switch: bool = True) -> None:
         """Refuses a file nine of ten records of which are nucleotides.

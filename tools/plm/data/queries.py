@@ -101,7 +101,7 @@ class Queries:
         if self.spool is None:
             some = len(self.rejected)
             return [f"{some} embeddings hold NaN or infinity and have no answer."] if some else []
-        notes = []
+        notes = [self.spool.warning] if self.spool.warning else []
         changed = sum(not self.is_rejected(record) for record in self.spool.details)
         if changed:
             notes.append(f"{changed} records were changed before use (the status table tells how).")

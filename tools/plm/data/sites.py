@@ -250,6 +250,9 @@ def positioned(
     sequence of that length has its site in the centre; else as whole proteins, whose positions are those in the protein
     unless ``place`` says otherwise. With ``width`` None they stay as they are (window 0 for whole proteins).
     """
+    parsed_all = [(source, parse_place(source.record.columns[column_name(source.record, column)])) for source in made]
+    told = [(one.record.sequence, at[0], at[1] or residues) for one, at in parsed_all if at]
+    check_counting(told, f"column {column}")
     examples: list[Example] = []
     unstated: list[Example] = []
     given: list[tuple[int, int]] = []
@@ -304,6 +307,42 @@ def marked(made: Sequence[Source], width: int, residues: str, negatives: bool, j
     return _joined(made, listed, width, letters, negatives, journal, by_record=True)
 
 
+def check_counting(places: Sequence[tuple[str, int, str]], where: str) -> None:
+    """Refuses sites that count from 0: one residue further nearly all fit, and as they stand most do not.
+
+    Args:
+        places: Sequence as given, place, and the residues that may be there (empty: unknown) of each site.
+        where: The option, for messages.
+
+    Raises:
+        UserError: They seem to count from 0; gives both counts.
+    """
+
+    def letter(sequence: str, place: int) -> str:
+        return sequence[place - 1].upper() if 1 <= place <= len(sequence) else ""
+
+    told = [place for place in places if place[2]]
+    if len(told) >= 3:
+        here = sum(letter(sequence, place) in set(residues) for sequence, place, residues in told)
+        further = sum(letter(sequence, place + 1) in set(residues) for sequence, place, residues in told)
+        fits, shifted, count = here, further, len(told)
+    elif len(places) >= 10:
+        # Nobody says which residues sites are: they are few of them, where the count is right.
+        count = len(places)
+        now = Counter(letter(sequence, place) for sequence, place, _ in places)
+        then = Counter(letter(sequence, place + 1) for sequence, place, _ in places)
+        fits, shifted = (sum(number for _, number in one.most_common(3)) for one in (now, then))
+    else:
+        return
+    if shifted >= 0.9 * count and fits < 0.5 * count:
+        raise UserError(
+            f"The positions seem to count from 0: {fits} of {count} are at the residues of sites, and one residue "
+            f"further {shifted} are",
+            where=where,
+            fix="Add 1 to the positions: they count from 1",
+        )
+
+
 def listed(
     made: Sequence[Source],
     listings: Sequence[SiteListing],
@@ -326,6 +365,15 @@ def listed(
         UserError: No listed site fits the proteins; gives the first reason.
     """
     before = len(journal.entries)
+    known = {source.protein: source for source in reversed(made)} | {source.record.id: source for source in made}
+    check_counting(
+        [
+            (known[one.protein].record.sequence, one.place, one.residue or residues)
+            for one in listings
+            if one.protein in known
+        ],
+        "--sites",
+    )
     examples = _joined(made, listings, width, residues, negatives, journal, by_record=False)
     if not any(example.label != "" for example in examples):
         reasons = [entry for entry in journal.entries[before:] if entry[1] == "rejected"]

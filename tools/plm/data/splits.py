@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from plm.errors import UserError
 
 
-def assign(groups: Sequence[str], strata: Sequence[str], fractions: Sequence[float], seed: int) -> list[int]:
+def assign(
+    groups: Sequence[str], strata: Sequence[str], fractions: Sequence[float], seed: int, size_weight: float = 1.0
+) -> list[int]:
     """Assigns whole groups to parts so that sizes and classes come close to the wanted fractions.
 
     Greedy: groups in order of falling size (ties in an order drawn with ``seed``) each go where they lower the squared
@@ -21,6 +23,8 @@ def assign(groups: Sequence[str], strata: Sequence[str], fractions: Sequence[flo
         strata: Class of each row ("" for all if there is none).
         fractions: Wanted part of the rows for each part, adding up to 1; a part of 0 stays empty.
         seed: Of the order of equal groups.
+        size_weight: How much the sizes of parts count beside the balance of strata; more where strata are small bins
+            of numbers, whose rounding would add up.
 
     Returns:
         Part (0-based) of each row.
@@ -57,7 +61,8 @@ def assign(groups: Sequence[str], strata: Sequence[str], fractions: Sequence[flo
         candidates = empty if len(order) - done <= len(empty) else wanted
 
         def cost(part: int, group: str = group, size: int = size) -> float:
-            added = _deviation(sizes[part], size, fractions[part] * rows, fractions[part] * rows**2)
+            goal = fractions[part] * rows
+            added = size_weight * _deviation(sizes[part], size, goal, goal * rows)
             for name, count in counts[group].items():
                 goal = fractions[part] * totals[name]
                 added += _deviation(filled[part][name], count, goal, fractions[part] * totals[name] ** 2)

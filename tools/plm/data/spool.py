@@ -155,6 +155,7 @@ class Spool:
         firsts: (U,) the record that brought each sequence first.
         lengths: (U,) residues of each sequence.
         sequences: U cleaned sequences.
+        warning: What is to be looked at, in a sentence; may be empty.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Spool:
     firsts: SmallInts
     lengths: Ints
     sequences: Texts
+    warning: str = ""
 
     @property
     def accepted(self) -> Ints:
@@ -325,7 +327,7 @@ def read_spool(
     rule, tally = CleaningRule(nucleotides=nucleotides), NucleotideTally()
     for entry in read_entries(path):
         cleaned, place, reason = _judge(entry, name, sites, rule)
-        tally.add(entry.sequence, cleaned.rejected)
+        tally.add(entry.sequence, cleaned.rejected, cleaned.changes)
         if reason and not first_rejected:
             first_rejected = f"{entry.id}: {reason}"
         ids.append(entry.id)
@@ -379,6 +381,7 @@ def read_spool(
         firsts=firsts.astype(np.int32),
         lengths=sizes[firsts],
         sequences=Texts(handle, np.frombuffer(starts, np.int64)[firsts], sizes[firsts].astype(np.int32)),
+        warning=tally.told(),
     )
 
 

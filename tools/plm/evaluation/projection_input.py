@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +11,15 @@ from numpy.typing import NDArray
 
 from plm import fingerprints
 from plm.data.embeddings import Description, read_embeddings
+from plm.data.identifiers import Matches
+from plm.data.label_values import is_missing
+from plm.data.own_tables import refuse_other
 from plm.data.splits import joined_groups
 from plm.data.tables import Table, read_table
 from plm.errors import UserError
 
 _IDS = ("id", "accession", "protein", "name", "identifier", "entry", "protein_id")
 _LABELS = ("label", "labels", "class", "target", "family", "value", "score")
-_ACCESSION = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)(?:\|\S*)?$", re.IGNORECASE)
 _GROUPS = ("group", "cluster", "protein")
 """Columns that tell relatives, as :func:`plm.learning.classifier_material.prepare` takes them."""
 UNGROUPED = "none"
@@ -230,6 +231,8 @@ def _from_table(
     ids = table.column(id_column, "--id-column") if id_column else table.find(*_IDS)
     ids = 0 if ids is None else ids
     labels = table.column(label_column, "--label-column") if label_column else table.find(*_LABELS)
+    if not label_column:
+        refuse_other(table.header, table.name, "labels", ("dataset", "predictions"))
     if labels is None:
         raise UserError(
             f"Which column holds the labels? (columns: {', '.join(table.header[:12])})",
@@ -253,20 +256,19 @@ def _from_table(
                 where=f"{table.name}, line {line}",
                 fix="Give each id once",
             )
-    by_accession = _by_accession(found)
+    asked = [side.ids if places is None else side.keys() for side in sides]
+    matches = Matches(found, [key for keys in asked for key in keys])
     used: set[str] = set()
-    looked_up = 0
     keys: list[list[str]] = [[] for _ in groups]
-    for side in sides:
-        for index, key in enumerate(side.ids if places is None else side.keys()):
-            name = key if key in found else by_accession.get(accession(key), "")
+    for side, own in zip(sides, asked, strict=True):
+        for index, key in enumerate(own):
+            name = matches.find(key) or ""
             for place, column in enumerate(keys):
                 column.append(found[name][1][place] if name else "")
             if not name:
                 continue
             used.add(name)
-            looked_up += name != key
-            side.labels[index] = found[name][0]
+            side.labels[index] = "" if is_missing(found[name][0]) else found[name][0]
     if not used:
         raise UserError(
             f"None of the {len(found)} ids of the table is among the embeddings: it has e.g. {next(iter(found))!r}, "
@@ -274,8 +276,8 @@ def _from_table(
             where=table.name,
             fix="Check the column of the ids (--id-column)",
         )
-    if looked_up:
-        notes.append(f"{looked_up} ids were matched by their UniProt accession.")
+    if told := matches.told():
+        notes.append(told)
     unknown = [name for name in found if name not in used]
     if unknown:
         shown = ", ".join(name.replace("\t", " position ") for name in unknown[:_SHOWN])
@@ -298,21 +300,3 @@ def _group_columns(table: Table, group_column: str, labels: int) -> list[int]:
 def _told(value: str | tuple[str, ...]) -> str:
     return repr(value) if isinstance(value, str) else " and ".join(map(repr, value))
 
-
-def accession(key: str) -> str:
-    """``P12345`` of ``sp|P12345|NAME``; a site keeps its position."""
-    name, tab, place = key.partition("\t")
-    match = _ACCESSION.match(name)
-    return (match[1] if match else name) + tab + place
-
-
-def _by_accession(found: Iterable[str]) -> dict[str, str]:
-    """Keys of the table by accession, where that is unambiguous."""
-    keys: dict[str, str] = {}
-    twice: set[str] = set()
-    for key in found:
-        short = accession(key)
-        if short in keys:
-            twice.add(short)
-        keys[short] = key
-    return {short: key for short, key in keys.items() if short not in twice}

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.identifiers import accession
 from plm.evaluation.figures import shortened
 from plm.evaluation.projection import METHOD_NAMES, Projected, Settings
 from plm.evaluation.projection_figure import SCALE, Look, looks, number_range
-from plm.evaluation.projection_input import Side, accession
+from plm.evaluation.projection_input import Side
 from plm.evaluation.report import Report, number, plain
 from plm.evaluation.separation import FULL, Labels, Score
 
