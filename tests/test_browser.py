@@ -1,0 +1,242 @@
+"""What a new user does at Galaxy's page, in a real browser: the flagship workflow to its bundle, and wrong turns.
+
+Needs the running Galaxy of scripts/galaxy and a Chromium (Debian: apt-get install chromium). Screenshots lie in
+.plm/screens.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import welcome
+from harness.layout import Layout
+from harness.server import GalaxyServer
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "test-data"
+SCREENS = ROOT / ".plm" / "screens"
+PATIENCE = 240_000  # milliseconds; a job beside other heavy work
+PICTURES = "n => [...document.images].filter(i => i.complete && i.naturalWidth > 300).length >= n"
+RED = "async h => (await (await fetch(`/api/histories/${h}/contents?v=dev&q=state&qv=error`)).json()).length > 0"
+
+pytestmark = [pytest.mark.galaxy, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server() -> GalaxyServer:
+    found = GalaxyServer(Layout(ROOT), lambda line: None)
+    if not found.status().answers:
+        pytest.fail("Galaxy does not run: scripts/galaxy start")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = os.environ.get("PLM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("NO CHROMIUM HERE: apt-get install chromium; nothing is known of what users see in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: GalaxyServer) -> Iterator[Any]:
+    """A page after the login, as the first page says."""
+    welcome.prepare(server.layout, server)
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
+    shown = context.new_page()
+    shown.set_default_timeout(60_000)
+    account = server.account()
+    shown.goto(f"{server.url}/login/start")
+    shown.fill("input[name=login]", account.email)
+    shown.fill("input[name=password]", account.password)
+    shown.click("button[name=login]")
+    shown.wait_for_selector("iframe[src*=welcome]")
+    try:
+        yield shown
+    finally:
+        SCREENS.mkdir(parents=True, exist_ok=True)
+        shown.screenshot(path=str(SCREENS / "last.png"))
+        context.close()
+
+
+def shoot(page: Any, name: str) -> None:
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(SCREENS / f"{name}.png"))
+
+
+def found_tools(page: Any, word: str) -> list[str]:
+    """The ids of the tools that the panel's search finds."""
+    search = page.locator("input[placeholder*='search tools' i]")
+    search.fill("")
+    search.fill(word)
+    page.wait_for_timeout(1200)
+    links = page.locator("#toolbox-panel a.tool-link, .toolbox a.tool-link, a.tool-link")
+    found = [links.nth(number).get_attribute("href") or "" for number in range(links.count())]
+    return sorted({match[1] for href in found if (match := re.search(r"tool_id=(?:.*%2F|.*/)?(plm_\w+)", href))})
+
+
+def choose(page: Any, label: str, text: str) -> None:
+    """Chooses a dataset in the field of a form."""
+    field = page.locator(f"[data-label='{label}']")
+    field.locator(".multiselect").first.click()
+    field.locator("li", has_text=text).first.click()
+
+
+def test_words_of_the_field_find_the_tools(page: Any) -> None:
+    expected = {
+        "phosphorylation": {"plm_preprocess", "plm_classify_sites"},
+        "PTM": {"plm_preprocess", "plm_finetune", "plm_classify_sites"},
+        "ESM-2": {"plm_embed", "plm_finetune", "plm_pretrain"},
+        "ProtT5": {"plm_embed", "plm_finetune"},
+        "LoRA": {"plm_finetune"},
+        "classification": {"plm_finetune", "plm_train_classifier", "plm_predict", "plm_evaluate"},
+        "fine-tuning": {"plm_finetune"},
+        "distillation": {"plm_distill"},
+    }
+    for word, tools in expected.items():
+        assert tools <= set(found_tools(page, word)), word
+    shoot(page, "search")
+
+
+def test_the_flagship_from_the_first_page_to_the_bundle(page: Any, server: GalaxyServer, tmp_path: Path) -> None:
+    page.frame_locator("iframe[src*=welcome]").locator("#start-sites").click()
+    page.wait_for_url("**/workflows/run**")
+    choose(page, "Query proteins", "simulated_query.fasta")
+    assert "simulated_windows.fasta" in page.locator("[data-label='Labelled sites'] .multiselect").first.inner_text()
+    page.locator("[data-label='Epochs at most'] input").first.fill("2")
+    assert page.locator(".alert-danger:visible").count() == 0 and page.locator(".alert-warning:visible").count() == 0
+    shoot(page, "run-form")
+    page.locator("#run-workflow").click()
+    page.wait_for_url("**/workflows/invocations/**")
+    invocation = re.search(r"/invocations/(\w+)", page.url)
+    assert invocation
+    page.get_by_text(re.compile("4 of 4 jobs complete")).wait_for(timeout=PATIENCE)
+
+    page.get_by_role("tab", name="Report").or_(page.get_by_text("Report", exact=True)).first.click()
+    report = page.locator("#center")
+    report.get_by_text("Is it any good?").wait_for()
+    report.get_by_text("Scores of the test rows").first.wait_for()
+    page.wait_for_function(PICTURES, arg=5, timeout=60_000)
+    cells = report.locator("table td", has_text="auroc")
+    cells.first.wait_for()
+    shoot(page, "report")
+
+    outputs = server.request("GET", f"/api/invocations/{invocation[1]}")["outputs"]
+    bundle = outputs["Fine-tuned model"]["id"]
+    shown = server.request("GET", f"/api/datasets/{bundle}")
+    assert shown["name"] == "Fine-tuned model (bundle): simulated_windows.fasta"
+    page.goto(f"{server.url}/datasets/{bundle}")
+    with page.expect_download() as download:
+        page.evaluate("address => { location.href = address }", f"/api/datasets/{bundle}/display?to_ext=zip")
+    target = tmp_path / "bundle.zip"
+    download.value.save_as(target)
+    with zipfile.ZipFile(io.BytesIO(target.read_bytes())) as archive:
+        assert json.loads(archive.read("manifest.json"))["finished"] is True
+    for label in ("Evaluation report", "Site report"):
+        page.goto(f"{server.url}/datasets/{outputs[label]['id']}/report")
+        page.wait_for_function(PICTURES, arg=1, timeout=60_000)
+        shoot(page, label.lower().replace(" ", "-"))
+
+
+def upload(server: GalaxyServer, name: str, text: str, kind: str, history: str) -> None:
+    """Puts a file into a history, as Upload does."""
+    element: dict[str, Any] = {"src": "pasted", "paste_content": text, "name": name, "ext": kind}
+    targets = [{"destination": {"type": "hdas"}, "elements": [element]}]
+    made = server.request("POST", "/api/tools/fetch", {"history_id": history, "targets": targets})
+    for output in made["outputs"]:
+        settle(server, output["id"])
+
+
+def settle(server: GalaxyServer, dataset: str) -> str:
+    import time
+
+    deadline = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < deadline:
+        state = str(server.request("GET", f"/api/datasets/{dataset}")["state"])
+        if state in ("ok", "error", "empty", "failed_metadata"):
+            return state
+        time.sleep(0.5)
+    pytest.fail(f"the dataset {dataset} did not end")
+
+
+DNA = "".join(f">read{number} LABEL={number % 2}\n{'ACGTTGCAACGT' * 3}\n" for number in range(30))
+UNLABELLED = (DATA / "simulated_corpus.fasta").read_text()
+STATUS = "id\tline\tlength\tencoded\twindows\tcleaned\tduplicate_of\tstatus\tdetails\n" + "".join(
+    f"P{number}\t{number}\t{90 + number}\t{90 + number}\t1\t0\t\tembedded\t\n" for number in range(1, 40)
+)
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "text", "kind", "said"),
+    [
+        pytest.param("plm_preprocess", "reads.fasta", DNA, "fasta", "nucleotide|DNA", id="DNA"),
+        pytest.param("plm_preprocess", "corpus.fasta", UNLABELLED, "fasta", "[Nn]o label", id="no labels"),
+        pytest.param(
+            "plm_preprocess", "empty.fasta", "\n", "fasta", "empty|[Nn]o record|[Nn]o sequence", id="empty file"
+        ),
+        pytest.param(
+            "plm_project", "status.tabular", STATUS, "tabular", "status|what became", id="status as embeddings"
+        ),
+    ],
+)
+def test_a_wrong_turn_ends_in_one_clear_line(
+    page: Any, server: GalaxyServer, tool: str, name: str, text: str, kind: str, said: str
+) -> None:
+    history = server.request("POST", "/api/histories", {"name": f"A wrong turn: {name}"})["id"]
+    upload(server, name, text, kind, history)
+    page.goto(f"{server.url}/history/set_as_current?id={history}")
+    page.goto(f"{server.url}/?tool_id={tool}")
+    page.locator("#execute").wait_for()
+    page.get_by_text(name).first.wait_for()
+    page.locator("#execute").click()
+    page.wait_for_function(RED, arg=history, timeout=PATIENCE)
+    red = server.request("GET", f"/api/histories/{history}/contents?v=dev&q=state&qv=error")[0]
+    page.goto(f"{server.url}/datasets/{red['id']}/error")
+    page.get_by_text(re.compile(f"{tool}: error: ")).first.wait_for()
+    shoot(page, f"wrong-{name}")
+    job = server.request("GET", f"/api/datasets/{red['id']}")["creating_job"]
+    stderr = str(server.request("GET", f"/api/jobs/{job}?full=true")["tool_stderr"])
+    errors = [line for line in stderr.splitlines() if line.startswith(f"{tool}: error: ")]
+    assert len(errors) == 1 and "Traceback" not in stderr, stderr
+    assert re.search(said, errors[0]) and "Fix: " in errors[0], errors[0]
+
+
+def test_a_report_needs_no_login(browser: Any, server: GalaxyServer) -> None:
+    """A page made from an invocation, as scripts/run prints it."""
+    invocations = server.request("GET", "/api/invocations?limit=20&include_terminal=true")
+    if not invocations:
+        pytest.fail("no workflow has run")
+    made = server.request(
+        "POST",
+        "/api/pages",
+        {
+            "title": "A report",
+            "slug": f"a-report-{os.getpid()}",
+            "content_format": "markdown",
+            "invocation_id": invocations[0]["id"],
+        },
+    )
+    server.request("PUT", f"/api/pages/{made['id']}/publish")
+    context = browser.new_context()
+    shown = context.new_page()
+    shown.goto(f"{server.url}/published/page?id={made['id']}")
+    shown.locator("h1, h2", has_text=re.compile("\\w")).first.wait_for(timeout=60_000)
+    assert "login" not in shown.url
+    context.close()
+    with urllib.request.urlopen(f"{server.url}/static/welcome.html") as answer:
+        assert b"Where do you want to start?" in answer.read()
