@@ -470,7 +470,8 @@ def test_known_sites_reach_the_table(
     assert rows["sp|SIM9001|FAM31_SIM|54"] == "1" and rows["sp|SIM9001|FAM31_SIM|30"] == "0"
     assert rows["sp|SIM9002|FAM32_SIM|21"] == "1" and rows["sp|SIM9003|FAM33_SIM|7"] == ""
     said = capsys.readouterr().out
-    assert "2 of 4 sites of the list are no candidate of these proteins: SIM9001 55, NOBODY 3" in said
+    assert "2 of 4 sites of the list are no candidate of these proteins (1 at residues that are no candidates" in said
+    assert "1 of proteins that are not in the input): SIM9001 55, NOBODY 3" in said
 
 
 def test_labels_of_known_sites_are_classes_of_the_bundle(
