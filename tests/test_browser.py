@@ -201,9 +201,9 @@ def test_a_wrong_turn_ends_in_one_clear_line(
     upload(server, name, text, kind, history)
     page.goto(f"{server.url}/history/set_as_current?id={history}")
     page.goto(f"{server.url}/?tool_id={tool}")
-    page.locator("#execute").wait_for()
+    page.locator("#execute").first.wait_for()
     page.get_by_text(name).first.wait_for()
-    page.locator("#execute").click()
+    page.locator("#execute").first.click()
     page.wait_for_function(RED, arg=history, timeout=PATIENCE)
     red = server.request("GET", f"/api/histories/{history}/contents?v=dev&q=state&qv=error")[0]
     page.goto(f"{server.url}/datasets/{red['id']}/error")

@@ -139,9 +139,10 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
     sheds = ET.Element("tool_sheds")
     if settings.shed:
         ET.SubElement(sheds, "tool_shed", name="Tool Shed", url=f"{settings.shed}/")
-        installed = config / "shed_tool_conf.xml"
-        if not installed.is_file():  # Galaxy writes into it what it installs
-            _write(installed, _xml(ET.Element("toolbox", tool_path=str(layout.galaxy / "shed_tools"))))
+        toolbox = ET.Element("toolbox", tool_path=str(layout.galaxy / "shed_tools"))
+        for name, empty in (("shed_tool_conf", toolbox), ("shed_tool_data_table_conf", ET.Element("tables"))):
+            if not (config / f"{name}.xml").is_file():  # Galaxy writes into them what it installs
+                _write(config / f"{name}.xml", _xml(empty))
     _write(config / "tool_sheds_conf.xml", _xml(sheds))
     _write_json(config / "job_conf.yml", job_conf(os.cpu_count() or 1))
     _write_dependencies(layout)
@@ -275,9 +276,6 @@ def _galaxy_settings(layout: Layout, settings: ServerSettings) -> Mapping[str, A
         "tool_config_file": ",".join(
             str(config / name) for name in ("tool_conf.xml", *(["shed_tool_conf.xml"] if settings.shed else []))
         ),
-        "shed_tool_config_file": str(config / "shed_tool_conf.xml"),
-        "shed_tool_data_path": str(base / "tool-data"),
-        "shed_tool_data_table_config": str(config / "shed_tool_data_table_conf.xml"),
         "tool_data_table_config_path": str(config / "tool_data_table_conf.xml"),
         "job_config_file": str(config / "job_conf.yml"),
         "dependency_resolvers_config_file": str(config / "dependency_resolvers_conf.xml"),
@@ -295,6 +293,15 @@ def _galaxy_settings(layout: Layout, settings: ServerSettings) -> Mapping[str, A
         "cleanup_job": "onsuccess",
         "enable_tool_recommendations": False,
         "allow_user_deletion": False,
+    } | (_shed_settings(layout) if settings.shed else {})
+
+
+def _shed_settings(layout: Layout) -> dict[str, Any]:
+    """Where Galaxy writes what it installs from a Tool Shed."""
+    return {
+        "shed_tool_config_file": str(layout.config / "shed_tool_conf.xml"),
+        "shed_tool_data_path": str(layout.galaxy / "tool-data"),
+        "shed_tool_data_table_config": str(layout.config / "shed_tool_data_table_conf.xml"),
     }
 
 
