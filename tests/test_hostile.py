@@ -185,6 +185,10 @@ def endless_ids(file: h5py.File, secret: Path) -> None:
     file.create_dataset("ids", (100_000_000_000,), h5py.string_dtype(), chunks=(1000,))
 
 
+def endless_id(file: h5py.File, secret: Path) -> None:
+    file["values"], file["ids"] = VALUES, ["a" * 20_000, *NAMES[1:]]
+
+
 def unknown_filter(file: h5py.File, secret: Path) -> None:
     from h5py import h5d, h5p, h5s, h5t, h5z
 
@@ -260,6 +264,10 @@ def parquet_that_is_no_text(path: Path, secret: Path) -> Path:
     return path
 
 
+DESCRIPTION = (
+    '{"format": "plm-embeddings", "schema_version": 1, "layout": "packed", "level": "protein", "pooling": "mean", '
+    '"model": "x", "model_sha256": "", "layers": [1e999], "dtype": "float32", "dimension": 8}'
+)
 EMBEDDINGS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "external-values": (hdf5(external_values), "takes its numbers from another"),
     "external-ids": (hdf5(external_ids), "takes its numbers from another"),
@@ -269,9 +277,11 @@ EMBEDDINGS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "external-link": (hdf5(external_link), "is a link"),
     "soft-link": (hdf5(soft_link), "is a link"),
     "references": (hdf5(references), "holds no embeddings"),
+    "endless-layer": (npz(description=np.array(DESCRIPTION), ids=np.array(NAMES), values=VALUES), "itself wrongly"),
     "complex": (hdf5(complex_numbers), "holds no embeddings"),
     "never-written": (hdf5(never_written), "they are not in the file"),
     "never-written-compressed": (hdf5(never_written_compressed), "would become"),
+    "endless-id": (hdf5(endless_id), "longer than 10,000 letters"),
     "endless-ids": (hdf5(endless_ids), "they are not in the file"),
     "unknown-filter": (hdf5(unknown_filter), "filter that is not read"),
     "group-in-itself": (hdf5(nested_groups), "nested too deeply"),
@@ -376,6 +386,15 @@ def tokenizer(content: str) -> Change:
     return change
 
 
+def far_too_large(held: Contents) -> None:
+    """Few weights that name the layers of a model and the width of its tokens; the others would take terabytes."""
+    names = {f"esm.encoder.layer.{n}.attention.self.query.bias": torch.zeros(1) for n in range(2)}
+    tokens = {"esm.embeddings.word_embeddings.weight": torch.zeros(33, 100_000, dtype=torch.uint8)}
+    held["model.safetensors"] = bytes_of({**tokens, **names})
+    sizes = {"hidden_size": 100_000, "num_attention_heads": 1000, "intermediate_size": 99_000}
+    patched("config.json", **sizes)(held)
+
+
 def doubled(held: Contents) -> None:
     held["model-00001-of-00002.safetensors"] = held.pop("model.safetensors")
     held["model-00002-of-00002.safetensors"] = held["model-00001-of-00002.safetensors"]
@@ -394,6 +413,7 @@ MODELS: dict[str, tuple[Change, str]] = {
     "width": (patched("config.json", hidden_size=64), "hidden_size 64 where the weights have 32"),
     "vocabulary-size": (patched("config.json", vocab_size=500_000), "vocab_size 500000 where the weights have 33"),
     "feed-forward": (patched("config.json", intermediate_size=900_000), "intermediate_size 900000 where the weights"),
+    "far-too-large": (far_too_large, "a model of about .* numbers where"),
     "heads": (patched("config.json", num_attention_heads=7), "divided among 7 attention heads"),
     "epsilon": (patched("config.json", layer_norm_eps=0.5), "layer_norm_eps is 0.5"),
     "dropout": (patched("config.json", hidden_dropout_prob=5), "hidden_dropout_prob is 5"),
@@ -645,6 +665,13 @@ SITE_BUNDLES: dict[str, tuple[Change, str]] = {
     "head-hidden": (patched(MANIFEST, head={**HEAD_SIZES, "hidden_size": 999_999}), "the model gives 32"),
     "head-reach": (patched(MANIFEST, head={**HEAD_SIZES, "reach": 10**9}), "reach is"),
     "head-unknown": (patched(MANIFEST, head={**HEAD_SIZES, "code": "x"}), "unknown settings"),
+    "calibration-null": (
+        patched(MANIFEST, calibration={"validation_scores": {"negatives": None}}, window=[]), "window is a list",
+    ),
+    "conformal": (patched(MANIFEST, conformal={"outputs": 10**6, "scores": [0.1]}), "outputs is 1000000"),
+    "conformal-classes": (
+        patched(MANIFEST, conformal={"outputs": 2, "scores": [0.1], "classes": [-1]}), "classes",
+    ),
     "calibration-list": (patched(MANIFEST, calibration=[1]), "calibration is a list"),
     "calibration-scores": (
         patched(MANIFEST, calibration={"validation_scores": {"negatives": {"scores": ["a"]}}}), "scores",
@@ -656,6 +683,7 @@ SITE_BUNDLES: dict[str, tuple[Change, str]] = {
     "selftest-expected": (patched("self_test.json", expected="x"), "no table of numbers"),
     "selftest-uneven": (patched("self_test.json", expected=[[1], [1, 2]]), "no table of numbers"),
     "selftest-positions": (patched("self_test.json", positions=["a"]), "positions"),
+    "selftest-letters": (patched("self_test.json", sequences=["M\u00e9", "MK", "MK", "MK"]), "no protein"),
     "selftest-precision": (patched("self_test.json", precision="int3"), "precision"),
     "selftest-deep": (raw("self_test.json", DEEP), "nested too deeply"),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plm import stage
 from plm.data.embedding_records import (
     FORMAT_NAME,
     Description,
@@ -149,7 +151,7 @@ def open_hdf5(path: Path, name: str, matrices: str) -> Source:
         if hdf5.attribute(file, "format", name) == FORMAT_NAME:
             return _open_own(file, name)
         return _open_foreign(file, name, matrices)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:  # of damaged content
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # of damaged content
         file.close()
         raise UserError(
             f"The HDF5 file cannot be read ({one_line(str(error), 150)})", where=name, fix="Make the file again"
@@ -292,7 +294,7 @@ class _Datasets:
         self.description, self.ids, self.positions = description, ids, positions
         self.labels, self.suite_version = labels or {}, suite_version
         self._file, self._name, self._names = file, name, names
-        self._bytes = hdf5.file_size(file)
+        self._bytes, self._most = hdf5.file_size(file), stage.memory_mib() * 2**20
         self._lengths: list[int] | None = None
 
     def lengths(self) -> list[int] | None:
@@ -345,6 +347,12 @@ class _Datasets:
                 f"{self._names[index]} is no data set of this file", where=self._name, fix="Make the file again"
             )
         hdf5.judge(data_set, self._names[index], self._name, self._bytes)
+        shape = data_set.shape
+        if shape is None or math.prod(shape) * 8 > self._most:
+            raise UserError(
+                f"The embedding of {self.ids[index]!r} is {shape} and does not fit into the memory", where=self._name,
+                fix="Give the job more memory, or do not trust this file",
+            )  # fmt: skip
         return data_set, self._shape(data_set.shape, data_set.dtype, index)
 
     def _shape(self, shape: tuple[int, ...], dtype: np.dtype, index: int) -> tuple[int, ...]:

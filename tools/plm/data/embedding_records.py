@@ -116,7 +116,7 @@ class Description:
             raise UserError(
                 f"The embeddings file lacks the attribute {error.args[0]}", where=where, fix="Make the file again"
             ) from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise UserError(
                 f"The embeddings file describes itself wrongly ({error})", where=where, fix="Make the file again"
             ) from error

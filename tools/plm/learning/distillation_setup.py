@@ -107,7 +107,15 @@ def together(ranks: Ranks, choose: Callable[[], ModelFiles]) -> ModelFiles:
     """A checkpoint that the leading process finds or makes, for all processes."""
     if not ranks.leads:
         name, folder, digest = json.loads(ranks.told(""))
-        return ModelFiles(name, Path(folder), digest)
+        if Path(folder).is_dir():
+            return ModelFiles(name, Path(folder), digest)
+        files = choose()  # on another machine, whose temporary folders are its own
+        if files.sha256 != digest:
+            raise UserError(
+                "The processes of the job do not see the same model", where=name,
+                fix="Give a model that lies in a folder of all machines",
+            )  # fmt: skip
+        return files
     files = choose()
     ranks.told(json.dumps([files.id, str(files.directory), files.sha256]))
     return files

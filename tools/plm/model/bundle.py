@@ -387,7 +387,10 @@ def _load_members(manifest: Mapping[str, Any], folder: Path, loaded: LoadedModel
             body = adapters.load_adapter(body, path / "adapter", name, loaded.family)
         elif method == "full" and number:
             files = resolve_model(str(path / "model"), workdir=folder / "checked")
-            body = load_model(files, dtype=str(loaded.dtype).removeprefix("torch."), device=loaded.device).model
+            other = load_model(files, dtype=str(loaded.dtype).removeprefix("torch."), device=loaded.device)
+            if (other.family.name, other.hidden_size) != (loaded.family.name, loaded.hidden_size):
+                raise UserError("The bundle's members are of different models", fix=manifests.AGAIN)
+            body = other.model
         head = _load_head(HeadConfig(**manifest["head"]), path / "head.safetensors", loaded.hidden_size)
         network = as_network(loaded, body, head, frozen=True).eval()
         temperature, mean, sd = (float(entry[key]) for key in ("temperature", "mean", "sd"))
@@ -453,6 +456,8 @@ def _self_test(bundle: Bundle, where: str, precision: str) -> None:
     positions = None
     if bundle.task.level == "site":
         positions = [int(place) - 1 for place in stored.numbers("positions", 1, 100_000)]
+    if not all(sequence.isascii() and sequence.isalpha() for sequence in sequences):
+        raise UserError("The bundle's self-test holds what is no protein", where=where, fix=again)
     if not sequences or (positions is not None and len(positions) != len(sequences)):
         raise UserError("The bundle's self-test has no sequences", where=where, fix=again)
     expected = numbers_of(stored.content.get("expected"), where)

@@ -15,7 +15,7 @@ from typing import Any
 
 from plm.errors import UserError
 from plm.received.archives import Archive
-from plm.received.documents import as_object, cleaned, parse_json, read_bytes
+from plm.received.documents import as_object, cleaned, one_line, parse_json, read_bytes
 from plm.received.fields import Fields, shown
 from plm.received.limits import limit
 
@@ -132,7 +132,7 @@ def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str])
 def _check_name(name: str, where: str) -> None:
     if PurePosixPath(name).suffix not in SUFFIXES:
         raise UserError(
-            f"The bundle holds {name!r}, which no bundle may hold (pickles and code are refused)",
+            f"The bundle holds {one_line(name, 100)!r}, which no bundle may hold (pickles and code are refused)",
             where=where,
             fix="Do not trust this file; give the bundle as the suite wrote it",
         )
@@ -168,9 +168,10 @@ def _check_content(name: str, file: Path, where: str) -> None:
 def _check_digests(listed: Mapping[str, str], found: Mapping[str, str], where: str, again: str) -> None:
     present = set(found) - {"manifest.json"}
     for name in sorted(set(listed) - present):
-        raise UserError(f"The bundle lacks its member {name}", where=where, fix=again)
+        raise UserError(f"The bundle lacks its member {one_line(name, 100)}", where=where, fix=again)
     for name in sorted(present - set(listed)):
-        raise UserError(f"The bundle holds {name}, which its manifest does not list", where=where, fix=again)
+        extra = one_line(name, 80)
+        raise UserError(f"The bundle holds {extra}, which its manifest does not list", where=where, fix=again)
     for name, digest in listed.items():
         if found[name] != digest:
             raise UserError(f"The bundle's member {name} was altered or damaged", where=where, fix=again)

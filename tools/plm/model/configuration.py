@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,6 +168,12 @@ def check_weights(settings: Mapping[str, Any], shapes: Shapes, where: str) -> No
         if end in by_end and len(shapes[by_end[end]]) == len(fields):
             for field, value in zip(fields, shapes[by_end[end]], strict=True):
                 found.setdefault(field, value)
+    held = sum(math.prod(shape) for shape in shapes.values())
+    if layers and found.get(depth) == settings[depth] and _numbers(settings) > 2 * held + 1_000_000:
+        raise UserError(
+            f"config.json describes a model of about {_numbers(settings):,} numbers where the weights have {held:,}",
+            where=where, fix="Use the config.json and the weights of one model",
+        )  # fmt: skip
     for name, value in found.items():
         if settings[name] != value:
             raise UserError(
@@ -187,6 +194,18 @@ def check_weights(settings: Mapping[str, Any], shapes: Shapes, where: str) -> No
                 f"config.json says {inner} numbers for all attention heads where the weights have {query[0]}",
                 where=where, fix="Use the config.json and the weights of one model",
             )  # fmt: skip
+
+
+def _numbers(settings: Mapping[str, Any]) -> int:
+    """About how many numbers the encoder has."""
+    if settings["model_type"] == "esm":
+        width, inner, heads = settings["hidden_size"], settings["intermediate_size"], settings["hidden_size"]
+        depth, matrices = settings["num_hidden_layers"], 2
+    else:
+        width, inner, heads = settings["d_model"], settings["d_ff"], settings["num_heads"] * settings["d_kv"]
+        depth, matrices = settings["num_layers"], 2 + settings["feed_forward_proj"].startswith("gated")
+    found: int = settings["vocab_size"] * width + depth * (4 * width * heads + matrices * width * inner)
+    return found
 
 
 def check_tokens(settings: Mapping[str, Any], family: ModelFamily, vocabulary: Mapping[str, int], where: str) -> None:

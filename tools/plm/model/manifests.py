@@ -70,7 +70,7 @@ def check_finetuned(manifest: Mapping[str, Any], where: str, methods: tuple[str,
         if "fold" in member and not isinstance(member.content["fold"], str):
             member.whole("fold", -(2**63), 2**63 - 1)
         member.content.setdefault("fold", None)  # type: ignore[attr-defined]
-    _shared(fields)
+    _shared(fields, len(content["labels"]))
     return content
 
 
@@ -101,7 +101,7 @@ def check_classifier(manifest: Mapping[str, Any], where: str, kinds: tuple[str, 
         head.whole("k", 1, 1_000_000)
         head.text("metric", choices=("cosine", "euclidean"))
         head.numbers("prior", 0, 1, most=1_000_000)
-    _shared(fields)
+    _shared(fields, len(content["classes"]))
     return content
 
 
@@ -135,7 +135,16 @@ def _task(fields: Fields, classes: str) -> None:
         fields.need("standardisation")
 
 
-def _shared(fields: Fields) -> None:
+def _drop_null(content: Any) -> None:
+    """Takes out fields that hold nothing, in place: whoever reads them asks whether they are there."""
+    if isinstance(content, dict):
+        for name in [name for name, value in content.items() if value is None]:
+            del content[name]
+        for value in content.values():
+            _drop_null(value)
+
+
+def _shared(fields: Fields, classes: int) -> None:
     """Fields that bundles of both kinds may have."""
     if "finished" in fields:
         fields.flag("finished")
@@ -145,6 +154,8 @@ def _shared(fields: Fields) -> None:
     for name in ("metrics", "rows", "versions"):
         if name in fields:
             fields.inside(name)
+    for name in ("calibration", "novelty", "conformal"):
+        _drop_null(fields.content.get(name))
     if "calibration" in fields:
         calibration = fields.inside("calibration")
         if "validation_scores" in calibration:
@@ -171,7 +182,8 @@ def _shared(fields: Fields) -> None:
     if "conformal" in fields:
         errors = fields.inside("conformal")
         if errors.content:
-            errors.whole("outputs", 1, 1_000_000)
+            outputs = classes if fields.content["task"]["target"] == "class" else 1
+            errors.whole("outputs", outputs, outputs)
             errors.numbers("scores", 0, _MOST)
             if "classes" in errors:
-                errors.numbers("classes", 0, 1_000_000)
+                errors.numbers("classes", 0, outputs - 1)

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from plm import stage
 from plm.errors import UserError
 from plm.received.archives import BROKEN, Archive
 from plm.received.documents import has_breaks, one_line
+from plm.received.limits import size
 
 _AGAIN = "Transfer or make the file again"
 _MAPPED_FROM = 2**20
@@ -76,6 +78,11 @@ def _array(path: Path, archive: Archive, member: zipfile.ZipInfo, name: str) -> 
         count = math.prod(shape) * dtype.itemsize
         if header + count != member.file_size or len(shape) > 8:
             raise UserError(f"{key} is cut short: its shape does not fit its size", where=name, fix=_AGAIN)
+        if member.compress_type != zipfile.ZIP_STORED and count > stage.memory_mib() * 2**20:
+            raise UserError(
+                f"{key} takes {size(count)} and does not fit into the memory", where=name,
+                fix="Give the job more memory, or the archive without compression (np.savez)",
+            )  # fmt: skip
         if member.compress_type != zipfile.ZIP_STORED or count < _MAPPED_FROM:
             flat = np.frombuffer(handle.read(), dtype)
             return flat.reshape(shape, order="F" if fortran else "C")

@@ -230,8 +230,10 @@ def texts(data_set: h5py.Dataset, name: str, what: str = "ids") -> list[str]:
     if h5py.check_string_dtype(data_set.dtype) is None:
         raise UserError(f"The {what} are no text", where=name, fix=_AGAIN)
     found: list[str] = []
-    for start in range(0, len(data_set), 1024):
-        for value in data_set[start : start + 1024].tolist():
+    # Many ids may be one and the same text of a gigabyte: what is read at once stays small all the same.
+    step = max(4, min(1024, 2**31 // max(1, file_size(data_set.file))))
+    for start in range(0, len(data_set), step):
+        for value in data_set[start : start + step].tolist():
             if len(value) > LONGEST_ID:
                 raise UserError(
                     f"One of the {what} is longer than {LONGEST_ID:,} letters", where=name, fix="Shorten it"
