@@ -257,6 +257,17 @@ def test_which_output_and_how_much_is_said(tmp_path: Path) -> None:
     assert "large.h5 needs more than the 3 MiB" in str(failure.error)
 
 
+def test_a_full_temporary_folder_is_not_blamed_on_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {str(tmp_path): 2**40, "/scratch": 4096}
+    monkeypatch.setattr(failures, "_free", lambda folder: free[str(folder)])
+    monkeypatch.setattr(failures.tempfile, "gettempdir", lambda: "/scratch")
+    with pytest.raises(OSError) as caught, stage.Outputs() as out:
+        out.path(tmp_path / "b.zip").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+    failure = failures.explain(caught.value)
+    assert failure is not None and "[/scratch]" in str(failure.error) and "b.zip" not in str(failure.error)
+
+
 class SafetensorError(Exception):
     """Named as the error of safetensors, which carries no number."""
 

@@ -17,6 +17,8 @@ _FULL_TEXTS = ("No space left on device", "os error 28", "errno = 28", "Disk quo
 _NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 _MEMORY_TEXTS = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", "malloc of size")
 _NOTE = "_plm_output"
+_ROOM = 2**24
+"""Bytes: where more is free, a full disk is another one."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def note_output(error: BaseException, output: Path, written: int) -> None:
 def _disk_full(error: BaseException) -> UserError:
     noted = next((getattr(link, _NOTE) for link in _chain(error) if hasattr(link, _NOTE)), None)
     named = next((link.filename for link in _chain(error) if isinstance(link, OSError) and link.filename), None)
-    if noted is not None:
+    scratch = Path(tempfile.gettempdir())
+    if noted is not None and (_free(noted[0].parent) <= max(_free(scratch), _ROOM)):
         output, written = noted
         needed = f"more than the {_mib(written)} that were written of it, and {_mib(_free(output.parent))} are free"
         return UserError(
@@ -80,7 +83,7 @@ def _disk_full(error: BaseException) -> UserError:
             where=str(output.parent),
             fix="Make room or choose another folder, and run it again; nothing was left behind",
         )
-    folder = Path(str(named)).parent if named else Path(tempfile.gettempdir())
+    folder = Path(str(named)).parent if named else scratch
     what = "the folder" if named else "the folder of temporary files or of the outputs"
     return UserError(
         f"The disk is full: {what} has {_mib(_free(folder))} free",
