@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -72,16 +73,18 @@ def prepare(layout: Layout, server: GalaxyServer) -> list[str]:
 
     What an earlier start has put there is used again if it is still there and the same.
     """
-    workflows = {path.parent.name: _workflow(server, path) for path in layout.workflow_files()}
-    ways = []
-    for way in WAYS:
-        if way.workflow in workflows:
-            key = workflows[way.workflow][0]
-            history = _examples(layout, server, way)
-            entry = {"name": way.name, "title": way.title, "text": way.text, "workflow": key, "history": history}
-            ways.append(entry)
-    write_page(layout, ways)
-    return [name for _, name in workflows.values()]
+    with (layout.galaxy / "welcome.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # a second call finds what the first has made
+        workflows = {path.parent.name: _workflow(server, path) for path in layout.workflow_files()}
+        ways = []
+        for way in WAYS:
+            if way.workflow in workflows:
+                key = workflows[way.workflow][0]
+                history = _examples(layout, server, way)
+                entry = {"name": way.name, "title": way.title, "text": way.text, "workflow": key, "history": history}
+                ways.append(entry)
+        write_page(layout, ways)
+        return [name for _, name in workflows.values()]
 
 
 def write_page(layout: Layout, ways: list[dict[str, str]]) -> Path:
