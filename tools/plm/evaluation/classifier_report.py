@@ -231,7 +231,7 @@ def search_figure(
         names = sorted(known[0], key=lambda key: np.mean([one.get(key, 0.0) for one in known]))
         values = [float(np.mean([one.get(key, 0.0) for one in known])) for key in names]
         right.barh(range(len(names)), values, color=figures.colour(0))
-        right.set_yticks(range(len(names)), [key.replace("_", " ") for key in names])
+        right.set_yticks(range(len(names)), [figures.shortened(key.replace("_", " "), 24) for key in names])
         right.set(xlabel="Share of the differences explained (fANOVA)", title="Importance")
     else:
         right.set(title="Importance: too few finished trials")

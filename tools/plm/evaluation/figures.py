@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ METHODS = {
     "baseline: nearest neighbour": "#393B79",
 }
 """Colours of the suite's own methods, the same in every figure; models get theirs from :func:`method_colours`."""
+_MOST_CURVES = 18
 SMALLEST = 5.0
 """Points: text is not made smaller than that to fit."""
 _STYLE = {
@@ -107,7 +109,7 @@ def new_figure(
 ) -> tuple[Figure, Any]:
     """A figure of ``width`` x ``height`` inches in the suite's style, and its (rows, columns) axes."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.06))
         axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, axes
 
@@ -116,6 +118,9 @@ def save(figure: Figure, path: str | Path) -> None:
     """Writes ``figure`` as PNG, whatever the path's suffix, after making all its text literal and fit the picture."""
     with matplotlib.rc_context(_STYLE):
         _plain_logarithms(figure)
+        for panel in figure.axes:
+            if (legend := panel.get_legend()) is not None:
+                legend.set_in_layout(False)  # a large one would leave the panel no room
         for _ in range(12):
             _literal(figure)
             figure.draw_without_rendering()
@@ -417,7 +422,10 @@ def _curves(panel: Any, curves: Sequence[Curve], steps: bool = False) -> None:
             {"linestyle": "--", "linewidth": 1.2} if curve.faint else {"linestyle": line_style(number)}
         )
         draw = "steps-pre" if steps else "default"
-        panel.plot(curve.x, curve.y, color=curve.colour or colour(number), label=curve.label, drawstyle=draw, **style)
+        label = curve.label
+        if len(curves) > _MOST_CURVES and number >= _MOST_CURVES - 1:  # a legend has no room for more
+            label = f"{len(curves) - number} more" if number == _MOST_CURVES - 1 else "_"
+        panel.plot(curve.x, curve.y, color=curve.colour or colour(number), label=label, drawstyle=draw, **style)
 
 
 def _unit_square(panel: Any) -> None:
