@@ -850,6 +850,16 @@ def test_teacher_caches_that_harm(kind: str, tmp_path: Path) -> None:
     refused("plm_distill", distill(path, tmp_path / "out.zip"), message, tmp_path / "out.zip")
 
 
+def test_an_old_teacher_cache_still_answers_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It holds a fingerprint of the teacher's weights alone."""
+    flags = distill(CACHE, tmp_path / "out.zip")
+    flags[1] = DATA / "simulated_query.fasta"
+    run("plm_distill", *flags, "--weight-hidden", "0", "--mask-sets", "1")
+    told = capsys.readouterr().out
+    assert "fingerprint of the model's weights alone" in told and "6 answers are in the teacher cache, 0 are" in told
+    assert contents(tmp_path / "out.zip")["cache.json"] == contents(CACHE)["cache.json"], "it stays what it was"
+
+
 def test_a_shard_that_contradicts_itself_is_computed_anew(tmp_path: Path, tiny_esm2: Path) -> None:
     from plm.learning.teacher_cache import _fits
     from plm.learning.teaching import Wants

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +194,75 @@ def test_a_job_is_offline_by_construction(root: Path) -> None:
     # What an administrator forbids stays forbidden.
     assert lines({**plain, "HF_HUB_OFFLINE": "1"}) == ["1 1 True", "True", "True"]
     assert offline.FORBIDDEN_FROM_OUTSIDE, "the tests themselves forbid the network"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A hub on this machine with one model, which notes what it is asked."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        self.asked.append(path)
+        name = path.rsplit("/", 1)[-1]
+        about = [{"type": "file", "path": one, "size": len(data), "oid": "b" * 40} for one, data in self.files.items()]
+        headers = {}
+        if path.startswith("/api/models/lab/model/tree/"):
+            body = json.dumps(about).encode()
+        elif path.startswith("/api/models/lab/model"):
+            body = json.dumps({"id": "lab/model", "sha": "a" * 40}).encode()
+        elif path.startswith("/lab/model/resolve/") and name in self.files:
+            body = self.files[name]
+            headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": "a" * 40}
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+
+def test_the_hub_is_asked_for_the_named_model_alone(root: Path, tiny_esm2: Path, tmp_path: Path) -> None:
+    """And for nothing but the files that are acted on; of weights the safe ones."""
+    _Hub.files = {path.name: path.read_bytes() for path in sorted(tiny_esm2.iterdir())}
+    _Hub.files |= {"pytorch_model.bin": b"x", "modeling.py": b"x", "adapter_config.json": b"{}"}
+    config = json.loads(_Hub.files["config.json"])
+    _Hub.files["config.json"] = json.dumps({**config, "_name_or_path": "someone/else"}).encode()
+    _Hub.asked = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    left_out = ("OFFLINE", "PROXY", "HF_TOKEN")
+    environment = {key: value for key, value in os.environ.items() if not any(one in key.upper() for one in left_out)}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
+    code = (
+        "import sys; from pathlib import Path; from plm.model.checkpoint import resolve_model, load_model\n"
+        "files = resolve_model('hub:lab/model', workdir=Path(sys.argv[1]), allow_hub=True)\n"
+        "assert load_model(files).layers == 2; print(files.sha256)"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], cwd=root / "tools", env=environment, capture_output=True,
+            text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    from plm.model.checkpoint import resolve_model
+
+    assert done.stdout.split()[-1] == resolve_model(str(tiny_esm2), workdir=tmp_path).sha256
+    assert _Hub.asked and all("/lab/model/" in path or path.endswith("/lab/model") for path in _Hub.asked)
+    fetched = {path.rsplit("/", 1)[-1] for path in _Hub.asked if "/resolve/" in path}
+    assert fetched == {path.name for path in tiny_esm2.iterdir()}
 
 
 # ------------------------------------------------------------------------------------------------------------ archives

@@ -97,10 +97,11 @@ class LoadedModel:
                 f"{self.family.title} takes at most {limit} residues and a sequence has {len(sequence)}",
                 fix="Cut windows (plm_preprocess) or use ESM-2 or ProtT5, which have no such limit",
             )
-        letters = self.family.letter_ids(self.vocabulary)
+        own = self.family.own_letters(self.vocabulary)
+        letters = self.family.letter_ids(self.vocabulary) | own
         before = [self.vocabulary[token] for token in self.family.before]
         after = [self.vocabulary[token] for token in self.family.after]
-        return [*before, *(letters[letter] for letter in prepare(sequence)), *after]
+        return [*before, *(letters[letter] for letter in prepare(sequence, "".join(own))), *after]
 
 
 def resolve_model(source: str, *, workdir: Path, allow_hub: bool = False) -> ModelFiles:
@@ -179,12 +180,13 @@ def _from_hub(name: str, workdir: Path, allow_hub: bool) -> ModelFiles:
     try:
         with offline.lifted():
             held = huggingface_hub.HfApi().list_repo_files(repository, revision=revision or None)
+            known = [one for one in held if "/" not in one and _known(one)]
             # Weights in safetensors are preferred: the same ones as .bin are not even fetched.
-            weights = "*.safetensors" if any(one.endswith(".safetensors") for one in held) else "*.bin"
+            if any(one.endswith(".safetensors") for one in known):
+                known = [one for one in known if not one.startswith("pytorch_model")]
             folder = huggingface_hub.snapshot_download(
-                repository, revision=revision or None, cache_dir=workdir / "hub",
-                allow_patterns=["config.json", *TOKENIZER_FILES, "*.index.json", weights],
-            )  # fmt: skip
+                repository, revision=revision or None, cache_dir=workdir / "hub", allow_patterns=known
+            )
     except Exception as error:  # the hub client raises a dozen unrelated classes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
