@@ -48,6 +48,7 @@ class Arguments:
     format: str
     duplicate_ids: str
     nucleotides: str
+    unusual: str
     embeddings: Path
     status: Path | None
     logits: Path | None
@@ -97,6 +98,10 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     add("--format", choices=FORMATS, default="hdf5", help="of the embeddings file")
     add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
     add("--nucleotides", choices=("reject", "keep"), default="reject", help="records that are clearly DNA or RNA")
+    add(
+        "--unusual", choices=("own", "x"), default="own",
+        help="U, Z, O and B: the model's own letters where it has them (ESM), else X; or X always, as training does",
+    )  # fmt: skip
     add("--embeddings", type=stage.output_file, required=True, help="the embeddings file")
     add("--status", type=stage.output_file, help="table of what became of each input record")
     text = "table of each residue's log-probabilities of the amino acids (ESM models)"
@@ -133,10 +138,10 @@ def run(argv: Sequence[str] | None) -> None:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
         # Everything wrong with the input is found before the model is loaded.
-        spool = read_spool(
-            args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=args.pooling == "sites",
-            nucleotides=args.nucleotides,
-        )  # fmt: skip
+        rules = {
+            "duplicates": args.duplicate_ids, "sites": args.pooling == "sites", "nucleotides": args.nucleotides,
+        }  # fmt: skip
+        spool = read_spool(args.input, scratch / "spool", unusual=args.unusual, **rules)
         from plm.model import device as devices
         from plm.model import embed_run
         from plm.model.ranks import Ranks
@@ -151,6 +156,10 @@ def run(argv: Sequence[str] | None) -> None:
         precision = devices.choose_precision(args.precision, chosen)
         devices.announce(log, chosen, precision)
         files, loaded, wanted = _load(args, scratch, chosen, precision)
+        if spool.own and not loaded.family.own_letters(loaded.vocabulary):
+            spool = read_spool(args.input, scratch / "as_x", **rules)  # the model's authors took them for X
+        elif spool.own:
+            log.info("%d records have U, Z, O or B, which this model knows as letters of their own", spool.own)
         settings = embed_run.Settings(
             args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory
         )

@@ -205,11 +205,12 @@ def embed(
     assert args.input is not None
     files, wanted = base_of(bundle, args.bundle.name, args.model, workdir=scratch, allow_hub=args.allow_hub)
     sites = wanted.pooling == "sites"
-    spool = read_spool(
-        args.input, scratch / "spool", duplicates=args.duplicate_ids, sites=sites, nucleotides=args.nucleotides
-    )
+    rules = {"duplicates": args.duplicate_ids, "sites": sites, "nucleotides": args.nucleotides}
+    spool = read_spool(args.input, scratch / "spool", unusual="own", **rules)  # as plm_embed does
     device, precision = _device(args, log)
     loaded = load_model(files, dtype="bfloat16" if precision == "bf16" else "float32", device=device)
+    if spool.own and not loaded.family.own_letters(loaded.vocabulary):
+        spool = read_spool(args.input, scratch / "as_x", **rules)
     check_wanted(loaded, wanted)
     settings = embed_run.Settings(args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory)
     alone = Ranks()

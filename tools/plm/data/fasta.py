@@ -30,6 +30,7 @@ LONGEST_PROTEIN = 10**6
 """Letters of a record at most; the longest known proteins have some 45,000."""
 
 _RESIDUE_SET = frozenset(STANDARD_RESIDUES + UNKNOWN_RESIDUE)
+_OWN = frozenset("BOUZ")
 _BASES = "ACGTUN"
 _IUPAC = frozenset("ACGTUNRYSWKMBDHV")
 _NOT_LETTERS = {ord(character): None for character in GAP_CHARACTERS + STOP_CHARACTER}
@@ -195,7 +196,8 @@ class CleaningRule:
     """What happens to everything that is not one of the twenty residues or X.
 
     Attributes:
-        unusual: U, Z, O, B, J and other letters: ``x`` turns them into X, ``reject`` rejects the record.
+        unusual: U, Z, O, B, J and other letters: ``x`` turns them into X, ``reject`` rejects the record, ``own`` keeps
+            U, Z, O and B for models that know them and turns all others into X.
         gaps: ``-``, ``.`` and ``_``: ``remove`` closes them up (positions are corrected) or ``reject``.
         stops: ``*`` inside the sequence: ``reject`` or ``x``. Stops at the end are always stripped.
         lower: Lower-case (soft-masked) residues: ``upper`` takes them as residues, ``x`` masks them as X, or
@@ -210,7 +212,7 @@ class CleaningRule:
     nucleotides: str = "reject"
 
     CHOICES = {  # noqa: RUF012 - a constant of the class, not a field
-        "unusual": ("x", "reject"),
+        "unusual": ("x", "reject", "own"),
         "gaps": ("remove", "reject"),
         "stops": ("reject", "x"),
         "lower": ("upper", "x", "reject"),
@@ -228,7 +230,7 @@ class Cleaned:
     """The outcome of cleaning one sequence.
 
     Attributes:
-        sequence: Cleaned residues: only the twenty letters and X.
+        sequence: Cleaned residues: only the twenty letters and X (and U, Z, O, B where the rule keeps them).
         rejected: Why the record cannot be used; empty when it can.
         changes: What was changed, one phrase each.
         removed: 0-based raw indices that were closed up, ascending.
@@ -304,7 +306,7 @@ def clean(sequence: str, rule: CleaningRule | None = None) -> Cleaned:
         else:
             changes.append(f"{_count(lower, 'lower-case residue')} -> upper case")
             text = text.upper()
-    unusual = sorted(set(text) - _RESIDUE_SET)
+    unusual = sorted(set(text) - (_RESIDUE_SET | _OWN if rule.unusual == "own" else _RESIDUE_SET))
     if unusual:
         found = ", ".join(f"{letter} x{text.count(letter)}" for letter in unusual)
         if rule.unusual == "reject":

@@ -30,6 +30,7 @@ SEQUENCE_COLUMNS = ("sequence", "seq", "window", "peptide")
 Ints = NDArray[np.int64]
 SmallInts = NDArray[np.int32]
 _WHOLE = re.compile(r"[0-9]{1,9}")
+_OWN_LETTERS = frozenset("BOUZ")
 _NO_GAPS = {ord(character): None for character in GAP_CHARACTERS}
 
 
@@ -156,6 +157,7 @@ class Spool:
         lengths: (U,) residues of each sequence.
         sequences: U cleaned sequences.
         warning: What is to be looked at, in a sentence; may be empty.
+        own: Records with U, Z, O or B, which were kept.
     """
 
     name: str
@@ -172,6 +174,7 @@ class Spool:
     lengths: Ints
     sequences: Texts
     warning: str = ""
+    own: int = 0
 
     @property
     def accepted(self) -> Ints:
@@ -298,8 +301,9 @@ def _parquet_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[E
 
 
 def read_spool(
-    path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False, nucleotides: str = "reject"
-) -> Spool:
+    path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False, nucleotides: str = "reject",
+    unusual: str = "x",
+) -> Spool:  # fmt: skip
     """Reads, cleans and lays out a file of proteins.
 
     Args:
@@ -309,6 +313,7 @@ def read_spool(
             records are rejected).
         sites: Each record is a site, named by its column ``position``.
         nucleotides: What becomes of records that are clearly DNA or RNA: ``reject`` or ``keep``.
+        unusual: What becomes of U, Z, O and B: ``x``, or ``own``: they are kept for a model that knows them.
 
     Raises:
         UserError: As :func:`read_entries`; a repeated id under ``error``; no usable record, or nothing but nucleotides;
@@ -324,7 +329,8 @@ def read_spool(
     names, contents, whole = bytearray(), bytearray(), hashlib.sha256()
     end = 0
     first_rejected = ""
-    rule, tally = CleaningRule(nucleotides=nucleotides), NucleotideTally()
+    rule, tally = CleaningRule(unusual, nucleotides=nucleotides), NucleotideTally()
+    own = 0
     for entry in read_entries(path):
         cleaned, place, reason = _judge(entry, name, sites, rule)
         tally.add(entry.sequence, cleaned.rejected, cleaned.changes)
@@ -334,6 +340,7 @@ def read_spool(
         if reason or cleaned.changes:
             remarked.append(len(lines))
             details.append(reason or "; ".join(cleaned.changes))
+        own += not reason and not _OWN_LETTERS.isdisjoint(cleaned.sequence)
         lines.append(entry.line)
         letters.append(len(entry.sequence))
         data = b"" if reason else cleaned.sequence.encode("ascii")
@@ -382,6 +389,7 @@ def read_spool(
         lengths=sizes[firsts],
         sequences=Texts(handle, np.frombuffer(starts, np.int64)[firsts], sizes[firsts].astype(np.int32)),
         warning=tally.told(),
+        own=own,
     )
 
 

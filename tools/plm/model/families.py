@@ -20,11 +20,21 @@ MODEL_LETTERS = AMINO_ACIDS + "X"
 _TO_MODEL = {ord(letter): (letter if letter in MODEL_LETTERS else "X") for letter in map(chr, range(33, 127))}
 
 
-def prepare(sequence: str) -> str:
+UNUSUAL_LETTERS = "BOUZ"
+"""Selenocysteine, pyrrolysine and the two doubtful pairs: some vocabularies have them."""
+
+
+def prepare(sequence: str, own: str = "") -> str:
     """Upper case, and X for every letter that is not one of the twenty amino acids: length is kept.
 
-    ProtT5 was trained with U, Z, O and B mapped to X; ESM-2 hardly saw them.
+    Args:
+        sequence: Any printable letters.
+        own: Of :data:`UNUSUAL_LETTERS` those that the checkpoint knows and that are kept. ProtT5's authors mapped all
+            of them to X; ESM's own tokenizer has them.
     """
+    if own:
+        kept = {ord(letter): letter if letter in own else "X" for letter in UNUSUAL_LETTERS}
+        return sequence.upper().translate(_TO_MODEL | kept)
     return sequence.upper().translate(_TO_MODEL)
 
 
@@ -44,6 +54,7 @@ class ModelFamily:
         feedforward_targets: Names of the second feed-forward layers, which IA3 rescales.
         key_value_targets: The attention layers that IA3 rescales.
         max_residues: Longest sequence the position embedding can hold, or None.
+        unusual: Of :data:`UNUSUAL_LETTERS` those that models of the family were trained with.
     """
 
     name: str
@@ -57,6 +68,11 @@ class ModelFamily:
     feedforward_targets: tuple[str, ...]
     key_value_targets: tuple[str, ...]
     max_residues: int | None = None
+    unusual: str = ""
+
+    def own_letters(self, vocabulary: Mapping[str, int]) -> dict[str, int]:
+        """Token ids of the unusual letters that a checkpoint of the family knows itself."""
+        return {letter: vocabulary[self.token(letter)] for letter in self.unusual if self.token(letter) in vocabulary}
 
     def letter_ids(self, vocabulary: Mapping[str, int]) -> dict[str, int]:
         """The token id of each letter that reaches the model.
@@ -98,6 +114,7 @@ _ESM = {
     "attention_targets": ("query", "key", "value", "attention.output.dense"),
     "feedforward_targets": (r"layer\.\d+\.output\.dense",),
     "key_value_targets": ("key", "value"),
+    "unusual": UNUSUAL_LETTERS,
 }
 
 FAMILIES: tuple[ModelFamily, ...] = (

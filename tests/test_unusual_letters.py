@@ -1,0 +1,42 @@
+"""U, Z, O and B: letters of their own where a model knows them, X where its authors took them for X."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plm.data.fasta import CleaningRule, clean
+from plm.data.spool import read_spool
+from plm.model.checkpoint import load_model, resolve_model
+from plm.model.families import prepare
+
+
+def test_esm_takes_its_own_letters_as_its_own_tokenizer_does(tiny_esm2: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path))
+    wanted = AutoTokenizer.from_pretrained(tiny_esm2, local_files_only=True)("MKUZOBXV")["input_ids"]
+    assert loaded.token_ids("MKUZOBXV") == wanted
+    assert loaded.token_ids("MKJV") == loaded.token_ids("MKXV")
+    assert set(loaded.family.own_letters(loaded.vocabulary)) == set("BOUZ")
+
+
+def test_prott5_takes_x(tiny_t5: Path, tmp_path: Path) -> None:
+    loaded = load_model(resolve_model(str(tiny_t5), workdir=tmp_path))
+    assert loaded.token_ids("MKUZOBV") == loaded.token_ids("MKXXXXV")
+    assert loaded.family.own_letters(loaded.vocabulary) == {}
+
+
+def test_the_rule_keeps_only_those_that_some_model_knows() -> None:
+    cleaned = clean("MUZOBJV", CleaningRule("own"))
+    assert (cleaned.sequence, cleaned.changes) == ("MUZOBXV", ("unusual residues J x1 -> X",))
+    assert clean("MUZOBJV").sequence == "MXXXXXV"
+    assert prepare("muzobjv") == "MXXXXXV" and prepare("muzobjv", "U") == "MUXXXXV"
+
+
+@pytest.mark.parametrize(("unusual", "own", "different"), [("own", 2, 3), ("x", 0, 2)])
+def test_records_with_own_letters_are_counted(tmp_path: Path, unusual: str, own: int, different: int) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_text(">a\nMKUV\n>b\nMKOV\n>c\nMKXV\n>d\nMKLV\n" if unusual == "x" else ">a\nMKUV\n>b\nMKOV\n>c\nMKXV\n")
+    spool = read_spool(path, tmp_path / "spool", unusual=unusual)
+    assert (spool.own, len(spool.lengths)) == (own, different)
