@@ -227,13 +227,31 @@ WRITERS: dict[str, tuple[int, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WRITERS)
+SLOW_WRITERS: dict[str, tuple[int, list[str]]] = {
+    "plm_finetune": (20_000, ["plm_finetune", "--dataset", "dataset_sites.tabular", "--model", "models/tiny_esm2",
+                              "--epochs", "1", "--bundle", "OUT/b", "--predictions", "OUT/p", "--report", "OUT/r"]),
+    "plm_pretrain": (20_000, ["plm_pretrain", "--input", "simulated_corpus.fasta", "--preset", "tiny", "--steps", "2",
+                              "--output-model", "OUT/m", "--figure", "OUT/f", "--report", "OUT/r"]),
+    "plm_distill": (20_000, ["plm_distill", "--input", "simulated_corpus.fasta", "--teacher", "models/tiny_esm2",
+                             "--student-preset", "tiny", "--steps", "2", "--output-model", "OUT/m"]),
+    "plm_compare_models": (4_000, ["plm_compare_models", "--model", f"a={TEST_DATA / 'models' / 'tiny_esm2'}",
+                                   "--input", "simulated_proteins.fasta", "--scores", "OUT/s", "--figure", "OUT/f"]),
+    "plm_compress_classifier": (9_000, ["plm_compress_classifier", "--bundle", "bundle_simulated_network.zip",
+                                        "--embeddings", "simulated_embeddings.h5", "--labels",
+                                        "simulated_embeddings_labels.tabular", "--compressed-bundle", "OUT/b"]),
+}  # fmt: skip
+ALL_WRITERS = {**WRITERS, **SLOW_WRITERS}
+
+
+@pytest.mark.parametrize(
+    "case", [*WRITERS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_WRITERS)]
+)
 def test_a_full_disk_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> None:
-    size, (name, *words) = WRITERS[case]
+    size, (name, *words) = ALL_WRITERS[case]
     place = tmp_path / "out"
     place.mkdir()
     arguments = [
-        word.replace("OUT", str(place)) if word.startswith("OUT") else
+        word.replace("OUT", str(place)) if word.startswith("OUT/") else
         str(TEST_DATA / word) if (TEST_DATA / word).exists() else word
         for word in words
     ]  # fmt: skip
