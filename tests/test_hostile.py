@@ -189,6 +189,25 @@ def endless_id(file: h5py.File, secret: Path) -> None:
     file["values"], file["ids"] = VALUES, ["a" * 20_000, *NAMES[1:]]
 
 
+def broken_chunk(path: Path, secret: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file["ids"] = NAMES
+        file.create_dataset("values", data=VALUES, chunks=(ROWS, 8), compression="gzip")
+        place = file["values"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 30] = b"\xff" * 30
+    path.write_bytes(content)
+    return path
+
+
+def name_that_is_no_text(file: h5py.File, secret: Path) -> None:
+    from h5py import h5d, h5s, h5t
+
+    for name in (b"P\xff1", b"P\xff2"):
+        one = h5d.create(file.id, name, h5t.IEEE_F32LE, h5s.create_simple((8,)))
+        one.write(h5s.ALL, h5s.ALL, VALUES[0])
+
+
 def unknown_filter(file: h5py.File, secret: Path) -> None:
     from h5py import h5d, h5p, h5s, h5t, h5z
 
@@ -281,6 +300,8 @@ EMBEDDINGS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "complex": (hdf5(complex_numbers), "holds no embeddings"),
     "never-written": (hdf5(never_written), "they are not in the file"),
     "never-written-compressed": (hdf5(never_written_compressed), "would become"),
+    "broken-chunk": (broken_chunk, "damaged in the middle|in dimension"),
+    "name-no-text": (hdf5(name_that_is_no_text), "not UTF-8"),
     "endless-id": (hdf5(endless_id), "longer than 10,000 letters"),
     "endless-ids": (hdf5(endless_ids), "they are not in the file"),
     "unknown-filter": (hdf5(unknown_filter), "filter that is not read"),

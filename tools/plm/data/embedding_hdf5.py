@@ -192,7 +192,8 @@ def _open_own(file: h5py.File, name: str) -> Source:
     if description.level == "site":
         positions = check_positions(_numbers(file, POSITIONS, len(ids), name), len(ids), name)
     check_ids(ids, positions, name)
-    return PackedSource(description, ids, values, offsets, positions, suite_version=version, close=file.close)
+    rows = hdf5.Rows(values, name)
+    return PackedSource(description, ids, rows, offsets, positions, suite_version=version, close=file.close)
 
 
 def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
@@ -256,23 +257,24 @@ def _matrices(
             labels[one_line(key)] = [_label(value, name) for value in other[()].tolist()]
     check_ids(ids, None, name)
     description = Description("", "", (), "", _stored(parts[0][1].dtype), width)
-    return PackedSource(description, ids, _Stacked([part for _, part in parts]), None, None, labels, close=file.close)
+    stacked = _Stacked([part for _, part in parts], name)
+    return PackedSource(description, ids, stacked, None, None, labels, close=file.close)
 
 
 class _Stacked:
     """Matrices one below the other, sliced as one."""
 
-    def __init__(self, parts: list[h5py.Dataset]) -> None:
-        self._parts = parts
+    def __init__(self, parts: list[h5py.Dataset], name: str) -> None:
+        self._parts = [(hdf5.Rows(part, name), len(part)) for part in parts]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         taken = []
         before = 0
-        for part in self._parts:
-            low, high = max(rows.start - before, 0), min(rows.stop - before, len(part))
+        for part, count in self._parts:
+            low, high = max(rows.start - before, 0), min(rows.stop - before, count)
             if low < high:
                 taken.append(part[low:high])
-            before += len(part)
+            before += count
         return np.concatenate(taken)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,8 +304,8 @@ def load_bundle(
             model than the one it was trained on, or a self-test that does not come out as stored.
     """
     path = Path(path)
-    folder = workdir / "bundle_unpacked"
-    shutil.rmtree(folder, ignore_errors=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bundle_", dir=workdir))
     manifest = manifests.check_finetuned(unpack_bundle(path, folder), path.name, adapters.METHODS)
     task = Task.from_json(manifest)
     _check_head(manifest, task, path.name)

@@ -96,6 +96,8 @@ def _walk(
         raise UserError("Groups are nested too deeply", where=name, fix="Give a flat file")
     seen.add(address)
     for key in group:
+        if isinstance(key, bytes):  # h5py gives what it cannot decode as it is
+            raise UserError("The name of a data set is not UTF-8 text", where=name, fix=_AGAIN)
         path = prefix + key
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
             raise UserError(f"{one_line(path, 100)} is a link", where=name, fix="Copy the data into the file")
@@ -106,6 +108,28 @@ def _walk(
             judge(one.id, path, name, real_bytes)
             if not unread_type(one.id):
                 yield path, one
+
+
+class Rows:
+    """A data set that is read by slices of its rows; damage is one line.
+
+    Args:
+        data_set: Judged before.
+        name: What messages call the file.
+    """
+
+    def __init__(self, data_set: h5py.Dataset, name: str) -> None:
+        self._data_set, self._name = data_set, name
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        try:
+            found: np.ndarray = self._data_set[rows]
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"The HDF5 file is damaged in the middle ({one_line(str(error), 100)})", where=self._name,
+                fix="Transfer or make the file again",
+            ) from error  # fmt: skip
+        return found
 
 
 def file_size(file: h5py.File) -> int:
