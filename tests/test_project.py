@@ -213,7 +213,7 @@ def test_accessions_find_uniprot_ids(execute: Callable[..., Any], tmp_path: Path
     labels = table(tmp_path / "l.tsv", [[f"P{number:05d}", f"c{code}"] for number, code in enumerate(codes)])
     out = execute(tmp_path / "r.npz", "--labels", labels, "--methods", "pca", "--resamples", "100")
     assert all(row["label"] for row in read(out["coordinates"]))
-    assert "30 ids were matched by their UniProt accession" in out["report"].read_text()
+    assert "30 ids were matched by their accession" in out["report"].read_text()
 
 
 # -- honest scores --------------------

@@ -293,7 +293,7 @@ def test_accessions_repeats_and_empty_labels_are_accounted_for(tmp_path: Path) -
     assert status["embeddings", "e.h5", 39] == "no label"
     assert status["embeddings", "again.h5", 2] == "repeated"
     assert status["labels", "t.csv", 40] == "repeated" and status["labels", "t.csv", 42] == "no embedding"
-    assert any("38 ids were matched" in note or "matched by their UniProt" in note for note in found.notes)
+    assert any("39 ids were matched by their accession" in note for note in found.notes)
     np.testing.assert_allclose(found.matrix, rows[:38], rtol=1e-6)
 
 
