@@ -1,0 +1,280 @@
+"""Lists that repeat the code: forms against the scripts' flags, helps as they are rendered, tables of tools."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import importlib
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import configuration
+from harness.layout import Layout
+from harness.server import GalaxyServer
+from plm import stage
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / "tools"
+XMLS = sorted(TOOLS.glob("plm_*.xml"))
+NAMES = {path: str(ET.parse(path).getroot().get("name")) for path in XMLS}
+
+every_tool = pytest.mark.parametrize("tool", XMLS, ids=lambda path: path.stem)
+
+# Flags that no form offers, each with its reason.
+NOT_IN_FORMS = {
+    "--help": "the form is the help",
+    "--version": "the form says its version",
+    "--format": "found from the file's name and content",
+    "--mlflow": "a folder of a tracking server is of no use in a job",
+    "--device": "where a job runs is the administrator's choice",
+    "--work-dir": "the administrator's PLM_CHECKPOINT_DIR",
+    "--max-memory": "Galaxy says what a job may use",
+    "--checkpoint-every": "the administrator's PLM_CHECKPOINT_DIR",
+    "--threads": "Galaxy says what a job may use",
+}
+
+
+class _Captured(Exception):
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+def parser_of(tool: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """The script's own parser, taken at the moment when it would read its arguments."""
+
+    def capture(self: argparse.ArgumentParser, *args: Any, **options: Any) -> None:
+        raise _Captured(self)
+
+    module = importlib.import_module(tool.stem)
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", capture)
+        patch.setattr(stage._OneLineParser, "parse_args", capture)
+        with pytest.raises(_Captured) as caught:
+            next(vars(module)[name] for name in ("parse", "arguments", "main") if name in vars(module))([])
+    parser: argparse.ArgumentParser = caught.value.parser
+    return parser
+
+
+def actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {flag: action for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+
+
+@every_tool
+def test_every_flag_can_be_reached_from_the_form(tool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tool.read_text() + (TOOLS / "macros.xml").read_text()
+    written = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
+    unreachable = set(actions(parser_of(tool, monkeypatch))) - written - set(NOT_IN_FORMS)
+    assert not unreachable, f"offer them in the form, or give a reason in NOT_IN_FORMS: {sorted(unreachable)}"
+
+
+@pytest.fixture(scope="module")
+def server() -> GalaxyServer:
+    found = GalaxyServer(Layout(ROOT), lambda line: None)
+    if not found.status().answers:
+        pytest.fail("Galaxy does not run: scripts/galaxy start")
+    return found
+
+
+def parameters(inputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every parameter of a form as Galaxy understands it, its macros put in."""
+    for described in inputs:
+        if described["type"] == "conditional":
+            yield from parameters([described["test_param"]])
+            for case in described["cases"]:
+                yield from parameters(case["inputs"])
+        elif "inputs" in described:
+            yield from parameters(described["inputs"])
+        else:
+            yield described
+
+
+# Where a form begins with something else than the script, on purpose.
+OTHER_DEFAULTS = {
+    ("plm_preprocess", "--labels"): "the form asks for the rule first; the script's default needs none of its parts",
+    ("plm_preprocess", "--window"): "windows that are given stay as they are; whole proteins are cut",
+    ("plm_preprocess", "--site-residues"): "the form's sections ask it for each kind of data",
+    ("plm_preprocess", "--folds"): "asked only after folds are wanted",
+    ("plm_preprocess", "--group"): "asked only after groups are wanted",
+    ("plm_evaluate", "--task"): "the outputs of the form depend on it, so it must be known before the job",
+    ("plm_distill", "--title"): "the form proposes a name for the model card",
+    ("plm_pretrain", "--title"): "the form proposes a name for the model card",
+    ("plm_embed", "--perplexity-mode"): "the script asks for it by the table's own flag, the form by its choice",
+    ("plm_finetune", "--method"): "the form's comparison of ways begins with several",
+    ("plm_train_classifier", "--search-trials"): "asked only after a search is wanted",
+}
+# Choices of a form that stand for leaving the flag out.
+LEFT_OUT = {
+    ("plm_distill", "--represent"): "preset",
+    ("plm_distill", "--schedule"): "preset",
+    ("plm_embed", "--perplexity-mode"): "no",
+}
+
+
+def same(form: Any, script: Any) -> bool:
+    """Whether a form's default is the script's."""
+    if form in ("", None, []) and script in ("", None, [], ()):
+        return True
+    if isinstance(script, bool) or isinstance(form, bool):
+        return str(form).lower() in ("true", "false") and (str(form).lower() == "true") == bool(script)
+    try:
+        return float(form) == float(script)
+    except (TypeError, ValueError):
+        pass
+    if isinstance(script, list | tuple):
+        script = ",".join(map(str, script))
+    if isinstance(form, list):
+        form = ",".join(map(str, form))
+    return str(form) == str(script)
+
+
+@pytest.mark.galaxy
+@every_tool
+def test_the_form_begins_with_the_scripts_defaults_and_offers_its_choices(
+    server: GalaxyServer, tool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = actions(parser_of(tool, monkeypatch))
+    inputs = server.request("GET", f"/api/tools/{tool.stem}?io_details=true")["inputs"]
+    offered: dict[str, set[str]] = {}
+    wrong = []
+    for described in parameters(inputs):
+        flag = str(described.get("argument") or "")
+        if flag not in known or described["type"] in ("data", "data_collection"):
+            continue
+        action = known[flag]
+        if described["type"] == "select" and not described.get("is_dynamic"):
+            values = {str(value) for _, value, _ in described["options"]} - {LEFT_OUT.get((tool.stem, flag))}
+            offered.setdefault(flag, set()).update(values)
+            if action.choices is not None and not values <= {str(choice) for choice in action.choices}:
+                wrong.append(f"{flag} offers {sorted(values)}, the script knows {list(action.choices)}")
+        if action.required or action.default is None or (tool.stem, flag) in OTHER_DEFAULTS:
+            continue
+        if not same(described.get("value"), action.default):
+            wrong.append(f"{flag} is {described.get('value')!r} in the form, {action.default!r} in the script")
+    for flag, values in offered.items():
+        choices = {str(choice) for choice in known[flag].choices or ()}
+        if choices - values and (tool.stem, flag) not in OTHER_DEFAULTS:
+            wrong.append(f"{flag}: the form does not offer {sorted(choices - values)}")
+    assert not wrong, "\n".join(wrong)
+
+
+# -- helps --------------------
+
+
+def texts(tool: Path) -> Iterator[str]:
+    for element in ET.parse(tool).getroot().iter():
+        yield from (element.get(name, "") for name in ("help", "label", "title", "message"))
+
+
+@pytest.mark.parametrize("tool", [*XMLS, TOOLS / "macros.xml"], ids=lambda path: path.stem)
+def test_no_text_of_a_form_is_eaten_as_html(tool: Path) -> None:
+    """The form shows a parameter's help as HTML: what stands in angle brackets vanishes."""
+    for text in texts(tool):
+        assert not re.search(r"<[^ ]", text), text
+
+
+@every_tool
+def test_tools_that_a_help_names_are_there(tool: Path) -> None:
+    text = ET.parse(tool).getroot().findtext("help") or ""
+    for named in re.findall(r"\*(PLM [^*]+)\*", text):
+        assert named in NAMES.values(), named
+    for other in re.findall(
+        r"(?:\bas|\btool|\bof|\bwith) \*([A-Z][a-z]+(?: [a-z]+)+)\* (?:can|does|makes|wrote|tool)", text
+    ):
+        assert other in NAMES.values(), f"{other} is no tool"
+
+
+@pytest.mark.galaxy
+@every_tool
+def test_the_help_is_rendered_whole(server: GalaxyServer, tool: Path) -> None:
+    history = server.request("GET", "/api/histories?limit=1")[0]["id"]
+    shown = str(server.request("GET", f"/api/tools/{tool.stem}/build?history_id={history}")["help"])
+    assert "system-message" not in shown and "Docutils" not in shown
+    visible = html.unescape(re.sub(r"<[^>]+>", " ", shown))
+    source = ET.parse(tool).getroot().findtext("help") or ""
+    words = r"[A-Za-z_][A-Za-z0-9_]+"  # numbers of lists are the browser's
+    lost = set(re.findall(words, source)) - set(re.findall(words, visible))
+    assert not lost, f"not in the rendered help: {sorted(lost)}"
+
+
+# -- pages --------------------
+
+
+def gpu_tools() -> set[str]:
+    found = set()
+    for tool in XMLS:
+        macros = {element.get("macro") for element in ET.parse(tool).getroot().iter("expand")}
+        if "requirements_gpu" in macros:
+            found.add(tool.stem)
+    return found
+
+
+def test_lists_of_tools_on_gpus_are_the_forms() -> None:
+    readme = (TOOLS / "README.rst").read_text()
+    sentence = re.search(r"GPUs\n-+\n\n(.*?)declare one GPU", readme, re.DOTALL)
+    assert sentence and set(re.findall(r"``(plm_\w+)``", sentence[1])) == gpu_tools()
+    rows = re.findall(
+        r"^\| (`plm_.*?) \|.*\| (.*?) \|$", (ROOT / "docs" / "administrators.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) == 2
+    listed = {bool(gpu != "none"): set(re.findall(r"`(plm_\w+)`", tools)) for tools, gpu in rows}
+    assert listed == {True: gpu_tools(), False: {path.stem for path in XMLS} - gpu_tools()}
+
+
+def test_the_sample_panel_lists_every_tool_once() -> None:
+    sections = ET.parse(TOOLS / "tool_conf.xml.sample").getroot().findall("section")
+    files = [tool.get("file") for section in sections for tool in section]
+    assert sorted(map(str, files)) == [f"tools/{path.name}" for path in XMLS]
+    made = ET.fromstring(configuration.tool_conf(Layout(ROOT)))
+    assert [tool.get("file") for tool in made.iter("tool")] == [str(ROOT / str(file)) for file in files]
+
+
+def test_tables_of_tools_name_every_tool_once() -> None:
+    readme = (ROOT / "README.md").read_text().split("## The tools\n")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(plm_\w+)` \|", readme, re.MULTILINE)) == [path.stem for path in XMLS]
+    table = (TOOLS / "README.rst").read_text().split("Installation\n")[0]
+    assert sorted(re.findall(r"^``(plm_\w+)`` ", table, re.MULTILINE)) == [path.stem for path in XMLS]
+
+
+@every_tool
+def test_the_main_output_is_declared_last(tool: Path) -> None:
+    """A form takes the newest dataset that fits: of the outputs of a tool that is the one declared last."""
+    main = {
+        "plm_preprocess": "dataset",
+        "plm_embed": "embeddings",
+        "plm_finetune": "bundle",
+        "plm_classify_sites": "sites",
+        "plm_predict": "predictions",
+        "plm_train_classifier": "bundle",
+        "plm_compress_classifier": "compressed_bundle",
+        "plm_distill": "output_model",
+        "plm_pretrain": "output_model",
+        "plm_merge_embeddings": "output",
+        "plm_split_fasta": "parts",
+    }
+    outputs = list(ET.parse(tool).getroot().findall("outputs/*"))
+    names = [element.get("name") or "report" for element in outputs]
+    assert names[-1] == main.get(tool.stem, "report")
+    if tool.stem in ("plm_finetune", "plm_train_classifier"):
+        tables = [element.get("name") for element in outputs if element.get("format") == "tabular"]
+        assert tables[-1] == "predictions", "the evaluation takes them"
+
+
+@every_tool
+def test_every_output_is_asserted_somewhere(tool: Path) -> None:
+    root = ET.parse(tool).getroot()
+    names = {element.get("name") or "report" for element in root.findall("outputs/*")}
+    tested = {element.get("name") for test in root.iter("test") for element in test if element.tag.startswith("output")}
+    assert names <= tested, sorted(names - tested)
+
+
+@every_tool
+def test_outputs_are_named_for_what_they_are(tool: Path) -> None:
+    labels = [element.get("label", "") for element in ET.parse(tool).getroot().findall("outputs/*")]
+    assert all(labels) and len(set(labels)) == len(labels)
+    for label in labels:
+        assert "tool.name" not in label and label[0].isupper(), label
