@@ -65,6 +65,7 @@ _ESM: dict[str, _Setting] = {
     "tie_word_embeddings": _Setting("flag", default=True),
     "mask_token_id": _Setting("whole", 0, 1_000_000, None), "pad_token_id": _Setting("whole", 0, 1_000_000, None),
 }  # fmt: skip
+_RARE = "BOUZ"
 _ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu", "gated-gelu", "gated-silu", "gated-relu")
 _T5: dict[str, _Setting] = {
     "vocab_size": _sizes(32128), "d_model": _sizes(512), "d_kv": _sizes(64), "d_ff": _sizes(2048),
@@ -229,7 +230,7 @@ def check_tokens(settings: Mapping[str, Any], family: ModelFamily, vocabulary: M
 
 
 def used_tokens(family: ModelFamily, vocabulary: Mapping[str, int], where: str) -> dict[str, int]:
-    """The tokens that sequences are written in, and their numbers.
+    """The tokens that sequences are written in, and their numbers; of rare letters those that the vocabulary has.
 
     Raises:
         UserError: The vocabulary lacks one.
@@ -242,6 +243,7 @@ def used_tokens(family: ModelFamily, vocabulary: Mapping[str, int], where: str) 
             f"The tokenizer of this {family.title} checkpoint lacks {', '.join(missing)}", where=where,
             fix="Use the tokenizer files that were published with the model",
         )  # fmt: skip
+    tokens += [family.token(letter) for letter in _RARE if family.token(letter) in vocabulary]
     return {token: vocabulary[token] for token in tokens}
 
 
