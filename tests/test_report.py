@@ -13,9 +13,14 @@ def test_directives() -> None:
     assert report.image("plot") == '```galaxy\nhistory_dataset_as_image(output="plot")\n```'
     made = report.table("metrics", title='My "best" (first)', footer="All")
     assert made.splitlines()[1] == (
-        'history_dataset_as_table(output="metrics", compact="true", show_column_headers="true", '
+        'history_dataset_as_table(output="metrics", compact="true", show_column_headers="false", '
         'title="My \'best\' - first", footer="All")'
     )
+    assert report.link("gff", "Sites, GFF3") == (
+        '```galaxy\nhistory_dataset_link(output="gff", label="Sites, GFF3")\n```'
+    )
+    assert 'label="The model, for prediction"' in report.Report().link("bundle").text()
+    assert [report.counted(count, "row") for count in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
     with pytest.raises(ValueError, match="output name"):
         report.image("no such name")
 

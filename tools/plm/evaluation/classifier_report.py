@@ -297,7 +297,7 @@ def write_up(found: Findings, *, images: Sequence[str], tables: Sequence[str], b
         if "search_figure" in images:
             report.image("search_figure")
         if "search_history" in tables:
-            report.table("search_history", title="Trials", headers=False)
+            report.table("search_history", title="Trials")
     report.heading("How it was done").bullets(_method(found))
     if "metrics" in tables:
         report.heading("All scores").table("metrics", title="Scores with 95 % intervals")

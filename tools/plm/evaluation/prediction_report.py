@@ -256,7 +256,7 @@ def prediction_report(
     if "predictions" in outputs:
         report.heading("Predictions")
         if found.records <= MOST_ROWS and rules.task.level != "residue":
-            report.table("predictions", title="Predictions", headers=False)  # classes name columns
+            report.table("predictions", title="Predictions")  # classes name columns
         else:
             report.link("predictions")
         for name in ("residues", "submission"):

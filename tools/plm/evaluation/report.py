@@ -10,6 +10,16 @@ import re
 from pathlib import Path
 
 LIMIT = 10_240
+LINKS = {
+    "bundle": "The model, for prediction",
+    "gff": "Called sites for a genome browser, GFF3",
+    "sites": "Table of all sites",
+    "predictions": "Table of all predictions",
+    "residues": "Table of all residues",
+    "submission": "Predictions as residue strings",
+}
+"""What links to outputs are called."""
+LOG = "the log (information icon of any output, then Tool Standard Output)"
 _CUT = " [shortened here: the tables have it all]"
 
 
@@ -18,17 +28,13 @@ def image(output_name: str) -> str:
     return _directive("history_dataset_as_image", output_name)
 
 
-def table(output_name: str, title: str = "", footer: str = "", *, headers: bool = True) -> str:
+def table(output_name: str, title: str = "", footer: str = "") -> str:
     """Directive that shows a tabular output with a title above and a footer below.
 
-    Args:
-        output_name: As in the tool's XML.
-        title: Above the table.
-        footer: Below it.
-        headers: Show the column names of the output's metadata; False where the XML cannot know them, since they depend
-            on the data: the table's first line then heads it.
+    Galaxy shows the table's first line, which names the columns, in any case; a line of headers of its own would say
+    the same twice, or number the columns.
     """
-    extra = {"compact": "true", **({"show_column_headers": "true"} if headers else {})}
+    extra = {"compact": "true", "show_column_headers": "false"}
     if title:
         extra["title"] = title
     if footer:
@@ -36,9 +42,9 @@ def table(output_name: str, title: str = "", footer: str = "", *, headers: bool 
     return _directive("history_dataset_as_table", output_name, extra)
 
 
-def link(output_name: str) -> str:
-    """Directive that offers an output for download."""
-    return _directive("history_dataset_link", output_name)
+def link(output_name: str, label: str) -> str:
+    """Directive that offers an output for download under a name."""
+    return _directive("history_dataset_link", output_name, {"label": label})
 
 
 def _directive(name: str, output_name: str, extra: dict[str, str] | None = None) -> str:
@@ -56,6 +62,11 @@ def _quotable(text: str) -> str:
 def plain(text: str) -> str:
     """Text of the user's (names, ids) as Markdown that shows it literally, on one line."""
     return re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", " ".join(str(text).split()))
+
+
+def counted(count: int, what: str, many: str = "") -> str:
+    """``1 row``, ``2 rows``, ``1,000 classes`` (with ``many`` given)."""
+    return f"{count:,} {what if count == 1 else many or what + 's'}"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -103,14 +114,14 @@ class Report:
         self._blocks.append((False, image(output_name)))
         return self
 
-    def table(self, output_name: str, title: str = "", footer: str = "", *, headers: bool = True) -> Report:
+    def table(self, output_name: str, title: str = "", footer: str = "") -> Report:
         """Shows a tabular output of the tool; see :func:`table`."""
-        self._blocks.append((False, table(output_name, title, footer, headers=headers)))
+        self._blocks.append((False, table(output_name, title, footer)))
         return self
 
-    def link(self, output_name: str) -> Report:
-        """Offers an output for download."""
-        self._blocks.append((False, link(output_name)))
+    def link(self, output_name: str, label: str = "") -> Report:
+        """Offers an output for download; by default under what it is."""
+        self._blocks.append((False, link(output_name, label or LINKS.get(output_name, output_name))))
         return self
 
     def vega(self, spec: str) -> Report:

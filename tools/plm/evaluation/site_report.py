@@ -223,7 +223,7 @@ def site_report(
         report.heading("All sites")
         # A page does not bear a proteome.
         if found.candidates <= MOST_ROWS:
-            report.table("sites", title="Classified sites", headers=False)  # classes name columns
+            report.table("sites", title="Classified sites")  # classes name columns
         else:
             report.link("sites")
     if "gff" in outputs:

@@ -12,7 +12,8 @@ from plm.data import homology
 from plm.data.examples import Example, Journal
 from plm.data.leakage import Leak, counts
 from plm.data.splits import balance
-from plm.evaluation.report import Report, plain
+from plm.evaluation.intervals import FEWEST_GROUPS
+from plm.evaluation.report import Report, counted, plain
 
 _MOST_CLASSES = 12
 
@@ -66,30 +67,77 @@ class Account:
         """One sentence: whether rows that judge a model leak, and what they share."""
         chosen = [leak for leak in self.leaks if sides is None or leak.split in sides]
         if not chosen:
-            return "nothing was compared, since there is no validation or test set"
+            judging = any(example.split in ("valid", "test") for example in self.examples)
+            lacking = "are no training records" if judging else "is no validation or test set"
+            return f"nothing was compared for leakage, since there {lacking}"
         names = _sides(chosen)
         found = counts(chosen, self.near)
-        if not found["leaks"]:
-            return f"none of {found['records']} {names} records shares a protein, a group or a relative with training"
-        parts = [f"{found['leaks']} of {found['records']} {names} records leak"]
-        if found["same protein"]:
-            parts.append(f"{found['same protein']} share a protein with training")
-        if found["within window"]:
-            parts.append(
-                f"{found['within window']} lie within {self.near} residues of a training site of the same protein"
-            )
+        others = self._others(chosen)
         limit = homology.default_identity(self.method, self.settings.identity)
+        if not found["leaks"]:
+            if found["records"] == 1:
+                return (
+                    f"the one {names} record shares no protein, group or relative ({limit:.0%} identity) with {others}"
+                )
+            return (
+                f"none of {found['records']} {names} records shares a protein, a group or a relative ({limit:.0%} "
+                f"identity or more) with {others}"
+            )
+        parts = [f"{found['leaks']} of {found['records']} {names} records leak{'s' if found['leaks'] == 1 else ''}"]
         close = sum(bool(leak.nearest) and leak.identity >= limit - 1e-9 for leak in chosen)
-        if close:
-            parts.append(f"{close} have a training relative at {limit:.0%} identity or more")
+        for count, one, many in (
+            (found["same protein"], f"shares a protein with {others}", f"share a protein with {others}"),
+            (
+                found["within window"],
+                f"lies within {self.near} residues of a site there of the same protein",
+                f"lie within {self.near} residues of a site there of the same protein",
+            ),
+            (
+                found["same group"] if found["same group"] > found["same protein"] else 0,
+                "shares a group with these",
+                "share a group with these",
+            ),
+            (found["shared stretch"], "shares a stretch of residues", "share a stretch of residues"),
+            (
+                close,
+                f"has a relative there at {limit:.0%} identity or more",
+                f"have a relative there at {limit:.0%} identity or more",
+            ),
+        ):
+            if count:
+                parts.append(f"{count} {one if count == 1 else many}")
         return "; ".join(parts)
 
-    def verdicts(self) -> list[str]:
-        """A verdict for the test set and one for the validation set, or one for the folds."""
-        splits = {leak.split for leak in self.leaks}
-        if splits <= {"valid", "test"}:
-            return [self.verdict([split]) for split in ("test", "valid") if split in splits] or [self.verdict()]
-        return [self.verdict()]
+    def _others(self, leaks: Sequence[Leak]) -> str:
+        """What the rows were compared with: a test set must be independent of the validation rows too."""
+        sides = {leak.split for leak in leaks}
+        if not sides <= {"valid", "test"}:
+            return "the other folds"
+        chosen = "test" in sides and any(example.split == "valid" for example in self.examples)
+        return "training or validation records" if chosen else "training records"
+
+    def few_groups(self) -> list[str]:
+        """What must be said of parts with too few independent groups to judge a model by."""
+        by_part: dict[str, set[str]] = {}
+        for example in self.examples:
+            by_part.setdefault("folds" if example.split.isdigit() else example.split, set()).add(example.group)
+        said = []
+        for part, words in (
+            ("test", "test part has"), ("valid", "validation part has"), ("folds", "folds together have")
+        ):  # fmt: skip
+            count = len(by_part.get(part, ()))
+            if not 0 < count < FEWEST_GROUPS:
+                continue
+            means = (
+                "choices made on it (epoch, head, method, temperature, threshold) rest on chance"
+                if part == "valid"
+                else "there will be no intervals, and whether a model beats a baseline cannot be told"
+            )
+            said.append(
+                f"FEW GROUPS: the {words} {counted(count, 'group')}, fewer than {FEWEST_GROUPS}: {means}; give "
+                f"{'more proteins' if part == 'folds' else 'it a larger share, or more proteins'}"
+            )
+        return said
 
     def first_line(self) -> str:
         """What was made and whether it leaks."""
@@ -97,10 +145,21 @@ class Account:
         parts = Counter(example.split for example in self.examples)
         if set(parts) - {""}:
             made += " (" + ", ".join(f"{parts[part]:,} {_name(part)}" for part in _ordered(parts)) + ")"
-        leaking = any(leak.leaks for leak in self.leaks)
-        sign = "LEAKAGE: " if leaking else ("No leakage found: " if self.leaks else "")
-        first, *others = self.verdicts()
-        return ". ".join([made, sign + (first if sign else _capital(first)), *map(_capital, others)]) + "."
+        return ". ".join([made, *self.few_groups(), *self._signed()]) + "."
+
+    def _signed(self) -> list[str]:
+        """The verdicts on leakage, each with its sign."""
+        if not self.leaks:
+            return [_capital(self.verdict())]
+        sides = {leak.split for leak in self.leaks}
+        parts: list[list[str]] = [list(sides)]
+        if sides <= {"valid", "test"}:
+            parts = [[split] for split in ("test", "valid") if split in sides]
+        return [
+            ("LEAKAGE: " if any(leak.leaks for leak in self.leaks if leak.split in part) else "No leakage found: ")
+            + self.verdict(part)
+            for part in parts
+        ]
 
     def warnings(self) -> list[str]:
         """What a careful user should know before training on this."""
@@ -131,7 +190,9 @@ class Account:
                     "group cannot be divided: splits may be far from the sizes asked for."
                 )
         if self.settings.split == "random":
-            said.append("A random split ignores proteins and homology: scores on it are too good.")
+            said.append(
+                "A random split ignores proteins and homology: on rows with relatives in training scores are too good."
+            )
         return said
 
     def lines(self) -> list[str]:
@@ -186,22 +247,29 @@ class Account:
         report.heading("Where every record went")
         sources = {example.source for example in self.examples}
         report.paragraph(
-            f"{self.read:,} records were read; {len(sources):,} of them gave {total:,} {self._unit}. "
-            f"{self.journal.count('rejected'):,} entries of the list below are rejections, "
-            f"{self.journal.count('left out'):,} were left out by a rule you chose, "
-            f"{self.journal.count('changed'):,} were changed and kept."
+            f"Of {counted(self.read, 'record')} read, {len(sources):,} gave {counted(total, self._unit[:-1])}. "
+            + self._fates()
         )
         if self.journal.entries:
             report.table("rejected", "Rejected, left out and changed records")
         report.heading("Leakage")
-        report.bullets([_capital(text) + "." for text in self.verdicts()])
+        report.bullets([f"{text}." for text in self._signed()])
         limit = homology.default_identity(self.method, self.settings.identity)
         how = homology.describe(self.method, limit, self.settings.coverage)
         report.paragraph(f"How relatives were told: {how}. Random choices with seed {self.settings.seed}.")
         if self.leaks:
             self._leakage_rows(report)
-            report.table("leakage", "Nearest training relative of each validation and test record")
+            report.table(
+                "leakage", f"Nearest relative of each {_sides(self.leaks)} record among those it is judged against"
+            )
         return report.text()
+
+    def _fates(self) -> str:
+        if not self.journal.entries:
+            return "No record or site was rejected, left out or changed."
+        told = (("rejected", "rejected"), ("left out", "left out by a rule"), ("changed", "changed and kept"))
+        parts = [f"{self.journal.count(what):,} {words}" for what, words in told if self.journal.count(what)]
+        return f"The table below tells why: {', '.join(parts)}."
 
     def _leakage_rows(self, report: Report) -> None:
         splits = sorted({leak.split for leak in self.leaks})
@@ -210,7 +278,7 @@ class Account:
             splits, shown = ["all folds"], [list(self.leaks)]
         columns = [counts(chosen, self.near) for chosen in shown]
         report.rows(
-            ["shared with training", *map(_name, splits)],
+            ["shared with the others", *map(_name, splits)],
             [[key.replace(">=", "at least"), *(str(column[key]) for column in columns)] for key in columns[0]],
         )
 
@@ -235,6 +303,7 @@ class Account:
             )
             bottoms = [a + b for a, b in zip(bottoms, heights, strict=True)]
         left.set_ylabel(self._unit)
+        left.margins(y=0.3)  # room for the legend
         left.set_title("Classes in each split" if told else f"Splits (rows of {len(names)} classes)")
         if len(names) > 1 and told:
             left.legend(title="class")
@@ -245,7 +314,7 @@ class Account:
         if parts:  # beside each other: equal distributions would hide each other
             shades = [colour(index + 1) for index in range(len(parts))]
             right.hist(list(parts.values()), bins=20, range=(0, 100), color=shades, label=list(parts))
-        right.set_xlabel("identity to the nearest training record\n(%; 0: none found)")
+        right.set_xlabel("identity to the nearest record compared with\n(%; 0: none found)")
         right.set_ylabel("records")
         right.set_title("Likeness to training")
         if self.leaks:

@@ -282,7 +282,7 @@ def report(facts: Facts, *, figure: bool, history: bool) -> Report:
     if figure:
         made.heading("Training").image("figure")
     if history:
-        made.table("history", "History", "One row a step; validation scores where they were taken.", headers=False)
+        made.table("history", "History", "One row a step; validation scores where they were taken.")
     return made
 
 
@@ -330,7 +330,7 @@ def range_report(found: RangeTest, facts: Mapping[str, Any], *, figure: bool, hi
     if figure:
         made.heading("Loss against learning rate").image("figure")
     if history:
-        made.table("history", "Steps", "", headers=False)
+        made.table("history", "Steps", "")
     return made
 
 
