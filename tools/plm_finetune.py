@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -279,6 +279,7 @@ def prepare(given: Arguments, workdir: Path) -> Job:
         frame, level=labelling.task.level, target=labelling.task.target, positive=given.positive_class,
         window=given.window, name=given.dataset.name,
     )  # fmt: skip
+    rows = replace(rows, notes=(f"Labels: {labelling.why}", *labelling.notes))
     splits = parts(frame, given.fold, given.dataset.name)
     if len(given.methods) > 1 and len(splits) > 1:
         raise UserError(

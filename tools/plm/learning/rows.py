@@ -39,6 +39,7 @@ class Rows:
         positions: 0-based site of each row, or None.
         targets: From :func:`plm.learning.objectives.targets`.
         window: Width of the context around a site; 0 is the whole sequence.
+        notes: How the labels were understood, and what was left out or changed, in sentences.
     """
 
     frame: pd.DataFrame
@@ -47,6 +48,7 @@ class Rows:
     positions: list[int] | None
     targets: list[Array]
     window: int
+    notes: tuple[str, ...] = ()
 
     def examples(self, loaded: LoadedModel, chosen: Sequence[int], limit: int | None) -> Examples:
         """The chosen rows as training or validation examples."""

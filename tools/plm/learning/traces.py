@@ -163,6 +163,7 @@ def report(
             f"Called {plain(manifest['positive'])} from a probability of {number(manifest['threshold'])};"
             f" share of that class in training: {number(manifest['training_prevalence'])}"
         )
+    lines += [plain(note) for note in job.rows.notes]
     page.bullets(lines)
     if ways:
         _compared(page, ways, job.settings.training.metric, manifest["rows"]["valid"])
