@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +160,7 @@ def read_rows(
     args: Arguments, bundle: ClassifierBundle, workdir: Path, notes: list[str]
 ) -> tuple[Labelled, Labelled | None]:
     """Validation rows, and training rows if fine-tuning wants them."""
+    from plm.data.label_values import understand
     from plm.data.labelled_embeddings import read_labelled
     from plm.learning.compression import labelled
     from plm.model.classifier_bundle import check_embeddings
@@ -168,6 +169,9 @@ def read_rows(
         args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
         label_column=args.label_column, layer=args.layer,
     )  # fmt: skip
+    # Labels in the form in which the bundle was trained: 1.0 is class 1, a decimal comma a point.
+    reading = understand(data.labels, bundle.task.target, where=lambda row: f"{data.labels_from}, id {data.ids[row]!r}")
+    data = replace(data, labels=reading.values)
     notes += [*data.notes, *check_embeddings(data.description, bundle, args.embeddings[0].name)]
     splits = data.columns.get("split", [])
     judges = [row for row in range(len(data)) if not splits or splits[row] == "valid"]
