@@ -624,3 +624,21 @@ def test_a_killed_server_is_replaced(tmp_path: Path) -> None:
     finally:
         assert own.stop()
     assert own.status().pids == {}
+
+
+def test_what_a_user_put_among_the_results_is_kept(tmp_path: Path) -> None:
+    from harness.results import MARK, _keep_what_is_not_ours
+
+    old, new = tmp_path / "results", tmp_path / ".results.partial"
+    old.mkdir()
+    new.mkdir()
+    (old / MARK).write_text("Results of scripts/run; the next run replaces these files:\nreport.html\n")
+    for name in ("report.html", "notes.txt", "sites.tsv"):
+        (old / name).write_text(f"old {name}")
+    (new / "sites.tsv").write_text("new")
+    (new / "report.html").write_text("new")
+    _keep_what_is_not_ours(old, new)
+    found = {path.name: path.read_text() for path in new.iterdir()}
+    assert found == {
+        "sites.tsv": "new", "report.html": "new", "notes.txt": "old notes.txt", "sites.tsv~": "old sites.tsv",
+    }  # fmt: skip

@@ -70,7 +70,7 @@ def collect(
         galaxy: Where they are.
         invocation: The workflow's use, ended.
         workflow: Content of its ``.ga``.
-        folder: For the results; an earlier run's are replaced.
+        folder: For the results; an earlier run's are replaced, what else lies there is kept.
         notes: Lines on data and model for the report's head.
     """
     partial = folder.with_name(f".{folder.name}.partial")
@@ -84,14 +84,27 @@ def collect(
         ]
         outputs.sort(key=lambda output: (output.step, output.label))
         (partial / REPORT).write_text(render(str(workflow["name"]), notes, outputs), encoding="utf-8")
-        (partial / MARK).write_text("Results of scripts/run; the next run replaces this folder.\n")
+        made = sorted(path.name for path in partial.iterdir())
+        (partial / MARK).write_text("\n".join(["Results of scripts/run; the next run replaces these files:", *made, ""]))
         if folder.exists():
+            _keep_what_is_not_ours(folder, partial)
             shutil.rmtree(folder)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return [Output(o.label, o.tool, o.name, o.step, folder / o.path.name) for o in outputs]
+
+
+def _keep_what_is_not_ours(folder: Path, partial: Path) -> None:
+    """Moves what a user put among an earlier run's results to the new ones; a name that is taken gets a ``~``."""
+    ours = {MARK, *(folder / MARK).read_text(encoding="utf-8").splitlines()[1:]}
+    for path in folder.iterdir():
+        if path.name not in ours:
+            target = partial / path.name
+            while target.exists():
+                target = target.with_name(f"{target.name}~")
+            path.rename(target)
 
 
 def render(title: str, notes: Sequence[str], outputs: Sequence[Output]) -> str:
