@@ -85,7 +85,8 @@ def collect(
         outputs.sort(key=lambda output: (output.step, output.label))
         (partial / REPORT).write_text(render(str(workflow["name"]), notes, outputs), encoding="utf-8")
         made = sorted(path.name for path in partial.iterdir())
-        (partial / MARK).write_text("\n".join(["Results of scripts/run; the next run replaces these files:", *made, ""]))
+        told = ["Results of scripts/run; the next run replaces these files:", *made, ""]
+        (partial / MARK).write_text("\n".join(told), encoding="utf-8")
         if folder.exists():
             _keep_what_is_not_ours(folder, partial)
             shutil.rmtree(folder)
