@@ -341,3 +341,13 @@ def test_continuous_integration_calls_what_is_there() -> None:
     assert {"scripts/test", ".ci/run", "scripts/galaxy"} <= called
     for name in called:
         assert (ROOT / name).stat().st_mode & 0o111, f"{name} is no program"
+
+
+def test_continuous_integration_is_pinned_and_keeps_no_credentials() -> None:
+    for path in sorted(ROOT.glob(".github/workflows/*.yml")):
+        content = yaml.safe_load(path.read_text())
+        assert content["permissions"] == {"contents": "read"}, path.name
+        for step in (step for job in content["jobs"].values() for step in job["steps"] if "uses" in step):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
+            if step["uses"].startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False

@@ -10,7 +10,7 @@
     scripts/galaxy test PATH...       planemo test of tools and workflows against it (none named: all of them)
     scripts/galaxy lint PATH...       planemo lint at warn level, workflow_lint --iwc for .ga
     scripts/galaxy planemo ARG...     planemo itself
-    scripts/galaxy shed               rehearse a release (ten minutes): a real Tool Shed, the suite published to it,
+    scripts/galaxy shed               rehearse a release (15 minutes): a real Tool Shed, the suite published to it,
                                       installed into an empty Galaxy, a workflow and a tool's tests run from there
 
 Everything lies below .plm in the checkout; the server listens on 127.0.0.1 only.

@@ -1,6 +1,6 @@
 """A release rehearsed: a real Tool Shed here, the suite published to it, installed into an empty Galaxy, and used.
 
-Everything lies below ``.plm/shed``. It takes about ten minutes, most of them the Tool Shed's commit.
+Everything lies below ``.plm/shed``. It takes about a quarter of an hour, half of it the Tool Shed's commit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Takes the answer out of a stage's report: its first sentence, as a table of one line.
 
-A workflow's report cannot show a tool's report inside itself, but it can show a table: so it answers its own questions. The
-forms run this file after their stage: ``python -P answer.py REPORT ANSWER``.
+A workflow's report cannot show a tool's report inside itself, but it can show a table: so it answers its own questions.
+The forms run this file after their stage: ``python -P answer.py REPORT ANSWER``.
 """
 
 from __future__ import annotations
