@@ -259,3 +259,31 @@ def test_sites_that_count_from_0_are_named() -> None:
     with pytest.raises(UserError, match="count from 0"):
         check_counting([(varied, place, "") for place in range(1, len(varied), 2)], "--sites")
     check_counting([(varied, place + 1, "") for place in range(1, len(varied), 2)], "--sites")
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([*sorted(MISSING_WORDS), ">5", "1,5", "1.5", "7", "0.0", "a;b", "[0, 1]", "[...]", "inf"]),
+            st.text("0123456789.,-+eE <>%nM[](){};|'\"ab…", max_size=9),
+        ),
+        min_size=1, max_size=30,
+    ),
+    st.sampled_from(["auto", "class", "number"]),
+)  # fmt: skip
+def test_any_labels_are_understood_or_refused_in_one_line(labels: list[str], target: str) -> None:
+    try:
+        found = understand(labels, target)
+    except UserError as error:
+        assert "\n" not in str(error) and "[row " in str(error)
+        return
+    assert len(found.values) == len(labels) and found.why
+    assert found.unlabelled == found.values.count("")
+    if found.target == "number":
+        assert all(number(value) is not None for value in found.values if value)
+        assert understand(found.values, "number").values == found.values
+    for label in labels:
+        try:
+            assert joined_labels(residue_labels(label)) is not None
+        except UserError:
+            assert "..." in label or "…" in label

@@ -235,3 +235,37 @@ def test_a_big_table_reads_once(tmp_path: Path) -> None:
         buffer.write(f"p{row}\tMKV\t{'ab'[row % 2]}\n")
     frame = read_strings(_write(tmp_path, buffer.getvalue()), "table", "x")
     assert frame.shape == (5000, 3) and frame["label"].value_counts().to_dict() == {"a": 2500, "b": 2500}
+
+
+PIECES = (b">", b"\n", b"\r", b"\t", b",", b";", b'"', b" ", b"id", b"sequence", b"label", b"MKV", b"ACGT" * 8, b"\xff",
+          b"\xc3\xa9", b"\x00", b"*", b"P1;x", b"|", b"1.5", b"NA", b"[1, 2]", b"\xef\xbb\xbf", b"#", b"position", b"3",
+          b"9" * 30, b"PAR1", b"\\", b"'", b"=", b"LABEL=")  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join))
+def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    from plm.data.candidates import read_proteins
+    from plm.data.queries import passed_columns
+    from plm.data.records import labelled_rows
+    from plm.data.spool import read_spool
+
+    folder = tmp_path_factory.mktemp("any")
+    path = folder / "a"
+    path.write_bytes(content)
+    for number, read in enumerate(
+        (
+            read_records,
+            lambda path: read_spool(path, folder / "spool", sites=False),
+            lambda path: read_spool(path, folder / "sites", sites=True),
+            lambda path: list(read_proteins(path, "Y", "rename")),
+            read_table,
+            lambda path: read_table(path, header=None),
+            passed_columns,
+            lambda path: labelled_rows(read_dataset(path)),
+        )
+    ):
+        try:
+            read(path)
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000, number
