@@ -217,6 +217,8 @@ def test_lists_of_tools_on_gpus_are_the_forms() -> None:
     readme = (TOOLS / "README.rst").read_text()
     sentence = re.search(r"GPUs\n-+\n\n(.*?)declare one GPU", readme, re.DOTALL)
     assert sentence and set(re.findall(r"``(plm_\w+)``", sentence[1])) == gpu_tools()
+    sentence = re.search(r"### Processors and GPUs\n\n(.*?)use a GPU", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert sentence and set(re.findall(r"`(plm_\w+)`", sentence[1])) == gpu_tools()
     rows = re.findall(
         r"^\| (`plm_.*?) \|.*\| (.*?) \|$", (ROOT / "docs" / "administrators.md").read_text(), re.MULTILINE
     )
