@@ -279,7 +279,7 @@ def _settle_labels(
     """
     if not made or (args.rule.kind == "none" and not args.sites):
         return made, "class"
-    from plm.data.records import understand_labels
+    from plm.data.records import told_missing, understand_labels
 
     log = stage.log(NAME)
 
@@ -288,9 +288,15 @@ def _settle_labels(
         line = f"line {lines[source]}, " if lines.get(source) else ""
         return f"{args.input.name}, {line}id {made[row].id!r}"
 
-    found = understand_labels(
-        [one.label for one in made], [one.sequence for one in made], args.task, args.target, where, args.input.name
-    )
+    try:
+        found = understand_labels(
+            [one.label for one in made], [one.sequence for one in made], args.task, args.target, where, args.input.name
+        )
+    except UserError as error:
+        none = sum("says that there is none" in reason for _, _, reason in journal.entries)
+        if none and "one class only" in error.what:
+            raise UserError(error.what, where=error.where, fix=error.fix + told_missing(none)) from None
+        raise
     log.info("Task: %s", found.why)
     for note in found.notes:
         log.warning("Note: %s", note)

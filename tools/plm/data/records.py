@@ -354,11 +354,17 @@ def understand_labels(
             raise UserError(
                 f"All labels are {next(iter(classes), '')!r}: one class only",
                 where=name,
-                fix="Give records of at least two classes",
+                fix="Give records of at least two classes" + told_missing(reading.unlabelled),
             )
     what = {"sequence": "each sequence", "residue": "each residue", "site": "each site"}[level]
     names = sort_classes(classes) if reading.target == "class" else ()
     return Labelling(Task(level, reading.target, names), values, f"{what} has a label; {reading.why}", tuple(notes))
+
+
+def told_missing(count: int) -> str:
+    """What to add to a fix where labels that say that there is none may have been meant as a class."""
+    words = "are labelled NA or such, which means no label: rename it if it is a class"
+    return f"; {count} rows {words}" if count else ""
 
 
 def _each_residue(
