@@ -10,12 +10,24 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 import xml.etree.ElementTree as ET
 import zipfile
 from pathlib import Path
 
 import pytest
-from harness import checks, configuration, install, processes, requirements, run_command, tutorial
+from harness import (
+    checks,
+    configuration,
+    install,
+    processes,
+    requirements,
+    results,
+    run_command,
+    shed_trial,
+    tutorial,
+    welcome,
+)
 from harness.configuration import ModelRow
 from harness.flagship import file_name, input_labels, with_model
 from harness.layout import Layout, child_environment
@@ -553,6 +565,61 @@ def test_a_server_that_cannot_start_says_why(layout: Layout) -> None:
 
 
 # the real thing
+
+# the first page
+
+
+def test_users_are_not_offered_the_models_of_the_tests(tmp_path: Path) -> None:
+    for name in ("test-data", "tools", "locks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    server = GalaxyServer(Layout(tmp_path), print)
+    (tmp_path / ".plm" / "galaxy").mkdir(parents=True)
+    assert server.listed_models() == []
+    assert server._list_test_models(True) and not server._list_test_models(True)
+    assert {row.value for row in server.listed_models()} == {"tiny_esm2", "tiny_t5"}
+    assert server._list_test_models(False)
+    assert server.listed_models() == []
+
+
+def test_every_way_of_the_first_page_leads_somewhere(layout: Layout) -> None:
+    for way in welcome.WAYS:
+        assert list((ROOT / "workflows" / way.workflow).glob("*.ga")), way.workflow
+        for name in way.files:
+            assert (ROOT / "test-data" / name).stat().st_size > 1000
+    ways = [
+        {"name": way.name, "title": way.title, "text": way.text, "workflow": "w", "history": "h"}
+        for way in welcome.WAYS
+    ]
+    page = welcome.write_page(layout, ways).read_text()
+    assert json.dumps(ways) in page and "/*WAYS*/" not in page
+    for word in ("phosphorylation", "classification", "proteome", "--models"):
+        assert word in page
+
+
+def test_a_workflow_is_known_by_its_content() -> None:
+    """Galaxy's pages refuse uuids of other versions, and an import of the same content is made once."""
+    first = welcome.edition({"name": "a", "steps": {}, "uuid": "x"})
+    assert uuid.UUID(first).version == 4
+    assert first == welcome.edition({"name": "a", "steps": {}, "uuid": "y"})
+    assert first != welcome.edition({"name": "b", "steps": {}, "uuid": "x"})
+
+
+def test_sites_come_first_in_the_page_of_results(tmp_path: Path) -> None:
+    tools = ("plm_preprocess", "plm_finetune", "plm_evaluate", "plm_classify_sites")
+    outputs = []
+    for step, tool in enumerate(tools):
+        path = tmp_path / f"{tool}.md"
+        path.write_text(f"What {tool} says")
+        outputs.append(Output(f"Report of {tool}", tool, "report", step, path))
+    page = results.render("A title", [], outputs)
+    places = [page.index(f"What {tool} says") for tool in ("plm_classify_sites", "plm_evaluate", *tools[:2])]
+    assert places == sorted(places)
+
+
+def test_the_rehearsal_reads_the_categories_of_the_repository() -> None:
+    import yaml
+
+    assert shed_trial._categories(ROOT / "shed.yml") == yaml.safe_load((ROOT / "shed.yml").read_text())["categories"]
 
 
 @pytest.fixture(scope="module")
