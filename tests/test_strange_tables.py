@@ -218,6 +218,22 @@ def test_a_wrong_turn_says_what_was_given_and_what_is_wanted(root: Path, tmp_pat
     assert set(own_tables.WANTED) >= {"embeddings", "dataset", "predictions", "proteins", "labels", "sites"}
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("bundle_tiny_classes.zip", "a bundle or a checkpoint of this suite"), ("tiny_esm2.zip", "a model (zip)"),
+        ("simulated_embeddings.h5", "an HDF5 file"),
+    ],
+)  # fmt: skip
+def test_models_and_bundles_are_told_from_tables(root: Path, name: str, what: str) -> None:
+    path = root / "test-data" / name
+    if not path.exists():
+        pytest.skip(f"{name} is not among the test data")
+    for read in (read_table, read_records, read_dataset):
+        with pytest.raises(UserError, match=f"This is {re.escape(what)}"):
+            read(path)
+
+
 def test_names_are_matched_by_a_shorter_form_only_where_it_is_one_alone() -> None:
     table = ["P1", "P2", "12-140", "x", "q", "sp|P9|N other words"]
     asked = ["sp|P1|A_HUMAN Protein OS=Homo", "membrane/P2", "A/12-140", "B/12-140", "x", "q one", "q two", "P9"]

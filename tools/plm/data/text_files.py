@@ -69,6 +69,12 @@ def start_of(path: str | Path, size: int = 2048) -> bytes:
     return start
 
 
+def _end_of(path: Path, size: int = 2**16) -> bytes:
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - size))
+        return handle.read(size)
+
+
 def is_parquet(path: str | Path) -> bool:
     """Whether a file starts as Parquet does."""
     return start_of(path, 4) == b"PAR1"
@@ -89,6 +95,7 @@ def open_text(path: str | Path) -> TextIO:
         if start.startswith(magic):
             raise UserError(what, where=path.name, fix=fix)
     if start.startswith(b"PK\x03\x04"):
+        start += _end_of(path)  # the list of members
         for member, what, fix in _MEMBERS:
             if member in start:
                 raise UserError(what, where=path.name, fix=fix)
