@@ -449,7 +449,10 @@ def _names(folder: Path, level: str) -> dict[str, list[str]]:
         good = not has_breaks(name) and (not tab or (level == "site" and place.isascii() and place.isdigit()))
         if not good or len(place) > 12:
             raise UserError("The bundle's reference names a protein with a tab or a line end", fix=again)
-    return {"ids": ids, "labels": content.texts("labels")}
+    labels = content.texts("labels")
+    if len(labels) != len(ids):
+        raise UserError(f"The bundle's reference has {len(labels)} labels for {len(ids)} ids", fix=again)
+    return {"ids": ids, "labels": labels}
 
 
 def _check_arrays(kind: str, arrays: Mapping[str, NDArray[Any]], dimension: int) -> None:
