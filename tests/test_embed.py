@@ -543,7 +543,7 @@ def test_every_record_has_its_row(embed: Run) -> None:
         ("blank", "rejected", "0", "0", "0", "0"),
         ("inner", "rejected", "5", "0", "0", "0"),
         ("dna", "rejected", "80", "0", "0", "0"),
-        ("odd", "embedded", "6", "4", "1", "3"),
+        ("odd", "embedded", "6", "4", "1", "2"),  # the gap and the stop; U is the model's own letter
         ("again", "embedded", "4", "4", "1", "0"),
         ("a/b", "embedded", "3", "3", "1", "0"),
         ("a%2Fb", "embedded", "4", "4", "1", "0"),
