@@ -46,7 +46,8 @@ def test_outputs_of_a_site_task(tiny_esm2: Path, tmp_path: Path, capsys: pytest.
     frame["protein_position"] = "108"
     made = finetune(frame, tiny_esm2, tmp_path, "--seeds", "2", "--seed", "7", "--name", "mine")
     log = capsys.readouterr().out.splitlines()
-    assert "No GPU is used" in log[0]
+    assert "FEW ROWS: trained on 16 rows with 8 validation rows; so few cannot show" in log[0]
+    assert "No GPU is used" in log[1]
     assert any("Plan: " in line for line in log)
 
     predictions = table(made["predictions"])
@@ -72,7 +73,11 @@ def test_outputs_of_a_site_task(tiny_esm2: Path, tmp_path: Path, capsys: pytest.
     history = table(made["history"])
     assert set(history["seed"]) == {"7", "8"} and {"train_loss", "valid_loss", "valid_auroc"} <= set(history.columns)
     assert made["curves"].read_bytes().startswith(b"\x89PNG")
-    assert made["report"].read_text().startswith("**tiny_esm2 fine-tuned on 16 rows (LoRA), validation AUROC")
+    first = (
+        "**FEW ROWS: trained on 16 rows with 8 validation rows; so few cannot show what the model is worth on other "
+        "proteins, whatever its scores. tiny_esm2 fine-tuned on 16 rows (LoRA), AUROC "
+    )
+    assert made["report"].read_text().startswith(first)
     assert made["tfevents"].stat().st_size > 500
 
 
@@ -222,3 +227,60 @@ def test_a_training_that_diverges_is_one_line(
     )  # fmt: skip
     assert done.returncode == 1 and not list(tmp_path.iterdir())
     assert "The training diverged: the" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def splits(rows: int, train: int, valid: int) -> pd.DataFrame:
+    """So many training and validation rows of two classes in turn, the rest for testing."""
+    frame = cases.dataset("sequence", "class", rows)
+    frame["split"] = ["train"] * train + ["valid"] * valid + ["test"] * (rows - train - valid)
+    frame["label"] = [str(number % 2) for number in range(rows)]
+    return frame
+
+
+def test_next_to_nothing_is_refused(tiny_esm2: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="only 6 labelled rows in the training part, and training needs at least 8"):
+        finetune(splits(24, 6, 10), tiny_esm2, tmp_path)
+    lopsided = splits(24, 12, 6)
+    lopsided.loc[:11, "label"] = ["1"] + ["0"] * 11
+    with pytest.raises(UserError, match="The class '1' has 1 row in the training part, and training needs at least 2"):
+        finetune(lopsided, tiny_esm2, tmp_path)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("valid", "labels", "why"),
+    [
+        (4, "0101", "there are only 4 labelled validation rows"),
+        (6, "111111", "the 6 validation rows hold one class only"),
+    ],
+    ids=["few", "one class"],
+)
+def test_report_log_and_card_say_that_nothing_is_calibrated(
+    valid: int, labels: str, why: str, tiny_esm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = splits(24, 12, valid)
+    frame.loc[12 : 11 + valid, "label"] = list(labels)
+    made = finetune(frame, tiny_esm2, tmp_path, "--metric", "loss")
+    log = capsys.readouterr().out
+    assert f"Probabilities are not calibrated and the threshold stays at 0.5, since {why}" in log
+    sentence = (
+        "The validation rows chose the epoch, so that scores on them are optimistic. Probabilities are not calibrated "
+        f"and the threshold is 0.5, since {why}."
+    )
+    report = made["report"].read_text()
+    assert sentence in report and "temperature" not in report
+    with zipfile.ZipFile(made["bundle"]) as archive:
+        assert sentence in archive.read("README.md").decode()
+    loaded = load_bundle(made["bundle"], str(tiny_esm2), workdir=tmp_path / "again", device="cpu", precision="fp32")
+    assert loaded.manifest["threshold"] == 0.5 and loaded.manifest["calibration"]["temperature"] == 1.0
+
+
+def test_enough_rows_are_not_called_few(tiny_esm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = finetune(splits(75, 50, 20), tiny_esm2, tmp_path, "--epochs", "1")
+    log, report = capsys.readouterr().out.splitlines(), made["report"].read_text()
+    assert "No GPU is used" in log[0] and "FEW ROWS" not in report
+    assert "The validation rows chose the temperature and the threshold, so that" in report
+    assert "Judge the model by its test rows" in report
+    untested = splits(70, 50, 20)
+    report = finetune(untested, tiny_esm2, tmp_path / "b", "--epochs", "1")["report"].read_text()
+    assert "There are no test rows, so that nothing here tells how good" in report and "Judge the model" not in report

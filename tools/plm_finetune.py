@@ -258,7 +258,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 def prepare(given: Arguments, workdir: Path) -> Job:
     """Reads data and model and settles everything that decides the result."""
     from plm.data.records import labelled_rows, read_dataset
-    from plm.learning import objectives
+    from plm.learning import few_rows, objectives
     from plm.learning.finetuning import Job, Settings, file_sha256
     from plm.learning.rows import parts, read_rows
     from plm.learning.training import TrainingSettings
@@ -270,17 +270,20 @@ def prepare(given: Arguments, workdir: Path) -> Job:
     device.use_threads(stage.threads())
     chosen = device.choose_device(given.device)
     precision = device.choose_precision(given.precision, chosen)
-    device.announce(log, chosen, precision)
     frame, labelling = labelled_rows(read_dataset(given.dataset), given.level, given.target, given.dataset.name)
-    log.info("Labels: %s", labelling.why)
-    for note in labelling.notes:
-        log.warning("Note: %s", note)
     rows = read_rows(
         frame, level=labelling.task.level, target=labelling.task.target, positive=given.positive_class,
         window=given.window, name=given.dataset.name,
     )  # fmt: skip
     rows = replace(rows, notes=(f"Labels: {labelling.why}", *labelling.notes))
     splits = parts(frame, given.fold, given.dataset.name)
+    few = few_rows.check(rows, splits, given.dataset.name)
+    if few:
+        log.warning("%s", few)
+    device.announce(log, chosen, precision)
+    log.info("Labels: %s", labelling.why)
+    for note in labelling.notes:
+        log.warning("Note: %s", note)
     if len(given.methods) > 1 and len(splits) > 1:
         raise UserError(
             "In a cross-validation the validation rows of one fold are the test rows of another, so they cannot choose"

@@ -221,16 +221,26 @@ def run(argv: Sequence[str] | None = None) -> None:
 def prepare(args: Arguments, workdir: Path) -> Material:
     """Reads embeddings and labels and parts the rows."""
     from plm.data.labelled_embeddings import read_labelled
+    from plm.learning import few_rows
     from plm.learning.classifier_material import prepare as prepare_rows
 
     data = read_labelled(
         args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
         label_column=args.label_column, layer=args.layer,
     )  # fmt: skip
-    return prepare_rows(
+    material = prepare_rows(
         data, target=args.target, positive=args.positive_class, metric=args.metric, smallest_class=args.smallest_class,
         identity=args.identity, seed=args.seed, threads=stage.threads(),
     )  # fmt: skip
+    labels, task = material.data.labels, material.task
+    for part in material.parts:
+        of = "the training part" if part.fold is None else f"the training part of fold {part.fold}"
+        refused = [labels[row] for row in part.train]
+        few_rows.refuse(refused, of, material.split_by, binary=task.classes if task.binary else ())
+    few = {name: min(len(getattr(part, name)) for part in material.parts) for name in ("train", "valid")}
+    if warning := few_rows.warning(few):
+        stage.log(NAME).warning("%s", warning)
+    return material
 
 
 def settle(args: Arguments, material: Material) -> Settings:

@@ -17,7 +17,7 @@ from plm.evaluation.evaluation_report import rows_told
 from plm.evaluation.figures import metric_name
 from plm.evaluation.intervals import FEWEST_GROUPS
 from plm.evaluation.metrics import LOWER_IS_BETTER
-from plm.evaluation.report import Report, number, plain
+from plm.evaluation.report import Report, counted, number, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,7 @@ _BESIDE = {
     "number": ("pearson", "rmse", "r2"),
 }
 _MOST_CLASSES = 12
+_PARTS = {"valid": "validation"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Findings:
         resamples: Of the bootstrap.
         baselines: (name, how it works, setting) of each baseline.
         coverage: What sets or intervals of the chosen head came to on the test rows, or None.
+        why_uncalibrated: Why neither temperature nor threshold was fitted; empty if they were, and of numbers.
     """
 
     assessment: Assessment
@@ -77,6 +79,16 @@ class Findings:
     resamples: int = 1000
     baselines: Sequence[tuple[str, str, str]] = ()
     coverage: Coverage | None = None
+    why_uncalibrated: str = ""
+
+    @property
+    def decided(self) -> list[str]:
+        """What the validation rows chose."""
+        made = [] if self.by_user else ["head"]
+        made += ["epoch"] if _has_network(self) else []
+        if self.assessment.evaluation.kind != "number" and not self.why_uncalibrated:
+            made += ["temperature", *(["threshold"] if math.isfinite(self.threshold) else [])]
+        return made
 
     def compared(self, first: str, second: str) -> Comparison:
         """The paired comparison of two models, in this order."""
@@ -91,6 +103,11 @@ class Findings:
         raise KeyError((first, second))
 
 
+def _has_network(found: Findings) -> bool:
+    """Whether a feed-forward network was trained, whose epoch the validation rows choose."""
+    return "feed-forward network" in found.validation
+
+
 def first_lines(found: Findings) -> list[str]:
     """The sentences that a reader must see: warning, score, whether the linear head is enough, the best baseline."""
     assessment = found.assessment
@@ -101,13 +118,19 @@ def first_lines(found: Findings) -> list[str]:
     lines = [found.loud] if found.loud else []
     lines.append(
         f"{found.chosen.capitalize()} ({how}): {name} {number(line.value)}{interval_text(line.low, line.high)} on "
-        f"{line.n} {evaluation.splits} rows in {line.groups} groups"
+        f"{counted(line.n, f'{evaluation.splits} row')} in {counted(line.groups, 'group')}"
     )
+    if evaluation.splits == "validation":
+        lines.append(
+            "There are no test rows: the validation rows, which made choices, judge, so that scores are too good"
+        )
     lines.append(linear_line(found))
     baseline = assessment.best_baseline
     if baseline:
         one = found.compared(found.chosen, baseline)
-        lines.append(f"Against the best trivial baseline ({baseline.removeprefix('baseline: ')}): {_difference(one)}")
+        shown = "" if one.verdict in ("beats", "is worse than") else " (not shown to be better)"
+        name = baseline.removeprefix("baseline: ")
+        lines.append(f"Against the best trivial baseline ({name}): {_difference(one)}{shown}")
     return [f"{text.rstrip('.')}." for text in lines]
 
 
@@ -119,7 +142,9 @@ def linear_line(found: Findings) -> str:
         return f"Whether the linear head is enough cannot be told ({scores})"
     if one.verdict == "beats":
         return f"The linear head is not enough ({scores}, beyond chance)"
-    return f"The linear head is enough ({scores}, {'worse' if one.verdict == 'is worse than' else 'not beyond chance'})"
+    if one.verdict == "is worse than":
+        return f"The linear head is enough, and better ({scores}, beyond chance)"
+    return f"The linear head is enough as far as these rows show: no other is shown to be better ({scores})"
 
 
 def _difference(one: Comparison) -> str:
@@ -138,7 +163,7 @@ def metrics_table(found: Findings) -> pd.DataFrame:
     groups = str(found.assessment.groups)
     rows = []
     for model, value in found.uncalibrated.items():
-        note = "before the temperature of the validation rows"
+        note = "not calibrated" if found.why_uncalibrated else "before the temperature of the validation rows"
         own = ["ece_uncalibrated", "all", f"{value:.6g}", "", "", str(len(evaluation.rows)), groups]
         rows.append([model, evaluation.splits, "all", *own, "", "", "", note])
     if found.coverage is not None:
@@ -156,7 +181,7 @@ def metrics_table(found: Findings) -> pd.DataFrame:
         ]
         rows.append([found.chosen, evaluation.splits, "all", *own, "", "", "", note])
     valid = str(found.counts["valid"])
-    note = "chose head, temperature and threshold: optimistic"
+    note = f"chose {', '.join(found.decided)}: optimistic" if found.decided else "chose nothing"
     for (metric, name), value in found.valid_scores.items():
         told = "" if math.isnan(value) else f"{value:.6g}"
         rows.append([found.chosen, "valid", "all", metric, name, told, "", "", valid, "", "", "", "", note])
@@ -268,15 +293,17 @@ def write_up(found: Findings, *, images: Sequence[str], tables: Sequence[str], b
                       number(valid) if math.isfinite(valid) else "", setting])  # fmt: skip
     report.rows(header, cells)
     if assessment.groups < FEWEST_GROUPS:
-        report.paragraph(f"{assessment.groups} groups are too few for intervals (at least {FEWEST_GROUPS} are needed).")
+        few = counted(assessment.groups, "group")
+        report.paragraph(f"No intervals: {few} where at least {FEWEST_GROUPS} are needed.")
     for name in images:
         if name == "heads":
             report.image(name)
     report.heading("What was trained and tested").bullets(
         [
-            ", ".join(f"{count} {what}" for what, count in found.counts.items()) + f" rows; split: {found.split_by}",
+            f"Rows: {', '.join(f'{count:,} {_PARTS.get(what, what)}' for what, count in found.counts.items())}; split: "
+            f"{plain(found.split_by)}",
             *rows_told(assessment),
-            f"The bundle's head: {plain(found.chosen)}, {found.about}",
+            f"The head that was saved: {plain(found.chosen)}, {found.about}",
             *_calibration(found),
             *_coverage(found),
             *map(plain, found.notes),
@@ -291,22 +318,24 @@ def write_up(found: Findings, *, images: Sequence[str], tables: Sequence[str], b
     if "curves" in images:
         report.heading("Training of the feed-forward network").image("curves")
     if best_trial:
-        report.heading("Search").paragraph(
-            f"Best settings, with which the final network was trained: {plain(best_trial)}."
-        )
+        report.heading("Search").paragraph(f"Best settings found for the network: {plain(best_trial)}.")
         if "search_figure" in images:
             report.image("search_figure")
         if "search_history" in tables:
             report.table("search_history", title="Trials")
     report.heading("How it was done").bullets(_method(found))
     if "metrics" in tables:
-        report.heading("All scores").table("metrics", title="Scores with 95 % intervals")
+        intervals = " with 95 % intervals" if assessment.groups >= FEWEST_GROUPS else ""
+        report.heading("All scores").table("metrics", title=f"Scores{intervals}")
     return report
 
 
 def _calibration(found: Findings) -> list[str]:
     if not found.uncalibrated:
         return []
+    if found.why_uncalibrated:
+        half = " and the threshold is 0.5" if math.isfinite(found.threshold) else ""
+        return [f"Probabilities are not calibrated{half}, since {found.why_uncalibrated}"]
     after = found.assessment.line(found.chosen, "ece").value
     lines = [
         f"Temperature {found.temperature:.3f}: expected calibration error {number(found.uncalibrated[found.chosen])} "
@@ -351,10 +380,11 @@ def _by_class(found: Findings) -> tuple[list[str], list[list[str]]]:
 
 def _method(found: Findings) -> list[str]:
     metric = found.assessment.metric
+    chose = f" Chosen on the validation rows: {', '.join(found.decided)}." if found.decided else ""
+    once = "" if found.assessment.evaluation.splits == "validation" else " The rows that judge were answered once."
     lines = [
         f"Main metric: {metric_name(metric)}{' (lower is better)' if metric in LOWER_IS_BETTER else ''}. Settings of "
-        "the linear heads and of the neighbours: cross-validation within groups on the training rows. Epoch, "
-        "temperature, threshold and the choice among heads: validation rows. Test rows were answered once.",
+        f"the linear heads and of the neighbours: cross-validation within groups on the training rows.{chose}{once}",
     ]
     if found.assessment.groups >= FEWEST_GROUPS:
         lines.append(

@@ -9,7 +9,7 @@ import numpy as np
 
 from plm.evaluation.drift_checks import CHECK_COLUMNS, IMBALANCE, Findings, Judged, checks, drifted_range
 from plm.evaluation.figures import shortened
-from plm.evaluation.report import Report, number, plain
+from plm.evaluation.report import Report, counted, number, plain
 
 COMPONENT_COLUMNS = (
     "component", "mean", "sd", "minimum", "maximum", "constant", "reference_mean", "reference_sd", "shift", "ks",
@@ -137,15 +137,18 @@ def _protein_line(found: Findings) -> str:
     assert proteins is not None
     total, drifted = int(found.new.quality.finite.sum()), int(proteins.drifted.sum())
     low, high = drifted_range(found)
+    if not math.isfinite(proteins.limit):
+        return "Whether single proteins drifted cannot be told: the reference is a single group of relatives."
     of = "validation proteins do" if proteins.from_validation else "the reference's own proteins do"
+    new, lie = counted(total, "new protein"), "lies" if drifted == 1 else "lie"
     line = (
-        f"{drifted:,} of {total:,} new proteins ({_percent(drifted / total)}, 95 % interval {_percent(low)} to "
-        f"{_percent(high)}) lie farther from the reference than {_percent(1 - proteins.share)} of {of}"
+        f"{drifted:,} of {new} ({_percent(drifted / total)}, 95 % interval {_percent(low)} to "
+        f"{_percent(high)}) {lie} farther from the reference than {_percent(1 - proteins.share)} of {of}"
     )
     if low > proteins.share:
         return f"{line}: do not trust what a classifier trained on the reference says of these."
     return (
-        f"{line}, about as many as when nothing has changed."
+        f"{line}, not shown to be more than when nothing has changed ({_percent(proteins.share)})."
         if high >= proteins.share
         else f"{line}, fewer than usual."
     )
@@ -158,8 +161,7 @@ def _percent(share: float) -> str:
 def _quality_line(found: Findings) -> str:
     troubles = [text for one in found.sets for text in _troubles(one, len(found.sets) > 1)]
     what = " and ".join(
-        f"{len(one.side):,} {one.name if len(found.sets) > 1 else ''} embeddings".replace("  ", " ")
-        for one in found.sets
+        counted(len(one.side), f"{one.name} embedding" if len(found.sets) > 1 else "embedding") for one in found.sets
     )
     about = f"{what} of dimension {found.new.side.description.dimension}"
     if not troubles:
@@ -173,16 +175,18 @@ def _troubles(one: Judged, named: bool) -> Iterator[str]:
     if len(bad):
         ids = ", ".join(shortened(one.side.ids[row], 20) for row in bad[:_SHOWN])
         more = ", ..." if len(bad) > _SHOWN else ""
-        yield f"{len(bad):,} hold NaN or infinity and count for nothing else{of}: {ids}{more}"
-    for flags, text in (
-        (quality.zero, "are all zeros"),
-        (quality.copies, "equal an earlier one"),
-        (quality.near_copies & ~quality.copies, "nearly equal an earlier one"),
-        (quality.odd & ~quality.zero, "are of unusual length"),
-        (quality.constant, f"of {len(quality.constant):,} components are constant"),
+        holds = "holds NaN or infinity and counts" if len(bad) == 1 else "hold NaN or infinity and count"
+        yield f"{len(bad):,} {holds} for nothing else{of}: {ids}{more}"
+    components = f"of {len(quality.constant):,} components"
+    for flags, one_text, text in (
+        (quality.zero, "is all zeros", "are all zeros"),
+        (quality.copies, "equals an earlier one", "equal an earlier one"),
+        (quality.near_copies & ~quality.copies, "nearly equals an earlier one", "nearly equal an earlier one"),
+        (quality.odd & ~quality.zero, "is of unusual length", "are of unusual length"),
+        (quality.constant, f"{components} is constant", f"{components} are constant"),
     ):
         if flags.any():
-            yield f"{int(flags.sum()):,} {text}{of}"
+            yield f"{int(flags.sum()):,} {one_text if flags.sum() == 1 else text}{of}"
     if quality.largest > 0.5 and len(quality.mean) > 2:
         yield f"component e{int(quality.sd.argmax())} holds {_percent(quality.largest)} of the variance{of}"
     labels = one.labels
@@ -202,12 +206,13 @@ def _overlap_line(found: Findings) -> str:
     lines = []
     if near:
         lines.append(
-            f"{near:,} new proteins are in the reference already or nearly so ({equal:,} with the very same numbers): "
-            "what a classifier says of them proves nothing."
+            f"{near:,} new {'protein is' if near == 1 else 'proteins are'} in the reference already or nearly so "
+            f"({equal:,} with the very same numbers): what a classifier says of them proves nothing."
         )
     if other:
         lines.append(
-            f"{other:,} ids are in both files with other numbers: other proteins of that name, or embedded otherwise."
+            f"{other:,} {'id is' if other == 1 else 'ids are'} in both files with other numbers: other proteins of "
+            "that name, or embedded otherwise."
         )
     return " ".join(lines)
 
@@ -264,7 +269,8 @@ def _reading(found: Findings) -> list[str]:
             "The table of components names those that differ; shift is in standard deviations of the reference."
         )
     if found.label_p < 0.05:
-        lines.append(f"The labels differ too (p {_p(found.label_p)}): part of the drift is another mix of classes.")
+        what = "another mix of classes" if found.new.labels.kind == "class" else "other labels"
+        lines.append(f"The labels differ (p {_p(found.label_p)}): drift may be {what} and no more.")
     return lines
 
 

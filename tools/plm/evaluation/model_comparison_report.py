@@ -289,7 +289,9 @@ def sentence(found: Findings, model: str) -> str:
         of = f"scores in {count} linear probes (mean ratio)" if count > 1 else "score in the linear probe"
         parts.append(f"keeps {_percent(ratio)} of the {of}")
     elif found.probes:
-        parts.append("cannot be judged by the linear probes, in which the reference may be no better than chance")
+        parts.append(
+            "cannot be judged by the linear probes, in which the reference is not shown to be better than chance"
+        )
     if found.costs:
         mine = next(cost for cost in found.costs if cost.name == model)
         times, low, high = mine.times(found.costs[0])
@@ -410,8 +412,9 @@ def report(found: Findings, shown: Sequence[str]) -> Report:
         made.heading("Masked residues")
         assert found.held is not None
         made.paragraph(
-            f"{plain(found.held.account)}. {found.settings} Clusters: {plain(found.held.origin)}. Intervals: 95 %, "
-            "bootstrap over clusters. Perplexity is over each model's whole vocabulary; agreement and KL (of the model "
+            f"{plain(found.held.account)}. {found.settings} Clusters: {plain(found.held.origin)}. "
+            f"{'Intervals: 95 %, bootstrap over clusters. ' if any(one.low == one.low for one in found.scores) else ''}"
+            "Perplexity is over each model's whole vocabulary; agreement and KL (of the model "
             "from the reference) over the twenty amino acids. Only masked residues count."
         )
         if "figure" in shown:
@@ -420,18 +423,20 @@ def report(found: Findings, shown: Sequence[str]) -> Report:
             made.table("scores", "Masked perplexity and accuracy", "By domain; all = all proteins.")
     if (found.agreement or found.similarities) and "agreement" in shown:
         made.heading("Agreement with the reference")
-        made.paragraph(
-            "CKA: linear, debiased, of unmasked proteins (means over residues, and single residues drawn at random); "
-            "intervals by a jackknife over clusters."
-        )
-        made.table("agreement", "Agreement", "All measures are taken on the same masked residues.")
+        if found.similarities:
+            made.paragraph(
+                "CKA: linear, debiased, of unmasked proteins (means over residues, and single residues drawn at "
+                "random); intervals by a jackknife over clusters."
+            )
+        footer = "Agreement and divergence are taken on the same masked residues." if found.agreement else ""
+        made.table("agreement", "Agreement", footer)
     if found.probes:
         made.heading("Linear probes")
         made.bullets([_probe_line(found, probe) for probe in found.probes])
         made.paragraph(
             "Kept: the model's score over the reference's (of AUROC: what lies above 0.5); nothing is said where the "
-            "reference may be no better than chance. Of the gain: the same after the best baseline's score is taken "
-            "off both, which is the stricter question. Intervals are paired (the same groups drawn for both)."
+            "reference is not shown to be better than chance. Of the gain: the same after the best baseline's score is "
+            "taken off both, which is the stricter question. Intervals, where there are any, are paired (the same groups drawn for both)."
         )
         if "probe_figure" in shown:
             made.image("probe_figure")
@@ -453,7 +458,9 @@ def _probe_line(found: Findings, probe: ProbeResult) -> str:
             told.append(f"{plain(model)} keeps {_percent(kept)}{of_gain}")
     beaten = [name for name in found.models if not _beats(probe, name)]
     if beaten:
-        told.append(f"**not above the baseline {probe.best_baseline}: {', '.join(map(plain, beaten))}**")
+        told.append(
+            f"**not shown to be better than the baseline {probe.best_baseline}: {', '.join(map(plain, beaten))}**"
+        )
     return "; ".join([*told, *map(plain, probe.notes)])
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from plm.data.queries import Queries
 from plm.evaluation.conformal import Intervals, LabelSets, binomial_interval, fewest_rows
 from plm.evaluation.figures import GREY, colour, named, new_figure, save, shortened
-from plm.evaluation.report import Report, plain
+from plm.evaluation.report import Report, counted, plain
 from plm.evaluation.verdicts import Rules, Verdicts
 
 Floats = NDArray[np.float64]
@@ -124,7 +124,8 @@ class Found:
         novelty = self.rules.novelty
         if novelty is None or not self.answered:
             return False
-        return self.novel / self.answered > max(DRIFT_SHARE, 2 * novelty.share)
+        low, _ = binomial_interval(self.novel, self.answered)  # a few novel ones of a few proteins tell nothing
+        return low > novelty.share and self.novel / self.answered > max(DRIFT_SHARE, 2 * novelty.share)
 
 
 def _number(text: str) -> float | None:
@@ -277,7 +278,7 @@ def prediction_report(
             + (". The column best tells what would have been called." if rules.task.target == "class" else ".")
         )
     report.heading("What was done")
-    line = f"{found.records:,} records, {found.rejected:,} of them rejected; the status table names each."
+    line = f"{counted(found.records, 'record')}, {found.rejected:,} rejected; the status table names each."
     report.bullets([line, f"Model {plain(model)}.", *about, *(plain(note) for note in notes)])
     return report
 
@@ -299,7 +300,8 @@ def _counts(report: Report, found: Found) -> None:
         rows.append([*cells, *([f"{found.novel_by_class[name]:,}"] if known else [])])
     report.rows(header, rows)
     if len(ranked) > _MOST_CLASSES:
-        report.paragraph(f"{len(ranked) - _MOST_CLASSES} further classes are in the predictions alone.")
+        rest = counted(len(ranked) - _MOST_CLASSES, "further class", "further classes")
+        report.paragraph(f"Not shown here: {rest}.")
 
 
 def _coverage(report: Report, found: Found) -> None:
@@ -316,7 +318,7 @@ def _coverage(report: Report, found: Found) -> None:
         f"The {what} of a {_unit(rules)[:-1]} holds the truth for {share} of new {_unit(rules)} **if these are like "
         "the validation rows, as if drawn from the same pot (exchangeable)**. For proteins of other families, "
         "organisms or kinds nothing is promised; nor for each single family, since the share is an average. The "
-        "validation rows also chose head, temperature and threshold, so that the true share may be a little lower."
+        "validation rows also served to choose what the model is, so that the true share may be a little lower."
     )
     report.paragraph(text)
     if isinstance(sets, Intervals):
@@ -328,10 +330,12 @@ def _coverage(report: Report, found: Found) -> None:
         _sets(report, found, sets)
     if found.labelled:
         low, high = binomial_interval(found.hits, found.labelled)
+        fewer = " **These are fewer than promised: the records are not like the validation rows.**"
         report.paragraph(
             f"Of {found.labelled:,} records whose true label the input tells (rows of the splits train and valid are "
             f"not counted), {_percent(found.hits / found.labelled)} "
             f"have it in their {what} (95 % interval {_percent(low)} to {_percent(high)}); {share} were promised."
+            + (fewer if high < sets.coverage else "")
         )
 
 
@@ -339,8 +343,8 @@ def _sets(report: Report, found: Found, sets: LabelSets) -> None:
     rules = found.rules
     several = sum(count for size, count in found.sizes.items() if size > 1)
     report.paragraph(
-        f"{found.sizes[1]:,} sets are a single class, {several:,} hold several, {found.sizes[0]:,} are empty (no class "
-        "is as likely as true ones usually are)."
+        f"Sets of a single class: {found.sizes[1]:,}; of several: {several:,}; empty: {found.sizes[0]:,}"
+        + (" (no class is as likely as true ones usually are)." if found.sizes[0] else ".")
     )
     if sets.unlimited:
         names = ", ".join(shortened(plain(rules.names[index]), 40) for index in sets.unlimited[:10])
@@ -373,9 +377,9 @@ def _novelty(report: Report, found: Found) -> None:
         return
     kind = "validation" if novelty.from_validation else "training"
     text = (
-        f"A protein is novel if its mean distance to the {novelty.k} nearest of {len(novelty.ids):,} training proteins "
-        f"(a sample that the bundle holds) is above {novelty.threshold:.4f}; at most {_percent(novelty.share)} of "
-        f"{novelty.rows:,} {kind} proteins are. 1 means one standard deviation in each number of the representation. "
+        f"A {_unit(found.rules)[:-1]} is novel if its mean distance to the {novelty.k} nearest of "
+        f"{len(novelty.ids):,} training proteins (a sample that the bundle holds) is above "
+        f"{novelty.threshold:.4f}; at most {_percent(novelty.share)} of {novelty.rows:,} {kind} proteins are. 1 means one standard deviation in each number of the representation. "
         "The nearest training protein is that of the sample, and distance is not sequence identity."
     )
     if not novelty.from_validation:

@@ -282,7 +282,8 @@ def _from_table(
     if unknown:
         shown = ", ".join(name.replace("\t", " position ") for name in unknown[:_SHOWN])
         more = " and more" if len(unknown) > _SHOWN else ""
-        notes.append(f"{len(unknown)} of {len(found)} ids of the table of labels have no embedding: {shown}{more}.")
+        have = "has" if len(unknown) == 1 else "have"
+        notes.append(f"{len(unknown)} of {len(found)} ids of the table of labels {have} no embedding: {shown}{more}.")
     _group(sides, [table.header[group] for group in groups], keys)
     return f"column {table.header[labels]} of {table.name}"
 
@@ -299,4 +300,3 @@ def _group_columns(table: Table, group_column: str, labels: int) -> list[int]:
 
 def _told(value: str | tuple[str, ...]) -> str:
     return repr(value) if isinstance(value, str) else " and ".join(map(repr, value))
-

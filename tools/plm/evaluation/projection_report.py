@@ -202,7 +202,12 @@ def _query_line(found: Findings) -> str:
             f"{outside:,} of {total:,} {lie} outside of what the references span (farther from every reference than "
             "95 % of the references from their nearest)"
         )
-        line += "; the picture draws such among the references all the same." if outside else "."
+        drawn = [METHOD_NAMES[one.method] for one in found.made.projections if one.method != "pca"]
+        if outside and drawn:
+            among = f"{' and '.join(drawn)} {'draw' if len(drawn) > 1 else 'draws'}"
+            line += f"; {among} such among the references all the same."
+        else:
+            line += "."
     score = found.score(FULL, "neighbour_agreement", "query")
     if score is not None:
         line += (

@@ -165,7 +165,7 @@ def prepare(
         if grouped_by == "identical embeddings":
             loud = (
                 f"{LOUD}the labels came without split, group, cluster or sequence, so near copies of training proteins "
-                "are among the test proteins and the scores are too good. Split by homology with plm_preprocess."
+                "may be among the test proteins and make scores too good. Split by homology with plm_preprocess."
             )
     else:
         column = "split" if "split" in has else "fold"

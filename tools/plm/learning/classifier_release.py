@@ -21,7 +21,7 @@ from plm.evaluation.conformal import Coverage, Errors, coverage_on
 from plm.evaluation.metrics import ALL
 from plm.evaluation.operating_point import score_summary
 from plm.evaluation.predictions import Evaluation, Model
-from plm.learning import baselines, classifiers
+from plm.learning import baselines, classifiers, few_rows
 from plm.learning.baselines import Answer
 from plm.model.classifier_bundle import Head, reference_sample
 from plm.model.task import Task
@@ -68,6 +68,11 @@ class Final:
     train_rows: list[int]
     about: str
 
+    @property
+    def why_uncalibrated(self) -> str:
+        """Why temperature and threshold are those of no calibration; empty if they were fitted, and of numbers."""
+        return few_rows.why_uncalibrated(self.truth) if self.task.target == "class" else ""
+
 
 def finish(trained: Trained) -> Final:
     """The chosen head: as it is, or with folds fitted once more on all rows."""
@@ -94,14 +99,15 @@ def finish(trained: Trained) -> Final:
         settings = replace(settings, network=replace(network, epochs=epochs, patience=0))
     fitted = fit(trained.chosen, rows, None, material.metric, settings)
     temperature, threshold = 1.0, 0.5
-    if material.task.target == "class":
+    if material.task.target == "class" and not few_rows.why_uncalibrated(truth):
         temperature = calibration.fit_temperature(np.concatenate([one.valid for one in chosen]), truth)
         if material.task.binary:
             positive = material.task.positive_index
             threshold = calibration.choose_threshold(validation[:, positive], truth == positive)
     about = (
-        f"fitted on all rows with the settings that the {len(chosen)} folds led to; its temperature and threshold come "
-        "from the folds' validation rows, and the out-of-fold scores are those of the folds' heads"
+        f"fitted on all rows with the settings that the {len(chosen)} folds led to; "
+        + ("its calibration comes from the folds' validation rows, and " if material.task.target == "class" else "")
+        + "the out-of-fold scores are those of the folds' heads"
     )
     return Final(fitted.head, rows.task, temperature, threshold, validation, truth, valid_rows, everything, about)
 
@@ -139,7 +145,11 @@ def manifest(
         "temperature": final.temperature,
         "threshold": final.threshold,
         "novelty": novelty_summary(trained, final),
-        "calibration": {"method": "temperature" if task.target == "class" else "none", "validation_scores": summary},
+        "calibration": {
+            "method": "temperature" if task.target == "class" and not final.why_uncalibrated else "none",
+            "why_not": final.why_uncalibrated,
+            "validation_scores": summary,
+        },
         "training_prevalence": shares.get(task.positive) if task.binary else (shares or None),
         "metrics": {"split": "valid", **scores},
         "selection_metric": material.metric,
@@ -211,10 +221,20 @@ def card(content: Mapping[str, Any], about: str, head: str) -> str:
         f"- Rows: {rows}; split: {content['split']}",
         f"- Data: sha256 {content['data_sha256']}",
         f"- Licence: {content['licence'] or 'not stated'}", "",
-        "Validation scores, which also chose head, temperature and threshold and are therefore optimistic:", "",
+        f"Validation scores, which are optimistic because these rows also chose {_decided(content)}:", "",
         *(f"- {name}: {value:.4f}" for name, value in sorted(scores.items())), "",
+        *([f"{few}.", ""] if (few := few_rows.warning(content["rows"])) else []),
+        *([f"Not calibrated, since {why}.", ""] if (why := content["calibration"]["why_not"]) else []),
         "Answers hold for proteins like those it was trained on; plm_predict flags others.", "",
     ])  # fmt: skip
+
+
+def _decided(content: Mapping[str, Any]) -> str:
+    """What the validation rows chose, in words."""
+    made = ["head or settings"]
+    if content["calibration"]["method"] == "temperature":
+        made += ["temperature"] + (["threshold"] if len(content["classes"]) == 2 else [])
+    return " and ".join([", ".join(made[:-1]), made[-1]] if made[1:] else made)
 
 
 # ------------------------------------------------------------------------------------------------- what users look at
@@ -378,12 +398,14 @@ def judge(trained: Trained, final: Final) -> Findings:
     counts = {"training": len(part.train), "valid": len(part.valid), "test": len(part.test)}
     if material.folds:
         counts = {"out-of-fold": len(rows), "valid": len(final.valid_rows)}
+    few = few_rows.warning({"train": len(part.train), "valid": len(part.valid)})
     return Findings(
         found, names[trained.chosen], names[linear], names[other], settings.head != "auto",
         {names[kind]: value for kind, value in trained.validation.items()}, told, uncalibrated, valid, counts,
         material.split_by, final.about, final.threshold if material.task.binary else float("nan"), final.temperature,
-        material.loud, tuple(material.notes), drawn,
+        " ".join(filter(None, [material.loud, f"{few}." if few else ""])), tuple(material.notes), drawn,
         tuple((answer.name, answer.about, answer.setting) for answer in answers), coverage(trained),
+        final.why_uncalibrated,
     )  # fmt: skip
 
 

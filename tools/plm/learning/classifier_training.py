@@ -20,7 +20,7 @@ from scipy.special import softmax
 from plm.errors import UserError
 from plm.evaluation import calibration, metrics
 from plm.evaluation.metrics import ALL
-from plm.learning import classifiers
+from plm.learning import classifiers, few_rows
 from plm.learning.classifier_search import Journal, Searched
 from plm.learning.classifiers import Fitted, Judge, NetworkSettings, Rows
 from plm.learning.parts import Part
@@ -237,7 +237,7 @@ def _member(
         return Member(kind, fitted, task, 1.0, 0.5, valid * task.sd + task.mean, answers * task.sd + task.mean, seconds)
     truth = material.target[np.asarray(part.valid, np.int64)]
     temperature, threshold = 1.0, 0.5
-    if len(np.unique(truth)) > 1:
+    if not few_rows.why_uncalibrated(truth):
         temperature = calibration.fit_temperature(valid, truth)
         if task.binary:
             positive = softmax(valid / temperature, axis=1)[:, task.positive_index]

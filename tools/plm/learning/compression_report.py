@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plm.evaluation.report import Report, number, plain
+from plm.evaluation.figures import metric_name
+from plm.evaluation.report import Report, counted, number, plain
 from plm.learning.compression import BATCHES, Cost, Measured
 from plm.model.classifier_bundle import ClassifierBundle
 
@@ -84,8 +85,8 @@ def first_lines(found: Findings) -> list[str]:
         )
         lines.append(
             f"{_WORDS[found.method].capitalize()}: the head takes {small.head_bytes:,} bytes instead of "
-            f"{original.head_bytes:,} ({original.head_bytes / small.head_bytes:.1f} times smaller) and "
-            f"{_lost(cost)} of {found.metric}{ends} on {found.rows:,} validation rows; "
+            f"{original.head_bytes:,} ({_size(original.head_bytes / small.head_bytes)}) and {_lost(cost)} of "
+            f"{metric_name(found.metric)}{ends} on {counted(found.rows, 'validation row')}; "
             f"up to {found.most_loss:g} was allowed."
         )
         if found.refused:
@@ -94,6 +95,8 @@ def first_lines(found: Findings) -> list[str]:
             lines.append(
                 "The interval reaches beyond what was allowed: so few rows do not prove that the loss is small."
             )
+        if cost.high != cost.high:
+            lines.append("There are too few groups for an interval of the loss.")
         if cost.calls == cost.calls:
             lines.append(f"{100 * cost.calls:.1f} % of the rows are called otherwise than before.")
     if exported is not None:
@@ -101,7 +104,7 @@ def first_lines(found: Findings) -> list[str]:
         lost = _lost(found.costs["onnx"])
         lines.append(
             f"The ONNX file ({exported.file_bytes:,} bytes) answers as the bundle to within 0.00001, checked on "
-            f"{len(found.original.reference[0]):,} embeddings; it {lost} of {found.metric}; a batch of "
+            f"{len(found.original.reference[0]):,} embeddings; it {lost} of {metric_name(found.metric)}; a batch of "
             f"{BATCHES[-1]} takes {exported.milliseconds[-1]:.3g} ms instead of {original.milliseconds[-1]:.3g} ms "
             f"({speed})."
         )
@@ -109,7 +112,19 @@ def first_lines(found: Findings) -> list[str]:
 
 
 def _lost(cost: Cost) -> str:
-    return f"loses {number(cost.loss, 4)}" if cost.loss > -5e-5 else f"gains {number(-cost.loss, 4)}"
+    if abs(cost.loss) < 5e-5:
+        return "loses nothing"
+    return f"loses {number(cost.loss, 4)}" if cost.loss > 0 else f"gains {number(-cost.loss, 4)}"
+
+
+def _size(times: float) -> str:
+    return (
+        f"{times:.1f} times smaller"
+        if times >= 1.05
+        else "no smaller"
+        if times > 0.95
+        else f"{1 / times:.1f} times larger"
+    )
 
 
 def compression_report(found: Findings, *, table: bool) -> Report:
@@ -136,14 +151,23 @@ def compression_report(found: Findings, *, table: bool) -> Report:
         report.table("compression_table", title="Bytes, latency and metric")
     report.heading("How it was measured")
     lines = [
-        f"Times are medians of repeated batches, the forms in turn, on {plain(found.processor)} with {found.threads} "
-        "threads. Other machines, other times.",
-        "Intervals are paired bootstrap intervals over groups of relatives where the table names them, else over rows.",
+        f"Times are medians of repeated batches, the forms in turn, on {plain(found.processor)} with "
+        f"{counted(found.threads, 'thread')}. Other machines, other times.",
     ]
+    if any(cost.low == cost.low for cost in found.costs.values()):
+        lines.append(
+            "Intervals are paired bootstrap intervals over groups of relatives where the table names them, else over "
+            "rows."
+        )
     if found.method in ("int8", "both"):
-        lines.append("int8 weights are multiplied out on loading: the bundle is smaller, not faster.")
+        small = found.form("compressed")
+        smaller = small is not None and small.head_bytes < found.forms[0].head_bytes
+        lines.append(
+            "int8 weights are multiplied out on loading: "
+            + ("the bundle is smaller, not faster." if smaller else "the bundle answers no faster.")
+        )
     if found.method in ("prune", "both"):
-        tuned = f"fine-tuned for {found.tuned} epochs" if found.tuned else "not fine-tuned"
+        tuned = f"fine-tuned for {counted(found.tuned, 'epoch')}" if found.tuned else "not fine-tuned"
         lines.append(
             f"{found.share:.0%} of each matrix's weights, the smallest, were set to zero and are not stored in the "
             f"bundle; {tuned}. ONNX stores the zeros."

@@ -13,7 +13,7 @@ import numpy as np
 
 from plm import __version__, stage
 from plm.data.tables import visible, write_table
-from plm.evaluation.report import Report, number, plain
+from plm.evaluation.report import Report, counted, number, plain
 from plm.learning.cluster_split import ClusterSplit, cluster_names
 from plm.learning.corpus_store import CorpusStore
 from plm.learning.distillation import Objective, RangeTest
@@ -94,7 +94,13 @@ class Facts:
         """How much smaller the student is, in words."""
         teacher, student = self.parameters
         ratio = teacher / student
-        return f"{ratio:.1f} times smaller" if ratio >= 1 else f"{1 / ratio:.1f} times larger"
+        if 0.95 < ratio < 1.05:
+            return "as large as its teacher"
+        return (
+            f"{ratio:.1f} times smaller than its teacher"
+            if ratio > 1
+            else f"{1 / ratio:.1f} times larger than its teacher"
+        )
 
     def score_cells(self) -> list[list[str]]:
         """Perplexity and accuracy of each model, and of the letters' frequencies."""
@@ -251,7 +257,7 @@ def headline(facts: Facts) -> str:
     mark = "" if facts.outcome.finished else "UNFINISHED (stopped by its time limit): "
     return (
         f"{mark}Masked perplexity on families that training never saw: {told}, letters' frequencies "
-        f"{last.unigram_perplexity:.2f}; the student is {facts.smaller} than its teacher."
+        f"{last.unigram_perplexity:.2f}; the student is {facts.smaller}."
     )
 
 
@@ -274,7 +280,7 @@ def report(facts: Facts, *, figure: bool, history: bool) -> Report:
         plain(facts.store.account),
         plain(facts.split.sentence),
         f"Batches: {facts.batches}",
-        f"{facts.outcome.steps:,} steps, {facts.outcome.tokens:,} tokens seen, "
+        f"{counted(facts.outcome.steps, 'step')}, {facts.outcome.tokens:,} tokens seen, "
         f"{stage.duration(facts.outcome.seconds)} in this run",
         *facts.skipped(),
     ]

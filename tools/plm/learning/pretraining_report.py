@@ -9,7 +9,7 @@ from typing import Any
 
 from plm import __version__, stage
 from plm.data.tables import write_table
-from plm.evaluation.report import Report, plain
+from plm.evaluation.report import Report, counted, plain
 from plm.model.checkpoint import LoadedModel, save_checkpoint
 
 HISTORY_COLUMNS = (
@@ -102,7 +102,8 @@ def write_report(
         )
         made.bullets([plain(facts["store"].account), split.sentence])
         made.paragraph(
-            f"{outcome.steps:,} steps, {outcome.tokens:,} residues seen, {stage.duration(outcome.seconds)} in this run."
+            f"{counted(outcome.steps, 'step')}, {outcome.tokens:,} residues seen, "
+            f"{stage.duration(outcome.seconds)} in this run."
         )
         if figure is not None:
             made.heading("Training").image("figure")

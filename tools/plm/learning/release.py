@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from plm.evaluation import novelty
 from plm.evaluation.calibration import choose_threshold, fit_temperature
 from plm.evaluation.conformal import Errors
 from plm.evaluation.operating_point import score_summary
-from plm.learning import objectives
+from plm.learning import few_rows, objectives
 from plm.learning.finetuning import Job, Run
 from plm.model.bundle import Bundle, MemberFiles, save_network, write_bundle
 from plm.model.network import Floats, answers
@@ -52,6 +52,9 @@ class Calibration:
         validation_scores: Of two classes, the ensemble's scores of validation negatives and positives, summed up for
             whoever needs the rates at another threshold.
         errors: How wrong the ensemble was on validation proteins, for conformal sets; empty unless rows are proteins.
+        uncalibrated: Why the trainings of a fold (None: no folds) have temperature 1 and threshold 0.5, where they do.
+        why_no_threshold: Why the threshold for new proteins is 0.5; empty if it was chosen, and unless there are two
+            classes.
     """
 
     temperatures: list[float]
@@ -61,6 +64,16 @@ class Calibration:
     rows: int
     validation_scores: dict[str, Any]
     errors: dict[str, Any]
+    uncalibrated: dict[int | None, str] = field(default_factory=dict)
+    why_no_threshold: str = ""
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing is calibrated, of some folds or of all; empty if all are."""
+        told = dict.fromkeys(
+            f"fold {fold}: {why}" if fold is not None else why for fold, why in self.uncalibrated.items()
+        )
+        return "; ".join(told)
 
 
 def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
@@ -74,13 +87,16 @@ def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
     runs = job.usable if runs is None else runs
     temperatures: list[float] = []
     by_fold: dict[int | None, list[Floats]] = {}
+    uncalibrated: dict[int | None, str] = {}
     for run in runs:
         truth = job.rows.values(run.part.valid)
         known = objectives.labelled(truth)
         raw = run.valid_outputs()[known]
         temperature = 1.0
         if task.target == "class":
-            if len(np.unique(truth[known])) > 1:
+            if why := few_rows.why_uncalibrated(truth[known]):
+                uncalibrated[run.part.fold] = why
+            else:
                 temperature = fit_temperature(raw, truth[known])
             by_fold.setdefault(run.part.fold, []).append(softmax(raw / temperature, axis=1))
         else:
@@ -96,8 +112,12 @@ def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
         means.append(np.mean(members, axis=0))
         if task.binary:
             thresholds[fold] = _threshold(means[-1], truths[-1], job)
+    for fold, why in uncalibrated.items():
+        of = "" if fold is None else f" of fold {fold}"
+        job.log.warning("Probabilities%s are not calibrated and the threshold stays at 0.5, since %s", of, why)
     together, truth = np.concatenate(means), np.concatenate(truths)
     threshold = thresholds[None] if None in thresholds else _threshold(together, truth, job) if task.binary else 0.5
+    why_no_threshold = few_rows.why_uncalibrated(truth) if task.binary else ""
     raw = np.log(np.clip(together, 1e-12, 1)) if task.target == "class" else (together - task.mean) / task.sd
     scores = objectives.validation_scores(raw, truth, task)
     summary = {}
@@ -106,14 +126,15 @@ def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
     errors = {}
     if task.level == "sequence":  # residues of a protein are not exchangeable
         errors = Errors.of(together, truth, number=task.target == "number").to_json()
-    return Calibration(temperatures, thresholds, threshold, scores, len(truth), summary, errors)
+    return Calibration(
+        temperatures, thresholds, threshold, scores, len(truth), summary, errors, uncalibrated, why_no_threshold
+    )
 
 
 def _threshold(probabilities: Floats, truth: NDArray[Any], job: Job) -> float:
     positive = job.rows.task.positive_index
     labels = (truth == positive).astype(int)
-    if len(np.unique(labels)) < 2:
-        job.log.info("The validation rows hold one class only: the threshold stays at 0.5 and nothing is calibrated")
+    if few_rows.why_uncalibrated(labels):
         return 0.5
     return choose_threshold(probabilities[:, positive], labels, "mcc")
 
@@ -139,6 +160,7 @@ def manifest(
     if task.target == "class":
         counts = np.bincount(known, minlength=len(task.classes))
         shares = {name: float(count / counts.sum()) for name, count in zip(task.classes, counts, strict=True)}
+    fitted = task.target == "class" and len(calibration.uncalibrated) < len({run.part.fold for run in job.usable})
     _, network = job.network(job.settings.seeds[0])
     family = network.family
     return {
@@ -153,7 +175,9 @@ def manifest(
         "head": network.head.config.to_json(),
         "threshold": calibration.threshold,
         "calibration": {
-            "method": "temperature" if task.target == "class" else "none",
+            "method": "temperature" if fitted else "none",
+            "why_not": calibration.why_not,
+            "threshold_chosen": task.binary and not calibration.why_no_threshold,
             "temperature": float(np.mean(calibration.temperatures)),
             "fold_thresholds": {str(fold): value for fold, value in calibration.thresholds.items() if fold is not None},
             "rows": calibration.rows,
@@ -280,14 +304,39 @@ def card(content: Mapping[str, Any]) -> str:
         f"- Data: sha256 {content['data_sha256']}",
         f"- Licence: {content['licence'] or 'not stated'}",
         "",
-        "Validation scores, which also chose epoch, temperature and threshold and are therefore optimistic:",
+        f"{validation_chose(content)} The scores on them:",
         "",
         *(f"- {name}: {value:.4f}" for name, value in sorted(scores.items())),
         "",
-        "Evaluate on test rows with plm_evaluate before you rely on it. The adapter, if any, loads with PEFT alone.",
+        *([f"{text}.", ""] if (text := few_rows.warning(content["rows"])) else []),
+        "Evaluate on test rows with plm_evaluate before you rely on it."
+        + (
+            " The adapter loads with PEFT alone."
+            if content["method"] not in ("head", "full") and len(content["seeds"]) == 1
+            else ""
+        ),
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def validation_chose(content: Mapping[str, Any]) -> str:
+    """What the validation rows decided, and what they could not, in sentences; for report and model card alike."""
+    calibration, number = content["calibration"], content["task"]["target"] == "number"
+    decided = ["the method"] if content["compared"] else []
+    decided += ["the epoch"] if content["settings"]["training"]["epochs"] > 1 else []
+    decided += ["the temperature"] if calibration["method"] == "temperature" else []
+    decided += ["the threshold"] if calibration["threshold_chosen"] else []
+    told = "The validation rows chose nothing."
+    if decided:
+        listed = " and ".join([", ".join(decided[:-1]), decided[-1]] if decided[1:] else decided)
+        told = f"The validation rows chose {listed}, so that scores on them are optimistic."
+    if calibration["why_not"] and not number:
+        threshold = "" if calibration["threshold_chosen"] or not content["positive"] else " and the threshold is 0.5"
+        some = calibration["method"] == "temperature"
+        told += f" {'Not calibrated: ' if some else f'Probabilities are not calibrated{threshold}, since '}"
+        told += f"{calibration['why_not']}."
+    return told
 
 
 def _among(content: Mapping[str, Any]) -> str:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plm.evaluation import figures
-from plm.evaluation.report import Report, number, plain
+from plm.evaluation.report import Report, counted, number, plain
+from plm.learning import few_rows
+from plm.learning.release import validation_chose
 from plm.learning.ways import NAMES, Way
 
 if TYPE_CHECKING:
@@ -91,12 +93,13 @@ class Events:
             shutil.move(str(written[0]), self.path)
 
 
-def _compared(page: Report, ways: Sequence[Way], metric: str, rows: int) -> None:
+def _compared(page: Report, ways: Sequence[Way], metric: str, rows: int, tested: bool) -> None:
     name = figures.metric_name(metric)
     page.heading("Ways compared")
     page.paragraph(
-        f"Each way was trained on the same rows; the best {name} on the {rows} validation rows chose. The test rows"
-        " were predicted once, by the chosen way alone. As the best of several, its validation score flatters it."
+        f"Each way was trained on the same rows; the best {name} on {counted(rows, 'validation row')} chose. As the"
+        " best of several, its validation score flatters it."
+        + (" The test rows were predicted once, by the chosen way alone." if tested else "")
     )
     cells = []
     for way in ways:
@@ -121,16 +124,31 @@ def _compared(page: Report, ways: Sequence[Way], metric: str, rows: int) -> None
         )
 
 
+def _judge_by(manifest: Mapping[str, Any]) -> str:
+    if not manifest["rows"]["test"]:
+        return "There are no test rows, so that nothing here tells how good the model is on other proteins."
+    return (
+        "Judge the model by its test rows: give the predictions to the evaluation tool (plm_evaluate), together with"
+        " the dataset, for scores with intervals and baselines."
+    )
+
+
+def _rows_told(rows: Mapping[str, int], folds: int) -> str:
+    names = {"train": "training", "valid": "validation", "test": "test"}
+    told = ", ".join(f"{count:,} {names[name]}" for name, count in rows.items())
+    return f"Rows: {told}" + (f" (over {folds} folds, so that a row counts in each part)" if folds > 1 else "")
+
+
 def headline(manifest: Mapping[str, Any]) -> str:
     """One sentence: what was trained and how well it does on validation rows."""
     metric = manifest["selection_metric"]
     score = manifest["metrics"].get(metric)
-    told = "" if score is None else f", validation {figures.metric_name(metric)} {number(score)}"
     rows = manifest["rows"]
-    return (
-        f"{manifest['base']['id']} fine-tuned on {rows['train']} rows ({NAMES[manifest['method']]}){told}"
-        f" on {rows['valid']} rows"
-    )
+    judged = counted(rows["valid"], "validation row")
+    told = f", {judged}" if score is None else f", {figures.metric_name(metric)} {number(score)} on {judged}"
+    few = few_rows.warning(rows)
+    made = f"{manifest['base']['id']} fine-tuned on {counted(rows['train'], 'row')} ({NAMES[manifest['method']]}){told}"
+    return f"{few}. {made}" if few else made
 
 
 def report(
@@ -144,19 +162,14 @@ def report(
     mark = "" if manifest["finished"] else "UNFINISHED (stopped by its time limit): "
     page = Report(f"{mark}{headline(manifest)}.")
     page.heading(f"Fine-tuning: {plain(manifest['name'])}", 1)
-    page.paragraph(
-        "The validation rows chose the epoch, the temperature and the threshold, so their scores are optimistic."
-        " Judge the model by its test rows: give the predictions to the evaluation tool (plm_evaluate), together with"
-        " the dataset, for scores with intervals and baselines."
-    )
-    task = manifest["task"]
+    page.paragraph(f"{validation_chose(manifest)} {_judge_by(manifest)}")
     lines = [
         f"Task: {plain(job.rows.describe())}",
         f"Base model: {plain(manifest['base']['id'])}, sha256 {manifest['base']['sha256'][:16]}...",
-        "Rows: " + ", ".join(f"{count} {name}" for name, count in manifest["rows"].items()),
+        _rows_told(manifest["rows"], len({run.part.fold for run in job.usable})),
         f"Seeds: {', '.join(map(str, manifest['seeds']))}; precision {manifest['settings']['precision']}",
     ]
-    if task["target"] == "class":
+    if manifest["calibration"]["method"] == "temperature":
         lines.append(f"Calibration temperature: {number(manifest['calibration']['temperature'])}")
     if manifest["training_prevalence"] is not None and manifest["positive"]:
         lines.append(
@@ -166,7 +179,7 @@ def report(
     lines += [plain(note) for note in job.rows.notes]
     page.bullets(lines)
     if ways:
-        _compared(page, ways, job.settings.training.metric, manifest["rows"]["valid"])
+        _compared(page, ways, job.settings.training.metric, manifest["rows"]["valid"], manifest["rows"]["test"] > 0)
     page.heading("Training")
     page.image("curves")
     header = [
@@ -188,7 +201,10 @@ def report(
     scored = {key: value for key, value in manifest["metrics"].items() if isinstance(value, float)}
     page.rows(["Metric", "Value"], [[figures.metric_name(key), number(value)] for key, value in scored.items()])
     page.heading("Predictions")
-    page.paragraph(f"{len(predictions)} rows, made by the bundle after it was written and loaded again.")
-    page.table("predictions", "Validation and test rows")
+    seeds = manifest["seeds"]
+    several = f": one by each of {len(seeds)} trainings and one by their mean for each row" if len(seeds) > 1 else ""
+    lines_told = counted(len(predictions), "prediction")
+    page.paragraph(f"{lines_told}, made by the model after it was written and loaded again{several}.")
+    page.table("predictions", "Validation and test rows" if manifest["rows"]["test"] else "Validation rows")
     page.link("bundle")
     return page
