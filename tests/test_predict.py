@@ -490,7 +490,7 @@ def test_one_line_says_what_is_wrong_and_no_output_appears(
         (classes_bundle, ("--input", nucleotides, "--model", tiny_esm2), "All sequences are nucleotides"),
         (classes_bundle, ("--input", stops, "--model", tiny_esm2), "None of 2 records can be used"),
         (classes_bundle, ("--input", query), "which is not built in"),
-        (classes_bundle, ("--input", query, "--model", tiny_t5), "not of tiny_t5"),
+        (classes_bundle, ("--input", query, "--model", tiny_t5), "not on tiny_t5"),
         (classes_bundle, (), "Give either proteins or embeddings"),
         (classes_bundle, ("--input", query, "--embeddings", tmp_path / "e.h5"), "Give either proteins or embeddings"),
         (broken, ("--input", query), "no complete zip file"),
