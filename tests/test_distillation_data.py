@@ -100,7 +100,7 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
         "id\tfile\tline\treason",
         "b\ta.fasta\t3\t1 stop inside the sequence, the first at residue 2",
         "c\ta.fasta\t5\tthe same sequence as a",
-        "dna\ta.fasta\t7\tnucleotides (A, C, G, T, U, N), not a protein: translate it",
+        "dna\ta.fasta\t7\tnucleotides (A, C, G, T, U, N and codes such as R and Y), not a protein: translate it",
         "e\ta.fasta\t9\tno residues",
         "a\tb.fasta\t3\tthe same sequence as a",
     ]
