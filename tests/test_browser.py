@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import time
 import urllib.request
 import zipfile
@@ -223,27 +224,39 @@ def test_a_wrong_turn_ends_in_one_clear_line(
     assert re.search(said, errors[0]) and re.search(r"\]\. [A-Z].*\.$", errors[0]), "it says where, and how to go on"
 
 
-def test_a_report_needs_no_login(browser: Any, server: GalaxyServer) -> None:
-    """A page made from an invocation, as scripts/run prints it."""
-    invocations = server.request("GET", "/api/invocations?limit=20&include_terminal=true")
-    if not invocations:
-        pytest.fail("no workflow has run")
-    made = server.request(
-        "POST",
-        "/api/pages",
-        {
-            "title": "A report",
-            "slug": f"a-report-{os.getpid()}",
-            "content_format": "markdown",
-            "invocation_id": invocations[0]["id"],
-        },
-    )
-    server.request("PUT", f"/api/pages/{made['id']}/publish")
-    context = browser.new_context()
+PUBLISH = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from harness.flagship import GalaxyRun, Invocation
+print(GalaxyRun(sys.argv[3], sys.argv[4], print).publish_report(Invocation(*sys.argv[5:7]), "A report"))
+"""
+
+
+def test_the_report_that_scripts_run_names_needs_no_login(browser: Any, server: GalaxyServer) -> None:
+    invocations = server.request("GET", "/api/invocations?limit=50")
+    for invocation in invocations:
+        outputs = server.request("GET", f"/api/invocations/{invocation['id']}")["outputs"]
+        images = [entry for label, entry in outputs.items() if label == "ROC curve"]
+        if images and server.request("GET", f"/api/datasets/{images[0]['id']}")["state"] == "ok":
+            break
+    else:
+        pytest.skip("THE FLAGSHIP HAS NOT RUN on this server yet: its report cannot be looked at")
+    arguments = [str(ROOT / "scripts"), str(ROOT / "tools"), server.url, server.account().key]
+    arguments += [invocation["id"], invocation["history_id"]]
+    command = [str(server.layout.python("planemo")), "-c", PUBLISH, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    context = browser.new_context(viewport={"width": 1400, "height": 3000})
     shown = context.new_page()
-    shown.goto(f"{server.url}/published/page?id={made['id']}")
-    shown.locator("h1, h2", has_text=re.compile("\\w")).first.wait_for(timeout=60_000)
-    assert "login" not in shown.url
+    shown.goto(done.stdout.split()[-1])
+    shown.get_by_text("Is it any good?").wait_for(timeout=120_000)
+    shown.wait_for_function(PICTURES, arg=3, timeout=120_000)
+    shown.locator("td", has_text="auroc").first.wait_for(timeout=60_000)
+    shoot(shown, "report-without-login")
+    assert "not accessible" not in shown.locator("body").inner_text() and "login" not in shown.url
     context.close()
+
+
+def test_the_first_page_is_there_without_a_login(server: GalaxyServer) -> None:
     with urllib.request.urlopen(f"{server.url}/static/welcome.html") as answer:
         assert b"Where do you want to start?" in answer.read()

@@ -180,6 +180,11 @@ class GalaxyRun:
             payload={"title": title, "slug": slug, "content_format": "markdown", "invocation_id": invocation.id},
         )
         self.galaxy.make_put_request(f"{self.galaxy.url}/pages/{made['id']}/publish")
+        # the page shows datasets by the labels of the workflow: by default only the owner may see either
+        used = self.galaxy.invocations.show_invocation(invocation.id)["workflow_id"]
+        stored = self.galaxy.make_get_request(f"{self.galaxy.url}/workflows/{used}", params={"instance": "true"}).json()
+        for shared in (f"histories/{invocation.history}", f"workflows/{stored['id']}"):
+            self.galaxy.make_put_request(f"{self.galaxy.url}/{shared}/enable_link_access")
         return f"{self.url}/published/page?id={made['id']}"
 
     def follow(self, invocation: Invocation, workflow: Mapping[str, Any]) -> None:
