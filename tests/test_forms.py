@@ -6,6 +6,8 @@ import argparse
 import html
 import importlib
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +201,14 @@ def test_the_help_is_rendered_whole(server: GalaxyServer, tool: Path) -> None:
     words = r"[A-Za-z_][A-Za-z0-9_]+"  # numbers of lists are the browser's
     lost = set(re.findall(words, source)) - set(re.findall(words, visible))
     assert not lost, f"not in the rendered help: {sorted(lost)}"
+
+
+def test_the_answer_is_the_first_sentence_of_a_report(tmp_path: Path) -> None:
+    report, target = tmp_path / "report.md", tmp_path / "answer.tsv"
+    report.write_text("# Title\n\n**3 \\*sites\\* of SIM\\_1 are called (95 % interval 1 to 4).**\n\n| a |\n| --- |\n")
+    command = [sys.executable, "-P", str(TOOLS / "plm" / "answer.py"), str(report), str(target)]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert target.read_text() == "3 *sites* of SIM_1 are called (95 % interval 1 to 4).\n"
 
 
 # -- pages --------------------

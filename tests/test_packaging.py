@@ -235,6 +235,19 @@ def test_hub_ids_are_checked_before_they_reach_a_command() -> None:
         assert not re.match(pattern, bad), bad
 
 
+def test_an_administrator_can_take_the_hub_away() -> None:
+    command = tokens()["@HUB@"].replace("\\$", "$") + " echo went on"
+    for value, code in (("no", 1), ("yes", 0), ("", 0)):
+        environment = {"PATH": "/usr/bin:/bin"} | ({"PLM_ALLOW_HUB": value} if value else {})
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == code and ("went on" in done.stdout) is (code == 0), value
+        assert ("does not let jobs download models" in done.stderr) is (code == 1)
+    compared = (TOOLS / "plm_compare_models.xml").read_text()
+    assert "@HUB@" in compared and "@HUB@" in tokens()["@PREPARE@"]
+    for tool in XMLS:
+        assert "unset HF_HUB_OFFLINE" not in tool.read_text(), "only @HUB@ opens the hub"
+
+
 # -- scheduling and Tool Shed --------------------
 
 
