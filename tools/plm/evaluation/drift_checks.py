@@ -250,7 +250,7 @@ def _drift_checks(found: Findings) -> Iterator[Check]:
             note=f"new proteins nearly equal to one of the {proteins.compared} compared of the reference",
         )
     low, high = drifted_range(found)
-    result = LOOK if low > proteins.share else OK
+    result = LOOK if more_drifted(found) else OK
     drifted = int(proteins.drifted.sum())
     yield Check(
         "both",
@@ -311,6 +311,23 @@ def drifted_range(found: Findings) -> tuple[float, float]:
     finite = int(found.new.quality.finite.sum())
     ends = binomtest(int(found.proteins.drifted.sum()), finite).proportion_ci(0.95, method="wilson")
     return float(ends.low), float(ends.high)
+
+
+def more_drifted(found: Findings) -> bool:
+    """Whether more new proteins drifted than chance explains (one-sided, 2.5 %).
+
+    The limit is an order statistic of the reference's own distances, so that of n proteins like the reference a
+    beta-binomial number lies beyond it; an interval of the share alone would take the limit for known.
+    """
+    from scipy.stats import betabinom
+
+    proteins = found.proteins
+    assert proteins is not None
+    if not proteins.limit_rows or not math.isfinite(proteins.limit):
+        return False
+    beyond = int((proteins.limit_rows - 1) * proteins.share + 1e-9)
+    law = betabinom(int(found.new.quality.finite.sum()), beyond + 1, proteins.limit_rows - beyond)
+    return bool(law.sf(int(proteins.drifted.sum()) - 1) < 0.025)
 
 
 def shared_ids(found: Findings) -> int:

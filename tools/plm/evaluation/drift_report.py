@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from plm.evaluation.drift_checks import CHECK_COLUMNS, IMBALANCE, Findings, Judged, checks, drifted_range
+from plm.evaluation.drift_checks import CHECK_COLUMNS, IMBALANCE, Findings, Judged, checks, drifted_range, more_drifted
 from plm.evaluation.figures import shortened
 from plm.evaluation.report import Report, counted, number, plain
 
@@ -145,7 +145,7 @@ def _protein_line(found: Findings) -> str:
         f"{drifted:,} of {new} ({_percent(drifted / total)}, 95 % interval {_percent(low)} to "
         f"{_percent(high)}) {lie} farther from the reference than {_percent(1 - proteins.share)} of {of}"
     )
-    if low > proteins.share:
+    if more_drifted(found):
         return f"{line}: do not trust what a classifier trained on the reference says of these."
     return (
         f"{line}, not shown to be more than when nothing has changed ({_percent(proteins.share)})."

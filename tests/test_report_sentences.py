@@ -1,0 +1,799 @@
+"""What reports say, and when: each sentence is said of data where it is true and not of data where it is false.
+
+:data:`TABLE` has a dictionary for each module that makes reports. Its keys are pieces of sentences as they stand in the
+source; its values name two scenarios, small data sets that go through the module's own functions: one of which the
+sentence is true and said, and one of which it is not true and not said. ``None`` instead of the second: it is true of
+every report. A sentence in the source that no key of its module is a piece of fails the last test; what is not tested
+yet stands in :data:`LEFT`, by name.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plm
+import plm_compare_embeddings
+import plm_project
+import pytest
+from plm.data import leakage
+from plm.data.examples import Example, Journal
+from plm.errors import UserError
+from plm.evaluation import classifier_report, prediction_report
+from plm.evaluation.assessment import assess
+from plm.evaluation.comparison import compare
+from plm.evaluation.conformal import Errors, coverage_on
+from plm.evaluation.metrics import Scored
+from plm.evaluation.novelty import Novelty, summary
+from plm.evaluation.predictions import Evaluation, Model
+from plm.evaluation.split_report import Account
+from plm.evaluation.verdicts import judge, make_rules
+from plm.learning import compression_report, distillation_report, few_rows, release, traces
+from plm.learning.compression import Cost, Measured
+from plm.learning.distillation import RangeTest
+from plm.model.task import Task
+
+Case = tuple[str, str | None]
+LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+
+# ------------------------------------------------------------------------------------------------------ preprocessing
+
+
+def peptides(count: int, seed: int) -> list[str]:
+    """Unrelated windows of 33 residues."""
+    return ["".join(row) for row in np.random.default_rng(seed).choice(LETTERS, (count, 33))]
+
+
+def account(
+    sizes: dict[str, int], *, copies: int = 0, protein: int = 0, group: int = 0, near: int = 0, stretch: int = 0,
+    split: str = "group", journal: Journal | None = None, task: str = "site", classes: tuple[str, ...] = ("a", "b"),
+    one_class: str = "", large: bool = False, rare: bool = False,
+) -> str:  # fmt: skip
+    """The report and the log of a data set with so many rows a part, of which the first test rows share something."""
+    made: list[Example] = []
+    texts = iter(peptides(sum(sizes.values()), 1))
+    for part, count in sizes.items():
+        for number in range(count):
+            name = f"{part}{number}"
+            label = classes[number % len(classes)] if part != one_class else classes[0]
+            made.append(Example(name, next(texts), label, 16, name, 100, group=name, split=part, source=name))
+    train = [one for one in made if one.split in ("train", "1")]
+    test = [one for one in made if one.split in ("test", "2")]
+    for number in range(copies):
+        test[number].sequence = train[number].sequence
+    for number in range(protein):
+        test[number].protein = train[number].protein
+        test[number].protein_position = 105 if near else 900
+    for number in range(group):
+        test[number].group = train[number].group
+    for number in range(stretch):
+        test[number].sequence = train[number].sequence[:15] + test[number].sequence[15:]
+    for one in train if large else []:
+        one.group = "family"
+    for number, one in enumerate(made):
+        letter = "T" if rare and number == 0 else "S"
+        one.sequence = one.sequence[:16] + letter + one.sequence[17:]
+    leaks = leakage.measure(made, identity=None, coverage=0.8, threads=1, method="exact")
+    settings: Any = SimpleNamespace(
+        task=task, split=split, identity=None, coverage=0.8, seeks_sites=False, figure=None, seed=1
+    )
+    told = Account(len(made), made, journal or Journal(), leaks, 33, "exact", settings)
+    return "\n".join([told.report(), *told.lines()])
+
+
+def journal(*entries: tuple[str, str]) -> Journal:
+    made = Journal()
+    for number, (what, reason) in enumerate(entries):
+        made.entries.append((f"r{number}", what, reason))
+    return made
+
+
+MANY = {"train": 60, "valid": 20, "test": 20}
+SPLITS: dict[str, Callable[[], str]] = {
+    "independent": lambda: account(MANY),
+    "one test row": lambda: account({"train": 60, "test": 1}),
+    "no test": lambda: account({"train": 60}),
+    "nothing to train": lambda: account({"test": 60}),
+    "folds": lambda: account({"1": 20, "2": 20, "3": 20}),
+    "few folds": lambda: account({"1": 2, "2": 2, "3": 2}),
+    "no validation": lambda: account({"train": 60, "test": 20}),
+    "few test": lambda: account({"train": 60, "valid": 20, "test": 7}),
+    "few validation": lambda: account({"train": 60, "valid": 4, "test": 20}),
+    "copies": lambda: account(MANY, copies=2),
+    "one copy": lambda: account(MANY, copies=1),
+    "proteins": lambda: account(MANY, protein=2),
+    "one protein": lambda: account(MANY, protein=1, near=1),
+    "near": lambda: account(MANY, protein=2, near=1),
+    "groups": lambda: account(MANY, group=2),
+    "one group": lambda: account(MANY, group=1),
+    "stretches": lambda: account(MANY, stretch=2),
+    "one stretch": lambda: account(MANY, stretch=1),
+    "random": lambda: account(MANY, split="random"),
+    "a class lacks": lambda: account(MANY, one_class="test"),
+    "a large group": lambda: account(MANY, large=True),
+    "a rare letter": lambda: account(MANY, rare=True),
+    "many classes": lambda: account(MANY, classes=tuple(f"c{number}" for number in range(20))),
+    "rejected": lambda: account(MANY, journal=journal(("rejected", "too short"), ("left out", "cap"))),
+    "changed": lambda: account(MANY, journal=journal(("changed", "name"))),
+}
+SPLIT_TABLE: dict[str, Case] = {
+    "othing was compared for leakage, since there": ("no test", "independent"),
+    "is no validation or test set": ("no test", "nothing to train"),
+    "are no training records": ("nothing to train", "no test"),
+    "shares no protein, group or relative": ("one test row", "independent"),
+    "shares a protein, a group or a relative": ("independent", "no test"),
+    "No leakage found: none of 20 test": ("independent", "copies"),
+    "LEAKAGE: 2 of 20 test records leak;": ("copies", "independent"),
+    "LEAKAGE: 1 of 20 test records leaks;": ("one copy", "copies"),
+    "No leakage found: none of 20 validation": ("copies", "no validation"),
+    "share a protein with": ("proteins", "copies"),
+    "shares a protein with": ("one protein", "proteins"),
+    "residues of a site there of the same protein": ("near", "proteins"),
+    "shares a group with these": ("one group", "groups"),
+    "share a group with these": ("groups", "proteins"),
+    "share a stretch of residues": ("stretches", "proteins"),
+    "shares a stretch of residues": ("one stretch", "stretches"),
+    "has a relative there at": ("one copy", "copies"),
+    "have a relative there at": ("copies", "proteins"),
+    "training or validation records": ("independent", "no validation"),
+    "the other folds": ("folds", "independent"),
+    "choices made on it (epoch, head, method, temperature, threshold) rest on chance": ("few validation", "few test"),
+    "there will be no intervals, and whether a model beats a baseline cannot be told": ("few test", "few validation"),
+    "FEW GROUPS: the": ("few folds", "independent"),
+    "it a larger share, or more proteins": ("few test", "few folds"),
+    "No record of class": ("a class lacks", "independent"),
+    "A few sites are on other residues than most": ("a rare letter", "independent"),
+    "of the rows, and a group cannot be divided": ("a large group", "independent"),
+    "A random split ignores proteins and homology: on rows with relatives": ("random", "independent"),
+    "journal:": ("independent", None),
+    "Rejected, left out and changed records": ("rejected", "independent"),
+    "How relatives were told:": ("independent", None),
+    "Nearest relative of each": ("independent", "no test"),
+    "No record or site was rejected, left out or changed.": ("independent", "changed"),
+    "The table below tells why: ": ("changed", "independent"),
+    "left out by a rule": ("rejected", "changed"),
+}
+
+# --------------------------------------------------------------------------------------------------------------- maps
+
+
+def mapped(
+    kind: str, *, rows: int = 120, apart: float = 3.0, groups: str = "", queries: int = 0, labelled: bool = True,
+    methods: str = "pca", more: tuple[str, ...] = (), query_shift: float = 0.0,
+) -> str:  # fmt: skip
+    """The report and the first lines of a map of simulated proteins in three classes, or with numbers."""
+    generator = np.random.default_rng(3)
+    codes = np.arange(rows + queries) % 3
+    place = apart * generator.normal(size=(3, 6))[codes] + generator.normal(size=(rows + queries, 6))
+    place[rows:] += query_shift
+    labels = [f"c{code}" for code in codes] if kind != "number" else [f"{value:.4f}" for value in place[:, 0]]
+    if kind == "shuffled":
+        labels = [str(one) for one in generator.permutation(labels)]
+    if kind == "random numbers":
+        labels = [f"{value:.4f}" for value in generator.normal(size=len(labels))]
+    labels = {"same": ["c0"] * len(labels), "unique": [f"u{n}" for n in range(len(labels))]}.get(kind, labels)
+    names = {"pairs": [f"g{n // 2}" for n in range(len(labels))], "labels": labels, "one": ["g"] * len(labels),
+             "two": [f"g{n % 2}" for n in range(len(labels))]}.get(groups)  # fmt: skip
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        for name, part in (("r", slice(0, rows)), ("q", slice(rows, None))):
+            head = [
+                "id",
+                *(["label"] if labelled else []),
+                *(["cluster"] if names else []),
+                *(f"e{n}" for n in range(6)),
+            ]
+            lines = ["\t".join(head)]
+            for number in range(len(labels))[part]:
+                cells = [
+                    f"{name}{number}",
+                    *([labels[number]] if labelled else []),
+                    *([names[number]] if names else []),
+                ]
+                lines.append("\t".join([*cells, *(f"{value:.4f}" for value in place[number])]))
+            (work / f"{name}.tabular").write_text("\n".join(lines) + "\n")
+        given = ["--embeddings", str(work / "r.tabular"), "--methods", methods, "--resamples", "200", *more]
+        given += ["--queries", str(work / "q.tabular")] if queries else []
+        given += ["--coordinates", str(work / "c"), "--report", str(work / "report"), "--scores", str(work / "s")]
+        plm_project.run(given)
+        return (work / "report").read_text() + (work / "s").read_text()
+
+
+MAPS: dict[str, Callable[[], str]] = {
+    "apart": lambda: mapped("class", queries=9),
+    "shuffled": lambda: mapped("shuffled"),
+    "pairs": lambda: mapped("class", groups="pairs"),
+    "groups are labels": lambda: mapped("class", groups="labels"),
+    "one group": lambda: mapped("class", groups="one", queries=5),
+    "unlabelled": lambda: mapped("class", labelled=False),
+    "one label": lambda: mapped("same"),
+    "no label twice": lambda: mapped("unique"),
+    "numbers": lambda: mapped("number", queries=20, more=("--label-kind", "number")),
+    "random numbers": lambda: mapped("random numbers", more=("--label-kind", "number")),
+    "one neighbour": lambda: mapped("class", more=("--score-neighbours", "1")),
+    "one neighbour of numbers": lambda: mapped("number", more=("--score-neighbours", "1", "--label-kind", "number")),
+    "far queries": lambda: mapped("class", queries=9, query_shift=60.0, methods="pca,umap"),
+    "far queries, PCA": lambda: mapped("class", queries=9, query_shift=60.0),
+    "standardised": lambda: mapped("class", more=("--standardise",)),
+    "umap": lambda: mapped("class", methods="umap"),
+    "both": lambda: mapped("class", methods="tsne,umap"),
+    "weak umap": lambda: mapped("class", apart=0.8, methods="umap"),
+    "thousands": lambda: mapped("class", rows=2100, more=("--resamples", "100")),
+}
+MAP_TABLE: dict[str, Case] = {
+    "what t-SNE and UMAP see": ("umap", "apart"),
+    "farther from every reference than 95 % of references from their nearest": ("apart", "shuffled"),
+    "Distances between far clusters, sizes of clusters and empty space mean nothing": ("umap", "apart"),
+    "members of a group do not count as neighbours": ("pairs", "apart"),
+    "No groups of relatives are known, so proteins count as independent": ("apart", "pairs"),
+    "Whether labels separate cannot be judged:": ("unlabelled", "apart"),
+    "nearest neighbours carry its label": ("apart", "one neighbour"),
+    "the nearest neighbour carries a": ("one neighbour", "apart"),
+    "The labels separate beyond chance in the full embedding space": ("apart", "shuffled"),
+    "No sign that the labels separate in the full embedding space": ("shuffled", "apart"),
+    "that of its nearest neighbour": ("one neighbour of numbers", "numbers"),
+    "the mean of its": ("numbers", "one neighbour of numbers"),
+    "the correlation (Spearman) of a": ("numbers", "apart"),
+    "The labels vary with the place in the full embedding space beyond chance": ("numbers", "random numbers"),
+    "No sign that the labels vary with the place in the full embedding space": ("random numbers", "numbers"),
+    "Whether queries lie outside of what the references span cannot be told": ("one group", "apart"),
+    "outside of what the references span (farther from every": ("apart", "one group"),
+    "such among the references all the same": ("far queries", "far queries, PCA"),
+    "of the labelled queries' nearest references carry their label": ("apart", "numbers"),
+    "The numbers of the labelled queries correlate with the mean": ("numbers", "apart"),
+    "Expected is what random labels give; part is a class or a component": ("apart", None),
+    "placed by transform; nothing was fitted to them": ("apart", "shuffled"),
+    "dimensions as they are": ("apart", "standardised"),
+    "each dimension scaled to standard deviation 1": ("standardised", "apart"),
+    "both started from and saw": ("both", "umap"),
+    "from the classes in proportion": ("thousands", "apart"),
+    ", click on a class in the legend to single it out": ("apart", "numbers"),
+    "Point at one for its name, drag and zoom": ("apart", None),
+    "Classes look more compact in": ("weak umap", "apart"),
+}
+SEPARATION_TABLE: dict[str, Case] = {
+    "the labelled proteins belong to fewer than three groups": ("one group", "pairs"),
+    "no two proteins carry the same label": ("no label twice", "apart"),
+    "each label is that of a single group, so that nothing tells labels from": ("groups are labels", "pairs"),
+    "labels are the same (": ("one label", "apart"),
+    "random sample of": ("thousands", "apart"),
+}
+
+# -------------------------------------------------------------------------------------------------------------- drift
+
+
+def drifted(
+    *, new: float = 0.0, rows: int = 60, reference: int = 60, spoil: str = "", group: bool = False, labels: str = "",
+) -> str:  # fmt: skip
+    """The report of new embeddings that are moved by ``new`` standard deviations, or spoilt."""
+    generator = np.random.default_rng(8)
+    values = {"new": generator.normal(size=(rows, 12)) + new, "old": generator.normal(size=(reference, 12))}
+    if spoil == "NaN":
+        values["new"][0] = np.nan
+    elif spoil == "two NaN":
+        values["new"][:2] = np.nan
+    elif spoil == "zeros":
+        values["new"][0] = 0.0
+    elif spoil == "copy":
+        values["new"][1] = values["new"][0]
+    elif spoil == "copies":
+        values["new"][1:3] = values["new"][0]
+    elif spoil == "constant":
+        values["new"][:, 0] = 1.0
+    elif spoil == "long":
+        values["new"][0] *= 40
+    elif spoil == "one component":
+        values["new"][:, 0] *= 30
+    elif spoil == "same":
+        values["new"][:20] = values["old"][:20]
+    elif spoil == "half":
+        values["new"][: rows // 2] += 12.0
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        for name, matrix in values.items():
+            head = [
+                "id",
+                *(["label"] if labels else []),
+                *(["cluster"] if group else []),
+                *(f"e{n}" for n in range(12)),
+            ]
+            lines = ["\t".join(head)]
+            for number, row in enumerate(matrix):
+                label = f"c{number % 2}" if labels != "differ" or name == "old" else "c0" if number else "c1"
+                label = f"c{int(number < 1)}" if labels == "uneven" else label
+                prefix = "P" if spoil == "names" else name
+                cells = [f"{prefix}{number}", *([label] if labels else []), *(["family"] if group else [])]
+                lines.append("\t".join([*cells, *(f"{value:.6f}" for value in row)]))
+            (work / f"{name}.tabular").write_text("\n".join(lines) + "\n")
+        given = ["--embeddings", str(work / "new.tabular"), "--permutations", "199"]
+        given += ["--reference", str(work / "old.tabular")] if reference else []
+        given += ["--proteins", str(work / "p"), "--report", str(work / "report"), "--checks", str(work / "c")]
+        if not reference:
+            (work / "old.tabular").unlink()
+        plm_compare_embeddings.run(given)
+        return (work / "report").read_text()
+
+
+SPOILT = ("NaN", "two NaN", "copy", "copies", "constant", "long")
+DRIFTS: dict[str, Callable[[], str]] = {
+    "alike": drifted,
+    "moved": lambda: drifted(new=1.5),
+    "half moved": lambda: drifted(spoil="half"),
+    "alone": lambda: drifted(reference=0),
+    "one family": lambda: drifted(group=True),
+    "shared": lambda: drifted(spoil="same"),
+    "names": lambda: drifted(spoil="names"),
+    "one component": lambda: drifted(spoil="one component", reference=0),
+    "uneven": lambda: drifted(labels="uneven", reference=0),
+    "labelled": lambda: drifted(labels="alike"),
+    "labels differ": lambda: drifted(labels="differ"),
+    **{name: partial(drifted, spoil=name, reference=0) for name in SPOILT},
+}
+DRIFT_TABLE: dict[str, Case] = {
+    "Whether the new set as a whole drifted cannot be judged": ("one family", "alike"),
+    "a linear classifier tells new from reference proteins": ("alike", "alone"),
+    "No sign that the new set drifted from the reference": ("alike", "moved"),
+    "The new set drifted": ("moved", "alike"),
+    "Whether single proteins drifted cannot be told": ("one family", "alike"),
+    "the reference's own proteins do": ("alike", "alone"),
+    "farther from the reference than": ("alike", "one family"),
+    "do not trust what a classifier trained on the reference says of these": ("half moved", "alike"),
+    "not shown to be more than when nothing has changed": ("alike", "moved"),
+    "The quality is fine:": ("alike", "NaN"),
+    "Look at the quality of the": ("NaN", "alike"),
+    "holds NaN or infinity and counts": ("NaN", "two NaN"),
+    "hold NaN or infinity and count": ("two NaN", "NaN"),
+    "for nothing else": ("NaN", "alike"),
+    "equals an earlier one": ("copy", "copies"),
+    "equal an earlier one": ("copies", "copy"),
+    "is of unusual length": ("long", "NaN"),
+    "is constant": ("constant", "alike"),
+    "of the variance": ("one component", "alone"),
+    "the smallest's members": ("uneven", "labelled"),
+    "in the reference already or nearly so": ("shared", "alike"),
+    "with the very same numbers): what": ("shared", "alike"),
+    "in both files with other numbers: other proteins of": ("names", "alike"),
+    "New proteins farthest from the reference": ("moved", "one family"),
+    "standard deviations a component; the table of proteins has all": ("moved", "one family"),
+    "Result: fine, look": ("alike", None),
+    "A reference that was picked (one family, resistance genes)": ("alike", "alone"),
+    "AUROC is the size of drift, p values are how sure": ("alike", "alone"),
+    "The table of components names those that differ": ("moved", "alike"),
+    ": drift may be": ("labels differ", "labelled"),
+    "another mix of classes": ("labels differ", "labelled"),
+    "Tests:": ("alike", "one family"),
+    "the reference, relatives left out": ("alike", "alone"),
+    "Distance: mean over the": ("alike", "alone"),
+}
+
+# --------------------------------------------------------------------------------------------------------- predictions
+
+
+def predicted(
+    *, classes: int = 3, rows: int = 60, known: int = 60, novel: float = 0.0, abstain: str = "never",
+    finished: bool = True, labelled: str = "", by_class: bool = False, distances: bool = True,
+    reference: bool = True,
+) -> str:  # fmt: skip
+    """The report of simulated answers of a model with so many validation rows; a share of the proteins is novel."""
+    generator = np.random.default_rng(4)
+    names = tuple(f"c{number}" for number in range(classes))
+    task = Task("sequence", "class" if classes else "number", names, names[1] if classes == 2 else "")
+
+    def answers(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        own = np.random.default_rng(seed)
+        if not classes:
+            truth = own.normal(size=count)
+            return (truth + own.normal(size=count))[:, None], truth
+        truth = own.integers(classes, size=count)
+        raw = np.exp(own.normal(size=(count, classes)) + 1.5 * np.eye(classes)[truth])
+        return raw / raw.sum(axis=1, keepdims=True), truth
+
+    errors = Errors.of(*answers(known, 1), number=not classes) if known else None
+    train, valid = (generator.normal(size=(count, 4)).astype(np.float32) for count in (80, 80))
+    content = summary(train, [(np.arange(80), valid)]) if distances else None
+    found = Novelty.of(([f"t{n}" for n in range(80)], ["x"] * 80, train), content, 0.05) if reference else None
+    rules = make_rules(
+        task, lambda given: [names[index] for index in given.argmax(axis=1)], errors=errors, coverage=0.9,
+        by_class=by_class, novelty=found, abstain=abstain,  # type: ignore[arg-type]
+    )  # fmt: skip
+    values, truth = answers(rows, 2)
+    states = generator.normal(size=(rows, 4)).astype(np.float32)
+    states[: round(novel * rows)] += 30
+    told = [names[one] for one in truth] if classes else [f"{value + 9 * (labelled == 'wrong')}" for value in truth]
+    if labelled == "wrong" and classes:
+        told = [names[(one + 1) % classes] for one in values.argmax(axis=1)]
+    queries: Any = SimpleNamespace(columns={"label": told} if labelled else {})
+    account_of = prediction_report.Found(rules, rows)
+    account_of.add(queries, np.arange(rows), judge(rules, values, states if reference else None))
+    made = prediction_report.prediction_report(
+        account_of, model="m", finished=finished, about=[], notes=[], outputs=["predictions"]
+    )
+    return made.text()
+
+
+PREDICTIONS: dict[str, Callable[[], str]] = {
+    "usual": predicted,
+    "unfinished": lambda: predicted(finished=False),
+    "numbers": lambda: predicted(classes=0),
+    "numbers, few validation rows": lambda: predicted(classes=0, known=5),
+    "novel": lambda: predicted(novel=0.8),
+    "one novel of three": lambda: predicted(rows=3, novel=0.34),
+    "abstain if unsure": lambda: predicted(abstain="unsure"),
+    "abstain if either": lambda: predicted(abstain="either"),
+    "abstain if novel": lambda: predicted(abstain="novel"),
+    "numbers abstain": lambda: predicted(classes=0, abstain="novel"),
+    "many classes": lambda: predicted(classes=40, known=400, rows=200),
+    "no validation rows": lambda: predicted(known=0),
+    "few validation rows": lambda: predicted(known=5),
+    "by class": lambda: predicted(by_class=True, known=300),
+    "labelled": lambda: predicted(labelled="right", known=300, rows=200),
+    "wrong": lambda: predicted(labelled="wrong", known=300, rows=200),
+    "no training proteins": lambda: predicted(reference=False),
+    "no validation distances": lambda: predicted(distances=False),
+}
+PREDICTION_TABLE: dict[str, Case] = {
+    "The bundle's training was cut short (unfinished)": ("unfinished", "usual"),
+    "predicted: median": ("numbers", "usual"),
+    "unlike the training proteins (novel)": ("usual", "no training proteins"),
+    "These are other proteins than the model learned from": ("novel", "one novel of three"),
+    "proteins whose set is not a single class": ("abstain if unsure", "usual"),
+    "proteins that are novel or whose set is not a single class": ("abstain if either", "abstain if unsure"),
+    "No call is made for": ("abstain if novel", "usual"),
+    "The column best tells what would have been called": ("abstain if novel", "numbers abstain"),
+    "rejected; the status table names each": ("usual", None),
+    "Novel among the likeliest of this class": ("usual", "no training proteins"),
+    "Not shown here": ("many classes", "usual"),
+    "The bundle has no scores of validation rows": ("no validation rows", "usual"),
+    "**if these are like the validation rows, as if drawn": ("usual", "no validation rows"),
+    "the number plus and minus": ("numbers", "numbers, few validation rows"),
+    ", from the errors on": ("numbers", "usual"),
+    "A coverage of": ("numbers, few validation rows", "numbers"),
+    "These are fewer than promised: the records are not like": ("wrong", "labelled"),
+    "records whose true label the input tells": ("labelled", "usual"),
+    "Sets of a single class:": ("usual", "numbers"),
+    "Too few validation rows for a coverage of": ("few validation rows", "usual"),
+    "of these with their class in the set": ("usual", "numbers"),
+    "The coverage is an average over all validation rows": ("usual", "by class"),
+    "The bundle has no training proteins to compare with": ("no training proteins", "usual"),
+    "is novel if its mean distance to the": ("usual", "no training proteins"),
+    "The bundle holds no distances of validation proteins": ("no validation distances", "usual"),
+    "are novel:": ("usual", "no training proteins"),
+}
+
+# ---------------------------------------------------------------------------------------------------------- classifiers
+
+
+def classified(
+    *, kind: str = "binary", rows: int = 60, groups: int = 60, skills: tuple[float, float, float] = (1.0, 1.0, 0.0),
+    split: str = "test", by_user: bool = False, why_not: str = "", known: int = 60, searched: str = "",
+    network: bool = True,
+) -> str:  # fmt: skip
+    """The report of two simulated heads (linear and not) and a baseline that read so much of the truth."""
+    classes = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c"), "number": ()}[kind]
+    truth = np.arange(rows) % len(classes) if classes else np.arange(rows) / rows
+    names = ["logistic regression", "feed-forward network" if network else "nearest neighbours", "baseline: majority"]
+    models = []
+    for number, (name, skill) in enumerate(zip(names, skills, strict=True)):
+        noise = np.random.default_rng(number)
+        if classes:
+            raw = np.exp(noise.normal(size=(rows, len(classes))) + skill * np.eye(len(classes))[truth])
+            scores = raw / raw.sum(axis=1, keepdims=True)
+            scored = Scored(kind, truth, scores, scores.argmax(axis=1), classes)
+        else:
+            scored = Scored(kind, truth, skill * truth + noise.normal(size=rows), np.zeros(rows, dtype=np.int64))
+        models.append(Model(name, scored, baseline=name.startswith("baseline")))
+    frame = pd.DataFrame({"id": [f"p{n}" for n in range(rows)], "group": [f"g{n % groups}" for n in range(rows)]})
+    evaluation = Evaluation(frame, kind, classes, tuple(models), split, "group")
+    metric = {"binary": "auroc", "multiclass": "macro_f1", "number": "spearman"}[kind]
+    found = assess(evaluation, metric, best_baseline=names[2], resamples=200)
+    coverage = None
+    if split == "test":
+        own = np.random.default_rng(7)
+        values = own.dirichlet(np.ones(len(classes)), known + rows) if classes else own.normal(size=(known + rows, 1))
+        errors = Errors.of(values[:known], np.arange(known) % max(len(classes), 1), number=not classes)
+        coverage = coverage_on([(errors, values[known:], truth)], 0.9)
+    told = classifier_report.Findings(
+        found, names[0], names[0], names[1], by_user, {names[0]: 0.8, names[1]: 0.8}, {},
+        dict.fromkeys(names[:2], 0.1) if classes else {}, {}, {"training": 100, "valid": 40, "test": rows},
+        "column split",
+        "fitted", 0.4 if kind == "binary" else math.nan, 1.2, coverage=coverage, why_uncalibrated=why_not,
+    )  # fmt: skip
+    made = classifier_report.write_up(told, images=[], tables=["metrics"], best_trial=searched)
+    table = classifier_report.metrics_table(told)
+    return made.text() + "\n" + table.to_csv(sep="\t")
+
+
+CLASSIFIERS: dict[str, Callable[[], str]] = {
+    "usual": classified,
+    "chosen by hand": lambda: classified(by_user=True),
+    "without test rows": lambda: classified(split="validation"),
+    "few groups": lambda: classified(groups=5),
+    "linear worse": lambda: classified(skills=(0.0, 5.0, 0.0)),
+    "linear better": lambda: classified(skills=(5.0, 0.0, 0.0)),
+    "no skill": lambda: classified(skills=(0.0, 0.0, 0.0)),
+    "worse than nothing": lambda: classified(skills=(0.0, 0.0, 5.0)),
+    "uncalibrated": lambda: classified(why_not="the 7 validation rows hold one class only"),
+    "uncalibrated, three classes": lambda: classified(kind="multiclass", why_not="there are only 2"),
+    "numbers": lambda: classified(kind="number"),
+    "three classes": lambda: classified(kind="multiclass"),
+    "few validation rows": lambda: classified(kind="number", known=4),
+    "search": lambda: classified(searched="width 4"),
+    "chosen by hand, numbers": lambda: classified(kind="number", by_user=True, network=False),
+}
+CLASSIFIER_TABLE: dict[str, Case] = {
+    "chosen by the user": ("chosen by hand", "usual"),
+    "chosen on the validation rows": ("usual", "chosen by hand"),
+    "There are no test rows: the validation rows, which made choices": ("without test rows", "usual"),
+    "(not shown to be better)": ("no skill", "linear better"),
+    "Against the best trivial baseline": ("usual", None),
+    "Whether the linear head is enough cannot be told": ("few groups", "usual"),
+    "The linear head is not enough": ("linear worse", "usual"),
+    "The linear head is enough, and better": ("linear better", "usual"),
+    "The linear head is enough as far as these rows show": ("no skill", "linear worse"),
+    "before the temperature of the validation rows": ("usual", "uncalibrated"),
+    "sets or intervals from validation rows; mean size": ("usual", "without test rows"),
+    "No intervals:": ("few groups", "usual"),
+    "The head that was saved": ("usual", None),
+    "Best settings found for the network": ("search", "usual"),
+    "and the threshold is 0.5": ("uncalibrated", "uncalibrated, three classes"),
+    "Probabilities are not calibrated": ("uncalibrated", "usual"),
+    ": expected calibration error": ("usual", "uncalibrated"),
+    "is called from a probability of": ("usual", "three classes"),
+    "Too few validation rows for": ("few validation rows", "usual"),
+    "(limits: validation rows) hold the truth": ("usual", "few validation rows"),
+    "Chosen on the validation rows:": ("usual", "chosen by hand, numbers"),
+    "The rows that judge were answered once": ("usual", "without test rows"),
+    "cross-validation within groups on the training rows": ("usual", None),
+    "Intervals: percentile bootstrap": ("usual", "few groups"),
+}
+
+# ----------------------------------------------------------------------------------------------------------- small ones
+
+
+def compressed(
+    method: str = "int8", *, loss: float = 0.001, ends: tuple[float, float] = (-0.01, 0.02), small: int = 300,
+    onnx: bool = False, refused: str = "", tuned: int = 0, calls: float = 0.0,
+) -> str:  # fmt: skip
+    one = compare(("a", "b"), "auroc", (0.9 - loss, 0.9), None)
+    cost = Cost(one, loss, *ends, 0.01, calls)
+    forms = [
+        Measured("original", 1000, 2000, 100, 100, (1.0, 2.0)),
+        Measured("compressed", small, 900, 100, 50, (1.0, 2.0)),
+    ]
+    costs = {"compressed": cost}
+    if onnx:
+        forms.append(Measured("onnx", 1500, 1500, 100, 100, (1.0, 2.0)))
+        costs["onnx"] = cost
+    original: Any = SimpleNamespace(reference=(["r"] * 7, [], None))
+    found = compression_report.Findings(
+        method, original, forms, costs, "auroc", 0.01, refused, 0.5, tuned, 40, "a processor", 1, []
+    )
+    return compression_report.compression_report(found, table=True).text()
+
+
+NONE = (math.nan, math.nan)
+COMPRESSIONS: dict[str, Callable[[], str]] = {
+    "int8": compressed,
+    "sure": lambda: compressed(ends=(-0.001, 0.004), calls=math.nan),
+    "few groups": lambda: compressed(ends=NONE),
+    "larger": lambda: compressed(small=2000),
+    "pruned": lambda: compressed("prune", tuned=1),
+    "both": lambda: compressed("both"),
+    "onnx": lambda: compressed(onnx=True),
+    "no change": lambda: compressed(loss=0.0, calls=0.2),
+}
+COMPRESSION_TABLE: dict[str, Case] = {
+    "runed, and weights as int8": ("both", "int8"),
+    "(95 % interval of the loss": ("int8", "few groups"),
+    ": the head takes": ("int8", None),
+    "times smaller": ("int8", "larger"),
+    "times larger": ("larger", "int8"),
+    "loses nothing": ("no change", "int8"),
+    "The interval reaches beyond what was allowed": ("int8", "sure"),
+    "There are too few groups for an interval of the loss": ("few groups", "int8"),
+    "% of the rows are called otherwise than before": ("int8", "sure"),
+    "answers as the bundle to within 0.00001": ("onnx", "int8"),
+    "Times are medians of repeated batches": ("int8", None),
+    "Intervals are paired bootstrap intervals over groups": ("int8", "few groups"),
+    "int8 weights are multiplied out on loading:": ("int8", "pruned"),
+    "the bundle is smaller, not faster": ("int8", "larger"),
+    "the bundle answers no faster": ("larger", "int8"),
+    "of each matrix's weights, the smallest, were set to zero": ("pruned", "int8"),
+}
+
+
+def refused(labels: str, binary: str = "") -> str:
+    try:
+        few_rows.refuse(list(labels), "the training part", "t", binary=list(binary))
+    except UserError as error:
+        return str(error)
+    return few_rows.warning({"train": len(labels), "valid": 30}) + few_rows.why_uncalibrated(np.array(list(labels)))
+
+
+FEW: dict[str, Callable[[], str]] = {
+    "four": lambda: refused("0101"),
+    "twelve": lambda: refused("01" * 6, "01"),
+    "one of a class": lambda: refused("1" + "0" * 11, "01"),
+    "many": lambda: refused("01" * 40, "01"),
+    "one class": lambda: refused("0" * 60),
+}
+FEW_TABLE: dict[str, Case] = {
+    "FEW ROWS: trained on": ("twelve", "many"),
+    "validation rows hold one class only": ("one class", "many"),
+    "Bring more labelled records, or give the training part": ("four", "many"),
+}
+
+
+def chosen(
+    *, compared: bool = False, epochs: int = 5, method: str = "temperature", threshold: bool = True, why: str = "",
+    positive: str = "yes", test: int = 9, folds: int = 1,
+) -> str:  # fmt: skip
+    content: dict[str, Any] = {
+        "calibration": {"method": method, "threshold_chosen": threshold, "why_not": why},
+        "task": {"target": "class"}, "compared": [{"method": "lora"}, {"method": "head"}] if compared else [],
+        "settings": {"training": {"epochs": epochs}}, "positive": positive,
+        "rows": {"train": 60, "valid": 20, "test": test},
+    }  # fmt: skip
+    parts = [release.validation_chose(content), release._among(content), traces._judge_by(content)]
+    return "\n".join([*parts, traces._rows_told(content["rows"], folds)])
+
+
+CHOICES: dict[str, Callable[[], str]] = {
+    "all": lambda: chosen(compared=True),
+    "nothing": lambda: chosen(epochs=1, method="none", threshold=False, positive=""),
+    "uncalibrated": lambda: chosen(method="none", threshold=False, why="there are only 2 rows"),
+    "uncalibrated, three classes": lambda: chosen(method="none", threshold=False, why="there are only 2", positive=""),
+    "a fold": lambda: chosen(why="fold 2: there are only 2 rows", folds=3),
+    "no test rows": lambda: chosen(test=0),
+}
+RELEASE_TABLE: dict[str, Case] = {
+    "The validation rows chose nothing": ("nothing", "all"),
+    ", so that scores on them are optimistic": ("all", "nothing"),
+    "the method, the epoch, the temperature and the threshold": ("all", "uncalibrated"),
+    "and the threshold is 0.5": ("uncalibrated", "uncalibrated, three classes"),
+    "Probabilities are not calibrated": ("uncalibrated", "a fold"),
+    "Not calibrated: ": ("a fold", "uncalibrated"),
+    "the best on validation rows)": ("all", "nothing"),
+}
+TRACES_TABLE: dict[str, Case] = {
+    "There are no test rows, so that nothing here tells": ("no test rows", "all"),
+    "Judge the model by its test rows": ("all", "no test rows"),
+    "folds, so that a row counts in each part)": ("a fold", "all"),
+}
+
+
+def ranged(suggestion: float, diverged: bool) -> str:
+    rates = np.geomspace(1e-6, 1, 30)
+    found = RangeTest(rates, rates, rates, suggestion, 1e-3, diverged)
+    return distillation_report.range_report(found, {}, figure=False, history=False).text()
+
+
+RANGES: dict[str, Callable[[], str]] = {
+    "falls": lambda: ranged(1e-4, True),
+    "never falls": lambda: ranged(math.nan, True),
+    "does not run away": lambda: ranged(1e-4, False),
+}
+DISTILLATION_TABLE: dict[str, Case] = {
+    "Suggested highest learning rate": ("falls", "never falls"),
+    "No rate lowered the loss": ("never falls", "falls"),
+    "did not run away up to the highest rate": ("does not run away", "falls"),
+    "The learning rate rose from step to step and no model was kept": ("falls", None),
+}
+
+# ------------------------------------------------------------------------------------------------------------ the tests
+
+SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
+    "evaluation/split_report": SPLITS,
+    "evaluation/projection_report": MAPS,
+    "evaluation/separation": MAPS,
+    "evaluation/drift_report": DRIFTS,
+    "evaluation/prediction_report": PREDICTIONS,
+    "evaluation/classifier_report": CLASSIFIERS,
+    "learning/compression_report": COMPRESSIONS,
+    "learning/few_rows": FEW,
+    "learning/release": CHOICES,
+    "learning/traces": CHOICES,
+    "learning/distillation_report": RANGES,
+}
+TABLE: dict[str, dict[str, Case]] = {
+    "evaluation/split_report": SPLIT_TABLE,
+    "evaluation/projection_report": MAP_TABLE,
+    "evaluation/separation": SEPARATION_TABLE,
+    "evaluation/drift_report": DRIFT_TABLE,
+    "evaluation/prediction_report": PREDICTION_TABLE,
+    "evaluation/classifier_report": CLASSIFIER_TABLE,
+    "learning/compression_report": COMPRESSION_TABLE,
+    "learning/few_rows": FEW_TABLE,
+    "learning/release": RELEASE_TABLE,
+    "learning/traces": TRACES_TABLE,
+    "learning/distillation_report": DISTILLATION_TABLE,
+}
+LEFT: dict[str, tuple[str, ...]] = {
+    "evaluation/split_report": ("(%; 0: none found)",),  # of the figure
+    "evaluation/prediction_report": ("How far from the training proteins", "(no class is as likely as true ones"),
+    "evaluation/projection_report": ("the score is undefined", "Bytes of a report"),
+    "evaluation/separation": (
+        "Proteins whose neighbours", "Proteins of scores", "Labels that are all numbers", "of the proteins"
+    ),
+    "evaluation/drift_report": ("one may be there", "linear classifier hardly sees", "The bundle's sample of its",
+                                "near copies and tests by a"),
+    "evaluation/classifier_report": ("scored higher than the baseline to beat", "Share of the differences explained"),
+    "learning/few_rows": ("Labelled training rows (", "Training rows of each", "Labelled validation rows",
+                          "Rows below which"),
+    "learning/release": (
+        "Probabilities%s are not calibrated", "Predicts", "Evaluate on test rows", "The adapter loads", "Unfinished:",
+    ),  # tests/test_finetune.py has the first
+    "learning/traces": (
+        "UNFINISHED", "trainings and one by their mean", "made by the model after it was", "Each way was trained",
+        "trains the fewest parameters", "from a probability of", "The test rows were predicted once",
+        "told apart from the chosen",
+    ),  # tests/test_ways.py and tests/test_finetune.py
+    "learning/distillation_report": (
+        "Adam, weight decay", "library_name", "Masked perplexity on families", "nfinished: training", "UNFINISHED",
+        "Only masked residues count", "The teacher cache holds", "Give the cache to a distillation", "The kernel term",
+        "The time limit ended training early", "One row a step", "The term", "Points of each curve",
+    ),  # tests/test_distill.py
+}  # fmt: skip
+"""Pieces of sentences, by module, that no data set here makes true and false yet."""
+
+
+def plainly(text: str) -> str:
+    return " ".join(text.replace("\\", "").split())
+
+
+@cache
+def said(module: str, scenario: str) -> str:
+    return plainly(SCENARIOS[module][scenario]())
+
+
+CASES = [(module, key) for module, table in TABLE.items() for key in table]
+
+
+@pytest.mark.parametrize(("module", "key"), CASES, ids=[f"{module.split('/')[1]}: {key}" for module, key in CASES])
+def test_it_is_said_where_it_is_true_and_not_where_it_is_false(module: str, key: str) -> None:
+    true, false = TABLE[module][key]
+    assert plainly(key) in said(module, true), said(module, true)[:3000]
+    if false is not None:
+        assert plainly(key) not in said(module, false), false
+
+
+def sentences(path: Path) -> Iterator[str]:
+    """Texts of a module that have six words or more; placeholders are empty. No docstrings, no messages of errors."""
+    tree = ast.parse(path.read_text())
+    aside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise):
+            aside |= {id(inner) for inner in ast.walk(node)}
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            for inner in node.body:
+                if isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant):
+                    aside.add(id(inner.value))
+        if isinstance(node, ast.JoinedStr):
+            aside |= {id(inner) for inner in node.values}
+    for node in ast.walk(tree):
+        if id(node) in aside:
+            continue
+        text = ""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+        elif isinstance(node, ast.JoinedStr):
+            text = "".join(one.value if isinstance(one, ast.Constant) else "\N{BULLET}" for one in node.values)
+        words = [word for word in text.replace("\N{BULLET}", " ").split() if any(letter.isalpha() for letter in word)]
+        if len(words) >= 6:
+            yield text
+
+
+@pytest.mark.parametrize("module", sorted(TABLE))
+def test_every_sentence_is_in_the_table(module: str) -> None:
+    known = [*TABLE[module], *LEFT.get(module, ())]
+    path = Path(plm.__file__).parent / f"{module}.py"
+    new = [text for text in sentences(path) if not any(key.strip() in text for key in known)]
+    assert not new, "\n".join(new)
