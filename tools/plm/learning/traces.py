@@ -42,7 +42,8 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def curves(history: pd.DataFrame, job: Job, path: Path) -> None:
     """The figure of losses and of the metric that chose the epoch, with the epoch that was kept."""
     kept = [int(row["epoch"] == run.outcome.best_epoch) for run in job.trained for row in run.outcome.history]
-    shown = [name for name in (*FIRST, f"valid_{job.settings.training.metric}", *LAST) if name in history]
+    wanted = dict.fromkeys((*FIRST, f"valid_{job.settings.training.metric}", *LAST))  # the metric may be the loss
+    shown = [name for name in wanted if name in history]
     figures.history_figure(history[shown].assign(best=kept), path)
 
 
