@@ -40,3 +40,32 @@ def test_records_with_own_letters_are_counted(tmp_path: Path, unusual: str, own:
     path.write_text(">a\nMKUV\n>b\nMKOV\n>c\nMKXV\n>d\nMKLV\n" if unusual == "x" else ">a\nMKUV\n>b\nMKOV\n>c\nMKXV\n")
     spool = read_spool(path, tmp_path / "spool", unusual=unusual)
     assert (spool.own, len(spool.lengths)) == (own, different)
+
+
+@pytest.mark.parametrize("rule", ["own", "x"])
+def test_a_classifier_meets_the_letters_of_its_training(rule: str, tiny_esm2: Path, tmp_path: Path) -> None:
+    import numpy as np
+    import pandas as pd
+    import plm_embed
+    import plm_predict
+    import plm_train_classifier
+
+    letters = np.random.default_rng(5)
+    parts = {}
+    for name, extra in (("yes", "UUO"), ("no", "LKA")):
+        path = tmp_path / f"{name}.fasta"
+        drawn = ["".join(letters.choice(list("ACDEFGHIKLMNPQRSTVWY"), 30)) for _ in range(30)]
+        path.write_text("".join(f">{name}{index}\n{text}{extra}\n" for index, text in enumerate(drawn)))
+        parts[name] = tmp_path / f"{name}.h5"
+        plm_embed.run(["--input", str(path), "--model", str(tiny_esm2), "--unusual", rule, "--precision", "fp32",
+                       "--embeddings", str(parts[name])])  # fmt: skip
+    bundle = tmp_path / "bundle.zip"
+    plm_train_classifier.run(["--embeddings", *map(str, parts.values()), "--head", "logistic", "--resamples", "100",
+                              "--bundle", str(bundle)])  # fmt: skip
+    answers = []
+    for number, given in enumerate((["--input", str(tmp_path / "yes.fasta"), "--model", str(tiny_esm2)],
+                                    ["--embeddings", str(parts["yes"])])):  # fmt: skip
+        table = tmp_path / f"{number}.tsv"
+        plm_predict.run([*given, "--bundle", str(bundle), "--precision", "fp32", "--predictions", str(table)])
+        answers.append(pd.read_csv(table, sep="\t").filter(like="p_").to_numpy())
+    assert np.abs(answers[0] - answers[1]).max() < 1e-4

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,10 +139,11 @@ def run(argv: Sequence[str] | None) -> None:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
         # Everything wrong with the input is found before the model is loaded.
-        rules = {
-            "duplicates": args.duplicate_ids, "sites": args.pooling == "sites", "nucleotides": args.nucleotides,
-        }  # fmt: skip
-        spool = read_spool(args.input, scratch / "spool", unusual=args.unusual, **rules)
+        read = partial(
+            read_spool, args.input, duplicates=args.duplicate_ids, sites=args.pooling == "sites",
+            nucleotides=args.nucleotides,
+        )  # fmt: skip
+        spool = read(scratch / "spool", unusual=args.unusual)
         from plm.model import device as devices
         from plm.model import embed_run
         from plm.model.ranks import Ranks
@@ -157,7 +159,7 @@ def run(argv: Sequence[str] | None) -> None:
         devices.announce(log, chosen, precision)
         files, loaded, wanted = _load(args, scratch, chosen, precision)
         if spool.own and not loaded.family.own_letters(loaded.vocabulary):
-            spool = read_spool(args.input, scratch / "as_x", **rules)  # the model's authors took them for X
+            spool = read(scratch / "as_x")  # the model's authors took them for X
         elif spool.own:
             log.info("%d records have U, Z, O or B, which this model knows as letters of their own", spool.own)
         settings = embed_run.Settings(
@@ -210,12 +212,17 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tup
 def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, outputs: stage.Outputs) -> None:
     """Assembles the outputs from the shards, in the order of the input."""
     from plm.data import embed_tables
+    from plm.data.embedding_records import UNUSUAL
     from plm.data.embeddings import Description, write_embeddings
 
-    spool, wanted = job.spool, job.embedder.wanted
+    spool, wanted, loaded = job.spool, job.embedder.wanted, job.embedder.loaded
     accepted = spool.accepted
     windows = job.windows()
-    notes = {"precision": precision, "windowed_proteins": str(int((windows[spool.unique[accepted]] > 1).sum()))}
+    known = args.unusual == "own" and bool(loaded.family.own_letters(loaded.vocabulary))
+    notes = {
+        "precision": precision, "windowed_proteins": str(int((windows[spool.unique[accepted]] > 1).sum())),
+        UNUSUAL: "own" if known else "x",
+    }  # fmt: skip
     description = Description(
         files.id, files.sha256, wanted.layers, wanted.pooling, wanted.dtype, job.embedder.loaded.hidden_size, notes
     )

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -194,6 +195,7 @@ def embed(
 ) -> tuple[Queries, EmbedJob]:
     """Embeds the proteins, as plm_embed does; a killed job goes on where it stopped."""
     stage.require({"torch": "2.6", "transformers": "5.2"})
+    from plm.data.embedding_records import UNUSUAL
     from plm.data.queries import Queries
     from plm.data.spool import read_spool
     from plm.model import embed_run
@@ -205,12 +207,15 @@ def embed(
     assert args.input is not None
     files, wanted = base_of(bundle, args.bundle.name, args.model, workdir=scratch, allow_hub=args.allow_hub)
     sites = wanted.pooling == "sites"
-    rules = {"duplicates": args.duplicate_ids, "sites": sites, "nucleotides": args.nucleotides}
-    spool = read_spool(args.input, scratch / "spool", unusual="own", **rules)  # as plm_embed does
+    read = partial(
+        read_spool, args.input, duplicates=args.duplicate_ids, sites=sites, nucleotides=args.nucleotides
+    )  # fmt: skip
+    own = bundle.embedding.notes.get(UNUSUAL, "x")  # as in the embeddings that the bundle was trained on
+    spool = read(scratch / "spool", unusual=own)
     device, precision = _device(args, log)
     loaded = load_model(files, dtype="bfloat16" if precision == "bf16" else "float32", device=device)
     if spool.own and not loaded.family.own_letters(loaded.vocabulary):
-        spool = read_spool(args.input, scratch / "as_x", **rules)
+        spool = read(scratch / "as_x")
     check_wanted(loaded, wanted)
     settings = embed_run.Settings(args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory)
     alone = Ranks()

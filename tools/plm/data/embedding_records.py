@@ -26,6 +26,10 @@ _RESERVED = (
 )  # fmt: skip
 
 
+UNUSUAL = "unusual_residues"
+"""Note on what became of U, Z, O and B: ``own`` letters of the model, or ``x``, as in files that do not say."""
+
+
 @dataclass(frozen=True)
 class Description:
     """What the numbers of an embeddings file are.

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm import fingerprints
+from plm.data.embedding_records import UNUSUAL
 from plm.data.embeddings import Description, Embeddings, read_embeddings
 from plm.data.identifiers import Matches
 from plm.data.label_values import is_missing
@@ -260,7 +261,11 @@ def _common(files: Sequence[Embeddings], notes: list[str]) -> Description:
     if any(fingerprints.partial(best.model_sha256, one.model_sha256) for one in told):
         notes.append(f"Some of the embeddings files do not tell all: {fingerprints.UNCHECKED}.")
     pooling = "mean" if best.pooling == "residues" else best.pooling
-    return Description(best.model, best.model_sha256, best.layers, pooling, best.dtype, best.dimension)
+    rules = {file.description.notes.get(UNUSUAL, "x") for file in files}
+    if len(rules) > 1:
+        notes.append("U, Z, O and B are letters of the model in some of the embeddings files and X in others.")
+    noted = {UNUSUAL: "own" if "own" in rules else "x"}
+    return Description(best.model, best.model_sha256, best.layers, pooling, best.dtype, best.dimension, noted)
 
 
 def _facts(one: Description, other: Description) -> Iterator[tuple[str, str, str]]:

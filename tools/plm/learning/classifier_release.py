@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm import __version__
+from plm.data.embedding_records import UNUSUAL
 from plm.evaluation import calibration, metrics, novelty
 from plm.evaluation.assessment import assess
 from plm.evaluation.classifier_report import Findings
@@ -141,6 +142,7 @@ def manifest(
         "embedding": {
             "model": about.model, "model_sha256": about.model_sha256, "layers": list(about.layers),
             "pooling": about.pooling, "dimension": about.dimension, "dtype": about.dtype,
+            UNUSUAL: about.notes.get(UNUSUAL, "x"),
         },
         "temperature": final.temperature,
         "threshold": final.threshold,

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm import fingerprints
+from plm.data.embedding_records import UNUSUAL
 from plm.data.embeddings import Description
 from plm.errors import UserError
 from plm.model import bundle_zip, manifests
@@ -230,6 +231,7 @@ class ClassifierBundle:
         self.embedding = Description(
             str(about["model"]), str(about["model_sha256"]), tuple(int(layer) for layer in about["layers"]),
             about["pooling"], about["dtype"], int(about["dimension"]),
+            {UNUSUAL: "own" if about.get(UNUSUAL) == "own" else "x"},
         )  # fmt: skip
         self.reference = reference
         self.validation_scores = validation_scores
@@ -343,6 +345,13 @@ def check_embeddings(description: Description, bundle: ClassifierBundle, where: 
     notes = []
     if fingerprints.partial(wanted.model_sha256, description.model_sha256):
         notes.append(f"Of bundle and {where}, one does not tell all: {fingerprints.UNCHECKED}.")
+    rules = [each.notes.get(UNUSUAL, "x") for each in (wanted, description)]
+    if rules[0] != rules[1]:
+        notes.append(
+            f"U, Z, O and B were {'letters of the model' if rules[0] == 'own' else 'X'} in the training and "
+            f"{'letters of the model' if rules[1] == 'own' else 'X'} in {where}: proteins with them may be answered "
+            "a little differently."
+        )
     if not unknown:
         return notes
     return [
