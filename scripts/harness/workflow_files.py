@@ -146,7 +146,8 @@ def _with_own_words(exported: Mapping[str, Any], own: Mapping[str, Any]) -> dict
         step.update({key: old[key] for key in _OWN_IN_STEP if key in old})
         step.setdefault("uuid", settled_uuid(f"{result['name']} {step['label']}"))
         step["workflow_outputs"] = sorted(step["workflow_outputs"], key=lambda output: output["output_name"])
-        step["inputs"] = sorted(step.get("inputs") or [], key=lambda described: described["name"])
+        # words for people; of a tool's step planemo takes them for connections that are missing
+        step["inputs"] = [] if step["type"] == "tool" else step.get("inputs") or []
         step["outputs"] = sorted(step.get("outputs") or [], key=lambda described: described["name"])
         state = json.loads(step["tool_state"])
         # the page and the job of the form in which Galaxy filled the state: of no meaning in a file
