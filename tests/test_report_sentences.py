@@ -26,19 +26,25 @@ import plm_project
 import pytest
 from plm.data import leakage
 from plm.data.examples import Example, Journal
+from plm.data.held_out import HeldOut
 from plm.errors import UserError
-from plm.evaluation import classifier_report, prediction_report
+from plm.evaluation import classifier_report, model_comparison_report, prediction_report
 from plm.evaluation.assessment import assess
 from plm.evaluation.comparison import compare
 from plm.evaluation.conformal import Errors, coverage_on
+from plm.evaluation.masked_scores import Line
 from plm.evaluation.metrics import Scored
+from plm.evaluation.model_comparison_report import ProbeResult
 from plm.evaluation.novelty import Novelty, summary
 from plm.evaluation.predictions import Evaluation, Model
+from plm.evaluation.probe_scores import Resampled
+from plm.evaluation.similarity import Similarity
 from plm.evaluation.split_report import Account
 from plm.evaluation.verdicts import judge, make_rules
 from plm.learning import compression_report, distillation_report, few_rows, release, traces
 from plm.learning.compression import Cost, Measured
 from plm.learning.distillation import RangeTest
+from plm.model.cost import Cost as ModelCost
 from plm.model.task import Task
 
 Case = tuple[str, str | None]
@@ -688,6 +694,78 @@ DISTILLATION_TABLE: dict[str, Case] = {
     "The learning rate rose from step to step and no model was kept": ("falls", None),
 }
 
+# -------------------------------------------------------------------------------------------------- models side by side
+
+
+def compared(
+    *, probe: float = 0.9, weak: float = 0.0, costs: bool = True, parameters: tuple[int, int] = (800, 100),
+    lines: bool = True, draws: bool = True, agreement: bool = True, similar: bool = True, models: int = 2,
+    probes: int = 1,
+) -> str:  # fmt: skip
+    """The report of a teacher and a student whose probe scores are 0.9 and ``probe``, ``weak`` below for both."""
+    names = ["teacher", "student"][:models]
+
+    def resampled(value: float, seed: int) -> Resampled:
+        around = np.random.default_rng(seed).normal(value, 0.02, 200)
+        return Resampled({"auroc": value, "mcc": value}, {"auroc": around, "mcc": around} if draws else {})
+
+    scores = {
+        name: resampled(value - weak, n) for n, (name, value) in enumerate(zip(names, (0.9, probe), strict=False))
+    }
+    scores["one-hot"] = resampled(0.6, 9)
+    made = [
+        ProbeResult(f"probe {n}", "sequence", "binary", 2, "auroc", "by group", (), 90, 40, 40, scores,
+                    dict.fromkeys(scores, ""), ["one-hot"])
+        for n in range(probes)
+    ]  # fmt: skip
+    ends = (3.0, 5.0) if draws else (math.nan, math.nan)
+    told = [Line(name, False, "all", "masked_perplexity", 4.0 + n, *ends, 9, 99, 20) for n, name in enumerate(names)]
+    agreed = [Line(name, False, "all", "top1_agreement", 0.8, *ends, 9, 99, 20) for name in names[1:]]
+    held = HeldOut(["MK"], ["p"], ["all"], ["c"], "column cluster", [], False)
+    found = model_comparison_report.Findings(
+        names, dict(zip(names, parameters, strict=False)), held if lines else None, scores=told if lines else [],
+        agreement=agreed if agreement else [], probes=made,
+        similarities=[("student", "protein", Similarity(0.9, 0.8, 1.0, 9, 20))] if similar and models > 1 else [],
+        costs=[ModelCost(name, 100, 100, (9.0, 10.0), 9.0, 1.0, 0.0, 1.0) for name in names] if costs else [],
+    )  # fmt: skip
+    return model_comparison_report.report(found, ["scores", "agreement", "cost", "probes"]).text()
+
+
+MODELS: dict[str, Callable[[], str]] = {
+    "usual": compared,
+    "two probes": lambda: compared(probes=2),
+    "at chance": lambda: compared(probe=0.5, weak=0.39),
+    "no costs": lambda: compared(costs=False),
+    "equal size": lambda: compared(parameters=(100, 100)),
+    "larger": lambda: compared(parameters=(100, 800)),
+    "probes alone": lambda: compared(lines=False, agreement=False, similar=False),
+    "few clusters": lambda: compared(draws=False),
+    "no similarity": lambda: compared(similar=False),
+    "similarity alone": lambda: compared(agreement=False),
+    "one model": lambda: compared(models=1, agreement=False),
+    "no probes": lambda: compared(probes=0),
+}
+MODEL_TABLE: dict[str, Case] = {
+    "score in the linear probe": ("usual", "two probes"),
+    "linear probes (mean ratio)": ("two probes", "usual"),
+    "cannot be judged by the linear probes, in which the reference": ("at chance", "usual"),
+    "times the speed (": ("usual", "no costs"),
+    "has as many parameters": ("equal size", "usual"),
+    "times the parameters": ("larger", "usual"),
+    "times smaller": ("usual", "larger"),
+    "has masked perplexity": ("usual", "probes alone"),
+    "there is no second model to compare with": ("one model", "usual"),
+    "Perplexity is over each model's whole vocabulary": ("usual", "probes alone"),
+    "Intervals: 95 %, bootstrap over clusters": ("usual", "few clusters"),
+    "By domain; all = all proteins": ("usual", "probes alone"),
+    "CKA: linear, debiased, of unmasked proteins": ("usual", "no similarity"),
+    "Agreement and divergence are taken on the same masked residues": ("usual", "similarity alone"),
+    "Kept: the model's score over the reference's": ("usual", "no probes"),
+    "Processes of their own, in turns on the same proteins": ("usual", "no costs"),
+    "level, ": ("usual", "no probes"),
+    "**not shown to be better than the baseline": ("at chance", "usual"),
+}
+
 # ------------------------------------------------------------------------------------------------------------ the tests
 
 SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
@@ -697,6 +775,7 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "evaluation/drift_report": DRIFTS,
     "evaluation/prediction_report": PREDICTIONS,
     "evaluation/classifier_report": CLASSIFIERS,
+    "evaluation/model_comparison_report": MODELS,
     "learning/compression_report": COMPRESSIONS,
     "learning/few_rows": FEW,
     "learning/release": CHOICES,
@@ -710,6 +789,7 @@ TABLE: dict[str, dict[str, Case]] = {
     "evaluation/drift_report": DRIFT_TABLE,
     "evaluation/prediction_report": PREDICTION_TABLE,
     "evaluation/classifier_report": CLASSIFIER_TABLE,
+    "evaluation/model_comparison_report": MODEL_TABLE,
     "learning/compression_report": COMPRESSION_TABLE,
     "learning/few_rows": FEW_TABLE,
     "learning/release": RELEASE_TABLE,

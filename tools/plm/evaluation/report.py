@@ -19,7 +19,6 @@ LINKS = {
     "submission": "Predictions as residue strings",
 }
 """What links to outputs are called."""
-LOG = "the log (information icon of any output, then Tool Standard Output)"
 _CUT = " [shortened here: the tables have it all]"
 
 

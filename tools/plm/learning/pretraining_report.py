@@ -108,5 +108,5 @@ def write_report(
         if figure is not None:
             made.heading("Training").image("figure")
         if history is not None:
-            made.table("history", "History", "Scores during training are taken on part of the held-out families.")
+            made.table("history", "History", "Scores during training may be of a part of the held-out families.")
         made.write(outputs.path(report))
