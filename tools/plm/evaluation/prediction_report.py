@@ -379,7 +379,8 @@ def _novelty(report: Report, found: Found) -> None:
     text = (
         f"A {_unit(found.rules)[:-1]} is novel if its mean distance to the {novelty.k} nearest of "
         f"{len(novelty.ids):,} training proteins (a sample that the bundle holds) is above "
-        f"{novelty.threshold:.4f}; at most {_percent(novelty.share)} of {novelty.rows:,} {kind} proteins are. 1 means one standard deviation in each number of the representation. "
+        f"{novelty.threshold:.4f}; at most {_percent(novelty.share)} of {novelty.rows:,} {kind} proteins are. "
+        "1 means one standard deviation in each number of the representation. "
         "The nearest training protein is that of the sample, and distance is not sequence identity."
     )
     if not novelty.from_validation:
