@@ -436,8 +436,8 @@ def report(found: Findings, shown: Sequence[str]) -> Report:
         made.paragraph(
             "Kept: the model's score over the reference's (of AUROC: what lies above 0.5); nothing is said where the "
             "reference is not shown to be better than chance. Of the gain: the same after the best baseline's score is "
-            "taken off both, which is the stricter question. Intervals, where there are any, are paired (the same groups "
-            "drawn for both)."
+            "taken off both, which is the stricter question. Intervals, where there are any, are paired (the same "
+            "groups drawn for both)."
         )
         if "probe_figure" in shown:
             made.image("probe_figure")
