@@ -487,7 +487,7 @@ def test_a_model_that_does_not_load_is_one_line(tiny_esm2: Path, tmp_path: Path)
     (broken / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="weights cannot be loaded"):
         cost.measure([("broken", files)], proteins(2), turns=1, threads=1, device="cpu", precision="fp32")
-    with pytest.raises(UserError, match="weights cannot be read"):
+    with pytest.raises(UserError, match="weights cannot be loaded"):
         has_language_model(files)
 
 
