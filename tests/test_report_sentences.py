@@ -24,11 +24,13 @@ import plm
 import plm_compare_embeddings
 import plm_project
 import pytest
+import test_evaluation_report as evaluation_cases
+import test_site_report as site_cases
 from plm.data import leakage
 from plm.data.examples import Example, Journal
 from plm.data.held_out import HeldOut
 from plm.errors import UserError
-from plm.evaluation import classifier_report, model_comparison_report, prediction_report
+from plm.evaluation import classifier_report, model_comparison_report, prediction_report, site_report
 from plm.evaluation.assessment import assess
 from plm.evaluation.comparison import compare
 from plm.evaluation.conformal import Errors, coverage_on
@@ -39,6 +41,7 @@ from plm.evaluation.novelty import Novelty, summary
 from plm.evaluation.predictions import Evaluation, Model
 from plm.evaluation.probe_scores import Resampled
 from plm.evaluation.similarity import Similarity
+from plm.evaluation.site_report import Found
 from plm.evaluation.split_report import Account
 from plm.evaluation.verdicts import judge, make_rules
 from plm.learning import compression_report, distillation_report, few_rows, release, traces
@@ -766,6 +769,157 @@ MODEL_TABLE: dict[str, Case] = {
     "**not shown to be better than the baseline": ("at chance", "usual"),
 }
 
+# --------------------------------------------------------------------------------------------------- sites, evaluations
+
+SITE = site_cases.GOOD
+ON_REQUEST = site_cases.point([0.1] * 47 + [0.8], [0.9] * 44, source="chosen for a false-positive rate of at most 5 %")
+STATED = site_cases.point([0.1] * 9, [0.9] * 9, prevalence=0.1)
+OTHER_KIND = site_cases.point([0.1] * 20 + [0.9] * 80, [0.9] * 50)
+
+
+def sites(found: Any, at: Any, **changes: Any) -> str:
+    line = site_report.first_line(found, at, "Y", bool(changes.get("finished", True)))
+    return "\n".join([line, site_cases.report(found, at, **changes)])
+
+
+SITES: dict[str, Callable[[], str]] = {
+    "usual": lambda: sites(site_cases.scan(60, 124), SITE),
+    "few calls": lambda: sites(site_cases.scan(24, 124), SITE),
+    "no call": lambda: sites(site_cases.scan(0, 124), SITE),
+    "no scores": lambda: sites(site_cases.scan(3, 9), site_cases.point([], [])),
+    "other kind": lambda: sites(site_cases.scan(1, 5000), OTHER_KIND),
+    "on request": lambda: sites(site_cases.scan(24, 124), ON_REQUEST),
+    "stated": lambda: sites(site_cases.scan(24, 124), STATED),
+    "no candidate": lambda: sites(Found(Task("site", "class", ("0", "1"))), SITE),
+    "three classes": lambda: sites(site_cases.scan(9, 90, ("a", "b", "c")), None),
+    "numbers": lambda: sites(site_cases.scan(9, 90, ()), None),
+    "unfinished": lambda: sites(site_cases.scan(60, 124), SITE, finished=False),
+    "ensemble": lambda: sites(site_cases.scan(60, 124), SITE, members=[1, 2]),
+    "whole protein": lambda: sites(site_cases.scan(60, 124), SITE, window=0),
+    "status": lambda: sites(site_cases.scan(60, 124), SITE, outputs=["status"]),
+}
+SITE_TABLE: dict[str, Case] = {
+    "training was cut short (unfinished).": ("unfinished", "usual"),
+    "No candidate residue: none of": ("no candidate", "usual"),
+    "that can be used holds": ("no candidate", "usual"),
+    "Numbers are predicted for": ("numbers", "usual"),
+    "The likeliest class of": ("three classes", "usual"),
+    "no call, so none is false": ("no call", "usual"),
+    "how many of the calls are true cannot be told": ("other kind", "usual"),
+    "by their own probabilities": ("no scores", "usual"),
+    "of these calls are false and": ("usual", "no call"),
+    "calls do not fit the": ("few calls", "usual"),
+    "way; the status table names each": ("status", "usual"),
+    "classified,": ("usual", None),
+    "without a candidate,": ("usual", None),
+    "Each candidate was seen in": ("usual", None),
+    "residues around it, cut at the protein's ends": ("usual", "whole protein"),
+    "trained networks as an ensemble": ("ensemble", "usual"),
+    "Probabilities are adjusted from the training share": ("stated", "usual"),
+    "Probabilities hold for candidates of which as many": ("usual", "stated"),
+    "The bundle holds no scores of validation rows": ("no scores", "usual"),
+    "The validation rows also chose the threshold": ("usual", "on request"),
+    "At this threshold": ("usual", "no scores"),
+    "If so many candidates are real": ("usual", "no call"),
+    "suggest that": ("usual", "no call"),
+    "does not fit the calls": ("few calls", "no call"),
+    "How far to believe the calls": ("usual", "no candidate"),
+}
+
+
+def evaluation(result: Any, **options: Any) -> str:
+    return "\n".join([result.verdict(), result.leakage(), evaluation_cases.report(result, **options)])
+
+
+def assessed(*tables: Any, **settings: Any) -> Any:
+    return evaluation_cases.found(*tables, **settings)
+
+
+GOOD_ONE, TWIN, GUESSING = evaluation_cases.GOOD, evaluation_cases.TWIN, evaluation_cases.GUESS
+FEW_GROUPS = (evaluation_cases.table(40, groups=5), evaluation_cases.table(40, groups=5, model="b"))
+FULL = {"with_comparison": True, "with_metrics": True}
+
+
+def calibrated() -> Any:
+    made = evaluation_cases.table(400)
+    positive = np.random.default_rng(0).uniform(size=400)
+    drawn = (np.random.default_rng(1).uniform(size=400) < positive).astype(int)
+    return assessed(made.assign(label=drawn.astype(str), p_1=positive.astype(str), p_0=(1 - positive).astype(str)))
+
+
+EVALUATIONS: dict[str, Callable[[], str]] = {
+    "usual": lambda: evaluation(assessed(GOOD_ONE, GUESSING, baseline="guess"), **FULL, training_rows=200),
+    "twin": lambda: evaluation(assessed(GOOD_ONE, TWIN, baseline="twin"), **FULL),
+    "alone": lambda: evaluation(assessed(GOOD_ONE)),
+    "two alone": lambda: evaluation(assessed(GOOD_ONE, TWIN)),
+    "two models": lambda: evaluation(assessed(GOOD_ONE, TWIN, GUESSING, baseline="guess"), **FULL),
+    "few groups": lambda: evaluation(assessed(*FEW_GROUPS, baseline="b"), with_comparison=True),
+    "few rows": lambda: evaluation(assessed(evaluation_cases.table(20)), training_rows=4),
+    "no leak": lambda: evaluation(assessed(GOOD_ONE, shared=evaluation_cases.sharing(80, 0))),
+    "leak": lambda: evaluation(
+        assessed(GOOD_ONE, shared=evaluation_cases.sharing(80, 50, protein=48, near=9, relative=8))
+    ),
+    "group leak": lambda: evaluation(assessed(GOOD_ONE, shared=evaluation_cases.sharing(80, 4))),
+    "all leak": lambda: evaluation(assessed(GOOD_ONE, shared=evaluation_cases.sharing(80, 80, protein=80))),
+    "unfinished": lambda: evaluation(assessed(GOOD_ONE.assign(finished="false"))),
+    "seeds": lambda: evaluation(assessed(pd.concat([GOOD_ONE.assign(seed=name) for name in ("ensemble", "1", "2")]))),
+    "ten models": lambda: evaluation(assessed(*(GOOD_ONE.assign(model=f"m{number}") for number in range(10)))),
+    "calibrated": lambda: evaluation(calibrated(), figures=["calibration"]),
+    "bold": lambda: evaluation(
+        assessed(GUESSING.assign(p_1=(GUESSING["call"] == "1").map({True: "0.99", False: "0.01"}),
+                                 p_0=(GUESSING["call"] == "1").map({True: "0.01", False: "0.99"}))),
+        figures=["calibration"],
+    ),
+    "baselines": lambda: evaluation(
+        assessed(GOOD_ONE, GUESSING, baseline="guess"), baselines=[("guess", "how it works", "C = 1", 0.7)]
+    ),
+}  # fmt: skip
+EVALUATION_TABLE: dict[str, Case] = {
+    "was cut short by its time limit": ("unfinished", "usual"),
+    "a finished model may score otherwise": ("unfinished", "usual"),
+    "Every score stands in the last table.": ("usual", "alone"),
+    "of each pair on the same rows": ("usual", "alone"),
+    "under the same resamples of groups. An interval": ("usual", "few groups"),
+    "there are no intervals, so no difference": ("few groups", "usual"),
+    "are too few for intervals": ("few groups", "usual"),
+    "In brackets the 95 % interval over groups.": ("usual", "few groups"),
+    "A model with several seeds answers": ("seeds", "usual"),
+    "models are shown.": ("ten models", "usual"),
+    "The same for single trainings": ("seeds", "usual"),
+    "so other rows may give quite other scores": ("few rows", "usual"),
+    "there to learn from": ("few rows", "usual"),
+    "percentage points lie between probability": ("calibrated", "usual"),
+    "where chance alone would give up to": ("bold", "calibrated"),
+    "not shown to be off": ("calibrated", "bold"),
+    "A model that only recognises relatives": ("leak", "usual"),
+    "Rows of a training protein leak even": ("leak", "group leak"),
+    "in cross-validation on the training rows": ("baselines", "usual"),
+    "Nobody looked for leakage, because": ("alone", "no leak"),
+    "percentile bootstrap,": ("usual", "few groups"),
+    "The baseline to beat is the best by": ("usual", "alone"),
+    "By likeness to the training rows": ("leak", "usual"),
+}
+ASSESSMENT_TABLE: dict[str, Case] = {
+    "No leakage found: none of the": ("no leak", "leak"),
+    "identity or more) with": ("no leak", "leak"),
+    "of the same protein as": ("leak", "group leak"),
+    "residues of a site of these": ("leak", "group leak"),
+    "with a relative among these of": ("leak", "group leak"),
+    "LEAKAGE: 50 of the": ("leak", "no leak"),
+    "of a shared group": ("group leak", "leak"),
+    "Scores on such rows are too good": ("leak", "no leak"),
+    "no row is free of it": ("all leak", "leak"),
+    "that share nothing with them the": ("leak", "all leak"),
+    "models are compared below": ("two alone", "alone"),
+    "not compared with baselines, because": ("alone", "usual"),
+    "beat the best baseline beyond chance": ("two models", "usual"),
+    "are too few for an interval": ("few groups", "usual"),
+    "beats the best baseline (": ("usual", "twin"),
+    "is not shown to be better than": ("twin", "usual"),
+    "cannot be told: ": ("few groups", "usual"),
+    "95 % interval": ("usual", "few groups"),
+}
+
 # ------------------------------------------------------------------------------------------------------------ the tests
 
 SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
@@ -781,6 +935,9 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "learning/release": CHOICES,
     "learning/traces": CHOICES,
     "learning/distillation_report": RANGES,
+    "evaluation/site_report": SITES,
+    "evaluation/evaluation_report": EVALUATIONS,
+    "evaluation/assessment": EVALUATIONS,
 }
 TABLE: dict[str, dict[str, Case]] = {
     "evaluation/split_report": SPLIT_TABLE,
@@ -795,9 +952,17 @@ TABLE: dict[str, dict[str, Case]] = {
     "learning/release": RELEASE_TABLE,
     "learning/traces": TRACES_TABLE,
     "learning/distillation_report": DISTILLATION_TABLE,
+    "evaluation/site_report": SITE_TABLE,
+    "evaluation/evaluation_report": EVALUATION_TABLE,
+    "evaluation/assessment": ASSESSMENT_TABLE,
 }
 LEFT: dict[str, tuple[str, ...]] = {
     "evaluation/split_report": ("(%; 0: none found)",),  # of the figure
+    "evaluation/site_report": ("Tables longer than this", "Shown beside the training set's own"),
+    "evaluation/evaluation_report": ("scored higher than the baseline to beat", "Do the probabilities mean what"),
+    "evaluation/assessment": (
+        "rows that share nothing with training", "Strata of an evaluation whose rows leak", "no interval could be",
+    ),
     "evaluation/prediction_report": ("How far from the training proteins", "(no class is as likely as true ones"),
     "evaluation/projection_report": ("the score is undefined", "Bytes of a report"),
     "evaluation/separation": (
