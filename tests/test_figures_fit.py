@@ -40,6 +40,8 @@ from plm.learning.distillation import Objective, RangeTest
 from plm.learning.distillation_report import curves, range_figure
 from plm.model.task import Task
 
+pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
+
 SHARES = ("share", "probability", "accuracy", "precision", "auroc", "recall", "rate (")
 HOSTILE = [
     "$a_$", "\\frac{", "$x^{", "<b>bold", "_hidden", "two\nlines", "$\\notacommand$", "%s {} {0}", "W" * 80,

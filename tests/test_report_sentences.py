@@ -50,6 +50,8 @@ from plm.learning.distillation import RangeTest
 from plm.model.cost import Cost as ModelCost
 from plm.model.task import Task
 
+pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
+
 Case = tuple[str, str | None]
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 

@@ -48,6 +48,7 @@ def simulated(
     return covered / 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "rows", "count", "apart", "rule"),
     [
