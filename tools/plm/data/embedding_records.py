@@ -87,7 +87,8 @@ class Description:
             "dtype": self.dtype,
             "dimension": self.dimension,
             "suite_version": __version__,
-            **self.notes,
+            # In the order in which HDF5 gives them back, so that a merged file equals one that was written at once.
+            **dict(sorted(self.notes.items())),
         }
 
     @classmethod
