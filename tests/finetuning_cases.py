@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from plm.learning.finetuning import Job, Settings
+from plm.jobs.finetune.finished import Calibration, calibrate, manifest, release
+from plm.jobs.finetune.job import Job, Settings
+from plm.jobs.finetune.labelled_rows import parts, read_rows
+from plm.jobs.finetune.training import TrainingSettings
 from plm.learning.objectives import choose_metric
-from plm.learning.release import Calibration, calibrate, manifest, release
-from plm.learning.rows import parts, read_rows
-from plm.learning.training import TrainingSettings
 from plm.model.adapters import AdapterSettings
 from plm.model.bundle import Bundle, load_bundle
 from plm.model.checkpoint import resolve_model

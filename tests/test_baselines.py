@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from plm.data import records
 from plm.errors import UserError
-from plm.learning import baseline_rows, baselines
+from plm.jobs.evaluate import baseline_rows
+from plm.learning import baselines
 from plm.learning.baselines import Examples
 from sklearn import metrics as sk
 

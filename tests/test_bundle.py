@@ -17,8 +17,8 @@ import pytest
 import safetensors.torch as tensors
 import torch
 from plm.errors import UserError
-from plm.learning.finetuning import Job
-from plm.learning.release import calibrate
+from plm.jobs.finetune.finished import calibrate
+from plm.jobs.finetune.job import Job
 from plm.model.batching import pack
 from plm.model.bundle import Bundle, load_bundle, raw_answers
 from plm.model.encoder import hidden_states

@@ -18,12 +18,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plm.data.candidates import check_letters, read_proteins, survey
 from plm.data.fasta import read_fasta
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.evaluation.calibration import adjust_prevalence
 from plm.evaluation.operating_point import MOST_SCORES, OperatingPoint, score_summary
+from plm.jobs.classify_sites.candidates import check_letters, read_proteins, survey
 from plm.model import adapters
 from plm.model.bundle import Bundle, MemberFiles, load_bundle, save_network, write_bundle
 from plm.model.checkpoint import load_model, resolve_model
@@ -217,9 +217,9 @@ def test_whole_protein_bundles_see_the_whole_protein(
 def test_a_protein_beyond_memory_goes_in_segments_and_loses_no_site(
     classify: Callable[..., Path], whole_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plm.model import site_scan
+    from plm.jobs.classify_sites import scan
 
-    monkeypatch.setattr(site_scan, "longest_whole", lambda bundle: 100)
+    monkeypatch.setattr(scan, "longest_whole", lambda bundle: 100)
     sequence = made_up(1000, 5)
     folder = classify(f">long\n{sequence}\n", "--batch-tokens", "102", bundle=whole_bundle)
     rows = table(folder / "sites.tsv")

@@ -13,8 +13,9 @@ import plm_compare_embeddings
 import pytest
 from plm.data.embeddings import Description, write_embeddings
 from plm.errors import UserError
-from plm.evaluation import drift, embedding_quality
 from plm.evaluation.report import LIMIT
+from plm.jobs.compare_embeddings import drift
+from plm.jobs.compare_embeddings import quality as embedding_quality
 from plm.model.classifier_bundle import Head, write_classifier_bundle
 from scipy.spatial.distance import cdist
 from scipy.stats import ks_2samp

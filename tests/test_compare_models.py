@@ -16,18 +16,18 @@ import numpy as np
 import plm_compare_models
 import pytest
 import torch
-from plm.data.held_out import read_held_out
 from plm.errors import UserError
-from plm.evaluation import masked_scores, metrics, probe_scores
-from plm.evaluation.masked_scores import Answers, Asked
+from plm.evaluation import metrics
 from plm.evaluation.metrics import ALL, Scored
-from plm.evaluation.probe_scores import Draws, gain_kept, retention
 from plm.evaluation.report import LIMIT
-from plm.evaluation.similarity import linear_cka
-from plm.learning import masked_scoring, probes
-from plm.model import cost, encoder
+from plm.jobs.compare_models import cost, masked_scores, masked_scoring, probe_scores, probes
+from plm.jobs.compare_models.held_out import read_held_out
+from plm.jobs.compare_models.masked_scores import Answers, Asked
+from plm.jobs.compare_models.probe_scores import Draws, gain_kept, retention
+from plm.jobs.compare_models.representation import represent
+from plm.jobs.compare_models.similarity import linear_cka
+from plm.model import encoder
 from plm.model.checkpoint import LoadedModel, has_language_model, load_model, resolve_model
-from plm.model.representation import represent
 from scipy.stats import entropy
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

@@ -15,8 +15,7 @@ import pytest
 from plm.data.embeddings import Description, write_embeddings
 from plm.errors import UserError
 from plm.evaluation import metrics
-from plm.learning import compression
-from plm.model import classifier_onnx
+from plm.jobs.classifier import compression, onnx_export
 from plm.model.classifier_bundle import ClassifierBundle, Head, load_classifier_bundle, write_classifier_bundle
 
 DIMENSION, CLASSES = 20, ("A", "B", "C")
@@ -175,7 +174,7 @@ def test_compressed_bundle_answers_within_the_bound_and_onnx_as_it(
     assert int(table["original"]["file_bytes"]) == given[0].stat().st_size
     assert all(float(row["milliseconds_1"]) > 0 and row["processor"] for row in table.values())
     # ONNX, read by another program than wrote it.
-    answers = classifier_onnx.OnnxClassifier(out["onnx"]).predict(values)
+    answers = onnx_export.OnnxClassifier(out["onnx"]).predict(values)
     scale = after.task.sd if kind == "number" else 1.0
     np.testing.assert_allclose(answers / scale, after.predict(values) / scale, atol=1e-5)
     if kind != "number":
@@ -363,7 +362,7 @@ def test_an_export_that_answers_otherwise_is_refused(
 ) -> None:
     """What the check compares is the file: an export of another temperature does not get through."""
     given = trained("two", "logistic")
-    real = classifier_onnx.write_onnx
+    real = onnx_export.write_onnx
 
     def another(bundle: ClassifierBundle, path: Path) -> None:
         changed = ClassifierBundle(
@@ -372,6 +371,6 @@ def test_an_export_that_answers_otherwise_is_refused(
         )  # fmt: skip
         real(changed, path)
 
-    monkeypatch.setattr(classifier_onnx, "write_onnx", another)
+    monkeypatch.setattr(onnx_export, "write_onnx", another)
     with pytest.raises(UserError, match=r"The ONNX export answers .* from the bundle"):
         execute(given, compress="none")

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 from plm.errors import UserError
-from plm.learning import students
-from plm.learning.distillation_setup import choose_student
+from plm.jobs.distill import students
+from plm.jobs.distill.setup import choose_student
 from plm.model import encoder
 from plm.model.checkpoint import LoadedModel, load_model, resolve_model
 from safetensors.torch import load, load_file, save_file

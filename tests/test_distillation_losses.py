@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from plm.errors import UserError
-from plm.learning import distillation_losses as losses
+from plm.jobs.distill import losses
+from plm.jobs.distill.batches import DistillationRow, MaskPlan
+from plm.jobs.distill.distillation import RECIPES, TERMS, DistillationModel, Objective, RateRamp, collate
+from plm.jobs.distill.teacher import Teacher, TeacherTargets, Wants, mean_of_residues, residue_places, top_logits
 from plm.learning.corpus_store import CorpusStore, open_corpus
-from plm.learning.distillation import RECIPES, TERMS, DistillationModel, Objective, RateRamp, collate
-from plm.learning.distillation_batches import DistillationRow, MaskPlan
-from plm.learning.teaching import Teacher, TeacherTargets, Wants, mean_of_residues, residue_places, top_logits
 from plm.model.checkpoint import LoadedModel, load_model, resolve_model
 
 

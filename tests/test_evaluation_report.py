@@ -12,7 +12,7 @@ from plm.evaluation import assessment, predictions
 from plm.evaluation.assessment import ALONE, LEAKING, Assessment, Leaking
 from plm.evaluation.calibration import chance_ece, ece
 from plm.evaluation.evaluation_report import calibration_told, few_rows, write_up
-from plm.learning.leaking_rows import leaking
+from plm.jobs.evaluate.leaking_rows import leaking
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 

@@ -23,21 +23,21 @@ from plm.data.examples import Example, Journal
 from plm.data.leakage import Leak
 from plm.evaluation import figures
 from plm.evaluation.assessment import Assessment, assess
-from plm.evaluation.classifier_report import Findings as HeadFindings
-from plm.evaluation.classifier_report import heads_figure, search_figure
 from plm.evaluation.conformal import Errors
 from plm.evaluation.drawing import CLASS_FIGURES, NUMBER_FIGURES, draw
 from plm.evaluation.figures import METHODS, Curve, tick_labels
 from plm.evaluation.metrics import Scored
-from plm.evaluation.model_comparison_figures import Boxes, Dots, box_figure, dot_figure
 from plm.evaluation.novelty import Novelty, summary
-from plm.evaluation.prediction_report import Found, predictions_figure
 from plm.evaluation.predictions import Evaluation, Model
-from plm.evaluation.site_figure import NUMBER, Track, sites_figure
-from plm.evaluation.split_report import Account
-from plm.evaluation.verdicts import Verdicts, make_rules
-from plm.learning.distillation import Objective, RangeTest
-from plm.learning.distillation_report import curves, range_figure
+from plm.jobs.classifier.report import Findings as HeadFindings
+from plm.jobs.classifier.report import heads_figure, search_figure
+from plm.jobs.classify_sites.figure import NUMBER, Track, sites_figure
+from plm.jobs.compare_models.figures import Boxes, Dots, box_figure, dot_figure
+from plm.jobs.distill.distillation import Objective, RangeTest
+from plm.jobs.distill.report import curves, range_figure
+from plm.jobs.predict.report import Found, predictions_figure
+from plm.jobs.predict.verdicts import Verdicts, make_rules
+from plm.jobs.preprocess.report import Account
 from plm.model.task import Task
 
 pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier

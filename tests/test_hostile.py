@@ -884,8 +884,8 @@ def test_an_old_teacher_cache_still_answers_with_a_line(tmp_path: Path, capsys: 
 
 
 def test_a_shard_that_contradicts_itself_is_computed_anew(tmp_path: Path, tiny_esm2: Path) -> None:
-    from plm.learning.teacher_cache import _fits
-    from plm.learning.teaching import Wants
+    from plm.jobs.distill.teacher import Wants
+    from plm.jobs.distill.teacher_cache import _fits
 
     wants = Wants(logits=True, top=0, pooled=False, hidden=False, layer=0, represent="")
     shard = tensors_of(contents(CACHE)["shard_000000.safetensors"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from plm.data.candidates import Protein
 from plm.data.sites import SiteListing
-from plm.evaluation.site_tables import Truth
+from plm.jobs.classify_sites.candidates import Protein
+from plm.jobs.classify_sites.tables import Truth
 from plm.model.task import Task
 
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plm.data import fasta_split
 from plm.data.embeddings import FORMATS, Description, read_embeddings, write_embeddings
 from plm.errors import UserError
+from plm.jobs.split_merge import fasta_parts
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).resolve().parents[1]
 PROTEINS = ROOT / "test-data" / "simulated_query.fasta"
 
 
-def split(path: Path, folder: Path, parts: list[fasta_split.Part]) -> list[bytes]:
+def split(path: Path, folder: Path, parts: list[fasta_parts.Part]) -> list[bytes]:
     folder.mkdir()
-    fasta_split.write_parts(path, parts, folder, lambda done: None)
+    fasta_parts.write_parts(path, parts, folder, lambda done: None)
     return [(folder / f"{part.name}.fasta").read_bytes() for part in parts]
 
 
@@ -35,7 +35,7 @@ lengths = st.lists(st.integers(0, 60), min_size=1, max_size=12)
 
 @given(residues=lengths, count=st.integers(1, 15))
 def test_parts_hold_every_record_once_and_in_order(residues: list[int], count: int) -> None:
-    parts = fasta_split.parts_of(np.array(residues), count)
+    parts = fasta_parts.parts_of(np.array(residues), count)
     assert len(parts) == min(count, len(residues))
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])] and parts[-1].stop == len(
         residues
@@ -55,13 +55,13 @@ def test_the_fullest_part_is_as_small_as_can_be(residues: list[int], count: int)
             return sum(rest)
         return min(max(sum(rest[:cut]), best(rest[cut:], left - 1)) for cut in range(1, len(rest) - left + 2))
 
-    parts = fasta_split.parts_of(np.array(residues), count)
+    parts = fasta_parts.parts_of(np.array(residues), count)
     assert max(part.residues for part in parts) == best(tuple(residues), len(parts))
 
 
 @given(residues=lengths, most=st.integers(1, 80))
 def test_no_part_is_over_the_limit_unless_one_record_is(residues: list[int], most: int) -> None:
-    parts = fasta_split.parts_up_to(np.array(residues), most)
+    parts = fasta_parts.parts_up_to(np.array(residues), most)
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])] and parts[-1].stop == len(
         residues
     )
@@ -73,13 +73,13 @@ def test_no_part_is_over_the_limit_unless_one_record_is(residues: list[int], mos
 
 def test_a_proteome_is_divided_evenly() -> None:
     residues = np.random.default_rng(0).gamma(2, 200, 6000).astype(np.int64) + 20
-    sizes = [part.residues for part in fasta_split.parts_of(residues, 16)]
+    sizes = [part.residues for part in fasta_parts.parts_of(residues, 16)]
     assert max(sizes) - min(sizes) < 2 * residues.max() and max(sizes) < residues.sum() / 16 * 1.01
 
 
 def test_too_many_parts_are_refused() -> None:
     with pytest.raises(UserError, match="20000 files; at most 9999"):
-        fasta_split.parts_up_to(np.full(20_000, 10), 10)
+        fasta_parts.parts_up_to(np.full(20_000, 10), 10)
 
 
 # -- bytes --------------------
@@ -99,16 +99,16 @@ def test_the_parts_together_are_the_file(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.fasta"
         path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
-        found = fasta_split.survey(path)
+        found = fasta_parts.survey(path)
         assert found.residues.tolist() == [len("".join(body.split())) for _, body in records]
-        written = split(path, Path(folder) / "parts", fasta_split.parts_of(found.residues, count))
+        written = split(path, Path(folder) / "parts", fasta_parts.parts_of(found.residues, count))
         assert b"".join(written) == content
         assert all(part.lstrip(b"\xef\xbb\xbf\n").startswith(b">") for part in written)
 
 
 def test_ids_that_come_again_are_counted(tmp_path: Path) -> None:
     (tmp_path / "x.fasta").write_text(">a\nM\n>b one\nM\n>b two\nM\n>a\nM\n>b\nM\n")
-    found = fasta_split.survey(tmp_path / "x.fasta")
+    found = fasta_parts.survey(tmp_path / "x.fasta")
     assert found.repeated == ("b", 2, 3) and found.repeats == 3
 
 

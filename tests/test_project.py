@@ -16,11 +16,12 @@ import plm_project
 import pytest
 from plm.data.embeddings import Description, write_embeddings
 from plm.errors import UserError
-from plm.evaluation import projection, separation
-from plm.evaluation.projection import Settings, prepare, project
-from plm.evaluation.projection_figure import MOST_CLASSES, looks
+from plm.evaluation import separation
 from plm.evaluation.report import LIMIT
 from plm.evaluation.separation import FULL, Judge, nearest, novelty, read_labels, silhouettes, trustworthiness
+from plm.jobs.project import projection
+from plm.jobs.project.figure import MOST_CLASSES, looks
+from plm.jobs.project.projection import Settings, prepare, project
 
 Rows = list[dict[str, str]]
 ABOUT = Description("model_a", "ab" * 32, (6,), "mean", "float32", 8)

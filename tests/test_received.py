@@ -42,16 +42,16 @@ READERS = {
 """Calls that open a file, build something from what a file says, or compile an expression; by the end of their name."""
 
 ALLOWED: dict[str, dict[str, str]] = {
-    "plm/model/cost.py": {"json.loads": "answers of the process that it started"},
-    "plm/model/cost_process.py": {"json.loads": "the order of the process that started it"},
-    "plm/learning/distillation_setup.py": {"json.loads": "what the leading process of the job says"},
+    "plm/jobs/compare_models/cost.py": {"json.loads": "answers of the process that it started"},
+    "plm/jobs/compare_models/cost_process.py": {"json.loads": "the order of the process that started it"},
+    "plm/jobs/distill/setup.py": {"json.loads": "what the leading process of the job says"},
     "plm/learning/corpus_store.py": {
         "json.loads": "laid out by the job itself in its scratch folder", "np.load": "the same", "memmap": "the same",
     },
     "plm/learning/cluster_split.py": {"np.load": "written by the leading process of the same job"},
-    "plm/learning/finetuning.py": {"json.loads": "its own dictionary, as JSON would give it back"},
-    "plm/learning/teacher_cache.py": {"json.loads": "its own key, as JSON would give it back"},
-    "plm/evaluation/projection_report.py": {"json.loads": "the picture's description that it has just made"},
+    "plm/jobs/finetune/job.py": {"json.loads": "its own dictionary, as JSON would give it back"},
+    "plm/jobs/distill/teacher_cache.py": {"json.loads": "its own key, as JSON would give it back"},
+    "plm/jobs/project/report.py": {"json.loads": "the picture's description that it has just made"},
     "plm/model/checkpoint.py": {
         "from_pretrained": "in a folder of the job's own, with a configuration built from the fields that are acted on",
         "snapshot_download": "a model of the hub that the user named",
@@ -61,7 +61,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "PeftModel": "around a configuration made here, never read from a file",
         "re.compile": "names that were judged, and the family's own patterns",
     },
-    "plm/model/classifier_onnx.py": {"InferenceSession": "the file that the job has just exported"},
+    "plm/jobs/classifier/onnx_export.py": {"InferenceSession": "the file that the job has just exported"},
     "plm/data/embedding_tables.py": {
         "input_stream": "text tables, read by Arrow in blocks", "open_csv": "text tables, read by Arrow in blocks",
     },
@@ -70,8 +70,12 @@ ALLOWED: dict[str, dict[str, str]] = {
 """Files that may do so outside the door, and why. Nothing here is of a stranger but text tables."""
 
 TEXT_ROOM = (
-    "plm/data/fasta.py", "plm/data/text_files.py", "plm/data/labels.py", "plm/data/spool.py", "plm/data/fasta_split.py",
-)  # fmt: skip
+    "plm/data/fasta.py",
+    "plm/data/text_files.py",
+    "plm/data/labels.py",
+    "plm/data/spool.py",
+    "plm/jobs/split_merge/fasta_parts.py",
+)
 """Where FASTA, tables and the users' own expressions come in; they have limits of their own."""
 
 

@@ -28,26 +28,32 @@ import test_evaluation_report as evaluation_cases
 import test_site_report as site_cases
 from plm.data import leakage
 from plm.data.examples import Example, Journal
-from plm.data.held_out import HeldOut
 from plm.errors import UserError
-from plm.evaluation import classifier_report, model_comparison_report, prediction_report, site_report
 from plm.evaluation.assessment import assess
 from plm.evaluation.comparison import compare
 from plm.evaluation.conformal import Errors, coverage_on
-from plm.evaluation.masked_scores import Line
 from plm.evaluation.metrics import Scored
-from plm.evaluation.model_comparison_report import ProbeResult
 from plm.evaluation.novelty import Novelty, summary
 from plm.evaluation.predictions import Evaluation, Model
-from plm.evaluation.probe_scores import Resampled
-from plm.evaluation.similarity import Similarity
-from plm.evaluation.site_report import Found
-from plm.evaluation.split_report import Account
-from plm.evaluation.verdicts import judge, make_rules
-from plm.learning import compression_report, distillation_report, few_rows, release, traces
-from plm.learning.compression import Cost, Measured
-from plm.learning.distillation import RangeTest
-from plm.model.cost import Cost as ModelCost
+from plm.jobs.classifier import compression_report, report
+from plm.jobs.classifier.compression import Cost, Measured
+from plm.jobs.classify_sites import report as site_report
+from plm.jobs.classify_sites.report import Found
+from plm.jobs.compare_models import report as model_comparison_report
+from plm.jobs.compare_models.cost import Cost as ModelCost
+from plm.jobs.compare_models.held_out import HeldOut
+from plm.jobs.compare_models.masked_scores import Line
+from plm.jobs.compare_models.probe_scores import Resampled
+from plm.jobs.compare_models.report import ProbeResult
+from plm.jobs.compare_models.similarity import Similarity
+from plm.jobs.distill import report as distillation_report
+from plm.jobs.distill.distillation import RangeTest
+from plm.jobs.finetune import finished as release
+from plm.jobs.finetune import report as traces
+from plm.jobs.predict import report as prediction_report
+from plm.jobs.predict.verdicts import judge, make_rules
+from plm.jobs.preprocess.report import Account
+from plm.learning import few_rows
 from plm.model.task import Task
 
 pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
@@ -511,14 +517,14 @@ def classified(
         values = own.dirichlet(np.ones(len(classes)), known + rows) if classes else own.normal(size=(known + rows, 1))
         errors = Errors.of(values[:known], np.arange(known) % max(len(classes), 1), number=not classes)
         coverage = coverage_on([(errors, values[known:], truth)], 0.9)
-    told = classifier_report.Findings(
+    told = report.Findings(
         found, names[0], names[0], names[1], by_user, {names[0]: 0.8, names[1]: 0.8}, {},
         dict.fromkeys(names[:2], 0.1) if classes else {}, {}, {"training": 100, "valid": 40, "test": rows},
         "column split",
         "fitted", 0.4 if kind == "binary" else math.nan, 1.2, coverage=coverage, why_uncalibrated=why_not,
     )  # fmt: skip
-    made = classifier_report.write_up(told, images=[], tables=["metrics"], best_trial=searched)
-    table = classifier_report.metrics_table(told)
+    made = report.write_up(told, images=[], tables=["metrics"], best_trial=searched)
+    table = report.metrics_table(told)
     return made.text() + "\n" + table.to_csv(sep="\t")
 
 
@@ -925,65 +931,65 @@ ASSESSMENT_TABLE: dict[str, Case] = {
 # ------------------------------------------------------------------------------------------------------------ the tests
 
 SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
-    "evaluation/split_report": SPLITS,
-    "evaluation/projection_report": MAPS,
+    "jobs/preprocess/report": SPLITS,
+    "jobs/project/report": MAPS,
     "evaluation/separation": MAPS,
-    "evaluation/drift_report": DRIFTS,
-    "evaluation/prediction_report": PREDICTIONS,
-    "evaluation/classifier_report": CLASSIFIERS,
-    "evaluation/model_comparison_report": MODELS,
-    "learning/compression_report": COMPRESSIONS,
+    "jobs/compare_embeddings/report": DRIFTS,
+    "jobs/predict/report": PREDICTIONS,
+    "jobs/classifier/report": CLASSIFIERS,
+    "jobs/compare_models/report": MODELS,
+    "jobs/classifier/compression_report": COMPRESSIONS,
     "learning/few_rows": FEW,
-    "learning/release": CHOICES,
-    "learning/traces": CHOICES,
-    "learning/distillation_report": RANGES,
-    "evaluation/site_report": SITES,
+    "jobs/finetune/finished": CHOICES,
+    "jobs/finetune/report": CHOICES,
+    "jobs/distill/report": RANGES,
+    "jobs/classify_sites/report": SITES,
     "evaluation/evaluation_report": EVALUATIONS,
     "evaluation/assessment": EVALUATIONS,
 }
 TABLE: dict[str, dict[str, Case]] = {
-    "evaluation/split_report": SPLIT_TABLE,
-    "evaluation/projection_report": MAP_TABLE,
+    "jobs/preprocess/report": SPLIT_TABLE,
+    "jobs/project/report": MAP_TABLE,
     "evaluation/separation": SEPARATION_TABLE,
-    "evaluation/drift_report": DRIFT_TABLE,
-    "evaluation/prediction_report": PREDICTION_TABLE,
-    "evaluation/classifier_report": CLASSIFIER_TABLE,
-    "evaluation/model_comparison_report": MODEL_TABLE,
-    "learning/compression_report": COMPRESSION_TABLE,
+    "jobs/compare_embeddings/report": DRIFT_TABLE,
+    "jobs/predict/report": PREDICTION_TABLE,
+    "jobs/classifier/report": CLASSIFIER_TABLE,
+    "jobs/compare_models/report": MODEL_TABLE,
+    "jobs/classifier/compression_report": COMPRESSION_TABLE,
     "learning/few_rows": FEW_TABLE,
-    "learning/release": RELEASE_TABLE,
-    "learning/traces": TRACES_TABLE,
-    "learning/distillation_report": DISTILLATION_TABLE,
-    "evaluation/site_report": SITE_TABLE,
+    "jobs/finetune/finished": RELEASE_TABLE,
+    "jobs/finetune/report": TRACES_TABLE,
+    "jobs/distill/report": DISTILLATION_TABLE,
+    "jobs/classify_sites/report": SITE_TABLE,
     "evaluation/evaluation_report": EVALUATION_TABLE,
     "evaluation/assessment": ASSESSMENT_TABLE,
 }
 LEFT: dict[str, tuple[str, ...]] = {
-    "evaluation/split_report": ("(%; 0: none found)",),  # of the figure
-    "evaluation/site_report": ("Tables longer than this", "Shown beside the training set's own"),
+    "jobs/preprocess/report": ("(%; 0: none found)",),  # of the figure
+    "jobs/classify_sites/report": ("Tables longer than this", "Shown beside the training set's own"),
     "evaluation/evaluation_report": ("scored higher than the baseline to beat", "Do the probabilities mean what"),
     "evaluation/assessment": (
         "rows that share nothing with training", "Strata of an evaluation whose rows leak", "no interval could be",
     ),
-    "evaluation/prediction_report": ("How far from the training proteins", "(no class is as likely as true ones"),
-    "evaluation/projection_report": ("the score is undefined", "Bytes of a report"),
+    "jobs/predict/report": ("How far from the training proteins", "(no class is as likely as true ones"),
+    "jobs/project/report": ("the score is undefined", "Bytes of a report"),
     "evaluation/separation": (
         "Proteins whose neighbours", "Proteins of scores", "Labels that are all numbers", "of the proteins"
     ),
-    "evaluation/drift_report": ("one may be there", "linear classifier hardly sees", "The bundle's sample of its",
+    "jobs/compare_embeddings/report": ("one may be there", "linear classifier hardly sees", "The bundle's sample of its",
                                 "near copies and tests by a"),
-    "evaluation/classifier_report": ("scored higher than the baseline to beat", "Share of the differences explained"),
+    "jobs/classifier/report": ("scored higher than the baseline to beat", "Share of the differences explained"),
     "learning/few_rows": ("Labelled training rows (", "Training rows of each", "Labelled validation rows",
                           "Rows below which"),
-    "learning/release": (
+    "jobs/finetune/finished": (
         "Probabilities%s are not calibrated", "Predicts", "Evaluate on test rows", "The adapter loads", "Unfinished:",
     ),  # tests/test_finetune.py has the first
-    "learning/traces": (
+    "jobs/finetune/report": (
         "UNFINISHED", "trainings and one by their mean", "made by the model after it was", "Each way was trained",
         "trains the fewest parameters", "from a probability of", "The test rows were predicted once",
         "told apart from the chosen",
     ),  # tests/test_ways.py and tests/test_finetune.py
-    "learning/distillation_report": (
+    "jobs/distill/report": (
         "Adam, weight decay", "library_name", "Masked perplexity on families", "nfinished: training", "UNFINISHED",
         "Only masked residues count", "The teacher cache holds", "Give the cache to a distillation", "The kernel term",
         "The time limit ended training early", "One row a step", "The term", "Points of each curve",

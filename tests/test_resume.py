@@ -16,9 +16,9 @@ import finetuning_cases as cases
 import pytest
 import torch
 from plm.errors import UserError
-from plm.learning import training, ways
+from plm.jobs.finetune import method_choice, training
+from plm.jobs.finetune.job import Job, write_zip
 from plm.learning.checkpointing import load_tensors, unpack
-from plm.learning.finetuning import Job, write_zip
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "patience": 0, "batch_sequences": 4}
 
@@ -78,7 +78,7 @@ def test_several_ways_resumed_choose_and_give_the_same(
         first = cases.job(frame, tiny_esm2, tmp_path / "first", **options)
         first.plan()
         assert not first.train()
-        assert ways.choose(first) == [], "one way at most is finished: nothing is compared"
+        assert method_choice.choose(first) == [], "one way at most is finished: nothing is compared"
         assert first.chosen == first.settings.ways[0] and first.usable
         write_zip(tmp_path / "checkpoint.zip", first.checkpoint_files())
     second = cases.job(frame, tiny_esm2, tmp_path / "second", **options)
@@ -87,7 +87,8 @@ def test_several_ways_resumed_choose_and_give_the_same(
     assert second.train()
     for expected, found in zip(weights(whole), weights(second), strict=True):
         assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert [way.to_json() for way in ways.choose(second)] == [way.to_json() for way in ways.choose(whole)]
+    again, undisturbed = method_choice.choose(second), method_choice.choose(whole)
+    assert [way.to_json() for way in again] == [way.to_json() for way in undisturbed]
     assert second.chosen == whole.chosen
 
 
@@ -99,9 +100,9 @@ def test_periodic_checkpoints_do_not_change_the_result(
     kept = tmp_path / "kept"
     kept.mkdir()
     monkeypatch.setenv("PLM_CHECKPOINT_DIR", str(kept))
-    monkeypatch.setattr("plm.learning.finetuning.PERIOD_SECONDS", 0.0)
+    monkeypatch.setattr("plm.jobs.finetune.job.PERIOD_SECONDS", 0.0)
     saved = []
-    monkeypatch.setattr("plm.learning.finetuning.write_zip", lambda p, f: (saved.append(p), write_zip(p, f)))
+    monkeypatch.setattr("plm.jobs.finetune.job.write_zip", lambda p, f: (saved.append(p), write_zip(p, f)))
     often = cases.trained(frame, tiny_esm2, tmp_path / "often", **OPTIONS)
     assert len(saved) >= 8
     assert list(kept.iterdir()) == []  # a finished job leaves nothing behind

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plm.data.candidates import Protein
 from plm.evaluation import expected_calls as law
 from plm.evaluation.calibration import choose_threshold, threshold_for_fpr
 from plm.evaluation.expected_calls import expected_calls
 from plm.evaluation.operating_point import OWN_THRESHOLD, OperatingPoint
-from plm.evaluation.site_report import Found, first_line, site_report
+from plm.jobs.classify_sites.candidates import Protein
+from plm.jobs.classify_sites.report import Found, first_line, site_report
 from plm.model.task import Task
 
 MANIFEST = {

@@ -153,23 +153,24 @@ def test_every_table_that_the_forms_write_is_known() -> None:
 
 
 def test_headers_of_the_code_are_recognised() -> None:
-    from plm.data import embed_tables, leakage, queries
+    from plm.data import leakage
     from plm.data.examples import Journal
-    from plm.evaluation import (
-        assessment,
-        drift_checks,
-        drift_report,
-        model_comparison_report,
-        projection_report,
-        site_tables,
-    )
-    from plm.learning import compression_report, corpus_store, pretraining_report
+    from plm.evaluation import assessment
+    from plm.jobs.classifier import compression_report
+    from plm.jobs.classify_sites import tables
+    from plm.jobs.compare_embeddings import checks, report
+    from plm.jobs.compare_models import report as model_comparison_report
+    from plm.jobs.embed import side_tables
+    from plm.jobs.predict import queries
+    from plm.jobs.pretrain import report as pretraining_report
+    from plm.jobs.project import report as projection_report
+    from plm.learning import corpus_store
 
     headers = [
-        embed_tables.STATUS_COLUMNS, queries.STATUS_COLUMNS, site_tables.STATUS_COLUMNS, corpus_store._REJECTED,
+        side_tables.STATUS_COLUMNS, queries.STATUS_COLUMNS, tables.STATUS_COLUMNS, corpus_store._REJECTED,
         tuple(Journal().frame().columns), tuple(leakage.to_frame([], 33).columns), assessment.METRIC_COLUMNS,
-        assessment.COMPARISON_COLUMNS, drift_checks.CHECK_COLUMNS, drift_report.COMPONENT_COLUMNS,
-        drift_report.PROTEIN_COLUMNS, model_comparison_report.SCORE_COLUMNS, model_comparison_report.AGREEMENT_COLUMNS,
+        assessment.COMPARISON_COLUMNS, checks.CHECK_COLUMNS, report.COMPONENT_COLUMNS,
+        report.PROTEIN_COLUMNS, model_comparison_report.SCORE_COLUMNS, model_comparison_report.AGREEMENT_COLUMNS,
         model_comparison_report.PROTEIN_COLUMNS, model_comparison_report.PROBE_COLUMNS,
         model_comparison_report.COST_COLUMNS, projection_report.SCORE_COLUMNS, pretraining_report.HISTORY_COLUMNS,
         compression_report.COLUMNS,
@@ -261,10 +262,10 @@ PIECES = (b">", b"\n", b"\r", b"\t", b",", b";", b'"', b" ", b"id", b"sequence",
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join))
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    from plm.data.candidates import read_proteins
-    from plm.data.queries import passed_columns
     from plm.data.records import labelled_rows
     from plm.data.spool import read_spool
+    from plm.jobs.classify_sites.candidates import read_proteins
+    from plm.jobs.predict.queries import passed_columns
 
     folder = tmp_path_factory.mktemp("any")
     path = folder / "a"

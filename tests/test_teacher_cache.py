@@ -13,11 +13,11 @@ import pytest
 import torch
 from distillation_cases import random_records, store_of
 from plm.errors import UserError
-from plm.learning import teacher_cache
+from plm.jobs.distill import teacher_cache
+from plm.jobs.distill.batches import DistillationRows, MaskPlan
+from plm.jobs.distill.teacher import Teacher, TeacherTargets, Wants
+from plm.jobs.distill.teacher_cache import CachedTeacher, CacheKey, TeacherCache, estimate, fill, unpack
 from plm.learning.corpus_store import CorpusStore
-from plm.learning.distillation_batches import DistillationRows, MaskPlan
-from plm.learning.teacher_cache import CachedTeacher, CacheKey, TeacherCache, estimate, fill, unpack
-from plm.learning.teaching import Teacher, TeacherTargets, Wants
 from plm.model.checkpoint import LoadedModel, load_model, resolve_model
 
 MASKS = MaskPlan(seed=3, sets=2, rate=0.2, crop=40)
@@ -236,8 +236,8 @@ import numpy as np
 from distillation_cases import random_records, store_of
 from plm.errors import UserError
 from plm.learning import teacher_cache
-from plm.learning.distillation_batches import MaskPlan
-from plm.learning.teaching import Wants
+from plm.jobs.distill.batches import MaskPlan
+from plm.jobs.distill.teacher import Wants
 from plm.model.checkpoint import load_model, resolve_model
 
 model, folder, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -14,11 +14,11 @@ import pandas as pd
 import plm_train_classifier
 import pytest
 from plm.data.embeddings import Description, write_embeddings
-from plm.data.labelled_embeddings import read_labelled
 from plm.errors import UserError
 from plm.evaluation.predictions import gather, read_predictions
+from plm.jobs.classifier.labelled_embeddings import read_labelled
+from plm.jobs.classifier.material import prepare
 from plm.learning import classifiers
-from plm.learning.classifier_material import prepare
 from plm.learning.classifiers import Judge, NetworkSettings, fit_logistic, fit_ridge, make_rows
 from plm.model.classifier_bundle import load_classifier_bundle
 from plm.model.task import Task

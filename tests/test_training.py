@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from plm.errors import UserError
+from plm.jobs.finetune.batches import StepSampler, make_examples, step_loader
+from plm.jobs.finetune.job import in_row_order
+from plm.jobs.finetune.labelled_rows import inferred_window, parts, read_rows
 from plm.learning import objectives
-from plm.learning.examples import StepSampler, make_examples, step_loader
-from plm.learning.finetuning import in_row_order
-from plm.learning.rows import inferred_window, parts, read_rows
 from plm.model.adapters import METHODS, trainable_state
 from plm.model.inputs import make_units
 from plm.model.task import Task

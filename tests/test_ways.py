@@ -12,8 +12,9 @@ import pandas as pd
 import plm_finetune
 import pytest
 from plm.errors import UserError
-from plm.learning import objectives, ways
-from plm.learning.release import calibrate
+from plm.jobs.finetune import method_choice
+from plm.jobs.finetune.finished import calibrate
+from plm.learning import objectives
 from sklearn.metrics import f1_score
 
 METHODS = ("lora", "head_lora", "head", "full")
@@ -91,7 +92,7 @@ def test_the_best_on_validation_rows_goes_on_as_if_it_had_been_trained_alone(tin
     lines = [line for line in section.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(METHODS)
     assert [line.split("|")[-2].strip() == "chosen" for line in lines[2:]].count(True) == 1
-    assert all(f"| {ways.NAMES[name]} |" in section for name in METHODS)
+    assert all(f"| {method_choice.NAMES[name]} |" in section for name in METHODS)
 
 
 def test_test_labels_have_no_say(tiny_esm2: Path, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_test_labels_have_no_say(tiny_esm2: Path, tmp_path: Path) -> None:
     found = []
     for number, rows in enumerate((frame, other)):
         job = cases.trained(rows, tiny_esm2, tmp_path / str(number), method="head", others=("head_lora",), epochs=2)
-        compared = ways.choose(job)
+        compared = method_choice.choose(job)
         found.append(([way.to_json() for way in compared], [(way.low, way.high) for way in compared]))
     assert found[0] == found[1]
 
@@ -115,7 +116,7 @@ def test_intervals_hold_the_scores_and_tell_a_useless_way_apart(tiny_esm2: Path,
     )  # fmt: skip
     job.plan()
     assert job.train()
-    weak, strong = ways.choose(job)
+    weak, strong = method_choice.choose(job)
     assert strong.chosen and job.chosen.method == "head" and not weak.chosen
     for way in (weak, strong):
         assert way.low <= way.scores["macro_f1"] <= way.high
@@ -132,7 +133,7 @@ def test_intervals_hold_the_scores_and_tell_a_useless_way_apart(tiny_esm2: Path,
 def test_every_metric_can_choose(target: str, metric: str, tiny_esm2: Path, tmp_path: Path) -> None:
     frame = cases.dataset("residue" if target == "class" else "sequence", target, 48)
     job = cases.trained(frame, tiny_esm2, tmp_path, method="head", others=("head_lora",), metric=metric)
-    compared = ways.choose(job)
+    compared = method_choice.choose(job)
     values = {way.adapter.method: way.scores[metric] for way in compared}
     best = (min if metric in objectives.LOWER_IS_BETTER else max)(values, key=lambda name: values[name])
     assert job.chosen.method == best

@@ -24,12 +24,12 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.data.candidates import Survey
     from plm.evaluation.operating_point import OperatingPoint
-    from plm.evaluation.site_report import Found
-    from plm.evaluation.site_tables import SiteTables, Truth
+    from plm.jobs.classify_sites.candidates import Survey
+    from plm.jobs.classify_sites.report import Found
+    from plm.jobs.classify_sites.scan import SiteScanner
+    from plm.jobs.classify_sites.tables import SiteTables, Truth
     from plm.model.bundle import Bundle
-    from plm.model.site_scan import SiteScanner
 
 NAME = "plm_classify_sites"
 
@@ -109,13 +109,13 @@ def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17", "safetensors": "0.5"})
-    from plm.data import candidates
     from plm.evaluation.operating_point import OperatingPoint
-    from plm.evaluation.site_report import Found
-    from plm.evaluation.site_tables import read_truth
+    from plm.jobs.classify_sites import candidates
+    from plm.jobs.classify_sites.report import Found
+    from plm.jobs.classify_sites.scan import SiteScanner
+    from plm.jobs.classify_sites.tables import read_truth
     from plm.model import device as devices
     from plm.model.bundle import load_bundle
-    from plm.model.site_scan import SiteScanner
 
     devices.use_threads(stage.threads())
     device = devices.choose_device(args.device)
@@ -191,8 +191,8 @@ def _plan(log: stage.logging.Logger, survey: Survey, scanner: SiteScanner, lette
 def _open_tables(
     args: Arguments, bundle: Bundle, point: OperatingPoint | None, model: str, outputs: stage.Outputs, opened: ExitStack
 ) -> SiteTables:
-    from plm.data.gff import GffWriter
-    from plm.evaluation.site_tables import SiteTables
+    from plm.jobs.classify_sites.gff import GffWriter
+    from plm.jobs.classify_sites.tables import SiteTables
 
     paths = [None if final is None else outputs.path(final) for final in (args.sites, args.status, args.gff)]
     handles = [
@@ -209,9 +209,9 @@ def _scan(
 ) -> None:  # fmt: skip
     """Scores the file chunk by chunk and writes each protein as soon as it is known."""
     import numpy as np
-    from plm.data.candidates import read_proteins
-    from plm.evaluation.site_tables import judge
-    from plm.model.site_scan import chunks
+    from plm.jobs.classify_sites.candidates import read_proteins
+    from plm.jobs.classify_sites.scan import chunks
+    from plm.jobs.classify_sites.tables import judge
 
     task = tables.task
     positive = task.classes[task.positive_index] if task.binary else ""
@@ -237,8 +237,8 @@ def _finish(
     notes: list[str], outputs: stage.Outputs, log: stage.logging.Logger,
 ) -> None:  # fmt: skip
     """Figure, report and the last lines of the log."""
-    from plm.evaluation.site_figure import sites_figure
-    from plm.evaluation.site_report import first_line, height_name, site_report
+    from plm.jobs.classify_sites.figure import sites_figure
+    from plm.jobs.classify_sites.report import first_line, height_name, site_report
 
     if args.figure:
         sites_figure(

@@ -23,8 +23,8 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.evaluation.drift_checks import Findings
     from plm.evaluation.projection_input import Side
+    from plm.jobs.compare_embeddings.checks import Findings
 
 NAME = "plm_compare_embeddings"
 
@@ -94,8 +94,8 @@ def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
     stage.require({"numpy": "1.26", "scipy": "1.11", "scikit-learn": "1.5", "matplotlib": "3.8", "h5py": "3.10"})
-    from plm.evaluation import drift_report
-    from plm.evaluation.drift_figure import drift_figure
+    from plm.jobs.compare_embeddings import report as drift_report
+    from plm.jobs.compare_embeddings.figure import drift_figure
 
     found = compare(args, log)
     with stage.Outputs() as outputs:
@@ -118,8 +118,10 @@ def run(argv: Sequence[str] | None) -> None:
 
 def compare(args: Arguments, log: Any) -> Findings:
     """Reads everything, measures the quality of each set, and compares them."""
-    from plm.evaluation import drift, embedding_quality, projection_input, separation
-    from plm.evaluation.drift_checks import Findings, Judged, label_change
+    from plm.evaluation import projection_input, separation
+    from plm.jobs.compare_embeddings import drift
+    from plm.jobs.compare_embeddings import quality as embedding_quality
+    from plm.jobs.compare_embeddings.checks import Findings, Judged, label_change
 
     notes: list[str] = []
     new = projection_input.read_side(args.embeddings, args.layer, notes, finite=False)

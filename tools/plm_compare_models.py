@@ -25,7 +25,7 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.evaluation.model_comparison_report import Findings
+    from plm.jobs.compare_models.report import Findings
 
 NAME = "plm_compare_models"
 RESERVED = ("unigram", "composition")
@@ -159,7 +159,7 @@ def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "scikit-learn": "1.5"})
-    from plm.evaluation import model_comparison_report as reports
+    from plm.jobs.compare_models import report as reports
     from plm.model import device as devices
 
     devices.use_threads(stage.threads())
@@ -186,10 +186,10 @@ def run(argv: Sequence[str] | None) -> None:
 
 def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: str) -> Findings:
     """Reads everything, then puts every question to one model after the other, then times them."""
-    from plm.data.held_out import read_held_out
-    from plm.evaluation.model_comparison_report import Findings
-    from plm.learning import model_comparison
-    from plm.learning.probes import read_probe
+    from plm.jobs.compare_models import job
+    from plm.jobs.compare_models.held_out import read_held_out
+    from plm.jobs.compare_models.probes import read_probe
+    from plm.jobs.compare_models.report import Findings
     from plm.model.checkpoint import resolve_model
 
     threads = stage.threads()
@@ -208,8 +208,8 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
             most=args.most_proteins, identity=args.identity, threads=threads,
         )  # fmt: skip
         log.info("%s; clusters: %s", found.held.account, found.held.origin)
-    masks = model_comparison.Masks(args.mask_rate, args.sets, args.mask_seed, args.max_length)
-    comparison = model_comparison.Comparison(found, probes, masks, resamples=args.resamples, seed=args.seed)
+    masks = job.Masks(args.mask_rate, args.sets, args.mask_seed, args.max_length)
+    comparison = job.Comparison(found, probes, masks, resamples=args.resamples, seed=args.seed)
     log.info("Plan: %d models, %d residues for each", len(sources), comparison.residues)
     for name, files in sources:
         progress = stage.Progress(log, comparison.residues, "residues", every=10.0)
@@ -217,7 +217,7 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
         log.info("%s: done", name)
     comparison.finish()
     if args.turns:
-        found.costs = model_comparison.measure_costs(
+        found.costs = job.measure_costs(
             found, sources, [probe.sequences for probe in probes], residues=args.timed_residues, turns=args.turns,
             threads=threads, device=str(device), precision=precision, told=log.info,
         )  # fmt: skip

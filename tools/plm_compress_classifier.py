@@ -26,7 +26,7 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.learning.compression import Cost, Labelled
+    from plm.jobs.classifier.compression import Cost, Labelled
     from plm.model.classifier_bundle import ClassifierBundle
 
 NAME = "plm_compress_classifier"
@@ -111,8 +111,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     needed |= {"onnx": "1.17", "onnxruntime": "1.20"} if args.onnx else {}
     stage.require(needed | ({"torch": "2.6"} if args.tune_epochs else {}))
     log = stage.log(NAME)
-    from plm.learning import compression
-    from plm.learning.compression_report import Findings, compression_report, compression_table, first_lines
+    from plm.jobs.classifier import compression
+    from plm.jobs.classifier.compression_report import Findings, compression_report, compression_table, first_lines
     from plm.model.classifier_bundle import load_classifier_bundle
 
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as place, stage.Outputs() as out:
@@ -161,8 +161,8 @@ def read_rows(
 ) -> tuple[Labelled, Labelled | None]:
     """Validation rows, and training rows if fine-tuning wants them."""
     from plm.data.label_values import understand
-    from plm.data.labelled_embeddings import read_labelled
-    from plm.learning.compression import labelled
+    from plm.jobs.classifier.compression import labelled
+    from plm.jobs.classifier.labelled_embeddings import read_labelled
     from plm.model.classifier_bundle import check_embeddings
 
     data = read_labelled(
@@ -201,8 +201,8 @@ def compress(
     out: stage.Outputs, notes: list[str], log: Any,
 ) -> tuple[ClassifierBundle, Path, Cost, str, int]:  # fmt: skip
     """Makes the smaller bundle and judges it: bundle, its file, its cost, why it should be refused, epoch tuned to."""
-    from plm.learning import compression
-    from plm.learning.classifier_release import resamples
+    from plm.jobs.classifier import compression
+    from plm.jobs.classifier.finished import resamples
     from plm.model.classifier_bundle import load_classifier_bundle, write_classifier_bundle
 
     head, masks, tuned = before.head, {}, 0
@@ -244,18 +244,17 @@ def export(
     out: stage.Outputs,
 ) -> tuple[Path, Cost]:
     """Writes ONNX and checks that it answers as the bundle does; its cost against the original."""
-    from plm.learning import compression
-    from plm.learning.classifier_release import resamples
-    from plm.model import classifier_onnx
+    from plm.jobs.classifier import compression, onnx_export
+    from plm.jobs.classifier.finished import resamples
 
     assert args.onnx is not None
     path = out.path(args.onnx)
-    classifier_onnx.write_onnx(bundle, path)
-    exported = classifier_onnx.OnnxClassifier(path, stage.threads())
-    worst = classifier_onnx.difference(bundle, exported, bundle.reference[2])
-    if not worst <= classifier_onnx.TOLERANCE:
+    onnx_export.write_onnx(bundle, path)
+    exported = onnx_export.OnnxClassifier(path, stage.threads())
+    worst = onnx_export.difference(bundle, exported, bundle.reference[2])
+    if not worst <= onnx_export.TOLERANCE:
         raise UserError(
-            f"The ONNX export answers {worst:.2g} from the bundle (tolerated: {classifier_onnx.TOLERANCE:g})",
+            f"The ONNX export answers {worst:.2g} from the bundle (tolerated: {onnx_export.TOLERANCE:g})",
             where=bundle.name, fix="Use the bundle; with numbers that large ONNX Runtime rounds differently",
         )  # fmt: skip
     count = resamples(len(valid), args.resamples)
@@ -264,13 +263,12 @@ def export(
 
 def measure(before: ClassifierBundle, after: ClassifierBundle, files: dict[str, Path]) -> list[Any]:
     """Bytes, weights and latency of each form that there is."""
-    from plm.learning import compression
-    from plm.model import classifier_onnx
+    from plm.jobs.classifier import compression, onnx_export
 
     forms: dict[str, Any] = {"original": before.predict, "compressed": after.predict, "onnx": None}
     forms = {name: answer for name, answer in forms.items() if name in files}
     if "onnx" in files:
-        forms["onnx"] = classifier_onnx.OnnxClassifier(files["onnx"], stage.threads()).predict
+        forms["onnx"] = onnx_export.OnnxClassifier(files["onnx"], stage.threads()).predict
     times = compression.latencies(forms, before.reference[2])
     return [
         compression.measured(name, before if name == "original" else after, files[name], times[name]) for name in forms

@@ -26,9 +26,9 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.learning.distillation_job import Job
-    from plm.learning.distillation_setup import Setup
-    from plm.learning.teacher_cache import TeacherCache
+    from plm.jobs.distill.job import Job
+    from plm.jobs.distill.setup import Setup
+    from plm.jobs.distill.teacher_cache import TeacherCache
     from plm.model.ranks import Ranks
 
 NAME = "plm_distill"
@@ -224,7 +224,7 @@ def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "accelerate": "1.1"})
-    from plm.learning.tracking import check_mlflow
+    from plm.jobs.distill.tracking import check_mlflow
 
     if args.mlflow is not None:
         check_mlflow()
@@ -256,8 +256,8 @@ def run(argv: Sequence[str] | None) -> None:
 
 def _setup(args: Arguments, scratch: Path, ranks: Ranks, log: logging.Logger) -> Setup:
     """Device, teacher, loss and masks: what asking the teacher takes."""
-    from plm.learning import distillation_setup as setups
-    from plm.learning.distillation_batches import MaskPlan
+    from plm.jobs.distill import setup as setups
+    from plm.jobs.distill.batches import MaskPlan
     from plm.model import device as devices
     from plm.model.checkpoint import resolve_model
 
@@ -284,8 +284,8 @@ def _setup(args: Arguments, scratch: Path, ranks: Ranks, log: logging.Logger) ->
 def _prepare(args: Arguments, setup: Setup) -> Job:
     """The student and the corpus, and what is planned."""
     import torch
-    from plm.learning import distillation_setup as setups
-    from plm.learning.distillation_job import Job
+    from plm.jobs.distill import setup as setups
+    from plm.jobs.distill.job import Job
     from plm.learning.row_training import RowSettings
     from plm.model.checkpoint import load_model
 
@@ -317,8 +317,8 @@ def _prepare(args: Arguments, setup: Setup) -> Job:
 def _ask_only(args: Arguments, setup: Setup, outputs: stage.Outputs) -> None:
     """Fills the cache with all proteins of the input."""
     import numpy as np
-    from plm.learning import distillation_report as reports
-    from plm.learning.distillation_setup import STUDENT_FAMILY, STUDENT_VOCABULARY
+    from plm.jobs.distill import report as reports
+    from plm.jobs.distill.setup import STUDENT_FAMILY, STUDENT_VOCABULARY
 
     store = setup.corpus(args.input, STUDENT_FAMILY, STUDENT_VOCABULARY, args.taxon_column)
     cache = setup.cache(args.teacher_cache, store, np.arange(len(store)), needed=False)
@@ -335,7 +335,7 @@ def _ask_only(args: Arguments, setup: Setup, outputs: stage.Outputs) -> None:
 def _find_rate(
     args: Arguments, job: Job, cache: TeacherCache | None, outputs: stage.Outputs, log: logging.Logger
 ) -> None:
-    from plm.learning import distillation_report as reports
+    from plm.jobs.distill import report as reports
 
     assert args.find_learning_rate is not None
     found, outcome = job.find_rate(job.network(cache), args.find_learning_rate)
@@ -353,9 +353,9 @@ def _find_rate(
 
 def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stage.Outputs, setup: Setup) -> bool:
     """Trains, judges once on test clusters, and writes what the user wants; whether training has finished."""
-    from plm.learning import distillation_report as reports
+    from plm.jobs.distill import report as reports
+    from plm.jobs.distill.tracking import Tracking
     from plm.learning.row_state import CheckpointKeeper
-    from plm.learning.tracking import Tracking
 
     assert args.output_model is not None
     leads, title = job.ranks.leads, args.title or args.output_model.stem

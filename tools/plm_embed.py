@@ -211,9 +211,9 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tup
 
 def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, outputs: stage.Outputs) -> None:
     """Assembles the outputs from the shards, in the order of the input."""
-    from plm.data import embed_tables
     from plm.data.embedding_records import UNUSUAL
     from plm.data.embeddings import Description, write_embeddings
+    from plm.jobs.embed import side_tables
 
     spool, wanted, loaded = job.spool, job.embedder.wanted, job.embedder.loaded
     accepted = spool.accepted
@@ -232,14 +232,14 @@ def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, ou
         positions=spool.positions[accepted] if wanted.pooling == "sites" else None,
     )  # fmt: skip
     if args.status:
-        embed_tables.write_status(outputs.path(args.status), spool, windows)
+        side_tables.write_status(outputs.path(args.status), spool, windows)
     if args.logits:
-        embed_tables.write_logits(outputs.path(args.logits), spool, job.logits())
+        side_tables.write_logits(outputs.path(args.logits), spool, job.logits())
     if args.pseudo_perplexity:
         path = outputs.path(args.pseudo_perplexity)
-        embed_tables.write_perplexity(path, spool, job.perplexity(), wanted.perplexity)
+        side_tables.write_perplexity(path, spool, job.perplexity(), wanted.perplexity)
     if args.contacts:
-        embed_tables.write_contacts(outputs.path(args.contacts), spool, job.contacts())
+        side_tables.write_contacts(outputs.path(args.contacts), spool, job.contacts())
 
 
 def _finish(spool: Spool, job: EmbedJob, log: stage.logging.Logger) -> None:

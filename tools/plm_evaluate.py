@@ -158,7 +158,7 @@ def run(args: Arguments) -> None:
 def _leaking(training: Path, evaluation: Evaluation) -> Leaking:
     """What the evaluated rows share with training; the dataset was checked for the baselines before."""
     from plm.data import records
-    from plm.learning import leaking_rows
+    from plm.jobs.evaluate import leaking_rows
 
     ids = [name for name, _ in evaluation.keys()]  # noqa: SIM118 - a method that makes the keys
     return leaking_rows.leaking(records.read_dataset(training), ids, stage.threads())
@@ -180,7 +180,8 @@ def _baselines(
     """Answers of the baselines, identity of each row to training, the baseline to beat, how it was done, training rows.
     """
     from plm.data import records
-    from plm.learning import baseline_rows, baselines
+    from plm.jobs.evaluate import baseline_rows
+    from plm.learning import baselines
 
     assert args.training is not None
     log = stage.log(NAME)

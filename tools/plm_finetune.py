@@ -26,7 +26,7 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.learning.finetuning import Job
+    from plm.jobs.finetune.job import Job
 
 NAME = "plm_finetune"
 METHODS = ("lora", "dora", "ia3", "head_lora", "head", "full")
@@ -210,7 +210,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     log = stage.log(NAME)
 
     from plm.data.tables import write_table
-    from plm.learning import finetuning, release, traces, ways
+    from plm.jobs.finetune import finished as release
+    from plm.jobs.finetune import job as finetuning
+    from plm.jobs.finetune import method_choice
+    from plm.jobs.finetune import report as traces
     from plm.model.bundle import load_bundle
 
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as folder, stage.Outputs() as out:
@@ -225,7 +228,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         if not finished:
             log.info("The time limit is reached: the bundle is marked unfinished, the checkpoint goes on with --resume")
 
-        compared = ways.choose(job)
+        compared = method_choice.choose(job)
         calibration = release.calibrate(job)
         name = given.name or f"{job.files.id}-{job.chosen.method}"
         content = release.manifest(
@@ -258,10 +261,10 @@ def run(argv: Sequence[str] | None = None) -> None:
 def prepare(given: Arguments, workdir: Path) -> Job:
     """Reads data and model and settles everything that decides the result."""
     from plm.data.records import labelled_rows, read_dataset
+    from plm.jobs.finetune.job import Job, Settings, file_sha256
+    from plm.jobs.finetune.labelled_rows import parts, read_rows
+    from plm.jobs.finetune.training import TrainingSettings
     from plm.learning import few_rows, objectives
-    from plm.learning.finetuning import Job, Settings, file_sha256
-    from plm.learning.rows import parts, read_rows
-    from plm.learning.training import TrainingSettings
     from plm.model import device
     from plm.model.adapters import AdapterSettings
     from plm.model.checkpoint import resolve_model

@@ -63,7 +63,7 @@ def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
     stage.require({"h5py": "3.10", "pyarrow": "14"})
-    from plm.data import embedding_merge as merging
+    from plm.jobs.split_merge import merged_embeddings as merging
 
     parts = merging.read_parts(args.input)
     for part in parts:

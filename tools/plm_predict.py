@@ -26,12 +26,12 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.data.queries import Queries
-    from plm.evaluation.verdicts import Rules
+    from plm.jobs.predict.answers import Answers, Asker
+    from plm.jobs.predict.queries import Queries
+    from plm.jobs.predict.verdicts import Rules
     from plm.model.bundle import Bundle
     from plm.model.classifier_bundle import ClassifierBundle
     from plm.model.embed_job import EmbedJob
-    from plm.model.predicting import Answers, Asker
 
 NAME = "plm_predict"
 
@@ -156,10 +156,10 @@ def run(argv: Sequence[str] | None) -> None:
 def with_embeddings(args: Arguments, scratch: Path, stack: ExitStack, log: stage.logging.Logger) -> None:
     """A classifier of embeddings: embeds proteins as its training proteins were, or takes embeddings of that kind."""
     from plm.data.embeddings import read_embeddings
-    from plm.data.queries import Queries, stored_batches
     from plm.evaluation.conformal import Errors
+    from plm.jobs.predict.answers import ask_classifier, embedded_batches
+    from plm.jobs.predict.queries import Queries, stored_batches
     from plm.model.classifier_bundle import check_embeddings, load_classifier_bundle
-    from plm.model.predicting import ask_classifier, embedded_batches
 
     bundle = load_classifier_bundle(args.bundle)
     scores, truth = bundle.validation_scores
@@ -196,12 +196,12 @@ def embed(
     """Embeds the proteins, as plm_embed does; a killed job goes on where it stopped."""
     stage.require({"torch": "2.6", "transformers": "5.2"})
     from plm.data.embedding_records import UNUSUAL
-    from plm.data.queries import Queries
     from plm.data.spool import read_spool
+    from plm.jobs.predict.answers import base_of
+    from plm.jobs.predict.queries import Queries
     from plm.model import embed_run
     from plm.model.checkpoint import load_model
     from plm.model.embedding import check_wanted
-    from plm.model.predicting import base_of
     from plm.model.ranks import Ranks
 
     assert args.input is not None
@@ -235,12 +235,12 @@ def embed(
 def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) -> None:
     """A fine-tuned model, which reads proteins itself."""
     stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17"})
-    from plm.data.queries import Queries
     from plm.data.spool import read_spool
     from plm.evaluation.conformal import Errors
+    from plm.jobs.predict.answers import Asker
+    from plm.jobs.predict.queries import Queries
     from plm.model.bundle import DEFAULT_BUDGET, load_bundle
     from plm.model.bundle_zip import bundle_level
-    from plm.model.predicting import Asker
 
     if bundle_level(args.bundle) == "site":
         raise UserError(
@@ -276,7 +276,7 @@ def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) ->
 def settle(args: Arguments, bundle: ClassifierBundle | Bundle, reference: tuple, errors: object) -> Rules:
     """How answers are judged."""
     from plm.evaluation.novelty import Novelty
-    from plm.evaluation.verdicts import make_rules
+    from plm.jobs.predict.verdicts import make_rules
 
     if args.residues is not None and bundle.task.level != "residue":
         raise UserError(
@@ -294,9 +294,9 @@ def finish(
     about: list[str], notes: list[str], log: stage.logging.Logger, *, job: EmbedJob | Asker | None = None,
 ) -> None:  # fmt: skip
     """Judges and writes block by block, then figure, status and report."""
-    from plm.evaluation.prediction_report import Found, first_line, prediction_report, predictions_figure
-    from plm.evaluation.prediction_tables import PredictionTables
-    from plm.evaluation.verdicts import judge
+    from plm.jobs.predict.report import Found, first_line, prediction_report, predictions_figure
+    from plm.jobs.predict.tables import PredictionTables
+    from plm.jobs.predict.verdicts import judge
 
     finished = bool(bundle.manifest.get("finished", True))
     model = f"{bundle.name}@{_digest(args.bundle)[:12]}"

@@ -197,7 +197,7 @@ def run(args: Arguments) -> None:
         )
     made, method, pairs = _split(args, made, {record.id: record for record in records}, target, journal)
     from plm.data.records import infer_task, write_dataset
-    from plm.evaluation import split_report
+    from plm.jobs.preprocess import report as split_report
 
     frame = policies.to_frame(made, width if args.task == "site" else None)
     if args.rule.kind != "none" or args.sites:

@@ -118,10 +118,10 @@ def run(argv: Sequence[str] | None) -> None:
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "accelerate": "1.1"})
     import torch
+    from plm.jobs.pretrain.report import write_model, write_report
     from plm.learning import pretraining
     from plm.learning.cluster_split import hold_out_clusters
     from plm.learning.corpus_store import open_corpus
-    from plm.learning.pretraining_report import write_model, write_report
     from plm.learning.row_state import CheckpointKeeper
     from plm.learning.row_training import RowSettings, Steering
     from plm.model import device as devices

@@ -23,8 +23,8 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.evaluation.projection import Settings
-    from plm.evaluation.projection_report import Findings
+    from plm.jobs.project.projection import Settings
+    from plm.jobs.project.report import Findings
 
 NAME = "plm_project"
 METHODS = ("pca", "tsne", "umap")
@@ -130,9 +130,9 @@ def run(argv: Sequence[str] | None) -> None:
         needed["umap-learn"] = "0.5.7"
     stage.require(needed)
     from plm.evaluation import projection_input
-    from plm.evaluation.projection import project
-    from plm.evaluation.projection_figure import projection_figure
-    from plm.evaluation.projection_report import coordinates_table, first_lines, projection_report, scores_table
+    from plm.jobs.project.figure import projection_figure
+    from plm.jobs.project.projection import project
+    from plm.jobs.project.report import coordinates_table, first_lines, projection_report, scores_table
 
     notes: list[str] = []
     references = projection_input.read_side(args.embeddings, args.layer, notes)
@@ -172,7 +172,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 
 def _settings(args: Arguments) -> Settings:
-    from plm.evaluation.projection import Settings
+    from plm.jobs.project.projection import Settings
 
     return Settings(
         args.standardise, "cosine" if args.metric == "cosine" else "euclidean", args.components, args.perplexity,
@@ -186,7 +186,7 @@ def _judge(
     """Scores of every space, and what the report needs."""
     import numpy as np
     from plm.evaluation import separation
-    from plm.evaluation.projection_report import Findings
+    from plm.jobs.project.report import Findings
 
     count = len(references)
     texts = [*references.labels, *([] if queries is None else queries.labels)]

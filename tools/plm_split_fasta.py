@@ -21,7 +21,7 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.data.fasta_split import Part, Survey
+    from plm.jobs.split_merge.fasta_parts import Part, Survey
 
 NAME = "plm_split_fasta"
 COLUMNS = ("part", "records", "residues", "longest", "first_id", "last_id")
@@ -61,17 +61,17 @@ def parse(argv: Sequence[str] | None) -> Arguments:
 def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
-    from plm.data import fasta_split
+    from plm.jobs.split_merge import fasta_parts
 
-    found = fasta_split.survey(args.input)
+    found = fasta_parts.survey(args.input)
     records, total = len(found.residues), int(found.residues.sum())
     log.info("%s: %d records, %d residues", args.input.name, records, total)
     if args.parts is not None:
-        parts = fasta_split.parts_of(found.residues, args.parts)
+        parts = fasta_parts.parts_of(found.residues, args.parts)
         if len(parts) < args.parts:
             log.warning("Note: %d parts instead of %d, since there are no more records", len(parts), args.parts)
     elif args.max_residues is not None:
-        parts = fasta_split.parts_up_to(found.residues, args.max_residues)
+        parts = fasta_parts.parts_up_to(found.residues, args.max_residues)
         longer = sum(part.longest > args.max_residues for part in parts)
         if longer:
             log.warning(
@@ -81,7 +81,7 @@ def run(argv: Sequence[str] | None) -> None:
     with stage.Outputs() as outputs:
         folder = outputs.directory(args.output_dir)
         progress = stage.Progress(log, records, "records", every=10.0)
-        ends = fasta_split.write_parts(args.input, parts, folder, progress.advance)
+        ends = fasta_parts.write_parts(args.input, parts, folder, progress.advance)
         if args.table:
             _write_table(outputs.path(args.table), parts, ends)
     sizes = [part.residues for part in parts]

@@ -26,9 +26,9 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.learning.classifier_material import Material
-    from plm.learning.classifier_search import Journal
-    from plm.learning.classifier_training import Settings, Trained
+    from plm.jobs.classifier.material import Material
+    from plm.jobs.classifier.search import Journal
+    from plm.jobs.classifier.training import Settings, Trained
 
 NAME = "plm_train_classifier"
 TABLES = ("metrics", "search_history")
@@ -165,10 +165,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     needed = {"numpy": "1.26", "scikit-learn": "1.5", "torch": "2.6", "safetensors": "0.5", "pandas": "2.1"}
     stage.require({**needed, **({"optuna": "4.2"} if args.search_trials else {})})
     log = stage.log(NAME)
-    from plm.evaluation import classifier_report
-    from plm.learning import classifier_release as release
-    from plm.learning import classifier_training as training
-    from plm.learning.classifier_material import data_digest
+    from plm.jobs.classifier import finished as release
+    from plm.jobs.classifier import report as classifier_report
+    from plm.jobs.classifier import training
+    from plm.jobs.classifier.material import data_digest
     from plm.model import device
     from plm.model.classifier_bundle import load_classifier_bundle, write_classifier_bundle
 
@@ -220,9 +220,9 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def prepare(args: Arguments, workdir: Path) -> Material:
     """Reads embeddings and labels and parts the rows."""
-    from plm.data.labelled_embeddings import read_labelled
+    from plm.jobs.classifier.labelled_embeddings import read_labelled
+    from plm.jobs.classifier.material import prepare as prepare_rows
     from plm.learning import few_rows
-    from plm.learning.classifier_material import prepare as prepare_rows
 
     data = read_labelled(
         args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
@@ -244,7 +244,7 @@ def prepare(args: Arguments, workdir: Path) -> Material:
 
 
 def settle(args: Arguments, material: Material) -> Settings:
-    from plm.learning.classifier_training import Settings
+    from plm.jobs.classifier.training import Settings
     from plm.learning.classifiers import NetworkSettings
 
     size: dict[str, Any] = dict(PRESETS[args.preset])
@@ -261,7 +261,7 @@ def settle(args: Arguments, material: Material) -> Settings:
 
 def open_journal(args: Arguments, material: Material, settings: Settings, digest: str, workdir: Path) -> Journal:
     """The file of the search's trials: in PLM_CHECKPOINT_DIR if there is one, so that a killed job goes on."""
-    from plm.learning.classifier_search import Journal, search_key
+    from plm.jobs.classifier.search import Journal, search_key
 
     key = search_key(settings.network, settings.standardise, material.metric, settings.seed, digest)
     kept = Path(os.environ.get("PLM_CHECKPOINT_DIR") or workdir)
@@ -284,7 +284,8 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
     """Everything but the bundle and the study."""
     import pandas as pd
     from plm.data.tables import write_table
-    from plm.evaluation import classifier_report, drawing, figures
+    from plm.evaluation import drawing, figures
+    from plm.jobs.classifier import report as classifier_report
 
     def table(frame: Any, path: Path) -> None:
         write_table(frame, out.path(path), "%.6g")

@@ -70,9 +70,9 @@ def write(count: int, kind: str, path: Path) -> Path:
 
 def measure(path: Path, folder: Path, budget: int = 8192, rows: int = 200) -> dict[str, float]:
     """Peak memory in MiB and seconds of each step, in this process."""
+    from plm.jobs.distill.batches import DistillationRows, MaskPlan
     from plm.learning.cluster_split import hold_out_clusters
     from plm.learning.corpus_store import open_corpus
-    from plm.learning.distillation_batches import DistillationRows, MaskPlan
     from plm.model.families import FAMILIES
     from plm.model.presets import ESM2_VOCABULARY
 

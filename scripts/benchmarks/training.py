@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from plm.learning import objectives, pretraining, training
+from plm.jobs.finetune import training
+from plm.jobs.finetune.batches import Examples, StepSampler
+from plm.jobs.finetune.job import Job, Settings
+from plm.jobs.finetune.labelled_rows import Part, Rows, read_rows
+from plm.learning import objectives, pretraining
 from plm.learning.corpus import IGNORED, Corpus, MaskedRows
-from plm.learning.examples import Examples, StepSampler
-from plm.learning.finetuning import Job, Settings
 from plm.learning.row_training import RowSettings, Steering
-from plm.learning.rows import Part, Rows, read_rows
 from plm.model.adapters import AdapterSettings, add_adapters
 from plm.model.batching import Batch
 from plm.model.checkpoint import LoadedModel, load_model, read_config, read_vocabulary, resolve_model

@@ -21,7 +21,7 @@ from plm.errors import UserError
 _IDS = ("id", "accession", "protein", "name", "identifier", "entry", "protein_id")
 _LABELS = ("label", "labels", "class", "target", "family", "value", "score")
 _GROUPS = ("group", "cluster", "protein")
-"""Columns that tell relatives, as :func:`plm.learning.classifier_material.prepare` takes them."""
+"""Columns that tell relatives, as :func:`plm.jobs.classifier.material.prepare` takes them."""
 UNGROUPED = "none"
 """Stands for no column of groups."""
 _SHOWN = 5

@@ -13,8 +13,8 @@ from plm.evaluation.report import counted
 from plm.learning import objectives
 
 if TYPE_CHECKING:
+    from plm.jobs.finetune.labelled_rows import Rows
     from plm.learning.parts import Part
-    from plm.learning.rows import Rows
 
 FEWEST_TRAINING = 8
 """Labelled training rows (residues, where each residue has a label) below which nothing is trained."""

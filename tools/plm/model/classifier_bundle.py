@@ -10,7 +10,7 @@ Members of the zip (written and checked by :mod:`plm.model.bundle_zip`)::
     README.md                model card
 
 Inference is plain numpy: whoever loads a bundle needs neither torch nor scikit-learn. Compressed arrays are expanded on
-loading (:mod:`plm.learning.compression` writes them):
+loading (:mod:`plm.jobs.classifier.compression` writes them):
 
 * ``x`` of whole numbers (int8) with ``x.scale``, one number for each of its rows or one for all: their product;
 * ``x`` of one dimension with ``x.mask`` (W, ceil(D / 8)) uint8 and ``x.columns`` (1,) = D: the numbers of a (W, D)

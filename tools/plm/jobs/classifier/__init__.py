@@ -1,0 +1,1 @@
+"""Classifiers on embeddings: material, search, training, report, compression, export."""

@@ -1,0 +1,424 @@
+"""What a training of classifiers leaves: the bundle's head and manifest, predictions, scores beside baselines."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from plm import __version__
+from plm.data.embedding_records import UNUSUAL
+from plm.evaluation import calibration, metrics, novelty
+from plm.evaluation.assessment import assess
+from plm.evaluation.conformal import Coverage, Errors, coverage_on
+from plm.evaluation.metrics import ALL
+from plm.evaluation.operating_point import score_summary
+from plm.evaluation.predictions import Evaluation, Model
+from plm.jobs.classifier.report import Findings
+from plm.learning import baselines, classifiers, few_rows
+from plm.learning.baselines import Answer
+from plm.model.classifier_bundle import Head, reference_sample
+from plm.model.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from plm.model.classifier_bundle import ClassifierBundle
+
+from plm.jobs.classifier.material import Material
+from plm.jobs.classifier.training import Trained, as_scored, fit
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "optuna", "safetensors")
+FEWEST_RESAMPLES = 200
+_RESAMPLED_ROWS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Final:
+    """What goes into the bundle.
+
+    Attributes:
+        head: The head.
+        task: With mean and deviation of its training numbers.
+        temperature: Divides its logits.
+        threshold: On the positive one of two classes.
+        validation: (n, K) calibrated probabilities or (n, 1) numbers of validation rows.
+        truth: (n,) their class numbers or numbers.
+        valid_rows: Their rows.
+        train_rows: Rows that it was fitted on.
+        about: How it came to be, in a sentence.
+    """
+
+    head: Head
+    task: Task
+    temperature: float
+    threshold: float
+    validation: Floats
+    truth: NDArray[Any]
+    valid_rows: list[int]
+    train_rows: list[int]
+    about: str
+
+    @property
+    def why_uncalibrated(self) -> str:
+        """Why temperature and threshold are those of no calibration; empty if they were fitted, and of numbers."""
+        return few_rows.why_uncalibrated(self.truth) if self.task.target == "class" else ""
+
+
+def finish(trained: Trained) -> Final:
+    """The chosen head: as it is, or with folds fitted once more on all rows."""
+    material, chosen = trained.material, trained.members[trained.chosen]
+    valid_rows = [row for part in material.parts for row in part.valid]
+    truth = material.target[np.asarray(valid_rows, np.int64)]
+    validation, _ = trained.answers(trained.chosen, valid=True)
+    if not material.folds:
+        [one] = chosen
+        about = "fitted on the training rows; the test rows judge this very head"
+        return Final(
+            one.fitted.head, one.task, one.temperature, one.threshold, validation, truth, valid_rows,
+            material.parts[0].train, about,
+        )  # fmt: skip
+    everything = sorted(valid_rows)
+    rows = material.rows(everything, standardise=trained.settings.standardise)
+    settings = trained.settings
+    if trained.chosen == "feedforward":
+        epochs = int(np.median([one.fitted.head.settings["epochs_trained"] for one in chosen]))
+        network = settings.network
+        if trained.searches:  # those of the fold that they served best
+            sign = classifiers.better(material.metric)
+            network = max(trained.searches, key=lambda one: sign * one.best).settings
+        settings = replace(settings, network=replace(network, epochs=epochs, patience=0))
+    fitted = fit(trained.chosen, rows, None, material.metric, settings)
+    temperature, threshold = 1.0, 0.5
+    if material.task.target == "class" and not few_rows.why_uncalibrated(truth):
+        temperature = calibration.fit_temperature(np.concatenate([one.valid for one in chosen]), truth)
+        if material.task.binary:
+            positive = material.task.positive_index
+            threshold = calibration.choose_threshold(validation[:, positive], truth == positive)
+    about = (
+        f"fitted on all rows with the settings that the {len(chosen)} folds led to; "
+        + ("its calibration comes from the folds' validation rows, and " if material.task.target == "class" else "")
+        + "the out-of-fold scores are those of the folds' heads"
+    )
+    return Final(fitted.head, rows.task, temperature, threshold, validation, truth, valid_rows, everything, about)
+
+
+def manifest(
+    trained: Trained, final: Final, *, name: str, licence: str, data_sha256: str, baseline: Mapping[str, float]
+) -> dict[str, Any]:
+    """The bundle's manifest, less what :func:`plm.model.classifier_bundle.write_classifier_bundle` adds."""
+    material, task = trained.material, final.task
+    about = material.data.description
+    fields = task.to_json()
+    fields["classes"] = fields.pop("labels")
+    shares: dict[str, float] = {}
+    summary: dict[str, Any] = {}
+    if task.target == "class":
+        counts = np.bincount(material.target[np.asarray(final.train_rows, np.int64)], minlength=task.outputs)
+        shares = {label: float(count / counts.sum()) for label, count in zip(task.classes, counts, strict=True)}
+        if task.binary:
+            positive = task.positive_index
+            summary = score_summary(final.validation[:, positive], final.truth == positive)
+    probabilities, calls = trained.answers(trained.chosen, valid=True)
+    rows = np.asarray(final.valid_rows, np.int64)
+    scores = {
+        key: value
+        for (key, of), value in metrics.score(as_scored(material, probabilities, calls, rows)).items()
+        if of == ALL and value == value
+    }
+    return {
+        "name": name,
+        **fields,
+        "embedding": {
+            "model": about.model, "model_sha256": about.model_sha256, "layers": list(about.layers),
+            "pooling": about.pooling, "dimension": about.dimension, "dtype": about.dtype,
+            UNUSUAL: about.notes.get(UNUSUAL, "x"),
+        },
+        "temperature": final.temperature,
+        "threshold": final.threshold,
+        "novelty": novelty_summary(trained, final),
+        "calibration": {
+            "method": "temperature" if task.target == "class" and not final.why_uncalibrated else "none",
+            "why_not": final.why_uncalibrated,
+            "validation_scores": summary,
+        },
+        "training_prevalence": shares.get(task.positive) if task.binary else (shares or None),
+        "metrics": {"split": "valid", **scores},
+        "selection_metric": material.metric,
+        "validation_by_head": {kind: _plain(value) for kind, value in trained.validation.items()},
+        "baselines": {key: _plain(value) for key, value in baseline.items()},
+        "data_sha256": data_sha256,
+        "rows": {
+            "train": len(final.train_rows),
+            "valid": len(final.valid_rows),
+            "test": len({row for part in material.parts for row in part.test}),
+        },
+        "split": material.split_by,
+        "seed": trained.settings.seed,
+        "versions": {"suite": __version__, "python": platform.python_version(), **_versions()},
+        "licence": licence,
+        "finished": True,
+    }  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def reference_rows(final: Final) -> NDArray[np.int64]:
+    """The sample of training rows that the bundle keeps."""
+    return np.asarray(final.train_rows, np.int64)[reference_sample(len(final.train_rows))]
+
+
+def reference(trained: Trained, final: Final) -> tuple[list[str], list[str], NDArray[np.float32]]:
+    """Ids, labels and embeddings of the sample of training rows that the bundle keeps."""
+    data, chosen = trained.material.data, reference_rows(final)
+    return [data.ids[row] for row in chosen], [data.labels[row] for row in chosen], data.matrix[chosen]
+
+
+def novelty_summary(trained: Trained, final: Final) -> dict[str, Any]:
+    """How far validation proteins lie from the training proteins that the bundle keeps, fold by fold."""
+    data = trained.material.data
+    kept = np.asarray(final.train_rows, np.int64)[reference_sample(len(final.train_rows))]
+    parts = []
+    for part in trained.material.parts:
+        asked = np.asarray(part.valid, np.int64)
+        asked = asked[reference_sample(len(asked))]
+        parts.append((np.flatnonzero(np.isin(kept, part.train)), data.matrix[asked]))
+    return novelty.summary(data.matrix[kept], parts)
+
+
+def card(content: Mapping[str, Any], about: str, head: str) -> str:
+    """The bundle's model card."""
+    embedding = content["embedding"]
+    what = "a number" if content["task"]["target"] == "number" else f"the classes {', '.join(content['classes'])}"
+    layer = ", ".join(map(str, embedding["layers"])) or "unknown"
+    scores = {key: value for key, value in content["metrics"].items() if isinstance(value, float)}
+    rows = ", ".join(f"{count} {name}" for name, count in content["rows"].items())
+    return "\n".join([
+        f"# {content['name']}: a classifier of protein embeddings", "",
+        f"Predicts {what} from embeddings of {embedding['dimension']} numbers: model "
+        f"{embedding['model'] or 'unknown'}, layer {layer}, pooling {embedding['pooling'] or 'unknown'}.", "",
+        f"- Head: {head}; {about}",
+        f"- Rows: {rows}; split: {content['split']}",
+        f"- Data: sha256 {content['data_sha256']}",
+        f"- Licence: {content['licence'] or 'not stated'}", "",
+        f"Validation scores, which are optimistic because these rows also chose {_decided(content)}:", "",
+        *(f"- {name}: {value:.4f}" for name, value in sorted(scores.items())), "",
+        *([f"{few}.", ""] if (few := few_rows.warning(content["rows"])) else []),
+        *([f"Not calibrated, since {why}.", ""] if (why := content["calibration"]["why_not"]) else []),
+        "Answers hold for proteins like those it was trained on; plm_predict flags others.", "",
+    ])  # fmt: skip
+
+
+def _decided(content: Mapping[str, Any]) -> str:
+    """What the validation rows chose, in words."""
+    made = ["head or settings"]
+    if content["calibration"]["method"] == "temperature":
+        made += ["temperature"] + (["threshold"] if len(content["classes"]) == 2 else [])
+    return " and ".join([", ".join(made[:-1]), made[-1]] if made[1:] else made)
+
+
+# ------------------------------------------------------------------------------------------------- what users look at
+
+
+def predictions(trained: Trained, bundle: ClassifierBundle) -> pd.DataFrame:
+    """The predictions table of validation and test rows: by the reloaded bundle, with folds by each fold's head."""
+    import pandas as pd
+
+    material = trained.material
+    tables = []
+    for part, member in zip(material.parts, trained.members[trained.chosen], strict=True):
+        for split, rows, raw in (("valid", part.valid, member.valid), ("test", part.test, member.test)):
+            if not rows:
+                continue
+            if material.folds:
+                values, threshold = member.probabilities(raw), member.threshold
+            else:
+                values = bundle.predict(material.data.matrix[np.asarray(rows, np.int64)])
+                threshold = bundle.threshold
+            tables.append(_answered(material, rows, split, part.fold, values, threshold, bundle, trained.settings.seed))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _answered(
+    material: Material,
+    rows: Sequence[int],
+    split: str,
+    fold: int | None,
+    values: Floats,
+    threshold: float,
+    bundle: ClassifierBundle,
+    seed: int,
+) -> pd.DataFrame:
+    import pandas as pd
+
+    data = material.data
+    table: dict[str, Any] = {"id": [data.ids[row] for row in rows]}
+    for name in ("protein", "position", "protein_position"):
+        if name == "position" and data.positions is not None:
+            table[name] = [data.positions[row] for row in rows]
+        elif name in data.columns:
+            table[name] = [data.columns[name][row] for row in rows]
+    table["label"] = [data.labels[row] for row in rows]
+    if material.task.target == "number":
+        table["value"] = [f"{value:.6g}" for value in values[:, 0]]
+    else:
+        table["call"] = bundle.calls(values, threshold)
+        for index, name in enumerate(material.task.classes):
+            table[f"p_{name}"] = [f"{value:.6f}" for value in values[:, index]]
+    table["group"] = [material.groups[row] for row in rows]
+    if "cluster" in data.columns:
+        table["cluster"] = [data.columns["cluster"][row] for row in rows]
+    table["split"] = split
+    if fold is not None:
+        table["fold"] = fold
+    table["seed"] = seed
+    table["model"] = bundle.name
+    return pd.DataFrame(table)
+
+
+def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answer]:
+    """What the trivial baselines answer to the test rows: the constant, and those on sequences where there are any."""
+    material = trained.material
+    binary = material.kind == "binary"
+    order = material.task.classes
+    if binary:
+        positive = material.task.positive_index
+        order = (order[1 - positive], order[positive])
+    target = (material.target == material.task.positive_index).astype(np.int64) if binary else material.target
+    sequences = material.data.columns.get("sequence", [])
+    texts = sequences if sequences and all(sequences) else []
+    found, done = [], 0
+    for part in material.parts:
+        judged = part.test if trained.has_test else part.valid
+        if not judged:
+            continue
+        places = np.arange(done, done + len(judged))
+        done += len(judged)
+        if texts:
+            answers = baselines.answer_all(
+                _examples(material, texts, target, part.train), _examples(material, texts, target, judged), order,
+                material.metric, seed=trained.settings.seed, most_rows=most_rows,
+            )  # fmt: skip
+        else:
+            answers = [_constant(target[np.asarray(part.train, np.int64)], len(judged), order)]
+        found.append((places, answers))
+    return baselines.merge_folds(found, done, len(order))
+
+
+def _examples(
+    material: Material, texts: Sequence[str], target: NDArray[Any], rows: Sequence[int]
+) -> baselines.Examples:
+    chosen = [texts[row] for row in rows]
+    groups = np.array([material.groups[row] for row in rows], dtype=object).astype(str)
+    return baselines.Examples(chosen, target[np.asarray(rows, np.int64)], groups, False)
+
+
+def _constant(target: NDArray[Any], count: int, classes: tuple[str, ...]) -> Answer:
+    made = baselines.Constant()
+    [scores] = made.predict(np.zeros(len(target)), target, np.zeros(count), made.settings, len(classes))
+    calls = scores.argmax(axis=1) if classes else np.zeros(count)
+    return Answer(made.name, made.about, "", float("nan"), scores, calls.astype(np.int64))
+
+
+def evaluation(trained: Trained, answers: Sequence[Answer]) -> Evaluation:
+    """All heads and baselines on the test rows, the chosen head first."""
+    import pandas as pd
+
+    material = trained.material
+    rows = np.asarray(trained.test_rows(), np.int64)
+    data = material.data
+    frame = pd.DataFrame({"id": [data.ids[row] for row in rows], "label": [data.labels[row] for row in rows]})
+    frame["position"] = "" if data.positions is None else [str(data.positions[row]) for row in rows]
+    frame["protein"] = frame["protein_position"] = frame["fold"] = ""
+    frame["split"] = "test" if trained.has_test else "valid"
+    frame["group"] = [material.groups[row] for row in rows]
+    models: list[Model] = []
+    for kind in [trained.chosen, *(kind for kind in trained.members if kind != trained.chosen)]:
+        probabilities, calls = trained.answers(kind)
+        models.append(Model(classifiers.NAMES[kind], as_scored(material, probabilities, calls, rows)))
+    first = models[0].scored
+    for answer in answers:
+        scored = metrics.Scored(first.kind, first.truth, answer.scores, answer.calls, first.classes)
+        models.append(Model(answer.name, scored, baseline=True))
+    split = "out-of-fold" if material.folds else "test" if trained.has_test else "validation"
+    return Evaluation(frame, first.kind, first.classes, tuple(models), split, material.grouped_by)
+
+
+def resamples(rows: int, wanted: int) -> int:
+    """Bootstrap resamples that a table of so many rows gets: fewer for large ones, whose intervals are narrow."""
+    return max(min(wanted, _RESAMPLED_ROWS // max(rows, 1)), min(wanted, FEWEST_RESAMPLES))
+
+
+def judge(trained: Trained, final: Final) -> Findings:
+    """Scores of all heads and baselines on the test rows, with what the report needs."""
+    material, settings = trained.material, trained.settings
+    answers = baseline_answers(trained)
+    judged = evaluation(trained, answers)
+    drawn = resamples(len(judged.rows), settings.resamples)
+    best = baselines.best_of(answers, material.metric).name if len(answers) > 1 else answers[0].name
+    found = assess(judged, material.metric, best_baseline=best, resamples=drawn, seed=settings.seed)
+    names, kinds = classifiers.NAMES, list(trained.members)
+    linear = trained.best([kind for kind in kinds if kind in classifiers.LINEAR])
+    other = trained.best([kind for kind in kinds if kind not in classifiers.LINEAR])
+    rows = np.asarray(trained.test_rows(), np.int64)
+    uncalibrated: dict[str, float] = {}
+    if material.task.target == "class":
+        for kind, members in trained.members.items():
+            raw = np.concatenate([softmax(one.test if trained.has_test else one.valid, axis=1) for one in members])
+            scored = as_scored(material, raw, raw.argmax(axis=1), rows)
+            uncalibrated[names[kind]] = metrics.score(scored)["ece", ALL]
+    told = {}
+    for kind, members in trained.members.items():
+        several = Counter(one.fitted.told for one in members)
+        text, times = several.most_common(1)[0]
+        told[names[kind]] = text if times == len(members) else f"{text} ({times} of {len(members)} folds)"
+    probabilities, calls = trained.answers(trained.chosen, valid=True)
+    valid = metrics.score(as_scored(material, probabilities, calls, np.asarray(final.valid_rows, np.int64)))
+    part = material.parts[0]
+    counts = {"training": len(part.train), "valid": len(part.valid), "test": len(part.test)}
+    if material.folds:
+        counts = {"out-of-fold": len(rows), "valid": len(final.valid_rows)}
+    few = few_rows.warning({"train": len(part.train), "valid": len(part.valid)})
+    return Findings(
+        found, names[trained.chosen], names[linear], names[other], settings.head != "auto",
+        {names[kind]: value for kind, value in trained.validation.items()}, told, uncalibrated, valid, counts,
+        material.split_by, final.about, final.threshold if material.task.binary else float("nan"), final.temperature,
+        " ".join(filter(None, [material.loud, f"{few}." if few else ""])), tuple(material.notes), drawn,
+        tuple((answer.name, answer.about, answer.setting) for answer in answers), coverage(trained),
+        final.why_uncalibrated,
+    )  # fmt: skip
+
+
+def coverage(trained: Trained, promised: float = 0.9) -> Coverage | None:
+    """How often sets or intervals of the chosen head, set on validation rows, hold the truth of test rows."""
+    material = trained.material
+    number = material.task.target == "number"
+    parts = []
+    for part, member in zip(material.parts, trained.members[trained.chosen], strict=True):
+        if part.test:
+            known = material.target[np.asarray(part.valid, np.int64)]
+            errors = Errors.of(member.probabilities(member.valid), known, number=number)
+            parts.append((errors, member.probabilities(member.test), material.target[np.asarray(part.test, np.int64)]))
+    return coverage_on(parts, promised) if parts else None

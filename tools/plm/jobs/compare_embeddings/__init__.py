@@ -1,0 +1,1 @@
+"""Embeddings held against a reference: quality, drift, report."""

@@ -1,0 +1,1 @@
+"""What plm_embed writes beside an embeddings file."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: rows, batches, training, choice of the method, bundle, report."""

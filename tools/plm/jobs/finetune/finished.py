@@ -1,0 +1,413 @@
+"""From trained networks to what the user gets: calibration, the bundle, and predictions by the reloaded bundle.
+
+Temperatures and thresholds come from validation rows alone. With folds each fold has its own, from its own validation
+rows, for its out-of-fold predictions; the bundle's threshold for new proteins comes from the validation rows of all
+folds together.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from plm import __version__
+from plm.data.records import residue_labels
+from plm.evaluation import novelty
+from plm.evaluation.calibration import choose_threshold, fit_temperature
+from plm.evaluation.conformal import Errors
+from plm.evaluation.operating_point import score_summary
+from plm.jobs.finetune.job import Job, Run
+from plm.learning import few_rows, objectives
+from plm.model.bundle import Bundle, MemberFiles, save_network, write_bundle
+from plm.model.network import Floats, answers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from plm.jobs.finetune.method_choice import Way
+
+REFERENCE_ROWS = 512
+ENSEMBLE = "ensemble"
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What validation rows say about the outputs.
+
+    Attributes:
+        temperatures: Of each training, in the order of ``job.usable``.
+        thresholds: On the positive class, by fold (None: no folds); empty unless there are two classes.
+        threshold: For new proteins; 0.5 unless there are two classes.
+        scores: Validation metrics of the ensemble, raw probabilities, all folds together.
+        rows: Labelled validation rows (or residues) behind it.
+        validation_scores: Of two classes, the ensemble's scores of validation negatives and positives, summed up for
+            whoever needs the rates at another threshold.
+        errors: How wrong the ensemble was on validation proteins, for conformal sets; empty unless rows are proteins.
+        uncalibrated: Why the trainings of a fold (None: no folds) have temperature 1 and threshold 0.5, where they do.
+        why_no_threshold: Why the threshold for new proteins is 0.5; empty if it was chosen, and unless there are two
+            classes.
+    """
+
+    temperatures: list[float]
+    thresholds: dict[int | None, float]
+    threshold: float
+    scores: dict[str, float]
+    rows: int
+    validation_scores: dict[str, Any]
+    errors: dict[str, Any]
+    uncalibrated: dict[int | None, str] = field(default_factory=dict)
+    why_no_threshold: str = ""
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing is calibrated, of some folds or of all; empty if all are."""
+        told = dict.fromkeys(
+            f"fold {fold}: {why}" if fold is not None else why for fold, why in self.uncalibrated.items()
+        )
+        return "; ".join(told)
+
+
+def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
+    """Fits a temperature for each training and a threshold for each fold.
+
+    Args:
+        job: After training.
+        runs: The trainings of one way; by default those of the chosen one.
+    """
+    task = job.rows.task
+    runs = job.usable if runs is None else runs
+    temperatures: list[float] = []
+    by_fold: dict[int | None, list[Floats]] = {}
+    uncalibrated: dict[int | None, str] = {}
+    for run in runs:
+        truth = job.rows.values(run.part.valid)
+        known = objectives.labelled(truth)
+        raw = run.valid_outputs()[known]
+        temperature = 1.0
+        if task.target == "class":
+            if why := few_rows.why_uncalibrated(truth[known]):
+                uncalibrated[run.part.fold] = why
+            else:
+                temperature = fit_temperature(raw, truth[known])
+            by_fold.setdefault(run.part.fold, []).append(softmax(raw / temperature, axis=1))
+        else:
+            scale = job.prepared[run.part.fold].task
+            by_fold.setdefault(run.part.fold, []).append(raw * scale.sd + scale.mean)
+        temperatures.append(temperature)
+    parts = {run.part.fold: run.part for run in runs}
+    truths, means = [], []
+    thresholds: dict[int | None, float] = {}
+    for fold, members in by_fold.items():
+        truth = job.rows.values(parts[fold].valid)
+        truths.append(truth[objectives.labelled(truth)])
+        means.append(np.mean(members, axis=0))
+        if task.binary:
+            thresholds[fold] = _threshold(means[-1], truths[-1], job)
+    for fold, why in uncalibrated.items():
+        of = "" if fold is None else f" of fold {fold}"
+        job.log.warning("Probabilities%s are not calibrated and the threshold stays at 0.5, since %s", of, why)
+    together, truth = np.concatenate(means), np.concatenate(truths)
+    threshold = thresholds[None] if None in thresholds else _threshold(together, truth, job) if task.binary else 0.5
+    why_no_threshold = few_rows.why_uncalibrated(truth) if task.binary else ""
+    raw = np.log(np.clip(together, 1e-12, 1)) if task.target == "class" else (together - task.mean) / task.sd
+    scores = objectives.validation_scores(raw, truth, task)
+    summary = {}
+    if task.binary:
+        summary = score_summary(together[:, task.positive_index], truth == task.positive_index)
+    errors = {}
+    if task.level == "sequence":  # residues of a protein are not exchangeable
+        errors = Errors.of(together, truth, number=task.target == "number").to_json()
+    return Calibration(
+        temperatures, thresholds, threshold, scores, len(truth), summary, errors, uncalibrated, why_no_threshold
+    )
+
+
+def _threshold(probabilities: Floats, truth: NDArray[Any], job: Job) -> float:
+    positive = job.rows.task.positive_index
+    labels = (truth == positive).astype(int)
+    if few_rows.why_uncalibrated(labels):
+        return 0.5
+    return choose_threshold(probabilities[:, positive], labels, "mcc")
+
+
+def manifest(
+    job: Job, calibration: Calibration, *, name: str, finished: bool, licence: str, compared: Sequence[Way] = ()
+) -> dict[str, Any]:
+    """The content of ``manifest.json``, less what :func:`plm.model.bundle.write_bundle` adds.
+
+    Args:
+        job: After training.
+        calibration: Of the chosen way.
+        name: What tables and reports call the model.
+        finished: False after a time limit.
+        licence: For the model card.
+        compared: The ways of which this one was chosen, if there were several.
+    """
+    task = job.prepared[job.usable[0].part.fold].task
+    used = sorted({row for run in job.usable for row in run.part.train})
+    values = job.rows.values(used)
+    known = values[objectives.labelled(values)]
+    shares = {}
+    if task.target == "class":
+        counts = np.bincount(known, minlength=len(task.classes))
+        shares = {name: float(count / counts.sum()) for name, count in zip(task.classes, counts, strict=True)}
+    fitted = task.target == "class" and len(calibration.uncalibrated) < len({run.part.fold for run in job.usable})
+    _, network = job.network(job.settings.seeds[0])
+    family = network.family
+    return {
+        "name": name,
+        **task.to_json(),
+        "method": job.chosen.method,
+        "base": {"id": job.files.id, "sha256": job.files.sha256, "family": family.name},
+        "tokenizer": {"before": list(family.before), "after": list(family.after), "unknown_residues": "X"},
+        "window": job.rows.window,
+        "longest_training_segment": job.budget.residues if job.budget else None,
+        "site_residues": job.rows.site_residues(used),
+        "head": network.head.config.to_json(),
+        "threshold": calibration.threshold,
+        "calibration": {
+            "method": "temperature" if fitted else "none",
+            "why_not": calibration.why_not,
+            "threshold_chosen": task.binary and not calibration.why_no_threshold,
+            "temperature": float(np.mean(calibration.temperatures)),
+            "fold_thresholds": {str(fold): value for fold, value in calibration.thresholds.items() if fold is not None},
+            "rows": calibration.rows,
+            "validation_scores": calibration.validation_scores,
+        },
+        "conformal": calibration.errors,
+        "training_prevalence": shares.get(task.positive) if task.binary else (shares or None),
+        "metrics": {"split": "valid", **{name: _plain(value) for name, value in calibration.scores.items()}},
+        "selection_metric": job.settings.training.metric,
+        "data_sha256": job.data_sha256,
+        "rows": {name: len({row for run in job.usable for row in getattr(run.part, name)}) for name in _PARTS},
+        "seeds": sorted({run.seed for run in job.usable}),
+        "settings": replace(job.settings, adapter=job.chosen, others=()).to_json(),
+        "compared": [way.to_json() for way in compared],
+        "versions": {"suite": __version__, "python": platform.python_version(), **_versions()},
+        "licence": licence,
+        "finished": finished,
+    }
+
+
+_PARTS = ("train", "valid", "test")
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def release(
+    job: Job,
+    path: Path,
+    calibration: Calibration,
+    content: Mapping[str, Any],
+    *,
+    model: str,
+    device: str,
+    allow_hub: bool,
+) -> None:
+    """Writes the bundle of a job's trainings.
+
+    Args:
+        job: After :meth:`plm.jobs.finetune.job.Job.train`.
+        path: The zip to write.
+        calibration: From :func:`calibrate`.
+        content: From :func:`manifest`.
+        model: Where the base model is.
+        device: Where the self-test's outputs are computed.
+        allow_hub: The base model may come from the hub.
+    """
+    members: list[MemberFiles] = []
+    reference, distances = None, dict[str, Any]()
+    for number, (run, temperature) in enumerate(zip(job.usable, calibration.temperatures, strict=True)):
+        loaded, network = job.trained_network(run)
+        folder = job.workdir / "members" / str(number)
+        save_network(network, loaded, job.chosen.method, folder)
+        scale = job.prepared[run.part.fold].task
+        members.append(MemberFiles(folder, run.seed, run.part.fold, temperature, scale.mean, scale.sd))
+        if reference is None:
+            reference = _reference(job, run, loaded, network)
+            distances = _distances(job, run, loaded, network, reference[0])
+    assert reference is not None
+    write_bundle(
+        path, members, {**content, "novelty": distances}, base=model, card=card(content), reference=reference,
+        workdir=job.workdir, device=device, precision=job.settings.precision, allow_hub=allow_hub,
+    )  # fmt: skip
+
+
+def _reference(job: Job, run: Run, loaded: Any, network: Any) -> tuple[NDArray[np.float32], list[str], list[str]]:
+    """Representations of an evenly spread sample of training rows (or residues) with their ids and labels."""
+    assert job.budget is not None
+    step = max(1, -(-len(run.part.train) // REFERENCE_ROWS))
+    chosen = run.part.train[::step]
+    examples = job.rows.examples(loaded, chosen, job.budget.residues)
+    _, states = answers(network, examples.units, job.budget.tokens, represent=True)
+    ids, labels = job.rows.frame["id"].tolist(), job.rows.frame["label"].tolist()
+    names: list[str] = []
+    told: list[str] = []
+    for unit in examples.units:
+        for row in unit.rows:
+            if job.rows.task.level == "residue":
+                count = unit.answers("residue")
+                each = residue_labels(labels[chosen[row]])[unit.offset : unit.offset + count]
+                names += [f"{ids[chosen[row]]}:{unit.offset + at + 1}" for at in range(count)]
+                told += each
+            else:
+                names.append(ids[chosen[row]])
+                told.append(labels[chosen[row]])
+    together = np.concatenate(states)
+    if job.rows.task.level == "sequence":
+        together = np.repeat(together, [len(unit.rows) for unit in examples.units], axis=0)
+    spread = max(1, -(-len(names) // REFERENCE_ROWS))
+    return together[::spread], names[::spread], told[::spread]
+
+
+def _distances(job: Job, run: Run, loaded: Any, network: Any, reference: NDArray[np.float32]) -> dict[str, Any]:
+    """How far validation proteins lie from the reference; empty unless rows are proteins."""
+    if job.rows.task.level != "sequence" or not run.part.valid:
+        return {}
+    assert job.budget is not None
+    step = max(1, -(-len(run.part.valid) // REFERENCE_ROWS))
+    examples = job.rows.examples(loaded, run.part.valid[::step], job.budget.residues)
+    _, states = answers(network, examples.units, job.budget.tokens, represent=True)
+    return novelty.summary(reference, [(np.arange(len(reference)), np.concatenate(states))])
+
+
+def card(content: Mapping[str, Any]) -> str:
+    """The bundle's model card."""
+    task, base = content["task"], content["base"]
+    what = "numbers" if task["target"] == "number" else f"the classes {', '.join(content['labels'])}"
+    scores = {key: value for key, value in content["metrics"].items() if isinstance(value, float)}
+    lines = [
+        f"# {content['name']}: a fine-tuned protein language model",
+        "",
+        *([] if content["finished"] else ["**Unfinished: training was stopped by its time limit.**", ""]),
+        f"Predicts {what} for each {task['level']}; base model {base['id']} (sha256 {base['sha256']}).",
+        "",
+        f"- Method: {content['method']}{_among(content)}; seeds {', '.join(map(str, content['seeds']))}",
+        f"- Context of a site: {content['window'] or 'the whole protein'}{' residues' if content['window'] else ''}"
+        if task["level"] == "site" else "- Context: the whole sequence",
+        "- Rows: " + ", ".join(f"{count} {name}" for name, count in content["rows"].items()),
+        f"- Data: sha256 {content['data_sha256']}",
+        f"- Licence: {content['licence'] or 'not stated'}",
+        "",
+        f"{validation_chose(content)} The scores on them:",
+        "",
+        *(f"- {name}: {value:.4f}" for name, value in sorted(scores.items())),
+        "",
+        *([f"{text}.", ""] if (text := few_rows.warning(content["rows"])) else []),
+        "Evaluate on test rows with plm_evaluate before you rely on it."
+        + (
+            " The adapter loads with PEFT alone."
+            if content["method"] not in ("head", "full") and len(content["seeds"]) == 1
+            else ""
+        ),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def validation_chose(content: Mapping[str, Any]) -> str:
+    """What the validation rows decided, and what they could not, in sentences; for report and model card alike."""
+    calibration, number = content["calibration"], content["task"]["target"] == "number"
+    decided = ["the method"] if content["compared"] else []
+    decided += ["the epoch"] if content["settings"]["training"]["epochs"] > 1 else []
+    decided += ["the temperature"] if calibration["method"] == "temperature" else []
+    decided += ["the threshold"] if calibration["threshold_chosen"] else []
+    told = "The validation rows chose nothing."
+    if decided:
+        listed = " and ".join([", ".join(decided[:-1]), decided[-1]] if decided[1:] else decided)
+        told = f"The validation rows chose {listed}, so that scores on them are optimistic."
+    if calibration["why_not"] and not number:
+        threshold = "" if calibration["threshold_chosen"] or not content["positive"] else " and the threshold is 0.5"
+        some = calibration["method"] == "temperature"
+        told += f" {'Not calibrated: ' if some else f'Probabilities are not calibrated{threshold}, since '}"
+        told += f"{calibration['why_not']}."
+    return told
+
+
+def _among(content: Mapping[str, Any]) -> str:
+    ways = [way["method"] for way in content["compared"]]
+    return f" (of {', '.join(ways)} the best on validation rows)" if ways else ""
+
+
+def predictions(
+    bundle: Bundle, job: Job, calibration: Calibration, *, advance: Callable[[int], None] | None = None
+) -> pd.DataFrame:
+    """The predictions table of validation and test rows, by the reloaded bundle.
+
+    With folds each row is predicted by the members of its fold, and appears once as test and once as validation row.
+    """
+    import pandas as pd
+
+    assert job.budget is not None
+    tables = []
+    parts = {run.part.fold: run.part for run in job.usable}
+    several = len(job.settings.seeds) > 1
+    for fold, part in parts.items():
+        members = [number for number, member in enumerate(bundle.members) if member.fold == fold]
+        rows = [*part.valid, *part.test]
+        positions = None if job.rows.positions is None else [job.rows.positions[row] for row in rows]
+        sequences = [job.rows.sequences[row] for row in rows]
+        each = bundle.predict_members(sequences, positions, job.budget.tokens, members=members, advance=advance)
+        base = _row_columns(job, rows, len(part.valid), fold)
+        seeds = [str(bundle.members[number].seed) for number in members]
+        answered = [(ENSEMBLE, each.mean(axis=0)), *zip(seeds, each, strict=True)] if several else [(seeds[0], each[0])]
+        threshold = calibration.thresholds.get(fold, 0.5)
+        for seed, values in answered:
+            tables.append(_answered(base, values, bundle, threshold, seed))
+    table = pd.concat(tables, ignore_index=True)
+    if not bundle.manifest["finished"]:
+        table["finished"] = "false"
+    return table
+
+
+def _row_columns(job: Job, rows: Sequence[int], valid: int, fold: int | None) -> pd.DataFrame:
+    import pandas as pd
+
+    frame = job.rows.frame.iloc[list(rows)].reset_index(drop=True)
+    frame["split"] = ["valid"] * valid + ["test"] * (len(rows) - valid)
+    if fold is not None:
+        frame["fold"] = str(fold)
+    kept = ("id", "protein", "position", "protein_position", "label", "group", "cluster", "split", "fold")
+    frame = frame[[name for name in kept if name in frame.columns]]
+    if job.rows.task.level != "residue":
+        return frame
+    labels = frame["label"].map(residue_labels)
+    counts = labels.map(len).to_numpy()
+    long = frame.loc[np.repeat(np.arange(len(frame)), counts)].reset_index(drop=True)
+    long["label"] = ["" if value == "-" else value for row in labels for value in row]
+    place = [str(at + 1) for count in counts for at in range(count)]
+    if "position" in long.columns:
+        long["position"] = place
+    else:
+        long.insert(1, "position", place)
+    return pd.DataFrame(long)
+
+
+def _answered(base: pd.DataFrame, values: Floats, bundle: Bundle, threshold: float, seed: str) -> pd.DataFrame:
+    table = base.copy()
+    task = bundle.task
+    after = list(table.columns).index("label") + 1
+    if task.target == "number":
+        table.insert(after, "value", [f"{value:.6g}" for value in values[:, 0]])
+    else:
+        table.insert(after, "call", bundle.predict_labels(values, threshold))
+        for number, name in enumerate(task.classes):
+            table.insert(after + 1 + number, f"p_{name}", [f"{value:.6f}" for value in values[:, number]])
+    table["seed"] = seed
+    table["model"] = bundle.name
+    return table

@@ -1,0 +1,542 @@
+"""All trainings of a fine-tuning job: each way, fold and seed in turn, interrupted and resumed exactly.
+
+What a training leaves lies in ``runs/<number>/`` of the work folder: ``weights.safetensors`` (the trained parameters
+of its best epoch), ``valid.safetensors`` (its raw validation outputs) and ``run.json``. A checkpoint is those of the
+finished trainings and the state of the one under way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from plm import __version__, fingerprints, stage
+from plm.errors import UserError
+from plm.jobs.finetune import training
+from plm.jobs.finetune.cost import Cost, fitting_budget, measure
+from plm.jobs.finetune.labelled_rows import Part, Rows
+from plm.jobs.finetune.training import TrainingSettings
+from plm.learning import checkpointing, objectives
+from plm.model.adapters import (
+    FROZEN,
+    AdapterSettings,
+    add_adapters,
+    add_head_adapters,
+    load_trainable_state,
+    merge_head_adapters,
+    trainable_state,
+)
+from plm.model.bundle import write_zip
+from plm.model.checkpoint import LoadedModel, ModelFiles, load_model
+from plm.model.heads import HeadConfig, build_head
+from plm.model.network import Floats, Network, answers, as_network
+from plm.received import tensors
+from plm.received.documents import one_line, read_object
+from plm.received.fields import Fields
+
+STAGE = "plm_finetune"
+CHECKPOINT_DIRECTORY = "PLM_CHECKPOINT_DIR"
+PERIOD_SECONDS = 300.0
+"""Between checkpoints in the administrator's directory."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what is learned; together with data and model it keys the checkpoint.
+
+    Attributes:
+        adapter: What of the encoder is trained.
+        training: How.
+        head: Fields of :class:`plm.model.heads.HeadConfig` other than its sizes.
+        class_weights: ``none`` or ``balanced``.
+        seeds: One training each.
+        precision: ``fp32`` or ``bf16``.
+        others: Further ways to be trained beside ``adapter``, of which the validation rows choose one.
+        rates: Peak learning rate of methods that take another than ``training`` has.
+    """
+
+    adapter: AdapterSettings
+    training: TrainingSettings
+    head: Mapping[str, Any]
+    class_weights: objectives.ClassWeights = "none"
+    seeds: tuple[int, ...] = (42,)
+    precision: str = "fp32"
+    others: tuple[AdapterSettings, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ways(self) -> tuple[AdapterSettings, ...]:
+        """Every way that is trained, in order."""
+        return (self.adapter, *self.others)
+
+    def training_of(self, adapter: AdapterSettings, tokens: int) -> TrainingSettings:
+        """How one of the ways is trained, with a token budget that fits the memory."""
+        rate = self.rates.get(adapter.method, self.training.learning_rate)
+        return replace(self.training, batch_tokens=tokens, learning_rate=rate)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "adapter": self.adapter.to_json(), "training": asdict(self.training), "head": dict(self.head),
+            "class_weights": self.class_weights, "seeds": list(self.seeds), "precision": self.precision,
+            "others": [other.to_json() for other in self.others], "rates": dict(self.rates),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training that is done, or as far as it got.
+
+    Attributes:
+        adapter: What of the encoder it trained.
+        part: Its rows.
+        seed: Its seed.
+        folder: Where its weights and validation outputs lie.
+        outcome: What happened.
+    """
+
+    adapter: AdapterSettings
+    part: Part
+    seed: int
+    folder: Path
+    outcome: training.Outcome
+
+    def valid_outputs(self) -> Floats:
+        """Raw outputs ``(N, K)`` of the validation rows, unlabelled residues included."""
+        return checkpointing.load_tensors(self.folder / "valid.safetensors")["outputs"].numpy()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How the work is cut to fit the memory.
+
+    Attributes:
+        tokens: Tokens in a packed row.
+        residues: Longest sequence encoded in one piece.
+    """
+
+    tokens: int
+    residues: int
+
+
+_STATE = (
+    training.STATE_FILE, "weights.safetensors", "optimizer.safetensors", "optimizer.json", "random.safetensors",
+    "random.json", "progress.json",
+)  # fmt: skip
+"""Files of the state of a training under way."""
+
+
+class Job:
+    """A fine-tuning job.
+
+    Args:
+        rows: The dataset.
+        parts: Its trainings.
+        files: The base model.
+        settings: What is learned and how.
+        device: Where.
+        workdir: For everything on the way.
+        data_sha256: Digest of the dataset, for the checkpoint's key.
+        log: For progress.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        parts: list[Part],
+        files: ModelFiles,
+        settings: Settings,
+        *,
+        device: torch.device,
+        workdir: Path,
+        data_sha256: str,
+        log: logging.Logger,
+    ) -> None:
+        self.rows, self.files, self.settings = rows, files, settings
+        self.device, self.workdir, self.log = device, workdir, log
+        self.data_sha256 = data_sha256
+        self.runs = [(way, part, seed) for way in settings.ways for part in parts for seed in settings.seeds]
+        self.chosen = settings.adapter
+        self.done: list[Run] = []
+        self.unfinished: Run | None = None
+        self.state: Path | None = None
+        self.budget: Budget | None = None
+        self.resumed = False
+        self.cost: Cost | None = None
+        # Standardisation and the check for one class only come before any training.
+        self.prepared = {part.fold: rows.for_part(part) for part in parts}
+
+    # ------------------------------------------------------------------------------------------------------ networks
+
+    def network(self, seed: int, adapter: AdapterSettings | None = None) -> tuple[LoadedModel, Network]:
+        """A fresh network, as a seed makes it, to be trained in the chosen way or another."""
+        adapter = adapter or self.chosen
+        method = adapter.method
+        reduced = self.settings.precision == "bf16"
+        # Full fine-tuning keeps float32 weights: bfloat16 would swallow small updates.
+        dtype = "bfloat16" if reduced and method != "full" else "float32"
+        loaded = load_model(self.files, dtype=dtype, device=self.device)
+        torch.manual_seed(seed)
+        body = add_adapters(loaded, adapter)
+        task = self.rows.task
+        head = build_head(HeadConfig(task.level, loaded.hidden_size, task.outputs, **self.settings.head))
+        if method == "head_lora":
+            add_head_adapters(head, adapter)
+        return loaded, as_network(loaded, body, head, frozen=method in FROZEN, autocast=reduced and method == "full")
+
+    def trained_network(self, run: Run) -> tuple[LoadedModel, Network]:
+        """The network that a training left."""
+        loaded, network = self.network(run.seed, run.adapter)
+        load_trainable_state(network, checkpointing.load_tensors(run.folder / "weights.safetensors"))
+        if run.adapter.method == "head_lora":
+            merge_head_adapters(network.head)
+        return loaded, network.eval()
+
+    # ---------------------------------------------------------------------------------------------------------- plan
+
+    def plan(self) -> None:
+        """Finds a token budget that fits every way, measures a step of each and writes the plan to the log."""
+        wanted = self.settings.training
+        longest = max(map(len, self.rows.sequences)) if not self.rows.window else self.rows.window
+        for adapter in self.settings.ways:
+            self._plan_one(adapter, longest)
+        assert self.budget is not None
+        if self.budget.tokens < wanted.batch_tokens:
+            self.log.info("The memory holds %d tokens at once, not %d", self.budget.tokens, wanted.batch_tokens)
+        if longest > self.budget.residues:
+            self.log.info(
+                "Sequences of more than %d residues are encoded in overlapping segments of that length",
+                self.budget.residues,
+            )
+
+    def _plan_one(self, adapter: AdapterSettings, longest: int) -> None:
+        loaded, network = self.network(self.settings.seeds[0], adapter)
+        every, trainable = network.parameter_counts()
+        wanted = self.settings.training
+        part = self.runs[0][1]
+        checkpointing_on, size = wanted.gradient_checkpointing, 2 if self.settings.precision == "bf16" else 4
+        if not self.resumed:
+            tokens = fitting_budget(
+                loaded, wanted.batch_tokens, longest + loaded.family.specials, trainable,
+                checkpointing=checkpointing_on, bytes_per_value=size,
+            )  # fmt: skip
+            tokens = tokens if self.budget is None else min(tokens, self.budget.tokens)
+            self.budget = Budget(tokens, tokens - loaded.family.specials)
+        assert self.budget is not None
+        if checkpointing_on:
+            network.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        while True:
+            examples = self.prepared[part.fold].examples(loaded, part.train, self.budget.residues)
+            try:
+                self.cost = measure(
+                    network, self.prepared[part.fold].task, examples, self.budget.tokens, wanted.batch_sequences
+                )
+                break
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                tokens = self.budget.tokens // 2
+                if tokens < 64:
+                    raise UserError(
+                        "The GPU's memory does not hold even 64 residues of this model",
+                        fix="Use a smaller model, gradient checkpointing or a GPU with more memory",
+                    ) from None
+                self.budget = Budget(tokens, tokens - loaded.family.specials)
+        trainings = len(self.runs) // len(self.settings.ways)
+        # Validation and the closing predictions are forward passes: a third of a training pass.
+        passes = wanted.epochs * trainings * (1 + len(part.valid) / (3 * len(part.train)))
+        self.log.info(
+            "Plan%s: %d parameters, %d trained (%.2f %%); %s on %s; %d training sequences, %d tokens an epoch;"
+            " %d training%s of at most %d epochs; about %d MiB and %s at most",
+            f" ({adapter.method})" if self.settings.others else "",
+            every, trainable, 100 * trainable / every, self.settings.precision, self.device.type,
+            len(examples.units), examples.tokens, trainings, "" if trainings == 1 else "s", wanted.epochs,
+            self.cost.memory_mib, stage.duration(self.cost.seconds_per_token * examples.tokens * passes),
+        )  # fmt: skip
+
+    # -------------------------------------------------------------------------------------------------- interruption
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with a job to continue it."""
+        trainings = [[part.fold, seed] for _, part, seed in self.runs]
+        task = self.rows.task.to_json()
+        return {
+            "suite": __version__, "data": self.data_sha256, "model": self.files.sha256, "task": task,
+            "window": self.rows.window, "trainings": trainings, **self.settings.to_json(),
+        }  # fmt: skip
+
+    def checkpoint_files(self) -> dict[str, Path]:
+        """The members of a checkpoint of the job as it stands."""
+        found: dict[str, Path] = {}
+        for number, run in enumerate(self.done):
+            found.update({f"runs/{number}/{file.name}": file for file in run.folder.iterdir()})
+        if self.state is not None:
+            found.update({f"state/{file.name}": file for file in self.state.iterdir()})
+        content = {
+            "schema_version": checkpointing.SCHEMA_VERSION, "stage": STAGE, "identity": self.identity,
+            "done": len(self.done), "under_way": self.state is not None,
+            "budget": None if self.budget is None else asdict(self.budget),
+        }  # fmt: skip
+        index = self.workdir / "checkpoint.json"
+        index.write_text(json.dumps(content, indent=1))
+        return {**found, "checkpoint.json": index}
+
+    def resume(self, path: Path) -> None:
+        """Takes back a checkpoint.
+
+        Raises:
+            UserError: Not a checkpoint, or of other data, another model or other settings.
+        """
+        folder = self.workdir / "resumed"
+        content = checkpointing.unpack(path, folder, STAGE)
+        fields = Fields(content, "checkpoint.json", path.name, checkpointing.AGAIN)
+        _same(fields.inside("identity").content, json.loads(json.dumps(self.identity)), path.name)
+        done, under_way = fields.whole("done", 0, len(self.runs)), fields.flag("under_way")
+        budget = None
+        if "budget" in fields:
+            held = fields.inside("budget")
+            budget = Budget(held.whole("tokens", 1, 2**31), held.whole("residues", 1, 2**31))
+        finished = [self._read_run(number, folder / "runs" / str(number)) for number in range(done)]
+        missing = [name for name in _STATE if under_way and not (folder / "state" / name).is_file()]
+        if missing:
+            raise UserError(f"The checkpoint lacks {missing[0]}", where=path.name, fix=checkpointing.AGAIN)
+        # Only now, so that a damaged one leaves the job as it was.
+        if budget is not None:
+            self.budget, self.resumed = budget, True
+        self.done, self.state = finished, folder / "state" if under_way else None
+        self.log.info(
+            "Going on from the checkpoint %s: %d of %d trainings done%s",
+            path.name, len(self.done), len(self.runs), ", one under way" if self.state else "",
+        )  # fmt: skip
+
+    def _kept(self) -> Path | None:
+        directory = os.environ.get(CHECKPOINT_DIRECTORY, "")
+        if not directory:
+            return None
+        if not Path(directory).is_dir():
+            self.log.info("The checkpoint directory %s does not exist; no checkpoints are kept", directory)
+            return None
+        return Path(directory) / f"{STAGE}-{checkpointing.key(self.identity)[:32]}.zip"
+
+    # ------------------------------------------------------------------------------------------------------ training
+
+    def train(self, deadline: float | None = None, *, on_step: StepReport | None = None) -> bool:
+        """Runs the trainings that are left.
+
+        Args:
+            deadline: ``time.monotonic()`` at which to stop with a checkpoint.
+            on_step: Called with the number of the training, step, loss and learning rate.
+
+        Returns:
+            True if all are finished, False if the time was up; :meth:`checkpoint_files` then holds where it stopped.
+        """
+        kept = self._kept()
+        if kept is not None and kept.is_file() and not self.done and self.state is None:
+            checkpointing.open_kept(kept, self.resume, self.log)
+        interruption = training.Interruption(deadline, PERIOD_SECONDS if kept is not None else None)
+
+        def keep(state: Path) -> None:
+            self.state = state
+            if kept is not None:
+                partial = kept.with_suffix(f".{os.getpid()}.partial")
+                write_zip(partial, self.checkpoint_files())
+                os.replace(partial, kept)
+                self.log.info("Checkpoint kept in %s", kept.parent)
+            if interruption.terminated:
+                self.log.info("Terminated; the checkpoint is kept" if kept else "Terminated")
+                sys.exit(stage.EXIT_TERMINATED)
+
+        with _terminate_softly(interruption, kept is not None):
+            while len(self.done) < len(self.runs):
+                number = len(self.done)
+                if number and interruption.time_is_up():
+                    return False
+                run = self._train_one(number, interruption, keep, on_step)
+                if run.outcome.status == "time limit":
+                    self.unfinished = run
+                    return False
+                self.done.append(run)
+                self.state = None
+        if kept is not None:
+            kept.unlink(missing_ok=True)
+        return True
+
+    @property
+    def trained(self) -> list[Run]:
+        """Finished trainings of all ways, and the one that a time limit stopped."""
+        return [*self.done, *([] if self.unfinished is None else [self.unfinished])]
+
+    def runs_of(self, adapter: AdapterSettings) -> list[Run]:
+        """The trainings of one way."""
+        return [run for run in self.trained if run.adapter == adapter]
+
+    @property
+    def usable(self) -> list[Run]:
+        """The trainings of the chosen way."""
+        return self.runs_of(self.chosen)
+
+    def _train_one(
+        self,
+        number: int,
+        interruption: training.Interruption,
+        keep: Callable[[Path], None],
+        on_step: StepReport | None,
+    ) -> Run:
+        assert self.budget is not None, "plan() comes first"
+        adapter, part, seed = self.runs[number]
+        rows = self.prepared[part.fold]
+        name = f"seed {seed}" + ("" if part.fold is None else f", fold {part.fold}")
+        if self.settings.others:
+            name = f"{adapter.method}, {name}"
+        self.log.info(
+            "Training %d of %d (%s): %d training, %d validation and %d test rows",
+            number + 1, len(self.runs), name, len(part.train), len(part.valid), len(part.test),
+        )  # fmt: skip
+        loaded, network = self.network(seed, adapter)
+        examples = rows.examples(loaded, part.train, self.budget.residues)
+        validation = rows.examples(loaded, part.valid, self.budget.residues)
+        weights = objectives.class_weights(rows.values(part.train), rows.task, self.settings.class_weights)
+        settings = self.settings.training_of(adapter, self.budget.tokens)
+        steps = training.steps_in_epoch(examples, settings) * settings.epochs
+        progress: list[stage.Progress] = []
+
+        def step(at: int, total: int, loss: float, rate: float) -> None:
+            if not progress:
+                progress.append(stage.Progress(self.log, total - at + 1, "steps"))
+            progress[0].advance(1, f"training {number + 1} of {len(self.runs)}, loss {loss:.3g}")
+            if on_step is not None:
+                on_step(number, at, loss, rate)
+
+        def epoch(row: Mapping[str, float]) -> None:
+            metric = settings.metric
+            score = "" if metric == "loss" else f", validation {metric} {row[f'valid_{metric}']:.3f}"
+            self.log.info(
+                "%s, epoch %d of %d: training loss %.4f, validation loss %.4f%s",
+                name, int(row["epoch"]), settings.epochs, row["train_loss"], row["valid_loss"], score,
+            )  # fmt: skip
+
+        outcome = training.train(
+            network, rows.task, examples, validation, settings,
+            seed=seed, folder=self.workdir / "training", class_weights=weights, interruption=interruption,
+            resume=self.state, on_checkpoint=keep, on_step=step, on_epoch=epoch,
+        )  # fmt: skip
+        self.log.info(
+            "%s: %s after %d of %d steps; the best epoch is %d",
+            name,
+            outcome.status,
+            outcome.steps,
+            steps,
+            outcome.best_epoch,
+        )
+        return self._write_run(number, network, validation, outcome)
+
+    def _write_run(self, number: int, network: Network, validation: Any, outcome: training.Outcome) -> Run:
+        assert self.budget is not None
+        folder = self.workdir / "runs" / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpointing.save_tensors(trainable_state(network), folder / "weights.safetensors")
+        outputs, _ = answers(network, validation.units, self.budget.tokens)
+        # In the order of rows, whatever the order in which they were encoded.
+        found = in_row_order(outputs, [unit.rows for unit in validation.units], self.rows.task.level)
+        checkpointing.save_tensors({"outputs": torch.from_numpy(found)}, folder / "valid.safetensors")
+        (folder / "run.json").write_text(json.dumps(asdict(outcome)))
+        return Run(*self.runs[number], folder, outcome)
+
+    def _read_run(self, number: int, folder: Path) -> Run:
+        again = checkpointing.AGAIN
+        fields = Fields(read_object(folder / "run.json", fix=again), "run.json", f"runs/{number}", again)
+        best = fields.content.get("best")
+        outcome = training.Outcome(
+            fields.text("status", choices=("finished", "time limit")),  # type: ignore[arg-type]
+            checkpointing.history_of(fields.content.get("history"), "run.json"),
+            None if best is None else checkpointing.history_of([best], "run.json")[0],
+            *(fields.whole(name, 0, 2**53) for name in ("best_epoch", "epochs", "steps")),
+        )
+        for name in ("weights.safetensors", "valid.safetensors"):
+            tensors.shapes(folder / name, where=f"runs/{number}", fix=again)
+        return Run(*self.runs[number], folder, outcome)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The history of all trainings, with ``seed``, ``fold`` and, of several ways, ``method``."""
+        return [
+            {**row, "seed": run.seed, "fold": "" if run.part.fold is None else run.part.fold}
+            | ({"method": run.adapter.method} if self.settings.others else {})
+            for run in self.trained
+            for row in run.outcome.history
+        ]
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file's content."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+StepReport = Callable[[int, int, float, float], None]
+
+
+def in_row_order(outputs: list[Floats], rows: list[tuple[int, ...]], level: str) -> Floats:
+    """Outputs of units as one array in the order of the rows that they answer."""
+    if level == "site":
+        order = np.argsort([row for unit in rows for row in unit], kind="stable")
+        return np.concatenate(outputs)[order]
+    return np.concatenate(outputs)
+
+
+def _same(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+    names = {
+        "suite": "version of the suite", "data": "dataset", "model": "model", "trainings": "seeds or folds",
+        "adapter": "method or its settings", "training": "training settings",
+    }  # fmt: skip
+    for key, value in asked.items():
+        if stored.get(key) == value:
+            continue
+        if key == "model" and isinstance(stored.get(key), str) and fingerprints.partial(stored[key], value):
+            continue  # of an early version, which knew the weights alone
+        detail = ""
+        if isinstance(value, dict) and isinstance(stored.get(key), dict):
+            changed = [
+                f"{name} {stored[key].get(name)} -> {value[name]}"
+                for name in value
+                if stored[key].get(name) != value[name]
+            ]
+            detail = f" ({one_line(', '.join(changed), 300)})"
+        raise UserError(
+            f"The checkpoint is of another {names.get(key, key)}{detail}",
+            where=where,
+            fix="Go on with the same data, model and settings, or start anew without --resume",
+        )
+
+
+@contextmanager
+def _terminate_softly(interruption: training.Interruption, soft: bool) -> Iterator[None]:
+    """While training, SIGTERM asks for a last checkpoint instead of ending the process at once."""
+    if not soft:
+        yield
+        return
+
+    def note(signum: int, frame: Any) -> None:
+        interruption.terminated = True
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def deadline_after(minutes: float | None, started: float) -> float | None:
+    """``time.monotonic()`` at which ``minutes`` from ``started`` are over; None for no limit."""
+    return None if minutes is None else max(started + 60 * minutes, time.monotonic())

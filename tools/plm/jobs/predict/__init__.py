@@ -1,0 +1,1 @@
+"""Proteins or embeddings through a bundle: queries, answers, verdicts, tables, report."""

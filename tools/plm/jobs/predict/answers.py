@@ -1,0 +1,199 @@
+"""Proteins or embeddings through a bundle, block by block, in the order of the input."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from plm import stage
+from plm.data.spool import Spool
+from plm.errors import UserError
+from plm.jobs.predict.queries import BATCH_ROWS
+from plm.model.bundle import Bundle, check_base
+from plm.model.capacity import is_out_of_memory
+from plm.model.checkpoint import ModelFiles, resolve_model
+from plm.model.classifier_bundle import ClassifierBundle
+from plm.model.embed_job import EmbedJob
+from plm.model.embedding import Wanted
+from plm.model.inputs import segments
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Ints = NDArray[np.int64]
+SMALLEST_BUDGET = 64
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a bundle says of some records.
+
+    Attributes:
+        records: (n,) their numbers in the input, ascending.
+        values: (n, K) probabilities or (n, 1) numbers; of residue tasks (R, K), record after record.
+        states: (n, D) representations by which they are compared with training proteins; None if there are none.
+        sequences: Of residue tasks the n sequences; else empty.
+    """
+
+    records: Ints
+    values: Floats
+    states: Singles | None
+    sequences: tuple[str, ...] = ()
+
+
+def base_of(
+    bundle: ClassifierBundle, where: str, model: str | None, *, workdir: Path, allow_hub: bool
+) -> tuple[ModelFiles, Wanted]:
+    """The model that made a classifier's embeddings, and what is wanted of it.
+
+    Args:
+        bundle: The classifier.
+        where: Its file's name.
+        model: Where the model is; None takes the built-in one if it is that.
+        workdir: A zipped model is unpacked here.
+        allow_hub: The model may be fetched from the hub.
+
+    Raises:
+        UserError: The bundle does not say which model, layer or pooling, or it is another than ``model``.
+    """
+    made = bundle.embedding
+    unknown = [
+        name
+        for name, told in (("model", made.model_sha256), ("layer", made.layers), ("pooling", made.pooling))
+        if not told
+    ]
+    if unknown:
+        raise UserError(
+            f"The bundle was trained on embeddings of unknown {' and '.join(unknown)}, so proteins cannot be embedded "
+            "for it",
+            where=where,
+            fix="Give embeddings that were made as the training ones were (--embeddings)",
+        )
+    if model is None:
+        if made.model != "starter":
+            raise UserError(
+                f"The bundle was trained on embeddings of the model {made.model}, which is not built in",
+                where=where,
+                fix=f"Choose {made.model} as the model (--model)",
+            )
+        model = "starter"
+    files = resolve_model(model, workdir=workdir, allow_hub=allow_hub)
+    check_base(made.model, made.model_sha256, files, where, "The bundle was trained on embeddings of")
+    # The mean over stored residues is the mean.
+    pooling = "mean" if made.pooling == "residues" else made.pooling
+    return files, Wanted(made.layers, pooling, made.dtype)  # type: ignore[arg-type]
+
+
+def embedded_batches(job: EmbedJob) -> Iterator[tuple[Ints, Singles]]:
+    """Records of a finished embedding job in blocks: their numbers ``(n,)`` and ``(n, D)`` vectors."""
+    accepted = job.spool.accepted
+    rows: list[NDArray[Any]] = []
+    done = 0
+    for row in job.values():
+        rows.append(row)
+        if len(rows) == BATCH_ROWS:
+            yield accepted[done : done + BATCH_ROWS], np.stack(rows).astype(np.float32)
+            done += len(rows)
+            rows.clear()
+    if rows:
+        yield accepted[done:], np.stack(rows).astype(np.float32)
+
+
+def ask_classifier(bundle: ClassifierBundle, batches: Iterable[tuple[Ints, Singles]]) -> Iterator[Answers]:
+    """Embeddings through a classifier of embeddings."""
+    for records, matrix in batches:
+        yield Answers(records, bundle.predict(matrix), matrix)
+
+
+class Asker:
+    """Asks a fine-tuned model about whole proteins, each different sequence once.
+
+    Args:
+        bundle: Of a sequence or a residue task.
+        spool: The proteins.
+        budget: Tokens in a packed row; longer proteins go in overlapping segments.
+        log: Told of progress, and when memory runs short.
+        longest: Residues that are encoded in one piece; 0: as many as the budget holds.
+    """
+
+    def __init__(self, bundle: Bundle, spool: Spool, budget: int, log: logging.Logger, *, longest: int = 0) -> None:
+        if longest:
+            budget = min(budget, longest + bundle.loaded.family.specials)
+        self._bundle, self._spool, self._budget, self._log = bundle, spool, budget, log
+        self._windows = np.ones(len(spool.lengths), np.int64)
+        self._repeated = np.bincount(spool.unique[spool.accepted], minlength=len(spool.lengths)) > 1
+        self._known: dict[int, tuple[Floats, Singles]] = {}
+        self._progress = stage.Progress(log, int(spool.lengths.sum()), "residues", every=10.0)
+
+    def windows(self) -> Ints:
+        """Segments that each sequence went in, (U,)."""
+        return self._windows
+
+    def answers(self) -> Iterator[Answers]:
+        """Everything, block by block.
+
+        Raises:
+            UserError: The memory does not hold the smallest batch.
+        """
+        block: list[int] = []
+        size, most = 0, 4 * self._budget
+        for record in self._spool.accepted.tolist():
+            length = int(self._spool.lengths[self._spool.unique[record]])
+            if block and (size + length > most or len(block) == BATCH_ROWS):
+                yield self._block(block)
+                block, size = [], 0
+            block.append(record)
+            size += length
+        if block:
+            yield self._block(block)
+
+    def _block(self, records: list[int]) -> Answers:
+        numbers = [int(self._spool.unique[record]) for record in records]
+        new = [number for number in dict.fromkeys(numbers) if number not in self._known]
+        fresh = dict(zip(new, self._ask(new), strict=True)) if new else {}
+        self._known.update({number: fresh[number] for number in new if self._repeated[number]})
+        found = [fresh[number] if number in fresh else self._known[number] for number in numbers]
+        values = np.concatenate([one for one, _ in found])
+        where = np.array(records, np.int64)
+        if self._bundle.task.level == "residue":
+            return Answers(where, values, None, tuple(self._spool.sequences[number] for number in numbers))
+        return Answers(where, values, np.concatenate([states for _, states in found]))
+
+    def _ask(self, numbers: list[int]) -> list[tuple[Floats, Singles]]:
+        texts = [self._spool.sequences[number] for number in numbers]
+        family = self._bundle.loaded.family
+        while True:
+            try:
+                if self._bundle.task.level == "residue":
+                    values = self._bundle.predict(texts, None, self._budget)
+                    ends = np.cumsum([len(text) for text in texts])
+                    none = np.empty((1, 0), np.float32)
+                    found = [(part, none) for part in np.split(values, ends[:-1])]
+                else:
+                    values, states = self._bundle.predict_with_states(texts, self._budget)
+                    found = [(values[row : row + 1], states[row : row + 1]) for row in range(len(texts))]
+                break
+            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._budget // 2 < SMALLEST_BUDGET:
+                    raise UserError(
+                        f"The memory does not hold even {self._budget} tokens",
+                        where=str(self._bundle.loaded.device),
+                        fix="Use a machine or GPU with more memory",
+                    ) from error
+                self._budget //= 2
+                self._log.warning("Out of memory: going on with batches of %d tokens", self._budget)
+                if self._bundle.loaded.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        caps = (max(self._budget - family.specials, 8), family.max_residues)
+        whole = min(cap for cap in caps if cap is not None)
+        self._windows[numbers] = [len(segments(len(text), whole)) for text in texts]
+        self._progress.advance(sum(map(len, texts)))
+        return found

@@ -1,0 +1,1 @@
+"""What pretraining leaves behind."""

@@ -1,0 +1,1 @@
+"""Embeddings laid out on a plane: projection, figure, report."""

@@ -1,0 +1,1 @@
+"""One FASTA file into parts, and the embeddings of the parts into one file again."""
