@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from plm.learning.corpus_store import CorpusStore, open_corpus
+from plm.masked_lm.corpus_store import CorpusStore, open_corpus
+from plm.masked_lm.presets import ESM2_VOCABULARY
 from plm.model.checkpoint import LoadedModel
 from plm.model.families import FAMILIES
-from plm.model.presets import ESM2_VOCABULARY
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 VOCABULARY = {token: index for index, token in enumerate(ESM2_VOCABULARY)}

@@ -13,10 +13,10 @@ from plm.jobs.finetune.finished import Calibration, calibrate, manifest, release
 from plm.jobs.finetune.job import Job, Settings
 from plm.jobs.finetune.labelled_rows import parts, read_rows
 from plm.jobs.finetune.training import TrainingSettings
-from plm.learning.objectives import choose_metric
 from plm.model.adapters import AdapterSettings
-from plm.model.bundle import Bundle, load_bundle
+from plm.model.bundles.fine_tuned import Bundle, load_bundle
 from plm.model.checkpoint import resolve_model
+from plm.training.objectives import choose_metric
 
 RESIDUES = list("ACDEFGHIKLMNPQRSTVWY")
 torch.set_num_threads(1)

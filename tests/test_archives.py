@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from plm.errors import UserError
-from plm.learning import checkpointing
-from plm.model.bundle import unpack_bundle
+from plm.model.bundles.fine_tuned import unpack_bundle
 from plm.model.checkpoint import unpack_checkpoint
+from plm.training import checkpointing
 
 Unpack = Callable[[Path, Path], Any]
 UNPACKERS: dict[str, tuple[Unpack, str]] = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from plm.data import records
+from plm.data import dataset_table
 from plm.errors import UserError
 from plm.jobs.evaluate import baseline_rows
-from plm.learning import baselines
-from plm.learning.baselines import Examples
+from plm.scoring import baselines
+from plm.scoring.baselines import Examples
 from sklearn import metrics as sk
 
 LETTERS = np.array(list(baselines.RESIDUES))
@@ -229,7 +229,7 @@ def test_grouped_folds_reproduce_the_one_hot_baseline(shared_data: Path, name: s
     frame = pd.DataFrame({"id": [f"w{i}" for i in range(len(raw))], "sequence": clean, "label": raw["label"]})
     frame["group"], frame["fold"] = raw["accession"], (raw["group_fold"].astype(int) + 1).astype(str)
     frame["position"], frame["window"] = "17", "33"
-    records.check_dataset(frame)
+    dataset_table.check_dataset(frame)
     classes = tuple(sorted(set(frame["label"])))
     keys = [(name, "") for name in frame["id"]]
     prepared = baseline_rows.prepare(frame, keys, list(frame["label"]), "binary", classes, 33, "d")

@@ -119,8 +119,8 @@ def test_every_way_to_fine_tune_learns_the_same(task: str, work: Path) -> None:
 
 
 def test_every_way_to_pretrain_has_the_same_loss(work: Path) -> None:
-    from plm.learning import pretraining
-    from plm.learning.corpus import Corpus
+    from plm.masked_lm import training as pretraining
+    from plm.masked_lm.corpus import Corpus
     from plm.model.checkpoint import load_model, resolve_model
     from transformers import EsmForMaskedLM
 

@@ -20,7 +20,7 @@ from plm.errors import UserError
 from plm.jobs.finetune.finished import calibrate
 from plm.jobs.finetune.job import Job
 from plm.model.batching import pack
-from plm.model.bundle import Bundle, load_bundle, raw_answers
+from plm.model.bundles.fine_tuned import Bundle, load_bundle, raw_answers
 from plm.model.encoder import hidden_states
 
 Contents = dict[str, bytes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from plm.errors import UserError
-from plm.evaluation import calibration
+from plm.scoring import calibration
 from sklearn.metrics import matthews_corrcoef
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plm.data.embeddings import Description
+from plm.data.embeddings.files import Description
 from plm.errors import UserError
-from plm.model.bundle import unpack_bundle
-from plm.model.classifier_bundle import (
+from plm.model.bundles.classifier import (
     ClassifierBundle,
     Head,
     bundle_kind,
@@ -22,6 +21,7 @@ from plm.model.classifier_bundle import (
     nearest_rows,
     write_classifier_bundle,
 )
+from plm.model.bundles.fine_tuned import unpack_bundle
 
 DIMENSION, CLASSES = 6, ("A", "B", "β-lactam")
 ABOUT = {

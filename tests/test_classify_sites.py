@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from plm.data.fasta import read_fasta
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
-from plm.evaluation.calibration import adjust_prevalence
-from plm.evaluation.operating_point import MOST_SCORES, OperatingPoint, score_summary
 from plm.jobs.classify_sites.candidates import check_letters, read_proteins, survey
 from plm.model import adapters
-from plm.model.bundle import Bundle, MemberFiles, load_bundle, save_network, write_bundle
+from plm.model.bundles.fine_tuned import Bundle, MemberFiles, load_bundle, save_network, write_bundle
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.heads import HeadConfig, build_head
 from plm.model.network import as_network
 from plm.model.task import Task
+from plm.scoring.calibration import adjust_prevalence
+from plm.scoring.operating_point import MOST_SCORES, OperatingPoint, score_summary
 
 Rows = list[dict[str, str]]
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -242,8 +242,8 @@ def test_out_of_memory_halves_the_batch(
 
     monkeypatch.setattr(Bundle, "predict", short_of_memory)
     # Loading proves itself with predict as well, within the memory.
-    monkeypatch.setattr("plm.model.bundle.DEFAULT_BUDGET", 2000)
-    monkeypatch.setattr("plm.model.bundle._self_test", lambda *args: None)
+    monkeypatch.setattr("plm.model.bundles.fine_tuned.DEFAULT_BUDGET", 2000)
+    monkeypatch.setattr("plm.model.bundles.fine_tuned._self_test", lambda *args: None)
     rows = table(classify(query, name="b") / "sites.tsv")
     assert [row["call"] for row in rows] == [row["call"] for row in expected]
     assert budgets[:3] == [8192, 4096, 2048] and max(budgets[3:]) == 2048
@@ -253,7 +253,7 @@ def test_out_of_memory_halves_the_batch(
 def test_memory_that_holds_nothing_is_one_clear_line(
     classify: Callable[..., Path], query: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plm.model.bundle._self_test", lambda *args: None)
+    monkeypatch.setattr("plm.model.bundles.fine_tuned._self_test", lambda *args: None)
 
     def out_of_memory(*args: Any, **options: Any) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
@@ -484,7 +484,7 @@ def test_labels_of_known_sites_are_classes_of_the_bundle(
 
 
 def test_the_evaluation_reads_the_table(classify: Callable[..., Path], query: Path, root: Path) -> None:
-    from plm.evaluation.predictions import read_predictions
+    from plm.scoring.predictions import read_predictions
 
     truth = root / "test-data" / "simulated_query_sites.tabular"
     frame = read_predictions(classify(query, "--truth", str(truth)) / "sites.tsv")

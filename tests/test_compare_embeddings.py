@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import plm_compare_embeddings
 import pytest
-from plm.data.embeddings import Description, write_embeddings
+from plm.data.embeddings.files import Description, write_embeddings
 from plm.errors import UserError
-from plm.evaluation.report import LIMIT
 from plm.jobs.compare_embeddings import drift
 from plm.jobs.compare_embeddings import quality as embedding_quality
-from plm.model.classifier_bundle import Head, write_classifier_bundle
+from plm.model.bundles.classifier import Head, write_classifier_bundle
+from plm.telling.report import LIMIT
 from scipy.spatial.distance import cdist
 from scipy.stats import ks_2samp
 

@@ -17,9 +17,6 @@ import plm_compare_models
 import pytest
 import torch
 from plm.errors import UserError
-from plm.evaluation import metrics
-from plm.evaluation.metrics import ALL, Scored
-from plm.evaluation.report import LIMIT
 from plm.jobs.compare_models import cost, masked_scores, masked_scoring, probe_scores, probes
 from plm.jobs.compare_models.held_out import read_held_out
 from plm.jobs.compare_models.masked_scores import Answers, Asked
@@ -28,6 +25,9 @@ from plm.jobs.compare_models.representation import represent
 from plm.jobs.compare_models.similarity import linear_cka
 from plm.model import encoder
 from plm.model.checkpoint import LoadedModel, has_language_model, load_model, resolve_model
+from plm.scoring import metrics
+from plm.scoring.metrics import ALL, Scored
+from plm.telling.report import LIMIT
 from scipy.stats import entropy
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

@@ -12,11 +12,11 @@ import numpy as np
 import plm_compress_classifier
 import plm_train_classifier
 import pytest
-from plm.data.embeddings import Description, write_embeddings
+from plm.data.embeddings.files import Description, write_embeddings
 from plm.errors import UserError
-from plm.evaluation import metrics
 from plm.jobs.classifier import compression, onnx_export
-from plm.model.classifier_bundle import ClassifierBundle, Head, load_classifier_bundle, write_classifier_bundle
+from plm.model.bundles.classifier import ClassifierBundle, Head, load_classifier_bundle, write_classifier_bundle
+from plm.scoring import metrics
 
 DIMENSION, CLASSES = 20, ("A", "B", "C")
 SPLITS = ["train"] * 240 + ["valid"] * 100 + ["test"] * 40
@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 
 
 def matrix(embeddings: Path) -> np.ndarray:
-    from plm.data.embeddings import read_embeddings
+    from plm.data.embeddings.files import read_embeddings
 
     with read_embeddings(embeddings) as file:
         return file.matrix()

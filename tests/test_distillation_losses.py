@@ -14,7 +14,7 @@ from plm.jobs.distill import losses
 from plm.jobs.distill.batches import DistillationRow, MaskPlan
 from plm.jobs.distill.distillation import RECIPES, TERMS, DistillationModel, Objective, RateRamp, collate
 from plm.jobs.distill.teacher import Teacher, TeacherTargets, Wants, mean_of_residues, residue_places, top_logits
-from plm.learning.corpus_store import CorpusStore, open_corpus
+from plm.masked_lm.corpus_store import CorpusStore, open_corpus
 from plm.model.checkpoint import LoadedModel, load_model, resolve_model
 
 

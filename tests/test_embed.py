@@ -19,14 +19,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plm.data.embeddings import read_embeddings
+from plm.data.embeddings.files import read_embeddings
 from plm.data.fasta import read_fasta
 from plm.errors import UserError
 from plm.model import encoder
 from plm.model.checkpoint import load_model, resolve_model
-from plm.model.embedding import parse_layers, windows
+from plm.model.embedding.representations import parse_layers, windows
+from plm.model.encoder_inputs import segments
 from plm.model.families import AMINO_ACIDS
-from plm.model.inputs import segments
 
 Run = Callable[..., Path]
 Rows = list[dict[str, str]]

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import plm_embed
 import pytest
+from plm.data.protein_store import read_spool
 from plm.data.shards import Lock, ShardStore, key
-from plm.data.spool import read_spool
 from plm.errors import UserError
 from plm.model import encoder
-from plm.model.embed_plan import shard_ends
+from plm.model.embedding.work_plan import shard_ends
 from plm.model.families import AMINO_ACIDS
 
 OPTIONS = ("--device", "cpu", "--precision", "fp32", "--batch-tokens", "128", "--pooling", "residues")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from plm.data.embeddings import FORMATS, Description, Embeddings, read_embeddings, write_embeddings
+from plm.data.embeddings.files import FORMATS, Description, Embeddings, read_embeddings, write_embeddings
 from plm.errors import UserError
 
 AWKWARD = [

@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
-from plm.evaluation import assessment, predictions
+from plm.scoring import assessment, predictions
 from sklearn import metrics as sk
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

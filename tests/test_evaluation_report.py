@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from plm.data import records
-from plm.evaluation import assessment, predictions
-from plm.evaluation.assessment import ALONE, LEAKING, Assessment, Leaking
-from plm.evaluation.calibration import chance_ece, ece
-from plm.evaluation.evaluation_report import calibration_told, few_rows, write_up
+from plm.data import dataset_table
 from plm.jobs.evaluate.leaking_rows import leaking
+from plm.scoring import assessment, predictions
+from plm.scoring.assessment import ALONE, LEAKING, Assessment, Leaking
+from plm.scoring.calibration import chance_ece, ece
+from plm.telling.evaluation_report import calibration_told, few_rows, write_up
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -209,7 +209,7 @@ def test_what_rows_share_is_found(tmp_path: Path) -> None:
         ("free", random_window(9), "test", "P9", "g10"),
     ]
     places = ["100", "5", "50", "110", "7", "9", "400", "3"]
-    frame = records.read_dataset(dataset(tmp_path, rows, {"protein_position": places}))
+    frame = dataset_table.read_dataset(dataset(tmp_path, rows, {"protein_position": places}))
     ids = ["protein", "group", "relative", "of validation", "free"]
     result = leaking(frame, ids, 1)
     assert result.rows.tolist() == [True, True, True, True, False]
@@ -236,7 +236,7 @@ def test_the_tutorials_leakage_is_told_again(shared_data: Path, tmp_path: Path) 
     given = {"input": shared_data / "dephos" / "gtn_train.fasta", "test": shared_data / "dephos" / "gtn_test.fasta"}
     made = {name: tmp_path / name for name in ("dataset", "rejected", "leakage", "report")}
     plm_preprocess.main([text for name, path in {**given, **made}.items() for text in (f"--{name}", str(path))])
-    frame = records.read_dataset(tmp_path / "dataset")
+    frame = dataset_table.read_dataset(tmp_path / "dataset")
     result = leaking(frame, list(frame.loc[frame["split"] == "test", "id"]), 1)
     table = pd.read_csv(tmp_path / "leakage", sep="\t", dtype=str)
     tests = table[table["split"] == "test"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from plm.evaluation.assessment import strata
+from plm.scoring.assessment import strata
 
 
 def test_rows_without_a_relative_are_a_stratum_of_their_own() -> None:

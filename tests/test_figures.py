@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from plm.evaluation import figures
-from plm.evaluation.figures import Curve
+from plm.telling import figures
+from plm.telling.figures import Curve
 
 
 def size(path: Path) -> tuple[int, int]:

@@ -21,14 +21,6 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from plm.data.examples import Example, Journal
 from plm.data.leakage import Leak
-from plm.evaluation import figures
-from plm.evaluation.assessment import Assessment, assess
-from plm.evaluation.conformal import Errors
-from plm.evaluation.drawing import CLASS_FIGURES, NUMBER_FIGURES, draw
-from plm.evaluation.figures import METHODS, Curve, tick_labels
-from plm.evaluation.metrics import Scored
-from plm.evaluation.novelty import Novelty, summary
-from plm.evaluation.predictions import Evaluation, Model
 from plm.jobs.classifier.report import Findings as HeadFindings
 from plm.jobs.classifier.report import heads_figure, search_figure
 from plm.jobs.classify_sites.figure import NUMBER, Track, sites_figure
@@ -39,6 +31,14 @@ from plm.jobs.predict.report import Found, predictions_figure
 from plm.jobs.predict.verdicts import Verdicts, make_rules
 from plm.jobs.preprocess.report import Account
 from plm.model.task import Task
+from plm.scoring.assessment import Assessment, assess
+from plm.scoring.conformal import Errors
+from plm.scoring.metrics import Scored
+from plm.scoring.novelty import Novelty, summary
+from plm.scoring.predictions import Evaluation, Model
+from plm.telling import figures
+from plm.telling.evaluation_figures import CLASS_FIGURES, NUMBER_FIGURES, draw
+from plm.telling.figures import METHODS, Curve, tick_labels
 
 pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
 

@@ -14,8 +14,8 @@ import pandas as pd
 import plm_finetune
 import pytest
 from plm.errors import UserError
-from plm.evaluation.predictions import read_predictions
-from plm.model.bundle import load_bundle
+from plm.model.bundles.fine_tuned import load_bundle
+from plm.scoring.predictions import read_predictions
 
 OUTPUTS = ("bundle", "predictions", "history", "curves", "report", "tfevents")
 FAST = ("--epochs", "2", "--precision", "fp32", "--device", "cpu")

@@ -982,7 +982,7 @@ def test_a_damaged_checkpoint_that_was_kept_is_set_aside(
     kept = tmp_path / "kept"
     kept.mkdir()
     monkeypatch.setenv("PLM_CHECKPOINT_DIR", str(kept))
-    from plm.learning import checkpointing
+    from plm.training import checkpointing
 
     names: list[str] = []
     plain = checkpointing.key

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plm.data.labels import RawRecord, parse_rule, place_of, protein_of, taxon_of, unmark, without_isoform
+from plm.data.header_rules import RawRecord, parse_rule, place_of, protein_of, taxon_of, unmark, without_isoform
 from plm.data.sites import read_listings
 from plm.data.tables import read_table
 from plm.errors import UserError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plm.data.embeddings import FORMATS, Description, read_embeddings, write_embeddings
+from plm.data.embeddings.files import FORMATS, Description, read_embeddings, write_embeddings
 from plm.errors import UserError
 from plm.jobs.split_merge import fasta_parts
 

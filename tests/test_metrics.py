@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from plm.errors import UserError
-from plm.evaluation import comparison, intervals, metrics
-from plm.evaluation.metrics import ALL, Scored
+from plm.scoring import comparison, intervals, metrics
+from plm.scoring.metrics import ALL, Scored
 from sklearn import metrics as sk
 
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from plm import failures, outputs, stage
-from plm.data.hdf5_writing import writing
+from plm.data.embeddings.hdf5_writing import writing
 from plm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

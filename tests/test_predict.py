@@ -17,12 +17,12 @@ import pandas as pd
 import plm_embed
 import plm_predict
 import pytest
-from plm.data.embeddings import Description, write_embeddings
+from plm.data.embeddings.files import Description, write_embeddings
 from plm.data.fasta import read_fasta
 from plm.errors import UserError
-from plm.evaluation.predictions import gather, read_predictions
-from plm.model.bundle import load_bundle
-from plm.model.classifier_bundle import Head, load_classifier_bundle, write_classifier_bundle
+from plm.model.bundles.classifier import Head, load_classifier_bundle, write_classifier_bundle
+from plm.model.bundles.fine_tuned import load_bundle
+from plm.scoring.predictions import gather, read_predictions
 
 SHA = "0c1f94d41be7f5fc09d9234ac6960261901b1037fa8c887dcf017f51334c901b"
 ABOUT = {
@@ -145,7 +145,7 @@ def test_residue_embeddings_and_tables_of_numbers_give_the_same_answers(
 def test_answers_are_those_of_the_bundle_itself(
     classes_bundle: Path, tiny_esm2: Path, root: Path, tmp_path: Path, predict: Predict
 ) -> None:
-    from plm.data.embeddings import read_embeddings
+    from plm.data.embeddings.files import read_embeddings
 
     proteins = root / "test-data" / "dataset_classes.tabular"
     found = table(predict(classes_bundle, proteins=proteins, model=tiny_esm2)["predictions"])
@@ -525,7 +525,7 @@ def test_a_killed_job_goes_on(
     predict: Predict,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from plm.model.embed_job import EmbedJob
+    from plm.model.embedding.sharded import EmbedJob
 
     proteins = root / "test-data" / "simulated_proteins.fasta"
     options = ("--batch-tokens", "64", "--work-dir", str(tmp_path))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plm.errors import UserError
-from plm.evaluation.conformal import Errors, Intervals, LabelSets, binomial_interval, fewest_rows, limit
-from plm.evaluation.novelty import SHARE, Novelty, Space, summary
+from plm.scoring.conformal import Errors, Intervals, LabelSets, binomial_interval, fewest_rows, limit
+from plm.scoring.novelty import SHARE, Novelty, Space, summary
 from scipy.special import softmax
 from scipy.stats import binom
 

@@ -20,12 +20,12 @@ import pytest
 import torch
 from plm.data import homology
 from plm.errors import UserError
-from plm.learning.cluster_split import ClusterSplit, hold_out_clusters
-from plm.learning.corpus import IGNORED, Corpus, MaskedRows
-from plm.learning.corpus_store import CorpusStore, open_corpus
-from plm.learning.pretraining import Score
+from plm.masked_lm.cluster_split import ClusterSplit, hold_out_clusters
+from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
+from plm.masked_lm.corpus_store import CorpusStore, open_corpus
+from plm.masked_lm.presets import ESM2_VOCABULARY
+from plm.masked_lm.training import Score
 from plm.model.families import FAMILIES
-from plm.model.presets import ESM2_VOCABULARY
 from safetensors.torch import load
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import plm_project
 import pytest
-from plm.data.embeddings import Description, write_embeddings
+from plm.data.embeddings.files import Description, write_embeddings
 from plm.errors import UserError
-from plm.evaluation import separation
-from plm.evaluation.report import LIMIT
-from plm.evaluation.separation import FULL, Judge, nearest, novelty, read_labels, silhouettes, trustworthiness
 from plm.jobs.project import projection
 from plm.jobs.project.figure import MOST_CLASSES, looks
 from plm.jobs.project.projection import Settings, prepare, project
+from plm.scoring import separation
+from plm.scoring.separation import FULL, Judge, nearest, novelty, read_labels, silhouettes, trustworthiness
+from plm.telling.report import LIMIT
 
 Rows = list[dict[str, str]]
 ABOUT = Description("model_a", "ab" * 32, (6,), "mean", "float32", 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from plm.learning.quiet_threads import SMALL, one_thread
+from plm.scoring.quiet_threads import SMALL, one_thread
 from threadpoolctl import threadpool_info
 
 

@@ -45,10 +45,10 @@ ALLOWED: dict[str, dict[str, str]] = {
     "plm/jobs/compare_models/cost.py": {"json.loads": "answers of the process that it started"},
     "plm/jobs/compare_models/cost_process.py": {"json.loads": "the order of the process that started it"},
     "plm/jobs/distill/setup.py": {"json.loads": "what the leading process of the job says"},
-    "plm/learning/corpus_store.py": {
+    "plm/masked_lm/corpus_store.py": {
         "json.loads": "laid out by the job itself in its scratch folder", "np.load": "the same", "memmap": "the same",
     },
-    "plm/learning/cluster_split.py": {"np.load": "written by the leading process of the same job"},
+    "plm/masked_lm/cluster_split.py": {"np.load": "written by the leading process of the same job"},
     "plm/jobs/finetune/job.py": {"json.loads": "its own dictionary, as JSON would give it back"},
     "plm/jobs/distill/teacher_cache.py": {"json.loads": "its own key, as JSON would give it back"},
     "plm/jobs/project/report.py": {"json.loads": "the picture's description that it has just made"},
@@ -62,7 +62,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "re.compile": "names that were judged, and the family's own patterns",
     },
     "plm/jobs/classifier/onnx_export.py": {"InferenceSession": "the file that the job has just exported"},
-    "plm/data/embedding_tables.py": {
+    "plm/data/embeddings/tabular.py": {
         "input_stream": "text tables, read by Arrow in blocks", "open_csv": "text tables, read by Arrow in blocks",
     },
     "plm/data/tables.py": {"read_table": "its own function"},
@@ -72,8 +72,8 @@ ALLOWED: dict[str, dict[str, str]] = {
 TEXT_ROOM = (
     "plm/data/fasta.py",
     "plm/data/text_files.py",
-    "plm/data/labels.py",
-    "plm/data/spool.py",
+    "plm/data/header_rules.py",
+    "plm/data/protein_store.py",
     "plm/jobs/split_merge/fasta_parts.py",
 )
 """Where FASTA, tables and the users' own expressions come in; they have limits of their own."""

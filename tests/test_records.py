@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from plm.data.records import Task, infer_task, read_dataset, residue_labels, sort_classes, write_dataset
+from plm.data.dataset_table import Task, infer_task, read_dataset, residue_labels, sort_classes, write_dataset
 from plm.errors import UserError
 
 SITES = "id\tsequence\tlabel\tposition\twindow\tsplit\tmine\na\tMKYVA\t1\t3\t5\ttrain\tNA\nb\tKYVA\t0\t2\t5\ttest\t\n"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from plm.evaluation import report
+from plm.telling import report
 
 
 def test_directives() -> None:

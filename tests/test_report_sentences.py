@@ -29,12 +29,6 @@ import test_site_report as site_cases
 from plm.data import leakage
 from plm.data.examples import Example, Journal
 from plm.errors import UserError
-from plm.evaluation.assessment import assess
-from plm.evaluation.comparison import compare
-from plm.evaluation.conformal import Errors, coverage_on
-from plm.evaluation.metrics import Scored
-from plm.evaluation.novelty import Novelty, summary
-from plm.evaluation.predictions import Evaluation, Model
 from plm.jobs.classifier import compression_report, report
 from plm.jobs.classifier.compression import Cost, Measured
 from plm.jobs.classify_sites import report as site_report
@@ -53,8 +47,14 @@ from plm.jobs.finetune import report as traces
 from plm.jobs.predict import report as prediction_report
 from plm.jobs.predict.verdicts import judge, make_rules
 from plm.jobs.preprocess.report import Account
-from plm.learning import few_rows
 from plm.model.task import Task
+from plm.scoring.assessment import assess
+from plm.scoring.comparison import compare
+from plm.scoring.conformal import Errors, coverage_on
+from plm.scoring.metrics import Scored
+from plm.scoring.novelty import Novelty, summary
+from plm.scoring.predictions import Evaluation, Model
+from plm.training import few_rows
 
 pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
 
@@ -933,53 +933,54 @@ ASSESSMENT_TABLE: dict[str, Case] = {
 SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "jobs/preprocess/report": SPLITS,
     "jobs/project/report": MAPS,
-    "evaluation/separation": MAPS,
+    "scoring/separation": MAPS,
     "jobs/compare_embeddings/report": DRIFTS,
     "jobs/predict/report": PREDICTIONS,
     "jobs/classifier/report": CLASSIFIERS,
     "jobs/compare_models/report": MODELS,
     "jobs/classifier/compression_report": COMPRESSIONS,
-    "learning/few_rows": FEW,
+    "training/few_rows": FEW,
     "jobs/finetune/finished": CHOICES,
     "jobs/finetune/report": CHOICES,
     "jobs/distill/report": RANGES,
     "jobs/classify_sites/report": SITES,
-    "evaluation/evaluation_report": EVALUATIONS,
-    "evaluation/assessment": EVALUATIONS,
+    "telling/evaluation_report": EVALUATIONS,
+    "scoring/assessment": EVALUATIONS,
 }
 TABLE: dict[str, dict[str, Case]] = {
     "jobs/preprocess/report": SPLIT_TABLE,
     "jobs/project/report": MAP_TABLE,
-    "evaluation/separation": SEPARATION_TABLE,
+    "scoring/separation": SEPARATION_TABLE,
     "jobs/compare_embeddings/report": DRIFT_TABLE,
     "jobs/predict/report": PREDICTION_TABLE,
     "jobs/classifier/report": CLASSIFIER_TABLE,
     "jobs/compare_models/report": MODEL_TABLE,
     "jobs/classifier/compression_report": COMPRESSION_TABLE,
-    "learning/few_rows": FEW_TABLE,
+    "training/few_rows": FEW_TABLE,
     "jobs/finetune/finished": RELEASE_TABLE,
     "jobs/finetune/report": TRACES_TABLE,
     "jobs/distill/report": DISTILLATION_TABLE,
     "jobs/classify_sites/report": SITE_TABLE,
-    "evaluation/evaluation_report": EVALUATION_TABLE,
-    "evaluation/assessment": ASSESSMENT_TABLE,
+    "telling/evaluation_report": EVALUATION_TABLE,
+    "scoring/assessment": ASSESSMENT_TABLE,
 }
 LEFT: dict[str, tuple[str, ...]] = {
     "jobs/preprocess/report": ("(%; 0: none found)",),  # of the figure
     "jobs/classify_sites/report": ("Tables longer than this", "Shown beside the training set's own"),
-    "evaluation/evaluation_report": ("scored higher than the baseline to beat", "Do the probabilities mean what"),
-    "evaluation/assessment": (
+    "telling/evaluation_report": ("scored higher than the baseline to beat", "Do the probabilities mean what"),
+    "scoring/assessment": (
         "rows that share nothing with training", "Strata of an evaluation whose rows leak", "no interval could be",
     ),
     "jobs/predict/report": ("How far from the training proteins", "(no class is as likely as true ones"),
     "jobs/project/report": ("the score is undefined", "Bytes of a report"),
-    "evaluation/separation": (
+    "scoring/separation": (
         "Proteins whose neighbours", "Proteins of scores", "Labels that are all numbers", "of the proteins"
     ),
-    "jobs/compare_embeddings/report": ("one may be there", "linear classifier hardly sees", "The bundle's sample of its",
-                                "near copies and tests by a"),
+    "jobs/compare_embeddings/report": (
+        "one may be there", "linear classifier hardly sees", "The bundle's sample of its", "near copies and tests by a"
+    ),
     "jobs/classifier/report": ("scored higher than the baseline to beat", "Share of the differences explained"),
-    "learning/few_rows": ("Labelled training rows (", "Training rows of each", "Labelled validation rows",
+    "training/few_rows": ("Labelled training rows (", "Training rows of each", "Labelled validation rows",
                           "Rows below which"),
     "jobs/finetune/finished": (
         "Probabilities%s are not calibrated", "Predicts", "Evaluate on test rows", "The adapter loads", "Unfinished:",

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plm.evaluation import expected_calls as law
-from plm.evaluation.calibration import choose_threshold, threshold_for_fpr
-from plm.evaluation.expected_calls import expected_calls
-from plm.evaluation.operating_point import OWN_THRESHOLD, OperatingPoint
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.report import Found, first_line, site_report
 from plm.model.task import Task
+from plm.scoring import expected_calls as law
+from plm.scoring.calibration import choose_threshold, threshold_for_fpr
+from plm.scoring.expected_calls import expected_calls
+from plm.scoring.operating_point import OWN_THRESHOLD, OperatingPoint
 
 MANIFEST = {
     "window": 33, "method": "lora", "members": [1], "base": {"id": "m", "sha256": "0" * 64}, "finished": True,

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plm.data.dataset_table import Task, labelled_rows, read_dataset, sort_classes
+from plm.data.header_rules import RawRecord, parse_rule
 from plm.data.label_values import (
     MISSING_WORDS,
     joined_labels,
@@ -17,8 +19,6 @@ from plm.data.label_values import (
     told_several,
     understand,
 )
-from plm.data.labels import RawRecord, parse_rule
-from plm.data.records import Task, labelled_rows, read_dataset, sort_classes
 from plm.data.sites import check_counting, parse_place
 from plm.errors import UserError
 
@@ -213,9 +213,9 @@ def test_words_of_headers_are_whole(rule: str, header: str, label: str | None) -
 
 
 def test_an_endless_regular_expression_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plm.data import labels
+    from plm.data import header_rules
 
-    monkeypatch.setattr(labels, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(header_rules, "PATIENCE_SECONDS", 0.2)
     record = RawRecord("a", "a " + "x" * 60 + "!", "MK", 7)
     for rule in (r"regex:(x|xx|xxx)+[0-9]", r"regex:a (?:(?:x|xx)+)+[!]y"):
         with pytest.raises(UserError, match=r"takes more than 0.2 seconds on one header \[line 7, id 'a'\]"):

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plm.data import own_tables, text_files
+from plm.data.dataset_table import read_dataset, read_strings, write_dataset
 from plm.data.identifiers import Matches
 from plm.data.inputs import read_records
 from plm.data.own_tables import OWN_TABLES, recognise
-from plm.data.records import read_dataset, read_strings, write_dataset
-from plm.data.spool import read_entries
+from plm.data.protein_store import read_entries
 from plm.data.tables import Dialect, read_table, sniff, write_table
 from plm.errors import UserError
 
@@ -155,7 +155,6 @@ def test_every_table_that_the_forms_write_is_known() -> None:
 def test_headers_of_the_code_are_recognised() -> None:
     from plm.data import leakage
     from plm.data.examples import Journal
-    from plm.evaluation import assessment
     from plm.jobs.classifier import compression_report
     from plm.jobs.classify_sites import tables
     from plm.jobs.compare_embeddings import checks, report
@@ -164,7 +163,8 @@ def test_headers_of_the_code_are_recognised() -> None:
     from plm.jobs.predict import queries
     from plm.jobs.pretrain import report as pretraining_report
     from plm.jobs.project import report as projection_report
-    from plm.learning import corpus_store
+    from plm.masked_lm import corpus_store
+    from plm.scoring import assessment
 
     headers = [
         side_tables.STATUS_COLUMNS, queries.STATUS_COLUMNS, tables.STATUS_COLUMNS, corpus_store._REJECTED,
@@ -195,8 +195,8 @@ def test_tables_of_others_are_not(header: tuple[str, ...]) -> None:
 
 
 def test_a_wrong_turn_says_what_was_given_and_what_is_wanted(root: Path, tmp_path: Path) -> None:
-    from plm.data.embeddings import read_embeddings
-    from plm.evaluation.predictions import read_predictions
+    from plm.data.embeddings.files import read_embeddings
+    from plm.scoring.predictions import read_predictions
 
     status = root / "test-data" / "embeddings_part_1.tabular"
     for read, wanted in (
@@ -262,8 +262,8 @@ PIECES = (b">", b"\n", b"\r", b"\t", b",", b";", b'"', b" ", b"id", b"sequence",
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join))
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    from plm.data.records import labelled_rows
-    from plm.data.spool import read_spool
+    from plm.data.dataset_table import labelled_rows
+    from plm.data.protein_store import read_spool
     from plm.jobs.classify_sites.candidates import read_proteins
     from plm.jobs.predict.queries import passed_columns
 

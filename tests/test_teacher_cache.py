@@ -17,7 +17,7 @@ from plm.jobs.distill import teacher_cache
 from plm.jobs.distill.batches import DistillationRows, MaskPlan
 from plm.jobs.distill.teacher import Teacher, TeacherTargets, Wants
 from plm.jobs.distill.teacher_cache import CachedTeacher, CacheKey, TeacherCache, estimate, fill, unpack
-from plm.learning.corpus_store import CorpusStore
+from plm.masked_lm.corpus_store import CorpusStore
 from plm.model.checkpoint import LoadedModel, load_model, resolve_model
 
 MASKS = MaskPlan(seed=3, sets=2, rate=0.2, crop=40)
@@ -235,7 +235,7 @@ from pathlib import Path
 import numpy as np
 from distillation_cases import random_records, store_of
 from plm.errors import UserError
-from plm.learning import teacher_cache
+from plm.jobs.distill import teacher_cache
 from plm.jobs.distill.batches import MaskPlan
 from plm.jobs.distill.teacher import Wants
 from plm.model.checkpoint import load_model, resolve_model

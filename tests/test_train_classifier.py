@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import plm_train_classifier
 import pytest
-from plm.data.embeddings import Description, write_embeddings
+from plm.data.embeddings.files import Description, write_embeddings
 from plm.errors import UserError
-from plm.evaluation.predictions import gather, read_predictions
 from plm.jobs.classifier.labelled_embeddings import read_labelled
 from plm.jobs.classifier.material import prepare
-from plm.learning import classifiers
-from plm.learning.classifiers import Judge, NetworkSettings, fit_logistic, fit_ridge, make_rows
-from plm.model.classifier_bundle import load_classifier_bundle
+from plm.model.bundles.classifier import load_classifier_bundle
 from plm.model.task import Task
+from plm.scoring.predictions import gather, read_predictions
+from plm.training import classifiers
+from plm.training.classifiers import Judge, NetworkSettings, fit_logistic, fit_ridge, make_rows
 from scipy.special import softmax
 from scipy.stats import betabinom
 from sklearn.linear_model import LogisticRegression, Ridge

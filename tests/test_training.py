@@ -14,10 +14,10 @@ from plm.errors import UserError
 from plm.jobs.finetune.batches import StepSampler, make_examples, step_loader
 from plm.jobs.finetune.job import in_row_order
 from plm.jobs.finetune.labelled_rows import inferred_window, parts, read_rows
-from plm.learning import objectives
 from plm.model.adapters import METHODS, trainable_state
-from plm.model.inputs import make_units
+from plm.model.encoder_inputs import make_units
 from plm.model.task import Task
+from plm.training import objectives
 
 BINARY = Task("sequence", "class", ("a", "b"), "b")
 NUMBER = Task("sequence", "number", mean=3.0, sd=2.0)

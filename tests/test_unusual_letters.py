@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from plm.data.fasta import CleaningRule, clean
-from plm.data.spool import read_spool
+from plm.data.protein_store import read_spool
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.families import prepare
 

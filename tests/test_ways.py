@@ -14,7 +14,7 @@ import pytest
 from plm.errors import UserError
 from plm.jobs.finetune import method_choice
 from plm.jobs.finetune.finished import calibrate
-from plm.learning import objectives
+from plm.training import objectives
 from sklearn.metrics import f1_score
 
 METHODS = ("lora", "head_lora", "head", "full")

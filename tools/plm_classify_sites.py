@@ -24,12 +24,12 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.evaluation.operating_point import OperatingPoint
     from plm.jobs.classify_sites.candidates import Survey
     from plm.jobs.classify_sites.report import Found
     from plm.jobs.classify_sites.scan import SiteScanner
     from plm.jobs.classify_sites.tables import SiteTables, Truth
-    from plm.model.bundle import Bundle
+    from plm.model.bundles.fine_tuned import Bundle
+    from plm.scoring.operating_point import OperatingPoint
 
 NAME = "plm_classify_sites"
 
@@ -109,13 +109,13 @@ def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17", "safetensors": "0.5"})
-    from plm.evaluation.operating_point import OperatingPoint
     from plm.jobs.classify_sites import candidates
     from plm.jobs.classify_sites.report import Found
     from plm.jobs.classify_sites.scan import SiteScanner
     from plm.jobs.classify_sites.tables import read_truth
     from plm.model import device as devices
-    from plm.model.bundle import load_bundle
+    from plm.model.bundles.fine_tuned import load_bundle
+    from plm.scoring.operating_point import OperatingPoint
 
     devices.use_threads(stage.threads())
     device = devices.choose_device(args.device)

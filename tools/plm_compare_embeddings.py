@@ -23,7 +23,7 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.evaluation.projection_input import Side
+    from plm.data.embeddings.reference_and_queries import Side
     from plm.jobs.compare_embeddings.checks import Findings
 
 NAME = "plm_compare_embeddings"
@@ -118,17 +118,18 @@ def run(argv: Sequence[str] | None) -> None:
 
 def compare(args: Arguments, log: Any) -> Findings:
     """Reads everything, measures the quality of each set, and compares them."""
-    from plm.evaluation import projection_input, separation
+    from plm.data.embeddings import reference_and_queries
     from plm.jobs.compare_embeddings import drift
     from plm.jobs.compare_embeddings import quality as embedding_quality
     from plm.jobs.compare_embeddings.checks import Findings, Judged, label_change
+    from plm.scoring import separation
 
     notes: list[str] = []
-    new = projection_input.read_side(args.embeddings, args.layer, notes, finite=False)
+    new = reference_and_queries.read_side(args.embeddings, args.layer, notes, finite=False)
     reference, validation, bundle = None, None, False
     if args.reference is not None:
         reference, validation, bundle = read_reference(args, notes)
-        projection_input.check_fit(reference, new, notes, names="Reference and new embeddings")
+        reference_and_queries.check_fit(reference, new, notes, names="Reference and new embeddings")
     sides = [side for side in (reference, new) if side is not None]
     source = attach(args, sides, notes, bundle)
     log.info(
@@ -159,19 +160,21 @@ def compare(args: Arguments, log: Any) -> Findings:
 
 def read_reference(args: Arguments, notes: list[str]) -> tuple[Side, tuple[int, float, int] | None, bool]:
     """The reference; of a bundle also neighbours, limit and rows behind it, for distances; whether it is a bundle."""
-    from plm.evaluation import novelty, projection_input
-    from plm.model.classifier_bundle import load_classifier_bundle
+    from plm.data.embeddings import reference_and_queries
+    from plm.model.bundles.classifier import load_classifier_bundle
     from plm.received import archives
+    from plm.scoring import novelty
 
     assert args.reference is not None
     if not archives.holds(args.reference, "manifest.json"):
-        return projection_input.read_side(args.reference, args.layer, notes, finite=False), None, False
+        return reference_and_queries.read_side(args.reference, args.layer, notes, finite=False), None, False
     bundle = load_classifier_bundle(args.reference)
     keys, labels, matrix = bundle.reference
     sited = bundle.task.level == "site" and all("\t" in key for key in keys)
     ids = [key.split("\t")[0] for key in keys] if sited else list(keys)
     positions = [int(key.split("\t")[1]) for key in keys] if sited else None
-    side = projection_input.Side(args.reference.name, ids, positions, matrix, bundle.embedding, {"label": list(labels)})
+    own = {"label": list(labels)}
+    side = reference_and_queries.Side(args.reference.name, ids, positions, matrix, bundle.embedding, own)
     content = bundle.manifest.get("novelty")
     found = novelty.Novelty.of(bundle.reference, content, args.drift_share) if content else None
     return side, (found.k, found.threshold, found.rows) if found else None, True
@@ -179,12 +182,12 @@ def read_reference(args: Arguments, notes: list[str]) -> tuple[Side, tuple[int, 
 
 def attach(args: Arguments, sides: list[Side], notes: list[str], bundle: bool) -> str:
     """Labels and groups of all rows; a bundle brings the labels of its own. Returns where they come from."""
-    from plm.evaluation import projection_input
+    from plm.data.embeddings import reference_and_queries
 
     kept = list(sides[0].columns.get("label", [])) if bundle else []
     source = ""
     for one, *others in (sides[::-1], sides):  # either may carry the column
-        source = source or projection_input.attach_labels(
+        source = source or reference_and_queries.attach_labels(
             one, others[0] if others else None, table=args.labels, id_column=args.id_column,
             label_column=args.label_column, group_column=args.group_column, wanted=True, notes=notes,
         )  # fmt: skip

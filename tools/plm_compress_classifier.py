@@ -27,7 +27,7 @@ from plm.errors import UserError
 
 if TYPE_CHECKING:
     from plm.jobs.classifier.compression import Cost, Labelled
-    from plm.model.classifier_bundle import ClassifierBundle
+    from plm.model.bundles.classifier import ClassifierBundle
 
 NAME = "plm_compress_classifier"
 
@@ -113,7 +113,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     log = stage.log(NAME)
     from plm.jobs.classifier import compression
     from plm.jobs.classifier.compression_report import Findings, compression_report, compression_table, first_lines
-    from plm.model.classifier_bundle import load_classifier_bundle
+    from plm.model.bundles.classifier import load_classifier_bundle
 
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as place, stage.Outputs() as out:
         notes: list[str] = []
@@ -147,7 +147,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def choose_metric(args: Arguments, bundle: ClassifierBundle) -> str:
     """The metric that is judged."""
-    from plm.evaluation import metrics
+    from plm.scoring import metrics
 
     kind = "number" if bundle.task.target == "number" else "binary" if bundle.task.binary else "multiclass"
     wanted = args.metric
@@ -163,7 +163,7 @@ def read_rows(
     from plm.data.label_values import understand
     from plm.jobs.classifier.compression import labelled
     from plm.jobs.classifier.labelled_embeddings import read_labelled
-    from plm.model.classifier_bundle import check_embeddings
+    from plm.model.bundles.classifier import check_embeddings
 
     data = read_labelled(
         args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
@@ -203,7 +203,7 @@ def compress(
     """Makes the smaller bundle and judges it: bundle, its file, its cost, why it should be refused, epoch tuned to."""
     from plm.jobs.classifier import compression
     from plm.jobs.classifier.finished import resamples
-    from plm.model.classifier_bundle import load_classifier_bundle, write_classifier_bundle
+    from plm.model.bundles.classifier import load_classifier_bundle, write_classifier_bundle
 
     head, masks, tuned = before.head, {}, 0
     if args.prunes:

@@ -286,8 +286,8 @@ def _prepare(args: Arguments, setup: Setup) -> Job:
     import torch
     from plm.jobs.distill import setup as setups
     from plm.jobs.distill.job import Job
-    from plm.learning.row_training import RowSettings
     from plm.model.checkpoint import load_model
+    from plm.training.row_training import RowSettings
 
     shape = (args.student_layers, args.student_width, args.student_heads)
     torch.manual_seed(args.seed)
@@ -355,7 +355,7 @@ def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stag
     """Trains, judges once on test clusters, and writes what the user wants; whether training has finished."""
     from plm.jobs.distill import report as reports
     from plm.jobs.distill.tracking import Tracking
-    from plm.learning.row_state import CheckpointKeeper
+    from plm.training.checkpoint_keeper import CheckpointKeeper
 
     assert args.output_model is not None
     leads, title = job.ranks.leads, args.title or args.output_model.stem

@@ -27,10 +27,10 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.data.spool import Spool
+    from plm.data.protein_store import Spool
     from plm.model.checkpoint import LoadedModel, ModelFiles
-    from plm.model.embed_job import EmbedJob
-    from plm.model.embedding import Wanted
+    from plm.model.embedding.representations import Wanted
+    from plm.model.embedding.sharded import EmbedJob
 
 NAME = "plm_embed"
 FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
@@ -134,7 +134,7 @@ def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "h5py": "3.10", "pyarrow": "14"})
-    from plm.data.spool import read_spool
+    from plm.data.protein_store import read_spool
 
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
@@ -145,7 +145,7 @@ def run(argv: Sequence[str] | None) -> None:
         )  # fmt: skip
         spool = read(scratch / "spool", unusual=args.unusual)
         from plm.model import device as devices
-        from plm.model import embed_run
+        from plm.model.embedding import setup
         from plm.model.ranks import Ranks
 
         ranks = Ranks.join()
@@ -162,18 +162,18 @@ def run(argv: Sequence[str] | None) -> None:
             spool = read(scratch / "as_x")  # the model's authors took them for X
         elif spool.own:
             log.info("%d records have U, Z, O or B, which this model knows as letters of their own", spool.own)
-        settings = embed_run.Settings(
+        settings = setup.Settings(
             args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory
         )
         if spool.warning:
             log.warning("Note: %s", spool.warning)
-        store = embed_run.open_store(
+        store = setup.open_store(
             spool, files, wanted, settings, name=NAME, device=chosen.type, work_dir=args.work_dir, scratch=scratch,
             ranks=ranks, stack=stack, log=log,
         )  # fmt: skip
-        job = embed_run.begin(spool, loaded, wanted, settings, store, ranks, log)
+        job = setup.begin(spool, loaded, wanted, settings, store, ranks, log)
         missing = job.missing()
-        embed_run.announce(job, missing, precision, ranks, log)
+        setup.announce(job, missing, precision, ranks, log)
         ranks.meet()  # a shard that appears from now on was made by its owner
         job.compute(missing)
         ranks.meet()
@@ -189,7 +189,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tuple[ModelFiles, LoadedModel, Wanted]:
     from plm.model.checkpoint import load_model, resolve_model
-    from plm.model.embedding import Wanted, check_wanted, parse_layers
+    from plm.model.embedding.representations import Wanted, check_wanted, parse_layers
 
     files = resolve_model(args.model, workdir=scratch, allow_hub=args.allow_hub)
     head = args.logits is not None or args.pseudo_perplexity is not None
@@ -211,8 +211,8 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tup
 
 def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, outputs: stage.Outputs) -> None:
     """Assembles the outputs from the shards, in the order of the input."""
-    from plm.data.embedding_records import UNUSUAL
-    from plm.data.embeddings import Description, write_embeddings
+    from plm.data.embeddings.description import UNUSUAL
+    from plm.data.embeddings.files import Description, write_embeddings
     from plm.jobs.embed import side_tables
 
     spool, wanted, loaded = job.spool, job.embedder.wanted, job.embedder.loaded

@@ -22,9 +22,9 @@ from plm.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from plm.evaluation.assessment import Leaking
-    from plm.evaluation.predictions import Evaluation
-    from plm.learning.baselines import Answer
+    from plm.scoring.assessment import Leaking
+    from plm.scoring.baselines import Answer
+    from plm.scoring.predictions import Evaluation
 
 NAME = "plm_evaluate"
 FIGURES = ("roc", "pr", "confusion", "calibration", "scores", "scatter", "residuals")
@@ -104,7 +104,8 @@ class Arguments:
 def run(args: Arguments) -> None:
     """Evaluates and writes what was asked for."""
     stage.require({"scikit-learn": "1.5", "pandas": "2.1", "matplotlib": "3.8"})
-    from plm.evaluation import assessment, drawing, evaluation_report, metrics, predictions
+    from plm.scoring import assessment, metrics, predictions
+    from plm.telling import evaluation_figures, evaluation_report
 
     log = stage.log(NAME)
     tables = [(path.name, predictions.read_predictions(path)) for path in args.predictions]
@@ -133,7 +134,7 @@ def run(args: Arguments) -> None:
         if args.baseline_predictions:
             _write(_answers_table(evaluation, answers), out.path(args.baseline_predictions))
         for figure, path in args.figures().items():
-            drawing.draw(figure, found, out.path(path))
+            evaluation_figures.draw(figure, found, out.path(path))
         if args.report:
             told = [(one.name, one.about, one.setting, one.inner_score) for one in answers]
             report = evaluation_report.write_up(
@@ -157,11 +158,11 @@ def run(args: Arguments) -> None:
 
 def _leaking(training: Path, evaluation: Evaluation) -> Leaking:
     """What the evaluated rows share with training; the dataset was checked for the baselines before."""
-    from plm.data import records
+    from plm.data import dataset_table
     from plm.jobs.evaluate import leaking_rows
 
     ids = [name for name, _ in evaluation.keys()]  # noqa: SIM118 - a method that makes the keys
-    return leaking_rows.leaking(records.read_dataset(training), ids, stage.threads())
+    return leaking_rows.leaking(dataset_table.read_dataset(training), ids, stage.threads())
 
 
 def _check_task(args: Arguments, kind: str) -> None:
@@ -179,14 +180,14 @@ def _baselines(
 ) -> tuple[list[Answer], NDArray[np.float64], str, list[str], int]:
     """Answers of the baselines, identity of each row to training, the baseline to beat, how it was done, training rows.
     """
-    from plm.data import records
+    from plm.data import dataset_table
     from plm.jobs.evaluate import baseline_rows
-    from plm.learning import baselines
+    from plm.scoring import baselines
 
     assert args.training is not None
     log = stage.log(NAME)
     prepared = baseline_rows.prepare(
-        records.read_dataset(args.training), evaluation.keys(), list(evaluation.rows["label"]), evaluation.kind,
+        dataset_table.read_dataset(args.training), evaluation.keys(), list(evaluation.rows["label"]), evaluation.kind,
         evaluation.classes, args.window, args.training.name,
     )  # fmt: skip
     log.info("baselines learn from %d training rows: %s", prepared.training_rows, prepared.about)
@@ -203,8 +204,8 @@ def _baselines(
 def _with_baselines(evaluation: Evaluation, answers: Sequence[Answer]) -> Evaluation:
     from dataclasses import replace
 
-    from plm.evaluation.metrics import Scored
-    from plm.evaluation.predictions import Model
+    from plm.scoring.metrics import Scored
+    from plm.scoring.predictions import Model
 
     added = tuple(
         Model(

@@ -214,7 +214,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     from plm.jobs.finetune import job as finetuning
     from plm.jobs.finetune import method_choice
     from plm.jobs.finetune import report as traces
-    from plm.model.bundle import load_bundle
+    from plm.model.bundles.fine_tuned import load_bundle
 
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as folder, stage.Outputs() as out:
         job = prepare(given, Path(folder))
@@ -260,14 +260,14 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def prepare(given: Arguments, workdir: Path) -> Job:
     """Reads data and model and settles everything that decides the result."""
-    from plm.data.records import labelled_rows, read_dataset
+    from plm.data.dataset_table import labelled_rows, read_dataset
     from plm.jobs.finetune.job import Job, Settings, file_sha256
     from plm.jobs.finetune.labelled_rows import parts, read_rows
     from plm.jobs.finetune.training import TrainingSettings
-    from plm.learning import few_rows, objectives
     from plm.model import device
     from plm.model.adapters import AdapterSettings
     from plm.model.checkpoint import resolve_model
+    from plm.training import few_rows, objectives
 
     log = stage.log(NAME)
     device.use_threads(stage.threads())

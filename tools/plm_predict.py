@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from plm.jobs.predict.answers import Answers, Asker
     from plm.jobs.predict.queries import Queries
     from plm.jobs.predict.verdicts import Rules
-    from plm.model.bundle import Bundle
-    from plm.model.classifier_bundle import ClassifierBundle
-    from plm.model.embed_job import EmbedJob
+    from plm.model.bundles.classifier import ClassifierBundle
+    from plm.model.bundles.fine_tuned import Bundle
+    from plm.model.embedding.sharded import EmbedJob
 
 NAME = "plm_predict"
 
@@ -143,7 +143,7 @@ def run(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     log = stage.log(NAME)
     stage.require({"numpy": "1.26", "scipy": "1.11", "safetensors": "0.5"})
-    from plm.model.classifier_bundle import bundle_kind
+    from plm.model.bundles.classifier import bundle_kind
 
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
@@ -155,11 +155,11 @@ def run(argv: Sequence[str] | None) -> None:
 
 def with_embeddings(args: Arguments, scratch: Path, stack: ExitStack, log: stage.logging.Logger) -> None:
     """A classifier of embeddings: embeds proteins as its training proteins were, or takes embeddings of that kind."""
-    from plm.data.embeddings import read_embeddings
-    from plm.evaluation.conformal import Errors
+    from plm.data.embeddings.files import read_embeddings
     from plm.jobs.predict.answers import ask_classifier, embedded_batches
     from plm.jobs.predict.queries import Queries, stored_batches
-    from plm.model.classifier_bundle import check_embeddings, load_classifier_bundle
+    from plm.model.bundles.classifier import check_embeddings, load_classifier_bundle
+    from plm.scoring.conformal import Errors
 
     bundle = load_classifier_bundle(args.bundle)
     scores, truth = bundle.validation_scores
@@ -195,13 +195,13 @@ def embed(
 ) -> tuple[Queries, EmbedJob]:
     """Embeds the proteins, as plm_embed does; a killed job goes on where it stopped."""
     stage.require({"torch": "2.6", "transformers": "5.2"})
-    from plm.data.embedding_records import UNUSUAL
-    from plm.data.spool import read_spool
+    from plm.data.embeddings.description import UNUSUAL
+    from plm.data.protein_store import read_spool
     from plm.jobs.predict.answers import base_of
     from plm.jobs.predict.queries import Queries
-    from plm.model import embed_run
     from plm.model.checkpoint import load_model
-    from plm.model.embedding import check_wanted
+    from plm.model.embedding import setup
+    from plm.model.embedding.representations import check_wanted
     from plm.model.ranks import Ranks
 
     assert args.input is not None
@@ -217,15 +217,15 @@ def embed(
     if spool.own and not loaded.family.own_letters(loaded.vocabulary):
         spool = read(scratch / "as_x")
     check_wanted(loaded, wanted)
-    settings = embed_run.Settings(args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory)
+    settings = setup.Settings(args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory)
     alone = Ranks()
-    store = embed_run.open_store(
+    store = setup.open_store(
         spool, files, wanted, settings, name=NAME, device=device.type, work_dir=args.work_dir, scratch=scratch,
         ranks=alone, stack=stack, log=log,
     )  # fmt: skip
-    job = embed_run.begin(spool, loaded, wanted, settings, store, alone, log)
+    job = setup.begin(spool, loaded, wanted, settings, store, alone, log)
     missing = job.missing()
-    embed_run.announce(job, missing, precision, alone, log)
+    setup.announce(job, missing, precision, alone, log)
     while missing:
         job.compute(missing)
         missing = job.missing()
@@ -235,12 +235,12 @@ def embed(
 def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) -> None:
     """A fine-tuned model, which reads proteins itself."""
     stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17"})
-    from plm.data.spool import read_spool
-    from plm.evaluation.conformal import Errors
+    from plm.data.protein_store import read_spool
     from plm.jobs.predict.answers import Asker
     from plm.jobs.predict.queries import Queries
-    from plm.model.bundle import DEFAULT_BUDGET, load_bundle
-    from plm.model.bundle_zip import bundle_level
+    from plm.model.bundles.archive import bundle_level
+    from plm.model.bundles.fine_tuned import DEFAULT_BUDGET, load_bundle
+    from plm.scoring.conformal import Errors
 
     if bundle_level(args.bundle) == "site":
         raise UserError(
@@ -275,8 +275,8 @@ def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) ->
 
 def settle(args: Arguments, bundle: ClassifierBundle | Bundle, reference: tuple, errors: object) -> Rules:
     """How answers are judged."""
-    from plm.evaluation.novelty import Novelty
     from plm.jobs.predict.verdicts import make_rules
+    from plm.scoring.novelty import Novelty
 
     if args.residues is not None and bundle.task.level != "residue":
         raise UserError(

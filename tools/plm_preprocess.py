@@ -24,8 +24,8 @@ from plm.data import examples as policies
 from plm.data import homology, leakage, sites, splits
 from plm.data.examples import Example, Journal
 from plm.data.fasta import CleaningRule
+from plm.data.header_rules import RawRecord, Rule, parse_rule, without_isoform
 from plm.data.inputs import read_records, with_unique_ids
-from plm.data.labels import RawRecord, Rule, parse_rule, without_isoform
 from plm.data.tables import read_table, write_table
 from plm.data.windows import check_width
 from plm.errors import UserError
@@ -196,7 +196,7 @@ def run(args: Arguments) -> None:
             fix="Check the input and the rules for labels, sites and lengths",
         )
     made, method, pairs = _split(args, made, {record.id: record for record in records}, target, journal)
-    from plm.data.records import infer_task, write_dataset
+    from plm.data.dataset_table import infer_task, write_dataset
     from plm.jobs.preprocess import report as split_report
 
     frame = policies.to_frame(made, width if args.task == "site" else None)
@@ -279,7 +279,7 @@ def _settle_labels(
     """
     if not made or (args.rule.kind == "none" and not args.sites):
         return made, "class"
-    from plm.data.records import told_missing, understand_labels
+    from plm.data.dataset_table import told_missing, understand_labels
 
     log = stage.log(NAME)
 

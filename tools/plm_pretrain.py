@@ -22,7 +22,7 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.learning.pretraining import Score
+    from plm.masked_lm.training import Score
 
 NAME = "plm_pretrain"
 
@@ -119,13 +119,13 @@ def run(argv: Sequence[str] | None) -> None:
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "accelerate": "1.1"})
     import torch
     from plm.jobs.pretrain.report import write_model, write_report
-    from plm.learning import pretraining
-    from plm.learning.cluster_split import hold_out_clusters
-    from plm.learning.corpus_store import open_corpus
-    from plm.learning.row_state import CheckpointKeeper
-    from plm.learning.row_training import RowSettings, Steering
+    from plm.masked_lm import training
+    from plm.masked_lm.cluster_split import hold_out_clusters
+    from plm.masked_lm.corpus_store import open_corpus
     from plm.model import device as devices
     from plm.model.checkpoint import load_model, resolve_model
+    from plm.training.checkpoint_keeper import CheckpointKeeper
+    from plm.training.row_training import RowSettings, Steering
 
     devices.use_threads(stage.threads())
     device = devices.choose_device(args.device)
@@ -143,9 +143,9 @@ def run(argv: Sequence[str] | None) -> None:
         if args.model:
             files = resolve_model(args.model, workdir=workdir, allow_hub=args.allow_hub)
         else:
-            files = pretraining.new_model(args.preset, workdir / "new")
+            files = training.new_model(args.preset, workdir / "new")
         loaded = load_model(files, purpose="masked_lm", device=device)
-        model = pretraining.MaskedRowModel(loaded.model)
+        model = training.MaskedRowModel(loaded.model)
         store = store.for_family(loaded.family, loaded.vocabulary)
         train_set, held_out = store.subset(split.train), store.subset(split.held_out)
         settings = RowSettings(
@@ -175,7 +175,7 @@ def run(argv: Sequence[str] | None) -> None:
         progress = stage.Progress(log, args.steps - keeper.step, "steps", every=10.0)
 
         def judge(most: int | None = 200_000) -> Score:
-            return pretraining.evaluate(
+            return training.evaluate(
                 model, held_out, train_set.frequencies(), device=device, precision=precision,
                 budget=args.batch_tokens, crop=args.max_length, rate=args.mask_rate, most_residues=most,
             )  # fmt: skip
@@ -188,7 +188,7 @@ def run(argv: Sequence[str] | None) -> None:
             progress.advance(1, note)
 
         steering = Steering(lambda: judge().known(), report, keeper.save, keeper.stopping)
-        outcome = pretraining.train(model, train_set, settings, steering, device=device, resume=keeper.resume)
+        outcome = training.train(model, train_set, settings, steering, device=device, resume=keeper.resume)
         score = judge(None)
         log.info(
             "Held-out clusters: masked perplexity %.2f (unigram %.2f, %s), accuracy %.3f (unigram %.3f), "

@@ -129,18 +129,18 @@ def run(argv: Sequence[str] | None) -> None:
     if "umap" in args.chosen:
         needed["umap-learn"] = "0.5.7"
     stage.require(needed)
-    from plm.evaluation import projection_input
+    from plm.data.embeddings import reference_and_queries
     from plm.jobs.project.figure import projection_figure
     from plm.jobs.project.projection import project
     from plm.jobs.project.report import coordinates_table, first_lines, projection_report, scores_table
 
     notes: list[str] = []
-    references = projection_input.read_side(args.embeddings, args.layer, notes)
+    references = reference_and_queries.read_side(args.embeddings, args.layer, notes)
     queries = None
     if args.queries is not None:
-        queries = projection_input.read_side(args.queries, args.layer, notes)
-        projection_input.check_fit(references, queries, notes)
-    source = projection_input.attach_labels(
+        queries = reference_and_queries.read_side(args.queries, args.layer, notes)
+        reference_and_queries.check_fit(references, queries, notes)
+    source = reference_and_queries.attach_labels(
         references, queries, table=args.labels, id_column=args.id_column, label_column=args.label_column,
         group_column=args.group_column, wanted=not args.no_labels, notes=notes,
     )  # fmt: skip
@@ -185,8 +185,8 @@ def _judge(
 ) -> Findings:
     """Scores of every space, and what the report needs."""
     import numpy as np
-    from plm.evaluation import separation
     from plm.jobs.project.report import Findings
+    from plm.scoring import separation
 
     count = len(references)
     texts = [*references.labels, *([] if queries is None else queries.labels)]

@@ -170,7 +170,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     from plm.jobs.classifier import training
     from plm.jobs.classifier.material import data_digest
     from plm.model import device
-    from plm.model.classifier_bundle import load_classifier_bundle, write_classifier_bundle
+    from plm.model.bundles.classifier import load_classifier_bundle, write_classifier_bundle
 
     device.use_threads(stage.threads())
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as place, stage.Outputs() as out:
@@ -222,7 +222,7 @@ def prepare(args: Arguments, workdir: Path) -> Material:
     """Reads embeddings and labels and parts the rows."""
     from plm.jobs.classifier.labelled_embeddings import read_labelled
     from plm.jobs.classifier.material import prepare as prepare_rows
-    from plm.learning import few_rows
+    from plm.training import few_rows
 
     data = read_labelled(
         args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
@@ -245,7 +245,7 @@ def prepare(args: Arguments, workdir: Path) -> Material:
 
 def settle(args: Arguments, material: Material) -> Settings:
     from plm.jobs.classifier.training import Settings
-    from plm.learning.classifiers import NetworkSettings
+    from plm.training.classifiers import NetworkSettings
 
     size: dict[str, Any] = dict(PRESETS[args.preset])
     size |= {key: getattr(args, key) for key in size if getattr(args, key) is not None}
@@ -284,8 +284,8 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
     """Everything but the bundle and the study."""
     import pandas as pd
     from plm.data.tables import write_table
-    from plm.evaluation import drawing, figures
     from plm.jobs.classifier import report as classifier_report
+    from plm.telling import evaluation_figures, figures
 
     def table(frame: Any, path: Path) -> None:
         write_table(frame, out.path(path), "%.6g")
@@ -309,7 +309,7 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
         classifier_report.heads_figure(findings, out.path(args.heads))
     if args.confusion:
         kind = "scatter" if material.task.target == "number" else "confusion"
-        drawing.draw(kind, findings.assessment, out.path(args.confusion))
+        evaluation_figures.draw(kind, findings.assessment, out.path(args.confusion))
     trials = [row for one in searched for row in one.trials]
     if args.search_history:
         table(pd.DataFrame(trials), args.search_history)

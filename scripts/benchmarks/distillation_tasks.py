@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 from plm.data import homology, splits
+from plm.data.dataset_table import write_dataset
 from plm.data.fasta import clean, read_fasta
-from plm.data.records import write_dataset
 
 SEED = 42
 

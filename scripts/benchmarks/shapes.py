@@ -82,7 +82,7 @@ def checkpoint(shape: Shape, work: Path, *, dtype: str = "float32") -> Path:
 
 
 def _esm2(shape: Shape, folder: Path) -> Any:
-    from plm.model.presets import esm2_config, write_esm2_tokenizer
+    from plm.masked_lm.presets import esm2_config, write_esm2_tokenizer
     from transformers import EsmForMaskedLM
 
     write_esm2_tokenizer(folder)

@@ -73,7 +73,7 @@ def means(program: str, target: Path, names: Sequence[str]) -> NDArray[np.float3
 
         found = [torch.load(target / f"{name}.pt", weights_only=True)["mean_representations"] for name in names]
         return np.stack([next(iter(each.values())).numpy() for each in found])
-    from plm.data.embeddings import read_embeddings
+    from plm.data.embeddings.files import read_embeddings
 
     with read_embeddings(target / "means.h5") as opened:
         place = {name: number for number, name in enumerate(opened.ids)}

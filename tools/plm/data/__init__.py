@@ -1,1 +1,1 @@
-"""Records, tables, windows, splits: what goes into a model and how it is kept apart."""
+"""Proteins, labels, sites, splits, tables and embeddings files: what goes into a model and how it is kept apart."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from plm.data.records import COLUMNS
+from plm.data.dataset_table import COLUMNS
 from plm.errors import UserError
 
 if TYPE_CHECKING:

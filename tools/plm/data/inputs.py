@@ -8,9 +8,9 @@ from pathlib import Path
 
 from plm.data.examples import Journal
 from plm.data.fasta import NUCLEOTIDES, CleaningRule, NucleotideTally, looks_like_nucleotides, read_fasta
-from plm.data.labels import MARK, RawRecord
+from plm.data.header_rules import MARK, RawRecord
 from plm.data.own_tables import refuse_other
-from plm.data.spool import ID_COLUMNS, SEQUENCE_COLUMNS, is_table
+from plm.data.protein_store import ID_COLUMNS, SEQUENCE_COLUMNS, is_table
 from plm.data.tables import BREAKS, plain_field, read_table
 from plm.data.text_files import is_parquet
 from plm.errors import UserError

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from plm.data.examples import Example, Journal
 from plm.data.fasta import Cleaned, CleaningRule, clean
+from plm.data.header_rules import RawRecord, Rule, column_name, place_of, protein_of, taxon_of, unmark
 from plm.data.homology import LONGEST_WINDOW
 from plm.data.label_values import is_list, is_missing, joined_labels, residue_labels
-from plm.data.labels import RawRecord, Rule, column_name, place_of, protein_of, taxon_of, unmark
 from plm.data.tables import Table
 from plm.data.windows import is_clipped, window
 from plm.errors import UserError
@@ -184,7 +184,7 @@ def centred(
         made: Cleaned windows.
         width: Width to cut them to; None: as they are.
         residues: Letters that a site may be; empty: any.
-        place: Rule for the place in the protein (:func:`plm.data.labels.place_of`).
+        place: Rule for the place in the protein (:func:`plm.data.header_rules.place_of`).
         journal: Takes rejected and changed records.
 
     Returns:

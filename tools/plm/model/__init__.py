@@ -1,1 +1,1 @@
-"""Checkpoints, families, packing, encoding, heads, bundles."""
+"""Checkpoints, families, packing, encoding, adapters, heads."""

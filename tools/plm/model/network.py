@@ -15,9 +15,9 @@ from torch import nn
 from plm.model import encoder
 from plm.model.batching import Batch, plan_batches
 from plm.model.checkpoint import LoadedModel
+from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import ModelFamily
 from plm.model.heads import Head, Where
-from plm.model.inputs import Unit, pack_units
 
 Floats = NDArray[np.float64]
 
@@ -89,7 +89,7 @@ def answers(
 
     Args:
         network: Encoder and head.
-        units: From :func:`plm.model.inputs.make_units`.
+        units: From :func:`plm.model.encoder_inputs.make_units`.
         budget: Tokens in a packed row. A row that does not fit the GPU's memory is halved and tried again.
         represent: Also give the representations under the answers.
         advance: Called with the number of units finished.

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.errors import UserError
-from plm.evaluation import calibration, intervals, metrics
-from plm.evaluation.comparison import Comparison, compare
-from plm.evaluation.metrics import ALL, LOWER_IS_BETTER, Scored
-from plm.learning import classifiers
-from plm.model.classifier_bundle import ClassifierBundle, Head
+from plm.model.bundles.classifier import ClassifierBundle, Head
 from plm.model.task import Task
+from plm.scoring import calibration, intervals, metrics
+from plm.scoring.comparison import Comparison, compare
+from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Scored
+from plm.training import classifiers
 
 Method = Literal["none", "int8", "prune", "both"]
 METHODS: tuple[Method, ...] = ("none", "int8", "prune", "both")

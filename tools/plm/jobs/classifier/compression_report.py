@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plm.evaluation.figures import metric_name
-from plm.evaluation.report import Report, counted, number, plain
 from plm.jobs.classifier.compression import BATCHES, Cost, Measured
-from plm.model.classifier_bundle import ClassifierBundle
+from plm.model.bundles.classifier import ClassifierBundle
+from plm.telling.figures import metric_name
+from plm.telling.report import Report, counted, number, plain
 
 COLUMNS = (
     "form", "head_bytes", "file_bytes", "weights", "weights_stored", "milliseconds_1", "milliseconds_256", "metric",

@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm import __version__
-from plm.data.embedding_records import UNUSUAL
-from plm.evaluation import calibration, metrics, novelty
-from plm.evaluation.assessment import assess
-from plm.evaluation.conformal import Coverage, Errors, coverage_on
-from plm.evaluation.metrics import ALL
-from plm.evaluation.operating_point import score_summary
-from plm.evaluation.predictions import Evaluation, Model
+from plm.data.embeddings.description import UNUSUAL
 from plm.jobs.classifier.report import Findings
-from plm.learning import baselines, classifiers, few_rows
-from plm.learning.baselines import Answer
-from plm.model.classifier_bundle import Head, reference_sample
+from plm.model.bundles.classifier import Head, reference_sample
 from plm.model.task import Task
+from plm.scoring import baselines, calibration, metrics, novelty
+from plm.scoring.assessment import assess
+from plm.scoring.baselines import Answer
+from plm.scoring.conformal import Coverage, Errors, coverage_on
+from plm.scoring.metrics import ALL
+from plm.scoring.operating_point import score_summary
+from plm.scoring.predictions import Evaluation, Model
+from plm.training import classifiers, few_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from plm.model.classifier_bundle import ClassifierBundle
+    from plm.model.bundles.classifier import ClassifierBundle
 
 from plm.jobs.classifier.material import Material
 from plm.jobs.classifier.training import Trained, as_scored, fit
@@ -116,7 +116,7 @@ def finish(trained: Trained) -> Final:
 def manifest(
     trained: Trained, final: Final, *, name: str, licence: str, data_sha256: str, baseline: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The bundle's manifest, less what :func:`plm.model.classifier_bundle.write_classifier_bundle` adds."""
+    """The bundle's manifest, less what :func:`plm.model.bundles.classifier.write_classifier_bundle` adds."""
     material, task = trained.material, final.task
     about = material.data.description
     fields = task.to_json()

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm import fingerprints
-from plm.data.embedding_records import UNUSUAL
-from plm.data.embeddings import Description, Embeddings, read_embeddings
+from plm.data.embeddings.description import UNUSUAL
+from plm.data.embeddings.files import Description, Embeddings, read_embeddings
 from plm.data.identifiers import Matches
 from plm.data.label_values import is_missing
 from plm.data.own_tables import refuse_other
@@ -128,7 +128,7 @@ def read_labelled(
     """Reads embeddings and their labels.
 
     Args:
-        paths: Embeddings files in any format of :func:`plm.data.embeddings.read_embeddings`, all of one model.
+        paths: Embeddings files in any format of :func:`plm.data.embeddings.files.read_embeddings`, all of one model.
         workdir: Where the matrix lies.
         labels: Table of labels; without it the labels are a column that the embeddings carry, or ``class_names``.
         class_names: The class of each file; without table and column the files' names, if there are several.

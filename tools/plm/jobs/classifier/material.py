@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data import homology, label_values, records, splits
+from plm.data import dataset_table, homology, label_values, splits
 from plm.errors import UserError
-from plm.evaluation import metrics
 from plm.jobs.classifier.labelled_embeddings import Labelled
-from plm.learning import classifiers
-from plm.learning.classifiers import Judge, Rows
-from plm.learning.parts import Part, parts
 from plm.model.task import Task
+from plm.scoring import metrics
+from plm.training import classifiers
+from plm.training.classifiers import Judge, Rows
+from plm.training.folds import Part, parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +158,7 @@ def prepare(
     if made_here:
         strata = data.labels if task.target == "class" else splits.quantile_strata(values.tolist())
         place = splits.assign(groups, strata, SHARES, seed)
-        frame["split"] = [records.SPLITS[part] for part in place]
+        frame["split"] = [dataset_table.SPLITS[part] for part in place]
         if task.target == "class":
             _train_every_class(frame, groups, notes)
         split_by = f"made here, 70/15/15 %, no group straddles; groups: {grouped_by}"
@@ -192,12 +192,12 @@ def prepare(
 
 
 def _task(labels: Sequence[str], target: str, positive: str) -> Task:
-    classes = records.sort_classes(set(labels)) if target == "class" else ()
+    classes = dataset_table.sort_classes(set(labels)) if target == "class" else ()
     if len(classes) == 1:
         raise UserError(
             f"All labels are {classes[0]!r}: one class only", where="labels", fix="Give records of at least two classes"
         )
-    inferred = records.Task("sequence", target, classes)
+    inferred = dataset_table.Task("sequence", target, classes)
     binary = inferred.target == "class" and len(inferred.classes) == 2
     if positive and (not binary or positive not in inferred.classes):
         raise UserError(
@@ -254,7 +254,7 @@ def _with_split(
         data = data.keep(kept.tolist(), f"no {column}")
         frame, values = frame.iloc[kept].reset_index(drop=True), values[kept]
         given = frame[column].str.strip()
-    wrong = ~given.isin(records.SPLITS) if column == "split" else ~given.str.fullmatch(r"[1-9]\d*")
+    wrong = ~given.isin(dataset_table.SPLITS) if column == "split" else ~given.str.fullmatch(r"[1-9]\d*")
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
         what = "none of train, valid, test" if column == "split" else "no whole number from 1"

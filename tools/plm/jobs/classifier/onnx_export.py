@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plm import __version__
 from plm.errors import UserError
-from plm.model.classifier_bundle import ClassifierBundle
+from plm.model.bundles.classifier import ClassifierBundle
 
 OPSET, IR_VERSION = 17, 8
 """Old enough for every runtime of the last years."""

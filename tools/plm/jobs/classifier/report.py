@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plm.evaluation import figures
-from plm.evaluation.assessment import METRIC_COLUMNS, Assessment, interval_text
-from plm.evaluation.comparison import Comparison
-from plm.evaluation.evaluation_report import rows_told
-from plm.evaluation.figures import metric_name
-from plm.evaluation.intervals import FEWEST_GROUPS
-from plm.evaluation.metrics import LOWER_IS_BETTER
-from plm.evaluation.report import Report, counted, number, plain
+from plm.scoring.assessment import METRIC_COLUMNS, Assessment, interval_text
+from plm.scoring.comparison import Comparison
+from plm.scoring.intervals import FEWEST_GROUPS
+from plm.scoring.metrics import LOWER_IS_BETTER
+from plm.telling import figures
+from plm.telling.evaluation_report import rows_told
+from plm.telling.figures import metric_name
+from plm.telling.report import Report, counted, number, plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from plm.evaluation.conformal import Coverage
+    from plm.scoring.conformal import Coverage
 
 _BESIDE = {
     "binary": ("auprc", "mcc", "accuracy", "ece"),

@@ -17,8 +17,8 @@ from typing import Any
 
 from plm import __version__
 from plm.errors import UserError
-from plm.learning import classifiers
-from plm.learning.classifiers import Judge, NetworkSettings, Rows
+from plm.training import classifiers
+from plm.training.classifiers import Judge, NetworkSettings, Rows
 
 PARAMETERS = ("learning_rate", "width", "depth", "dropout", "batch", "weight_decay")
 WIDTHS = (32, 64, 128, 256, 512, 1024)

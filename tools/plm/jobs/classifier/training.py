@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm.errors import UserError
-from plm.evaluation import calibration, metrics
-from plm.evaluation.metrics import ALL
 from plm.jobs.classifier.search import Journal, Searched
-from plm.learning import classifiers, few_rows
-from plm.learning.classifiers import Fitted, Judge, NetworkSettings, Rows
-from plm.learning.parts import Part
-from plm.learning.quiet_threads import one_thread
-from plm.model.classifier_bundle import HeadKind, call_classes
+from plm.model.bundles.classifier import HeadKind, call_classes
 from plm.model.task import Task
+from plm.scoring import calibration, metrics
+from plm.scoring.metrics import ALL
+from plm.scoring.quiet_threads import one_thread
+from plm.training import classifiers, few_rows
+from plm.training.classifiers import Fitted, Judge, NetworkSettings, Rows
+from plm.training.folds import Part
 
 if TYPE_CHECKING:
     pass

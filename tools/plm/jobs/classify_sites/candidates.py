@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plm.data.fasta import Cleaned, CleaningRule, FastaRecord, NucleotideTally, clean, read_fasta
-from plm.data.labels import RawRecord, protein_of
+from plm.data.header_rules import RawRecord, protein_of
 from plm.errors import UserError
 
 

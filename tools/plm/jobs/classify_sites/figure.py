@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.evaluation.figures import GREY, colour, new_figure, save, shortened
+from plm.telling.figures import GREY, colour, new_figure, save, shortened
 
 NUMBER = "Predicted number"
 _LABELS = 6

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.evaluation.expected_calls import Expected
-from plm.evaluation.operating_point import OWN_THRESHOLD, OperatingPoint
-from plm.evaluation.report import Report, plain
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.figure import NUMBER, Track
 from plm.model.task import Task
+from plm.scoring.expected_calls import Expected
+from plm.scoring.operating_point import OWN_THRESHOLD, OperatingPoint
+from plm.telling.report import Report, plain
 
 MOST_ROWS = 1000
 """Tables longer than this are linked from the report, not shown in it."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.jobs.classify_sites.candidates import Protein
-from plm.model.bundle import Bundle
+from plm.model.bundles.fine_tuned import Bundle
 from plm.model.capacity import capacity, is_out_of_memory
 
 Floats = NDArray[np.float64]

@@ -15,10 +15,10 @@ from plm.data.label_values import whole
 from plm.data.sites import SiteListing, read_listings
 from plm.data.tables import read_table
 from plm.errors import UserError
-from plm.evaluation.operating_point import DIGITS, OperatingPoint
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.gff import GffWriter
 from plm.model.task import Task
+from plm.scoring.operating_point import DIGITS, OperatingPoint
 
 STATUS_COLUMNS = ("id", "line", "length", "candidates", "called", "status", "details")
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plm.evaluation.projection_input import Side
-from plm.evaluation.separation import Labels
+from plm.data.embeddings.reference_and_queries import Side
 from plm.jobs.compare_embeddings.drift import LIMIT, Proteins, Tests
 from plm.jobs.compare_embeddings.quality import FEWEST_COMPONENTS, NEAR, Flags, Quality
+from plm.scoring.separation import Labels
 
 CHECK_COLUMNS = ("set", "check", "part", "result", "value", "low", "high", "expected", "p_value", "rows", "note")
 OK, LOOK, BAD = "fine", "look", "bad"

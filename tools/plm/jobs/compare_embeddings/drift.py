@@ -8,7 +8,7 @@
 * Proteins: those farther from their nearest reference proteins than nearly all of the reference are from theirs.
 
 Distances of proteins are measured where the reference has mean 0 and deviation 1 in each component, as
-:mod:`plm.evaluation.novelty` does. Tests need independent rows: members of one group and near copies within a set count
+:mod:`plm.scoring.novelty` does. Tests need independent rows: members of one group and near copies within a set count
 once, and relatives across the sets share a fold. Large sets are tested by seeded samples.
 """
 
@@ -21,10 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.evaluation.intervals import bootstrap, draw_groups, interval
-from plm.evaluation.metrics import ALL, Scored
-from plm.evaluation.novelty import NEIGHBOURS, Space
-from plm.evaluation.separation import nearest
 from plm.jobs.compare_embeddings.quality import (
     FEWEST,
     FEWEST_COMPONENTS,
@@ -37,7 +33,11 @@ from plm.jobs.compare_embeddings.quality import (
     clusters,
     fingerprint,
 )
-from plm.model.classifier_bundle import nearest_rows
+from plm.model.bundles.classifier import nearest_rows
+from plm.scoring.intervals import bootstrap, draw_groups, interval
+from plm.scoring.metrics import ALL, Scored
+from plm.scoring.novelty import NEIGHBOURS, Space
+from plm.scoring.separation import nearest
 
 MOST_COMPARED = 1000
 """Rows of each set whose distances are all compared for the energy distance."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from plm.evaluation.figures import COLOURS, GREY, new_figure, save, share_axis
-from plm.evaluation.novelty import Space
 from plm.jobs.compare_embeddings.checks import Findings, Judged
+from plm.scoring.novelty import Space
+from plm.telling.figures import COLOURS, GREY, new_figure, save, share_axis
 
 _DRAWN = 2000
 _NEW, _REFERENCE, _DRIFTED = COLOURS[0], GREY, COLOURS[1]

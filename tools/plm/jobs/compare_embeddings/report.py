@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from plm.evaluation.figures import shortened
-from plm.evaluation.report import Report, counted, number, plain
 from plm.jobs.compare_embeddings.checks import (
     CHECK_COLUMNS,
     IMBALANCE,
@@ -18,6 +16,8 @@ from plm.jobs.compare_embeddings.checks import (
     drifted_range,
     more_drifted,
 )
+from plm.telling.figures import shortened
+from plm.telling.report import Report, counted, number, plain
 
 COMPONENT_COLUMNS = (
     "component", "mean", "sd", "minimum", "maximum", "constant", "reference_mean", "reference_sd", "shift", "ks",

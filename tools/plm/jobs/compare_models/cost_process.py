@@ -1,6 +1,7 @@
-"""A process that holds one model and encodes the same proteins whenever it is told to (:mod:`plm.jobs.compare_models.cost`).
+"""A process that holds one model and encodes the same proteins whenever it is told to.
 
-Reads lines from standard input (first a JSON object, then ``go`` or ``end``), writes one JSON object a line.
+Reads lines from standard input (first a JSON object, then ``go`` or ``end``), writes one JSON object a line; see
+:mod:`plm.jobs.compare_models.cost`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from plm.evaluation.figures import GREY, colour, method_colours, named, new_figure, save, share_axis, shortened
-from plm.evaluation.metrics import Floats
+from plm.scoring.metrics import Floats
+from plm.telling.figures import GREY, colour, method_colours, named, new_figure, save, share_axis, shortened
 
 _MOST_DOMAINS = 6
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from plm.evaluation.intervals import FEWEST_GROUPS, draw_groups, group_index, interval
+from plm.scoring.intervals import FEWEST_GROUPS, draw_groups, group_index, interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from plm.errors import UserError
 from plm.jobs.compare_models.masked_scores import LETTERS, Answers, Asked
 from plm.jobs.distill.batches import MaskPlan
-from plm.learning.corpus import IGNORED, Corpus
+from plm.masked_lm.corpus import IGNORED, Corpus
 from plm.model import encoder
 from plm.model.batching import Batch, pack, plan_batches
 from plm.model.checkpoint import LoadedModel

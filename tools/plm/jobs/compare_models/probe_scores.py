@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.evaluation import intervals, metrics
-from plm.evaluation.intervals import FEWEST_GROUPS, draw_groups, group_index, interval
-from plm.evaluation.metrics import ALL, Floats, Scored
+from plm.scoring import intervals, metrics
+from plm.scoring.intervals import FEWEST_GROUPS, draw_groups, group_index, interval
+from plm.scoring.metrics import ALL, Floats, Scored
 
 MEASURES = {
     "binary": ("auroc", "auprc", "mcc", "accuracy"),

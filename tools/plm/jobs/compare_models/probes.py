@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from plm.data import homology, records, splits
-from plm.data.records import UNLABELLED_RESIDUE, residue_labels
+from plm.data import dataset_table, homology, splits
+from plm.data.dataset_table import UNLABELLED_RESIDUE, residue_labels
 from plm.errors import UserError
-from plm.evaluation.metrics import MAIN_METRIC, Scored
 from plm.jobs.compare_models.representation import represent
-from plm.learning import baselines, classifiers
 from plm.model.checkpoint import LoadedModel
 from plm.model.task import Task
+from plm.scoring import baselines
+from plm.scoring.metrics import MAIN_METRIC, Scored
+from plm.training import classifiers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +122,7 @@ def read_probe(name: str, path: Path, *, seed: int, threads: int) -> Probe:
     Raises:
         UserError: No dataset table, labels that make no task, or nothing to learn from or to judge.
     """
-    frame, labelling = records.labelled_rows(records.read_dataset(path), name=path.name)
+    frame, labelling = dataset_table.labelled_rows(dataset_table.read_dataset(path), name=path.name)
     found = labelling.task
     task = Task(found.level, found.target, found.classes)  # type: ignore[arg-type]
     notes: list[str] = list(labelling.notes)

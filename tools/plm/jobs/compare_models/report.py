@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from plm.evaluation.figures import metric_name
-from plm.evaluation.intervals import interval
-from plm.evaluation.metrics import LOWER_IS_BETTER
-from plm.evaluation.report import Report, number, plain
 from plm.jobs.compare_models.cost import Cost
 from plm.jobs.compare_models.figures import Boxes, Dots, box_figure, dot_figure
 from plm.jobs.compare_models.held_out import HeldOut
 from plm.jobs.compare_models.masked_scores import ALL, Answers, Asked, Line
 from plm.jobs.compare_models.probe_scores import MEASURES, Ratio, Resampled, gain_kept, ratios, retention
 from plm.jobs.compare_models.similarity import Similarity
+from plm.scoring.intervals import interval
+from plm.scoring.metrics import LOWER_IS_BETTER
+from plm.telling.figures import metric_name
+from plm.telling.report import Report, number, plain
 
 SCORE_COLUMNS = (
     "model", "kind", "domain", "measure", "value", "low", "high", "proteins", "residues", "clusters",

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from plm.errors import UserError
 from plm.model.capacity import capacity
 from plm.model.checkpoint import LoadedModel
-from plm.model.embed_plan import first_budget
-from plm.model.embedding import Embedder, OutOfMemory, Part, UnfitNumber, Wanted
+from plm.model.embedding.representations import Embedder, OutOfMemory, Part, UnfitNumber, Wanted
+from plm.model.embedding.work_plan import first_budget
 
 _PART_TOKENS = 65_536
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.evaluation.intervals import FEWEST_GROUPS, group_index
+from plm.scoring.intervals import FEWEST_GROUPS, group_index
 
 Floats = NDArray[np.float64]
 BLOCKS = 50

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from plm.errors import UserError
-from plm.learning.corpus import EpochRows
-from plm.learning.corpus_store import CorpusStore
+from plm.masked_lm.corpus import EpochRows
+from plm.masked_lm.corpus_store import CorpusStore
 from plm.model.batching import Batch
 
 Group = Literal["taxon", "none"]
@@ -52,7 +52,7 @@ class MaskPlan:
 
         Returns:
             ``(L,)`` int64 residue ids after masking, and ``(L,)`` int64 targets: the true id where a residue is to be
-            predicted, else ``IGNORED``. The counts are exact, see :meth:`plm.learning.corpus.Corpus.hide`.
+            predicted, else ``IGNORED``. The counts are exact, see :meth:`plm.masked_lm.corpus.Corpus.hide`.
         """
         generator = self._generator(store, index, set_number)
         residues = store.stretch(index, self.crop, generator)

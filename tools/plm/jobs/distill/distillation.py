@@ -15,8 +15,8 @@ from plm.errors import UserError
 from plm.jobs.distill import losses
 from plm.jobs.distill.batches import DistillationRow, MaskPlan
 from plm.jobs.distill.teacher import Teacher, TeacherTargets, mean_of_residues, residue_places
-from plm.learning.corpus import IGNORED
-from plm.learning.corpus_store import CorpusStore
+from plm.masked_lm.corpus import IGNORED
+from plm.masked_lm.corpus_store import CorpusStore
 from plm.model import encoder
 from plm.model.batching import Batch, Layout, plan_batches
 from plm.model.checkpoint import LoadedModel

@@ -19,13 +19,13 @@ from plm.jobs.distill.setup import Setup
 from plm.jobs.distill.teacher import Teacher
 from plm.jobs.distill.teacher_cache import CachedTeacher, TeacherCache
 from plm.jobs.distill.tracking import Tracking
-from plm.learning.cluster_split import ClusterSplit
-from plm.learning.corpus_store import CorpusStore
-from plm.learning.pretraining import MaskedRowModel, Score, score_rows
-from plm.learning.row_state import CheckpointKeeper
-from plm.learning.row_training import Outcome, RowSettings, Steering, train_rows
+from plm.masked_lm.cluster_split import ClusterSplit
+from plm.masked_lm.corpus_store import CorpusStore
+from plm.masked_lm.training import MaskedRowModel, Score, score_rows
 from plm.model.checkpoint import LoadedModel, ModelFiles, load_model
 from plm.model.ranks import Ranks
+from plm.training.checkpoint_keeper import CheckpointKeeper
+from plm.training.row_training import Outcome, RowSettings, Steering, train_rows
 
 LOOK_RESIDUES = 100_000
 """Residues of the validation clusters that a look during training takes."""
@@ -200,7 +200,7 @@ class Job:
         )  # fmt: skip
 
     def train(self, network: DistillationModel, keeper: CheckpointKeeper, tracking: Tracking) -> Outcome:
-        """Trains the student in place; see :func:`plm.learning.row_training.train_rows`."""
+        """Trains the student in place; see :func:`plm.training.row_training.train_rows`."""
         terms, log = self.objective.terms, self.setup.log
         settings = replace(self.settings, time_limit=self.setup.minutes_left)
         progress = stage.Progress(log, self.settings.steps - keeper.step, "steps", every=10.0)

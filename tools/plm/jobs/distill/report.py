@@ -13,15 +13,15 @@ import numpy as np
 
 from plm import __version__, stage
 from plm.data.tables import visible, write_table
-from plm.evaluation.report import Report, counted, number, plain
 from plm.jobs.distill.batches import MaskPlan
 from plm.jobs.distill.distillation import Objective, RangeTest
-from plm.learning.cluster_split import ClusterSplit, cluster_names
-from plm.learning.corpus_store import CorpusStore
-from plm.learning.pretraining import Score
-from plm.learning.row_training import Outcome, RowSettings
-from plm.model.bundle_zip import write_zip
+from plm.masked_lm.cluster_split import ClusterSplit, cluster_names
+from plm.masked_lm.corpus_store import CorpusStore
+from plm.masked_lm.training import Score
+from plm.model.bundles.archive import write_zip
 from plm.model.checkpoint import LoadedModel, save_checkpoint
+from plm.telling.report import Report, counted, number, plain
+from plm.training.row_training import Outcome, RowSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ def curves(outcome: Outcome, objective: Objective, path: Path) -> None:
 
     Training values are means over equal stretches of steps, so that a long training can be read.
     """
-    from plm.evaluation import figures
+    from plm.telling import figures
 
     table = history_table(outcome.history, objective.terms)
     stretch = (np.arange(len(table)) * min(_POINTS, len(table))) // max(1, len(table))
@@ -307,7 +307,7 @@ def cache_report(cache: TeacherCache, store: CorpusStore, masks: MaskPlan) -> Re
 
 def range_figure(found: RangeTest, path: Path) -> None:
     """Loss against learning rate, and where the loss falls fastest."""
-    from plm.evaluation import figures
+    from plm.telling import figures
 
     figure, axes = figures.new_figure()
     panel = axes[0, 0]

@@ -23,13 +23,13 @@ from plm.jobs.distill.batches import MaskPlan
 from plm.jobs.distill.distillation import RECIPES, Objective, Recipe
 from plm.jobs.distill.teacher import Wants
 from plm.jobs.distill.teacher_cache import CacheKey, TeacherCache, estimate, fill, unpack
-from plm.learning import checkpointing
-from plm.learning.cluster_split import ClusterSplit, hold_out_clusters
-from plm.learning.corpus_store import CorpusStore, load_corpus, open_corpus
+from plm.masked_lm.cluster_split import ClusterSplit, hold_out_clusters
+from plm.masked_lm.corpus_store import CorpusStore, load_corpus, open_corpus
+from plm.masked_lm.presets import ESM2_VOCABULARY
 from plm.model.checkpoint import LoadedModel, ModelFiles, load_model, read_config, read_vocabulary, resolve_model
 from plm.model.families import FAMILIES, ModelFamily, find_family
-from plm.model.presets import ESM2_VOCABULARY
 from plm.model.ranks import Ranks
+from plm.training import checkpointing
 
 STUDENT_FAMILY = FAMILIES[0]
 STUDENT_VOCABULARY = {token: number for number, token in enumerate(ESM2_VOCABULARY)}
@@ -210,7 +210,7 @@ class Setup:
     Attributes:
         teacher: Loaded, with its head if it has one.
         objective: The loss.
-        settings: Fields of :class:`plm.learning.row_training.RowSettings` that recipe and user fix.
+        settings: Fields of :class:`plm.training.row_training.RowSettings` that recipe and user fix.
         masks: Which residues are hidden.
         wants: What is asked of the teacher.
         precision: ``bf16`` or ``fp32``.
@@ -252,7 +252,7 @@ class Setup:
         """Reads the corpus once for all processes, in the token ids of a student.
 
         Raises:
-            UserError: See :func:`plm.learning.corpus_store.open_corpus`.
+            UserError: See :func:`plm.masked_lm.corpus_store.open_corpus`.
         """
         shared = Path(self.ranks.told(str(self.scratch)))
         if not self.ranks.leads:
@@ -273,7 +273,7 @@ class Setup:
             seed: Of the choice.
 
         Raises:
-            UserError: See :func:`plm.learning.cluster_split.hold_out_clusters`.
+            UserError: See :func:`plm.masked_lm.cluster_split.hold_out_clusters`.
         """
         place = store.folder / "split.npz"
         if not self.ranks.leads:

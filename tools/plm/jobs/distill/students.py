@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from plm.errors import UserError
+from plm.masked_lm.presets import PRESETS, Preset, esm2_config, write_esm2_tokenizer
 from plm.model import configuration
 from plm.model.checkpoint import (
     TOKENIZER_FILES,
@@ -20,7 +21,6 @@ from plm.model.checkpoint import (
     resolve_model,
     save_checkpoint,
 )
-from plm.model.presets import PRESETS, Preset, esm2_config, write_esm2_tokenizer
 
 _NEEDS_HEAD = "Take an ESM-2 model as the student, or a new one (--student-preset, --student-layers)"
 

@@ -11,8 +11,8 @@ import torch
 
 from plm.errors import UserError
 from plm.jobs.distill.batches import DistillationRow, MaskPlan
-from plm.learning.corpus import IGNORED
-from plm.learning.corpus_store import CorpusStore
+from plm.masked_lm.corpus import IGNORED
+from plm.masked_lm.corpus_store import CorpusStore
 from plm.model import encoder
 from plm.model.batching import Batch
 from plm.model.checkpoint import LoadedModel

@@ -28,9 +28,10 @@ from plm.errors import UserError
 from plm.jobs.distill.batches import DistillationRow, MaskPlan, plan
 from plm.jobs.distill.teacher import Teacher, TeacherTargets, Wants
 from plm.jobs.distill.teacher_cache_index import BY_MASKED, ENTRY, EntryIndex
-from plm.learning.corpus import IGNORED
-from plm.learning.corpus_store import CorpusStore
-from plm.model import bundle_zip, encoder
+from plm.masked_lm.corpus import IGNORED
+from plm.masked_lm.corpus_store import CorpusStore
+from plm.model import encoder
+from plm.model.bundles import archive
 from plm.model.checkpoint import LoadedModel
 from plm.received import tensors
 from plm.received.documents import one_line, read_object
@@ -219,7 +220,7 @@ class TeacherCache:
         """Which of some sequences have no sound entry.
 
         Args:
-            digests: ``(n, 16)`` uint8 digests of sequences, see :class:`plm.learning.corpus_store.CorpusStore`.
+            digests: ``(n, 16)`` uint8 digests of sequences, see :class:`plm.masked_lm.corpus_store.CorpusStore`.
             set_number: Set of masks.
 
         Returns:
@@ -320,15 +321,15 @@ class TeacherCache:
         files = {_NAME: self.folder / _NAME}
         files |= {self._store.path(n).name: self._store.path(n) for n in sorted(self._index.shards) if self._sound(n)}
         manifest = {
-            "schema_version": bundle_zip.SCHEMA_VERSION,
-            "kind": bundle_zip.TEACHER_CACHE,
+            "schema_version": archive.SCHEMA_VERSION,
+            "kind": archive.TEACHER_CACHE,
             "key": self.key.content,
-            "files": {name: bundle_zip.sha256_of(file) for name, file in files.items()},
+            "files": {name: archive.sha256_of(file) for name, file in files.items()},
         }
         listed = path.with_name(f".{path.name}.{os.getpid()}.manifest")
         try:
-            listed.write_text(bundle_zip.json_text(manifest))
-            bundle_zip.write_zip(path, {"manifest.json": listed, **files})
+            listed.write_text(archive.json_text(manifest))
+            archive.write_zip(path, {"manifest.json": listed, **files})
         finally:
             listed.unlink(missing_ok=True)
 
@@ -340,7 +341,7 @@ def unpack(path: Path, folder: Path) -> None:
         UserError: Truncated, altered, or no teacher cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bundle_zip.unpack(path, folder, kind_wanted=bundle_zip.TEACHER_CACHE, needed=("key",))
+    archive.unpack(path, folder, kind_wanted=archive.TEACHER_CACHE, needed=("key",))
     other = sorted(one.name for one in folder.iterdir() if one.name not in ("manifest.json", _NAME)
                    and _SHARD.fullmatch(one.name) is None)  # fmt: skip
     if other:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.fasta import STANDARD_RESIDUES
-from plm.data.spool import Spool
+from plm.data.protein_store import Spool
 
 Ints = NDArray[np.int64]
 STATUS_COLUMNS = ("id", "line", "length", "encoded", "windows", "cleaned", "duplicate_of", "status", "details")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data import homology, records
+from plm.data import dataset_table, homology
 from plm.errors import UserError
-from plm.evaluation.metrics import Ints
-from plm.learning import baselines
-from plm.learning.baselines import Answer, Examples
+from plm.scoring import baselines
+from plm.scoring.baselines import Answer, Examples
+from plm.scoring.metrics import Ints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +113,8 @@ def prepare(
         )
     if "label" not in frame:
         raise UserError("The training table has no column label", where=name, fix="Give the labelled dataset")
-    labelled, found_labels = records.labelled_rows(frame, target="number" if kind == "number" else "class", name=name)
+    target = "number" if kind == "number" else "class"
+    labelled, found_labels = dataset_table.labelled_rows(frame, target=target, name=name)
     task = found_labels.task
     sites = _Sites(labelled, task.level)
     found = sites.find(keys, name)
@@ -141,12 +142,12 @@ class _Sites:
         self._ids = frame["id"].to_numpy()
         count = len(frame)
         if level == "residue":
-            each = [records.residue_labels(label) for label in frame["label"]]
+            each = [dataset_table.residue_labels(label) for label in frame["label"]]
             chosen = [
                 (row, place)
                 for row, values in enumerate(each)
                 for place, value in enumerate(values)
-                if value not in ("", records.UNLABELLED_RESIDUE)
+                if value not in ("", dataset_table.UNLABELLED_RESIDUE)
             ]
             self._row = np.array([row for row, _ in chosen], dtype=np.int64)
             self._position0 = np.array([place for _, place in chosen], dtype=np.int64)

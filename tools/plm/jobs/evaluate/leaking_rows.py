@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from plm.data import homology, leakage
 from plm.data.examples import Example
-from plm.evaluation.assessment import Leaking
+from plm.scoring.assessment import Leaking
 
 if TYPE_CHECKING:
     import pandas as pd

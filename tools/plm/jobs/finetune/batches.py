@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from plm.learning.objectives import Array
 from plm.model.batching import Batch, plan_batches
+from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import ModelFamily
 from plm.model.heads import Where
-from plm.model.inputs import Unit, pack_units
 from plm.model.task import Level
+from plm.training.objectives import Array
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def make_examples(units: list[Unit], rows: Sequence[Array], level: Level) -> Exa
     """Joins units to the targets of their rows.
 
     Args:
-        units: From :func:`plm.model.inputs.make_units`.
-        rows: From :func:`plm.learning.objectives.targets`.
+        units: From :func:`plm.model.encoder_inputs.make_units`.
+        rows: From :func:`plm.training.objectives.targets`.
         level: Of the task.
     """
     found: list[Array] = []

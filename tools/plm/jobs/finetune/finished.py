@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm import __version__
-from plm.data.records import residue_labels
-from plm.evaluation import novelty
-from plm.evaluation.calibration import choose_threshold, fit_temperature
-from plm.evaluation.conformal import Errors
-from plm.evaluation.operating_point import score_summary
+from plm.data.dataset_table import residue_labels
 from plm.jobs.finetune.job import Job, Run
-from plm.learning import few_rows, objectives
-from plm.model.bundle import Bundle, MemberFiles, save_network, write_bundle
+from plm.model.bundles.fine_tuned import Bundle, MemberFiles, save_network, write_bundle
 from plm.model.network import Floats, answers
+from plm.scoring import novelty
+from plm.scoring.calibration import choose_threshold, fit_temperature
+from plm.scoring.conformal import Errors
+from plm.scoring.operating_point import score_summary
+from plm.training import few_rows, objectives
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,7 +142,7 @@ def _threshold(probabilities: Floats, truth: NDArray[Any], job: Job) -> float:
 def manifest(
     job: Job, calibration: Calibration, *, name: str, finished: bool, licence: str, compared: Sequence[Way] = ()
 ) -> dict[str, Any]:
-    """The content of ``manifest.json``, less what :func:`plm.model.bundle.write_bundle` adds.
+    """The content of ``manifest.json``, less what :func:`plm.model.bundles.fine_tuned.write_bundle` adds.
 
     Args:
         job: After training.

@@ -29,7 +29,6 @@ from plm.jobs.finetune import training
 from plm.jobs.finetune.cost import Cost, fitting_budget, measure
 from plm.jobs.finetune.labelled_rows import Part, Rows
 from plm.jobs.finetune.training import TrainingSettings
-from plm.learning import checkpointing, objectives
 from plm.model.adapters import (
     FROZEN,
     AdapterSettings,
@@ -39,13 +38,14 @@ from plm.model.adapters import (
     merge_head_adapters,
     trainable_state,
 )
-from plm.model.bundle import write_zip
+from plm.model.bundles.fine_tuned import write_zip
 from plm.model.checkpoint import LoadedModel, ModelFiles, load_model
 from plm.model.heads import HeadConfig, build_head
 from plm.model.network import Floats, Network, answers, as_network
 from plm.received import tensors
 from plm.received.documents import one_line, read_object
 from plm.received.fields import Fields
+from plm.training import checkpointing, objectives
 
 STAGE = "plm_finetune"
 CHECKPOINT_DIRECTORY = "PLM_CHECKPOINT_DIR"

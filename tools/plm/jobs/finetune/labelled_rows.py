@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plm.data import records
+from plm.data import dataset_table
 from plm.data.windows import check_width
 from plm.errors import UserError
 from plm.jobs.finetune.batches import Examples, make_examples
-from plm.learning import objectives
-from plm.learning.objectives import Array
-from plm.learning.parts import Part, parts
 from plm.model.checkpoint import LoadedModel
-from plm.model.inputs import make_units
+from plm.model.encoder_inputs import make_units
 from plm.model.task import Task
+from plm.training import objectives
+from plm.training.folds import Part, parts
+from plm.training.objectives import Array
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ class Rows:
         task: What is predicted. For numbers, mean and sd are those of the training rows of :attr:`part`.
         sequences: One a row.
         positions: 0-based site of each row, or None.
-        targets: From :func:`plm.learning.objectives.targets`.
+        targets: From :func:`plm.training.objectives.targets`.
         window: Width of the context around a site; 0 is the whole sequence.
         notes: How the labels were understood, and what was left out or changed, in sentences.
     """
@@ -110,7 +110,7 @@ def read_rows(
     """Prepares a checked dataset table for training.
 
     Args:
-        frame: From :func:`plm.data.records.read_dataset`.
+        frame: From :func:`plm.data.dataset_table.read_dataset`.
         level: ``auto``, ``sequence``, ``residue`` or ``site``.
         target: ``auto``, ``class`` or ``number``.
         positive: The positive one of two classes; the last by default.
@@ -120,7 +120,7 @@ def read_rows(
     Raises:
         UserError: The labels do not fit the task, ``positive`` is no class, or the window is wider than the table's.
     """
-    inferred = records.infer_task(frame, level, target, name)
+    inferred = dataset_table.infer_task(frame, level, target, name)
     binary = inferred.target == "class" and len(inferred.classes) == 2
     if positive and (not binary or positive not in inferred.classes):
         raise UserError(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plm.evaluation import figures
-from plm.evaluation.report import Report, counted, number, plain
 from plm.jobs.finetune.finished import validation_chose
 from plm.jobs.finetune.method_choice import NAMES, Way
-from plm.learning import few_rows
+from plm.telling import figures
+from plm.telling.report import Report, counted, number, plain
+from plm.training import few_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from plm import stage
-from plm.data.spool import Spool
+from plm.data.protein_store import Spool
 from plm.errors import UserError
 from plm.jobs.predict.queries import BATCH_ROWS
-from plm.model.bundle import Bundle, check_base
+from plm.model.bundles.classifier import ClassifierBundle
+from plm.model.bundles.fine_tuned import Bundle, check_base
 from plm.model.capacity import is_out_of_memory
 from plm.model.checkpoint import ModelFiles, resolve_model
-from plm.model.classifier_bundle import ClassifierBundle
-from plm.model.embed_job import EmbedJob
-from plm.model.embedding import Wanted
-from plm.model.inputs import segments
+from plm.model.embedding.representations import Wanted
+from plm.model.embedding.sharded import EmbedJob
+from plm.model.encoder_inputs import segments
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]

@@ -13,9 +13,9 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.embeddings import Embeddings
+from plm.data.embeddings.files import Embeddings
 from plm.data.label_values import is_missing
-from plm.data.spool import Spool, is_table
+from plm.data.protein_store import Spool, is_table
 from plm.data.tables import plain_field, stream_table, visible
 from plm.data.text_files import is_parquet
 from plm.errors import UserError

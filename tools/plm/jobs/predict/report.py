@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.evaluation.conformal import Intervals, LabelSets, binomial_interval, fewest_rows
-from plm.evaluation.figures import GREY, colour, named, new_figure, save, shortened
-from plm.evaluation.report import Report, counted, plain
 from plm.jobs.predict.queries import Queries
 from plm.jobs.predict.verdicts import Rules, Verdicts
+from plm.scoring.conformal import Intervals, LabelSets, binomial_interval, fewest_rows
+from plm.telling.figures import GREY, colour, named, new_figure, save, shortened
+from plm.telling.report import Report, counted, plain
 
 Floats = NDArray[np.float64]
 DRIFT_SHARE = 0.2

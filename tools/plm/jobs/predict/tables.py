@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.records import UNLABELLED_RESIDUE, residue_labels
+from plm.data.dataset_table import UNLABELLED_RESIDUE, residue_labels
 from plm.data.tables import visible
 from plm.jobs.predict.queries import Queries
 from plm.jobs.predict.verdicts import Rules, Verdicts

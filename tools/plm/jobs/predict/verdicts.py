@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.errors import UserError
-from plm.evaluation.conformal import Errors, Intervals, LabelSets
-from plm.evaluation.novelty import Novelty
 from plm.jobs.predict.queries import visible
 from plm.model.task import Task
+from plm.scoring.conformal import Errors, Intervals, LabelSets
+from plm.scoring.novelty import Novelty
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

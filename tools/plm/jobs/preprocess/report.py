@@ -12,8 +12,8 @@ from plm.data import homology
 from plm.data.examples import Example, Journal
 from plm.data.leakage import Leak, counts
 from plm.data.splits import balance
-from plm.evaluation.intervals import FEWEST_GROUPS
-from plm.evaluation.report import Report, counted, plain
+from plm.scoring.intervals import FEWEST_GROUPS
+from plm.telling.report import Report, counted, plain
 
 _MOST_CLASSES = 12
 
@@ -284,7 +284,7 @@ class Account:
 
     def draw(self, path: Path) -> None:
         """Draws classes in each split, and the identity of judging rows to their nearest training relative (PNG)."""
-        from plm.evaluation.figures import colour, named, new_figure, save, shortened
+        from plm.telling.figures import colour, named, new_figure, save, shortened
 
         figure, panels = new_figure(9.0, 3.8, columns=2)
         left, right = panels.flat

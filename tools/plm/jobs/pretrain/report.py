@@ -9,8 +9,8 @@ from typing import Any
 
 from plm import __version__, stage
 from plm.data.tables import write_table
-from plm.evaluation.report import Report, counted, plain
 from plm.model.checkpoint import LoadedModel, save_checkpoint
+from plm.telling.report import Report, counted, plain
 
 HISTORY_COLUMNS = (
     *("step", "epoch", "tokens", "train_loss", "valid_loss"),
@@ -75,7 +75,7 @@ def write_report(
     """Writes the history table, its figure and the report, each if wanted."""
     import pandas as pd
 
-    from plm.evaluation.figures import history_figure
+    from plm.telling.figures import history_figure
 
     outcome, score, split = facts["outcome"], facts["score"], facts["split"]
     table = pd.DataFrame(outcome.history)

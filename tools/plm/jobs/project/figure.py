@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.evaluation.figures import COLOURS, named, new_figure, save, shortened
-from plm.evaluation.separation import FULL, Labels
 from plm.jobs.project.projection import METHOD_NAMES, Projection
+from plm.scoring.separation import FULL, Labels
+from plm.telling.figures import COLOURS, named, new_figure, save, shortened
 
 if TYPE_CHECKING:
     from plm.jobs.project.report import Findings

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.embeddings.reference_and_queries import Side
 from plm.data.identifiers import accession
-from plm.evaluation.figures import shortened
-from plm.evaluation.projection_input import Side
-from plm.evaluation.report import Report, number, plain
-from plm.evaluation.separation import FULL, Labels, Score
 from plm.jobs.project.figure import SCALE, Look, looks, number_range
 from plm.jobs.project.projection import METHOD_NAMES, Projected, Settings
+from plm.scoring.separation import FULL, Labels, Score
+from plm.telling.figures import shortened
+from plm.telling.report import Report, number, plain
 
 SCORE_COLUMNS = ("space", "set", "measure", "part", "value", "low", "high", "expected", "p_value", "rows", "note")
 ROOM = 9_900

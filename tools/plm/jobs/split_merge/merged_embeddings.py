@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from plm import fingerprints
-from plm.data.embeddings import Description, read_embeddings, write_embeddings
+from plm.data.embeddings.files import Description, read_embeddings, write_embeddings
 from plm.data.tables import read_table
 from plm.errors import UserError
 

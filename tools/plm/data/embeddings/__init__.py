@@ -1,0 +1,1 @@
+"""Embeddings files: one interface, a file for each format."""

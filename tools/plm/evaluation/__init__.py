@@ -1,1 +1,0 @@
-"""Metrics, calibration, figures, reports."""

@@ -1,1 +1,0 @@
-"""Objectives, training, pretraining, baselines."""

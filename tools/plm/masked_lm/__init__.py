@@ -1,0 +1,1 @@
+"""Masked language modelling: corpus, clusters kept apart, masks, training."""

@@ -1,0 +1,241 @@
+"""Masked language modelling on packed rows: from scratch or continued, judged on families that training never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from plm.errors import UserError
+from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
+from plm.masked_lm.presets import PRESETS, esm2_config, write_esm2_tokenizer
+from plm.model import encoder
+from plm.model.batching import Batch, Layout, plan_batches
+from plm.model.checkpoint import ModelFiles, resolve_model
+from plm.model.ranks import Ranks
+from plm.training.row_training import Done, Outcome, RowSettings, Steering, train_rows
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well masked residues are predicted; sums over ``residues`` masked residues.
+
+    Attributes:
+        loss: Sum of the negative log likelihoods in nats.
+        correct: Residues whose most probable letter is the true one.
+        residues: Masked residues.
+        unigram_loss: Sum for a model that knows the training frequencies of the letters only.
+        unigram_correct: Residues that equal the most frequent letter.
+    """
+
+    loss: float
+    correct: int
+    residues: int
+    unigram_loss: float
+    unigram_correct: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss / self.residues)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.residues
+
+    @property
+    def unigram_perplexity(self) -> float:
+        return math.exp(self.unigram_loss / self.residues)
+
+    @property
+    def unigram_accuracy(self) -> float:
+        return self.unigram_correct / self.residues
+
+    @property
+    def below_unigram(self) -> float:
+        """Share by which the perplexity lies below the unigram perplexity, 0-1."""
+        return 1 - self.perplexity / self.unigram_perplexity
+
+    def known(self) -> dict[str, float]:
+        """As columns of a history."""
+        return {
+            "valid_loss": self.loss / self.residues,
+            "masked_perplexity": self.perplexity,
+            "masked_accuracy": self.accuracy,
+        }
+
+    @property
+    def beside_unigram(self) -> str:
+        """The same in words: ``12.3 % below``, or ``4.0 % above`` for a model that is worse than the frequencies."""
+        return f"{100 * abs(self.below_unigram):.1f} % {'below' if self.below_unigram >= 0 else 'above'}"
+
+
+class MaskedRowModel(nn.Module):
+    """ESM with its language-model head over a packed row; the head runs on masked residues only."""
+
+    def __init__(self, language_model: nn.Module) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Predicts the masked residues of a row.
+
+        Args:
+            input_ids: ``(T,)`` token ids.
+            position_ids: ``(T,)``.
+            lengths: ``(N,)`` tokens of each sequence.
+            labels: ``(T,)`` true ids, ``IGNORED`` where nothing is asked.
+
+        Returns:
+            ``loss``: mean negative log likelihood; ``logits``: ``(M, V)`` of the M masked residues; ``targets``:
+            ``(M,)``.
+        """
+        layout = Layout(tuple(lengths.tolist()))
+        batch = Batch(input_ids, position_ids, layout, tuple(range(len(layout.lengths))))
+        model: Any = self.language_model
+        hidden = encoder.hidden_states(model.esm, batch)
+        asked = labels != IGNORED
+        logits = model.lm_head(hidden[asked])
+        targets = labels[asked]
+        # A row without a known residue teaches nothing; a mean over nothing would be no number.
+        loss = functional.cross_entropy(logits.float(), targets, reduction="sum") / max(1, len(targets))
+        return {"loss": loss, "logits": logits, "targets": targets}
+
+
+def new_model(preset: str, folder: Path) -> ModelFiles:
+    """Writes a randomly initialised ESM-2 checkpoint (torch's current seed) in the shape of a preset.
+
+    Raises:
+        UserError: There is no such preset.
+    """
+    from dataclasses import asdict
+
+    from transformers import EsmForMaskedLM
+
+    if preset not in PRESETS:
+        raise UserError(f"There is no preset {preset!r}", where="--preset", fix=f"Choose one of {', '.join(PRESETS)}")
+    folder.mkdir(parents=True)
+    EsmForMaskedLM(esm2_config(**asdict(PRESETS[preset]))).save_pretrained(folder)
+    write_esm2_tokenizer(folder)
+    files = resolve_model(str(folder), workdir=folder.parent)
+    return ModelFiles(f"preset {preset}", files.directory, files.sha256)
+
+
+def collate(items: Sequence[tuple[Batch, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The one row of a micro-batch as the keyword arguments of :meth:`MaskedRowModel.forward`."""
+    ((batch, labels),) = items
+    return {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "lengths": torch.tensor(batch.lengths),
+        "labels": labels,
+    }
+
+
+def evaluate(
+    model: MaskedRowModel,
+    held_out: Corpus,
+    frequencies: np.ndarray,
+    *,
+    device: torch.device,
+    precision: str,
+    budget: int,
+    crop: int,
+    rate: float,
+    most_residues: int | None = None,
+) -> Score:
+    """Scores the masked residues of held-out sequences; the masks are always the same.
+
+    Args:
+        model: What to judge.
+        held_out: Sequences of clusters that training did not see.
+        frequencies: ``(20,)`` training frequencies, for the unigram baseline.
+        device: Where the model is.
+        precision: ``bf16`` or ``fp32``.
+        budget: Tokens in a row.
+        crop: Longest stretch of a sequence.
+        rate: Share of masked residues.
+        most_residues: Stop after about so many residues (a quick look during training).
+    """
+    rows = plan_batches(held_out.lengths(crop).tolist(), budget, seed=0)
+    items = (
+        held_out.masked_row(row, crop=crop, rate=rate, generator=np.random.default_rng([977, number]))
+        for number, row in enumerate(rows)
+    )
+    return score_rows(
+        model, items, held_out.letters, frequencies, device=device, precision=precision, most_residues=most_residues
+    )
+
+
+def score_rows(
+    model: MaskedRowModel,
+    items: Iterable[tuple[Batch, torch.Tensor]],
+    letters: np.ndarray,
+    frequencies: np.ndarray,
+    *,
+    device: torch.device,
+    precision: str,
+    most_residues: int | None = None,
+) -> Score:
+    """Scores the masked residues of rows; see :func:`evaluate`.
+
+    Args:
+        model: What to judge.
+        items: Rows with their targets.
+        letters: ``(20,)`` ids of the amino acids, in the order of ``frequencies``.
+        frequencies: ``(20,)`` training frequencies.
+        device: Where the model is.
+        precision: ``bf16`` or ``fp32``.
+        most_residues: Stop after about so many residues.
+    """
+    log_frequencies = np.zeros(int(letters.max()) + 1)
+    log_frequencies[letters] = np.log(frequencies)
+    commonest = int(letters[int(np.argmax(frequencies))])
+    loss = unigram = 0.0
+    correct = count = unigram_correct = seen = 0
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for item in items:
+            found = model(**{key: value.to(device) for key, value in collate([item]).items()})
+            targets = found["targets"].cpu()
+            loss += float(found["loss"]) * len(targets)
+            correct += int((found["logits"].argmax(-1).cpu() == targets).sum())
+            count += len(targets)
+            unigram -= float(log_frequencies[targets.numpy()].sum())
+            unigram_correct += int((targets == commonest).sum())
+            seen += item[0].tokens
+            if most_residues is not None and seen >= most_residues:
+                break
+    model.train(training)
+    return Score(loss, correct, count, unigram, unigram_correct)
+
+
+def train(
+    model: MaskedRowModel,
+    corpus: Corpus,
+    settings: RowSettings,
+    steering: Steering,
+    *,
+    device: torch.device,
+    resume: tuple[Path, Done] | None = None,
+    ranks: Ranks | None = None,
+) -> Outcome:
+    """Trains in place; see :func:`plm.training.row_training.train_rows`. One record a look at the held-out clusters."""
+    rows = MaskedRows(
+        corpus,
+        settings.steps * settings.accumulate * (ranks.world if ranks else 1),
+        budget=settings.batch_tokens,
+        crop=settings.crop,
+        rate=settings.mask_rate,
+        seed=settings.seed,
+    )
+    return train_rows(model, rows, settings, steering, collate=collate, device=device, resume=resume, ranks=ranks)

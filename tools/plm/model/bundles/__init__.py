@@ -1,0 +1,1 @@
+"""Bundles: what a training hands on, as one zip that proves itself on loading."""

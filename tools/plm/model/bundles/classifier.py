@@ -1,0 +1,554 @@
+"""Bundles of classifiers on embeddings: one small zip that answers for embeddings, and proves itself on loading.
+
+Members of the zip (written and checked by :mod:`plm.model.bundles.archive`)::
+
+    manifest.json            task, what the embeddings must be, head and its settings, calibration, metrics, digests
+    head.safetensors         every array of the head, its scaling included
+    validation.safetensors   calibrated probabilities (or numbers) of validation rows and their truth
+    reference.safetensors    a sample of training embeddings (float16); their ids and labels in reference.json
+    self_test.json           rows of that sample and the expected answers
+    README.md                model card
+
+Inference is plain numpy: whoever loads a bundle needs neither torch nor scikit-learn. Compressed arrays are expanded on
+loading (:mod:`plm.jobs.classifier.compression` writes them):
+
+* ``x`` of whole numbers (int8) with ``x.scale``, one number for each of its rows or one for all: their product;
+* ``x`` of one dimension with ``x.mask`` (W, ceil(D / 8)) uint8 and ``x.columns`` (1,) = D: the numbers of a (W, D)
+  array where the mask's bits are set, row by row; zeros elsewhere.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from plm import fingerprints
+from plm.data.embeddings.description import UNUSUAL
+from plm.data.embeddings.files import Description
+from plm.errors import UserError
+from plm.model.bundles import archive, manifests
+from plm.model.bundles.archive import SCHEMA_VERSION, bundle_kind, json_text, sha256_of, write_zip
+from plm.model.task import Task
+from plm.received import tensors
+from plm.received.documents import as_object, cleaned, has_breaks, one_line, read_json
+from plm.received.fields import Fields
+
+__all__ = [
+    "ClassifierBundle", "Head", "bundle_kind", "check_embeddings", "load_classifier_bundle", "write_classifier_bundle",
+]  # fmt: skip
+
+HeadKind = Literal["logistic", "ridge", "neighbours", "feedforward"]
+KINDS: tuple[HeadKind, ...] = ("logistic", "ridge", "neighbours", "feedforward")
+REFERENCE_ROWS = 2000
+VALIDATION_ROWS = 20_000
+"""Most rows that a bundle keeps of each kind."""
+_BLOCK_BYTES = 32 * 2**20
+_SELF_TEST_ROWS = 8
+_PARTS = (".scale", ".mask", ".columns")
+_TOLERANCE = 2e-3
+"""How far a probability (or a standardised number) may move between machines."""
+_NEEDED = (
+    "name", "task", "classes", "positive", "embedding", "head", "standardise", "temperature", "threshold",
+)  # fmt: skip
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands on the embeddings: arrays, and how they answer.
+
+    ==============  ===================================================================================================
+    ``logistic``    ``weight`` (K, D) and ``bias`` (K,): linear scores (K = 1 for numbers)
+    ``ridge``       the same
+    ``neighbours``  ``rows`` (M, D) and ``targets`` (M,) class numbers or standardised numbers; settings ``k``,
+                    ``metric`` (``cosine`` or ``euclidean``) and ``prior`` (K shares)
+    ``feedforward`` ``weight0`` (W, D), ``bias0`` (W,), ``weight1``, ...: linear layers with ReLU between
+    ==============  ===================================================================================================
+
+    Attributes:
+        kind: One of ``KINDS``.
+        arrays: Numbers by name. ``mean`` and ``scale`` (D,), where there are, standardise the embeddings first.
+        settings: Settings of the head; the manifest's ``head`` has them too.
+    """
+
+    kind: HeadKind
+    arrays: Mapping[str, NDArray[Any]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in an embedding (D)."""
+        name = {"neighbours": "rows", "feedforward": "weight0"}.get(self.kind, "weight")
+        return int(self.arrays[name].shape[1])
+
+    @property
+    def standardise(self) -> bool:
+        """Whether embeddings are scaled to mean 0 and deviation 1 of the training rows."""
+        return "scale" in self.arrays
+
+    def decoded(self) -> Head:
+        """The same with compressed arrays expanded, in float32; class numbers stay."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, array in self.arrays.items():
+            if name.endswith(_PARTS):
+                continue
+            if f"{name}.mask" in self.arrays:
+                array = _filled(array, self.arrays[f"{name}.mask"], int(self.arrays[f"{name}.columns"][0]))
+            if f"{name}.scale" in self.arrays:
+                scale = np.asarray(self.arrays[f"{name}.scale"], np.float32)
+                arrays[name] = array.astype(np.float32) * (scale[:, None] if array.ndim == 2 and scale.ndim else scale)
+            else:
+                arrays[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+        return Head(self.kind, arrays, self.settings)
+
+    def standardised(self, matrix: NDArray[Any]) -> Singles:
+        """``(N, D) float32`` as the head sees it."""
+        values = np.asarray(matrix, np.float32)
+        if not self.standardise:
+            return values
+        scaled: Singles = (values - self.arrays["mean"]) / self.arrays["scale"]
+        return scaled
+
+    def scores(self, matrix: NDArray[Any]) -> Floats:
+        """``(N, D)`` embeddings to uncalibrated logits ``(N, K)`` or standardised numbers ``(N, 1)``, float64."""
+        step = max(1, _BLOCK_BYTES // (4 * max(self.dimension, 1)))
+        parts = [self._block(self.standardised(matrix[start : start + step])) for start in range(0, len(matrix), step)]
+        return np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, self._outputs()))
+
+    def _outputs(self) -> int:
+        if self.kind == "neighbours":
+            return len(self.settings["prior"]) or 1
+        return len(self.arrays["bias" if self.kind != "feedforward" else f"bias{self._depth() - 1}"])
+
+    def _depth(self) -> int:
+        return sum(name.startswith("weight") and "." not in name for name in self.arrays)
+
+    def _block(self, values: Singles) -> NDArray[Any]:
+        if self.kind == "neighbours":
+            return self._neighbours(values)
+        if self.kind != "feedforward":
+            return np.asarray(values @ self.arrays["weight"].T + self.arrays["bias"])
+        layers = self._depth()
+        for layer in range(layers):
+            values = values @ self.arrays[f"weight{layer}"].T + self.arrays[f"bias{layer}"]
+            if layer < layers - 1:
+                np.maximum(values, 0, out=values)
+        return values
+
+    def _neighbours(self, values: Singles) -> Floats:
+        rows, targets = self.arrays["rows"], self.arrays["targets"]
+        count, cosine = min(int(self.settings["k"]), len(rows)), self.settings["metric"] == "cosine"
+        prior = np.asarray(self.settings["prior"], np.float64)
+        near, _ = nearest_rows(values, rows, count, cosine=cosine)
+        if not len(prior):
+            return np.asarray(targets, np.float64)[near].mean(axis=1)[:, None]
+        votes = np.stack([(targets[near] == index).sum(axis=1) for index in range(len(prior))], axis=1)
+        # Votes with the class shares of training as one more neighbour: no class is ever impossible.
+        return np.log((votes + prior) / (count + 1.0))
+
+
+def _filled(kept: NDArray[Any], mask: NDArray[Any], columns: int) -> NDArray[Any]:
+    """The numbers of a pruned array at their places."""
+    places = np.unpackbits(mask, axis=1, count=columns).astype(bool)
+    if kept.shape != (int(places.sum()),):
+        raise ValueError(f"{len(kept)} numbers for {int(places.sum())} places")
+    full = np.zeros(places.shape, kept.dtype)
+    full[places] = kept
+    return full
+
+
+def nearest_rows(
+    values: NDArray[Any], rows: NDArray[Any], count: int, *, cosine: bool
+) -> tuple[NDArray[np.int64], Floats]:
+    """The ``count`` rows nearest to each of the values, nearest first, and their distances, each ``(N, count)``.
+
+    Args:
+        values: ``(N, D)``.
+        rows: ``(M, D)``; at least ``count``.
+        count: How many.
+        cosine: Cosine distance (1 - cosine) instead of the Euclidean one.
+    """
+    one, other = np.asarray(values, np.float32), np.asarray(rows, np.float32)
+    if cosine:
+        one, other = _unit(one), _unit(other)
+    own = (other.astype(np.float64) ** 2).sum(axis=1)
+    near = np.empty((len(one), count), np.int64)
+    distance = np.empty((len(one), count))
+    step = max(1, _BLOCK_BYTES // (8 * max(len(other), 1)))
+    for start in range(0, len(one), step):
+        part = one[start : start + step]
+        squares = own - 2.0 * (part @ other.T) + (part.astype(np.float64) ** 2).sum(axis=1)[:, None]
+        chosen = np.argpartition(squares, count - 1, axis=1)[:, :count] if count < len(other) else None
+        chosen = np.broadcast_to(np.arange(len(other)), squares.shape) if chosen is None else np.sort(chosen, axis=1)
+        found = np.take_along_axis(squares, chosen, axis=1)
+        order = np.argsort(found, axis=1, kind="stable")
+        near[start : start + step] = np.take_along_axis(chosen, order, axis=1)
+        distance[start : start + step] = np.maximum(np.take_along_axis(found, order, axis=1), 0)
+    return near, distance / 2 if cosine else np.sqrt(distance)
+
+
+def _unit(rows: Singles) -> Singles:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(length > 0, length, 1)).astype(np.float32, copy=False)
+
+
+class ClassifierBundle:
+    """A loaded bundle: answers for embeddings.
+
+    Attributes:
+        manifest: The content of ``manifest.json``.
+        task: What it answers; level ``sequence`` (a protein) or ``site``.
+        head: Its head, arrays in float32.
+        stored: The same as it lies in the file, perhaps compressed.
+        embedding: What the embeddings must be.
+        reference: Ids, labels and ``(M, D) float32`` embeddings of a sample of training rows, not standardised.
+        validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows, and their truth:
+            ``(n,)`` class numbers or numbers. Rows that chose head, temperature and threshold, never test rows.
+        name: What predictions tables and reports call it.
+    """
+
+    def __init__(
+        self,
+        manifest: Mapping[str, Any],
+        head: Head,
+        reference: tuple[list[str], list[str], Singles],
+        validation_scores: tuple[Floats, NDArray[Any]],
+    ) -> None:
+        self.manifest = dict(manifest)
+        self.task = task_of(manifest)
+        self.stored = head
+        self.head = head.decoded()
+        about = dict(manifest["embedding"])
+        self.embedding = Description(
+            str(about["model"]), str(about["model_sha256"]), tuple(int(layer) for layer in about["layers"]),
+            about["pooling"], about["dtype"], int(about["dimension"]),
+            {UNUSUAL: "own" if about.get(UNUSUAL) == "own" else "x"},
+        )  # fmt: skip
+        self.reference = reference
+        self.validation_scores = validation_scores
+        self.name = str(manifest["name"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities; empty for numbers."""
+        return self.task.classes
+
+    @property
+    def threshold(self) -> float:
+        """On the positive one of two classes, chosen on validation rows; 0.5 otherwise."""
+        return float(self.manifest["threshold"])
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits; fitted on validation rows."""
+        return float(self.manifest["temperature"])
+
+    def raw(self, matrix: NDArray[Any]) -> Floats:
+        """``(N, D)`` embeddings to logits ``(N, K)`` before calibration, or numbers ``(N, 1)`` in units of labels.
+
+        Raises:
+            UserError: Another dimension, or numbers that are not finite.
+        """
+        if matrix.ndim != 2 or matrix.shape[1] != self.embedding.dimension:
+            width = matrix.shape[-1] if matrix.ndim else 0
+            raise UserError(
+                f"The embeddings have {width} numbers each; the bundle needs {self.embedding.dimension}",
+                where=self.name,
+                fix="Embed with the model that the bundle was trained on",
+            )
+        found: Floats = self.head.scores(matrix)
+        if not np.isfinite(found).all():
+            row = int(np.argmin(np.isfinite(found).all(axis=1)))
+            raise UserError(f"The embedding in row {row + 1} holds NaN, infinity or far too large numbers")
+        if self.task.target == "number":
+            found = found * self.task.sd + self.task.mean
+        return found
+
+    def predict(self, matrix: NDArray[Any]) -> Floats:
+        """``(N, D)`` embeddings to calibrated probabilities ``(N, K)`` or numbers ``(N, 1)``, float64.
+
+        Raises:
+            UserError: As :meth:`raw`.
+        """
+        found = self.raw(matrix)
+        if self.task.target == "number":
+            return found
+        probabilities: Floats = softmax(found / self.temperature, axis=1)
+        return probabilities
+
+    def calls(self, probabilities: Floats, threshold: float | None = None) -> list[str]:
+        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
+        limit = self.threshold if threshold is None else threshold
+        return call_classes(self.task, probabilities, limit)
+
+    def standardised(self, matrix: NDArray[Any]) -> Singles:
+        """Embeddings as the head sees them, ``(N, D) float32``: the space for distances to :attr:`reference`."""
+        return self.head.standardised(matrix)
+
+
+def call_classes(task: Task, probabilities: Floats, threshold: float) -> list[str]:
+    """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
+    if task.binary:
+        positive = task.positive_index
+        names = task.classes
+        return [names[positive if value >= threshold else 1 - positive] for value in probabilities[:, positive]]
+    return [task.classes[index] for index in probabilities.argmax(axis=1)]
+
+
+def task_of(manifest: Mapping[str, Any]) -> Task:
+    """The task in a bundle's manifest.
+
+    Raises:
+        UserError: A field is missing or unknown.
+    """
+    return Task.from_json({**manifest, "labels": manifest["classes"]})
+
+
+def check_embeddings(description: Description, bundle: ClassifierBundle, where: str) -> list[str]:
+    """Checks that embeddings are of the kind that a bundle was trained on.
+
+    Args:
+        description: Of the embeddings.
+        bundle: The bundle.
+        where: What messages call the embeddings.
+
+    Returns:
+        What could not be checked, as sentences for the report.
+
+    Raises:
+        UserError: Names what differs: dimension, weights of the model, layer or pooling.
+    """
+    wanted = bundle.embedding
+    if description.dimension != wanted.dimension:
+        raise _other("dimension", wanted.dimension, description.dimension, bundle, where)
+    one, other = dict(_facts(wanted)), dict(_facts(description))
+    differs = fingerprints.difference(wanted.model_sha256, description.model_sha256)
+    if differs:
+        ours, theirs = (f"{each.model} ({fingerprints.shown(each.model_sha256)})" for each in (wanted, description))
+        what = "model" if differs == fingerprints.WEIGHTS else f"{differs} of the model"
+        raise _other(what, ours, theirs, bundle, where)
+    unknown = []
+    for name, value in one.items():
+        if value and other[name] and value != other[name]:
+            raise _other(name, value, other[name], bundle, where)
+        if not (value and other[name]):
+            unknown.append(name)
+    notes = []
+    if fingerprints.partial(wanted.model_sha256, description.model_sha256):
+        notes.append(f"Of bundle and {where}, one does not tell all: {fingerprints.UNCHECKED}.")
+    rules = [each.notes.get(UNUSUAL, "x") for each in (wanted, description)]
+    if rules[0] != rules[1]:
+        notes.append(
+            f"U, Z, O and B were {'letters of the model' if rules[0] == 'own' else 'X'} in the training and "
+            f"{'letters of the model' if rules[1] == 'own' else 'X'} in {where}: proteins with them may be answered "
+            "a little differently."
+        )
+    if not unknown:
+        return notes
+    return [
+        *notes,
+        f"Bundle and {where} agree in the dimension ({wanted.dimension}), but it is not known whether they do in "
+        f"{', '.join(unknown)}: make sure that the same model, layer and pooling made both, else the answers mean "
+        "nothing.",
+    ]
+
+
+def _facts(description: Description) -> list[tuple[str, str]]:
+    # The mean over stored residues is the mean.
+    pooling = "mean" if description.pooling == "residues" else description.pooling
+    # Fingerprints are compared for themselves; here only whether there is one.
+    layers = ", ".join(map(str, description.layers))
+    return [("model", "known" if description.model_sha256 else ""), ("layer", layers), ("pooling", pooling)]
+
+
+def _other(what: str, wanted: object, found: object, bundle: ClassifierBundle, where: str) -> UserError:
+    made = bundle.embedding
+    by = f" of {made.model}" if made.model else ""
+    layer = f", layer {made.layers[0]}" if made.layers else ""
+    return UserError(
+        f"The embeddings differ from those that the bundle was trained on in {what}: {found} instead of {wanted}",
+        where=f"{where}, bundle {bundle.name}",
+        fix=f"Give embeddings{by}{layer}{f', pooling {made.pooling}' if made.pooling else ''}",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
+    """Reads a bundle and lets it prove itself.
+
+    Raises:
+        UserError: Not a whole bundle, of a fine-tuned model, something in it that is no data or does not fit the
+            manifest, or a self-test that does not come out as stored.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix="plm_bundle_") as place:
+        folder = Path(place)
+        manifest = archive.unpack(path, folder, kind_wanted=archive.EMBEDDING, needed=_NEEDED)
+        try:
+            manifest = manifests.check_classifier(manifest, path.name, KINDS)
+            bundle = _assemble(manifest, folder)
+            again = manifests.AGAIN
+            test = Fields(
+                read_json(folder / "self_test.json", where=path.name, fix=again), "self_test.json", path.name, again
+            )
+            rows = np.array(test.numbers("rows", 0, len(bundle.reference[0]) - 1), np.int64)
+            expected = np.array(test.content.get("expected"), np.float64)
+            found = bundle.predict(bundle.reference[2][rows])
+        except UserError:
+            raise
+        except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError, AttributeError) as error:
+            raise UserError(
+                f"The bundle's parts do not fit each other ({one_line(str(error), 150)})",
+                where=path.name,
+                fix="Give the bundle as plm_train_classifier wrote it",
+            ) from error
+    worst = float("nan")
+    if found.shape == expected.shape and found.size:
+        worst = float(np.abs(found - expected).max() / (bundle.task.sd if bundle.task.target == "number" else 1))
+    if not worst <= _TOLERANCE:
+        raise UserError(
+            f"The bundle fails its self-test: answers are {worst:.3g} from those stored (tolerated: {_TOLERANCE:g})",
+            where=path.name,
+            fix="Give the bundle as plm_train_classifier wrote it",
+        )
+    return bundle
+
+
+def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
+    again = manifests.AGAIN
+    arrays = tensors.load_numpy(folder / "head.safetensors", fix=again)
+    validation = tensors.load_numpy(folder / "validation.safetensors", fix=again)
+    rows = tensors.load_numpy(folder / "reference.safetensors", fix=again)["embeddings"].astype(np.float32)
+    names = _names(folder, manifest["task"]["level"])
+    kind = manifest["head"]["kind"]
+    _check_arrays(kind, arrays, int(manifest["embedding"]["dimension"]))
+    head = Head(kind, arrays, {key: value for key, value in manifest["head"].items() if key != "kind"})
+    bundle = ClassifierBundle(
+        manifest, head, (names["ids"], names["labels"], rows),
+        (validation["scores"].astype(np.float64), validation["truth"]),
+    )  # fmt: skip
+    dimension = bundle.embedding.dimension
+    if bundle.head.dimension != dimension or rows.shape != (len(names["ids"]), dimension):
+        seen = bundle.head.dimension
+        raise ValueError(f"the head sees {seen} numbers, the reference {rows.shape[1:]}, not {dimension}")
+    if bundle.head.scores(rows[:1]).shape[1] != bundle.task.outputs:
+        raise ValueError("the head's outputs are not the classes")
+    return bundle
+
+
+def _names(folder: Path, level: str) -> dict[str, list[str]]:
+    """Ids and labels of the reference; at site level an id is followed by a tab and its position."""
+    again = manifests.AGAIN
+    held = as_object(read_json(folder / "reference.json", fix=again), "reference.json", "reference.json", again)
+    content = Fields({**held, "labels": cleaned(held.get("labels"))}, "reference.json", "reference.json", again)
+    ids = content.texts("ids", breaks=True)
+    for one in ids:
+        name, tab, place = one.partition("\t")
+        good = not has_breaks(name) and (not tab or (level == "site" and place.isascii() and place.isdigit()))
+        if not good or len(place) > 12:
+            raise UserError("The bundle's reference names a protein with a tab or a line end", fix=again)
+    labels = content.texts("labels")
+    if len(labels) != len(ids):
+        raise UserError(f"The bundle's reference has {len(labels)} labels for {len(ids)} ids", fix=again)
+    return {"ids": ids, "labels": labels}
+
+
+def _check_arrays(kind: str, arrays: Mapping[str, NDArray[Any]], dimension: int) -> None:
+    """Whether compressed arrays become as large as a head of embeddings of that dimension can be."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu" or array.ndim > 2:
+            raise ValueError(f"{name} is {array.dtype} of {array.ndim} dimensions")
+        if not np.isfinite(array.astype(np.float64) if array.dtype.kind == "f" else 0).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+        if name.endswith(".columns"):
+            mask = arrays.get(f"{name.removesuffix('.columns')}.mask")
+            if mask is None or mask.dtype != np.uint8 or mask.ndim != 2 or array.shape != (1,):
+                raise ValueError(f"{name} belongs to no mask")
+            if not 0 < int(array[0]) <= 8 * mask.shape[1]:
+                raise ValueError(f"{name} says {int(array[0])} where the mask has {8 * mask.shape[1]}")
+    for name in ("mean", "scale"):
+        if name in arrays and arrays[name].shape != (dimension,):
+            raise ValueError(f"{name} has the shape {arrays[name].shape}")
+    if kind == "neighbours" and len(arrays["targets"]) != len(arrays["rows"]):
+        raise ValueError("targets and rows differ in number")
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def write_classifier_bundle(
+    path: str | Path,
+    manifest: Mapping[str, Any],
+    head: Head,
+    *,
+    reference: tuple[Sequence[str], Sequence[str], NDArray[Any]],
+    validation_scores: tuple[NDArray[Any], NDArray[Any]],
+    card: str,
+) -> None:
+    """Writes a bundle; equal content gives equal bytes.
+
+    Args:
+        path: The zip to write.
+        manifest: Everything but ``schema_version``, ``kind``, ``head``, ``standardise`` and ``files``, which are added.
+        head: Its arrays are stored in their own types.
+        reference: Ids, labels and embeddings ``(M, D)`` (not standardised) of a sample of training rows, at least one;
+            numbers too large for float16 are clipped.
+        validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows and their truth
+            ``(n,)``: class numbers or numbers. Beyond 20,000 rows an evenly spread sample is kept.
+        card: Content of ``README.md``.
+    """
+    from safetensors.numpy import save_file
+
+    ids, labels, rows = reference
+    scores, truth = validation_scores
+    step = max(1, -(-len(scores) // VALIDATION_ROWS))
+    settings = {**head.settings, "kind": head.kind}
+    complete: dict[str, Any] = {
+        **manifest, "schema_version": SCHEMA_VERSION, "kind": archive.EMBEDDING, "head": settings,
+        "standardise": head.standardise,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="plm_bundle_") as place:
+        folder = Path(place)
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in head.arrays.items()}, folder / "head.safetensors"
+        )
+        kept = truth.astype(np.int64 if task_of(complete).target == "class" else np.float64)[::step]
+        save_file(
+            {"scores": np.ascontiguousarray(scores[::step], np.float64), "truth": np.ascontiguousarray(kept)},
+            folder / "validation.safetensors",
+        )
+        most = float(np.finfo(np.float16).max)
+        save_file(
+            {"embeddings": np.clip(np.asarray(rows, np.float32), -most, most).astype(np.float16)},
+            folder / "reference.safetensors",
+        )
+        names = {"ids": [str(name) for name in ids], "labels": [str(label) for label in labels]}
+        (folder / "reference.json").write_text(json_text(names), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        bundle = _assemble(complete, folder)
+        chosen = np.unique(np.linspace(0, len(names["ids"]) - 1, _SELF_TEST_ROWS).astype(int)).tolist()
+        answers = bundle.predict(bundle.reference[2][chosen])
+        test = {"rows": chosen, "expected": answers.tolist()}
+        (folder / "self_test.json").write_text(json_text(test), encoding="utf-8")
+        contents = {file.name: file for file in folder.iterdir()}
+        complete["files"] = {name: sha256_of(contents[name]) for name in sorted(contents)}
+        (folder / "manifest.json").write_text(json_text(complete), encoding="utf-8")
+        write_zip(Path(path), {**contents, "manifest.json": folder / "manifest.json"})
+
+
+def reference_sample(rows: int, most: int = REFERENCE_ROWS) -> NDArray[np.int64]:
+    """Places of an evenly spread sample of at most ``most`` of ``rows`` rows, ascending."""
+    if rows <= most:
+        return np.arange(rows, dtype=np.int64)
+    return np.unique(np.linspace(0, rows - 1, most).astype(np.int64))

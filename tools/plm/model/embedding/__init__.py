@@ -1,0 +1,1 @@
+"""Embeddings of many proteins: representations, the plan of the work, shards."""

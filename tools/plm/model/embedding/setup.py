@@ -1,0 +1,133 @@
+"""How an embedding job is set up: what is wanted of a model, the folder of finished parts, the memory, the plan.
+
+What plm_embed and plm_predict share, so that both give the same numbers for the same proteins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plm import __version__, stage
+from plm.data.protein_store import Spool
+from plm.data.shards import Lock, ShardStore, key
+from plm.model.capacity import capacity
+from plm.model.checkpoint import LoadedModel, ModelFiles, read_config, read_vocabulary
+from plm.model.embedding.representations import Embedder, Wanted
+from plm.model.embedding.sharded import EmbedJob
+from plm.model.embedding.work_plan import first_budget, stored_bytes
+from plm.model.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the numbers of an embedding job depend on beside input and model.
+
+    Attributes:
+        duplicates: Policy for repeated ids.
+        precision: ``fp32`` or ``bf16``.
+        batch_tokens: Residues encoded together; 0: what suits the machine.
+        max_residues: Longer proteins go in windows of this length; 0: as long as the memory holds.
+        max_memory: MiB that the job may use; None: what there is.
+    """
+
+    duplicates: str
+    precision: str
+    batch_tokens: int = 0
+    max_residues: int = 0
+    max_memory: int | None = None
+
+
+def open_store(
+    spool: Spool,
+    files: ModelFiles,
+    wanted: Wanted,
+    settings: Settings,
+    *,
+    name: str,
+    device: str,
+    work_dir: Path | None,
+    scratch: Path,
+    ranks: Ranks,
+    stack: ExitStack,
+    log: logging.Logger,
+) -> ShardStore:
+    """The folder of this very work: equal input, model and settings find it again, others never.
+
+    Args:
+        spool: The proteins.
+        files: The model.
+        wanted: What to compute.
+        settings: How.
+        name: The stage's, for the folder's name.
+        device: ``cpu`` or ``cuda``.
+        work_dir: Where folders outlive the job; None: ``PLM_CHECKPOINT_DIR``, else nowhere.
+        scratch: Where they do not.
+        ranks: The processes of the job.
+        stack: Holds the lock.
+        log: Told why parts are not kept.
+    """
+    content = {
+        "suite": __version__, "input": spool.digest, "duplicates": settings.duplicates, "weights": files.sha256,
+        "config": read_config(files.directory), "vocabulary": read_vocabulary(files.directory),
+        "wanted": asdict(wanted), "precision": settings.precision, "device": device,
+        "batch_tokens": settings.batch_tokens, "max_residues": settings.max_residues,
+    }  # fmt: skip
+    digest = key(content)
+    kept = work_dir or (Path(os.environ["PLM_CHECKPOINT_DIR"]) if os.environ.get("PLM_CHECKPOINT_DIR") else None)
+    folder = scratch / "shards"
+    if ranks.leads and kept is not None:
+        if not kept.is_dir():
+            log.info("The folder %s does not exist: a killed job will start anew", kept)
+        else:
+            lock = stack.enter_context(Lock(kept / f"{name}-{digest[:32]}"))
+            if lock.held:
+                folder = kept / f"{name}-{digest[:32]}"
+            else:
+                log.info("Finished parts are not kept in %s: %s", kept, lock.why)
+    return ShardStore(Path(ranks.told(str(folder))), digest)
+
+
+def begin(
+    spool: Spool,
+    loaded: LoadedModel,
+    wanted: Wanted,
+    settings: Settings,
+    store: ShardStore,
+    ranks: Ranks,
+    log: logging.Logger,
+) -> EmbedJob:
+    """The job, with the budget that the memory allows.
+
+    Raises:
+        UserError: The memory does not hold the smallest batch.
+    """
+    one = np.ones(1, np.int64)
+    kept = int(stored_bytes(wanted, loaded.hidden_size, one, one)[0])
+    inner = set(wanted.layers) != {loaded.layers}
+    room = capacity(loaded, settings.max_memory, inner_layers=inner, kept_per_token=kept)
+    budget = first_budget(room, loaded, wanted, batch_tokens=settings.batch_tokens, max_residues=settings.max_residues)
+    return EmbedJob(spool, Embedder(loaded, wanted, room), store, budget, ranks, log)
+
+
+def announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, log: logging.Logger) -> None:
+    """Says what is to be done, on what, and for how long."""
+    spool, budget, loaded = job.spool, job.budget, job.embedder.loaded
+    lengths = spool.lengths
+    if len(missing) < len(job.ends):
+        log.info("Going on from an earlier run: %d of %d parts are done", len(job.ends) - len(missing), len(job.ends))
+    seconds = job.seconds(missing) if ranks.leads else None
+    cut = int((job.planned_windows() > 1).sum())
+    log.info(
+        "Plan: %d proteins of %d records (%d different sequences), %d residues, longest %d, %s; %s%s, %s, "
+        "batches of %d tokens, about %.1f GiB of memory; about %s",
+        len(spool.accepted), len(spool.ids), len(lengths), int(lengths.sum()), int(lengths.max()),
+        f"{cut} in windows of {budget.whole}" if cut else "all whole", loaded.device.type,
+        f" x {ranks.world}" if ranks.world > 1 else "", precision, budget.tokens, job.memory() / 2**30,
+        "unknown time" if seconds is None else stage.duration(seconds),
+    )  # fmt: skip

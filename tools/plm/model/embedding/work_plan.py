@@ -1,0 +1,177 @@
+"""The plan of an embedding job: what the memory holds, where the work is cut into shards, how long it will take."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.data.protein_store import Spool
+from plm.errors import UserError
+from plm.model import encoder
+from plm.model.capacity import Capacity
+from plm.model.checkpoint import LoadedModel
+from plm.model.embedding.representations import SMALLEST, Budget, Embedder, Part, Wanted, contact_bytes
+
+Ints = NDArray[np.int64]
+ROWS_IN_SHARD = 64
+SHARD_BYTES = 128 * 2**20
+"""What a shard may hold: it is in memory until it is written."""
+_SAMPLE_SECONDS = 1.0
+_SAMPLED = 20_000
+"""Sequences whose lengths stand for all in the estimate of time."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of a forward pass.
+
+    Attributes:
+        token: Of each token.
+        pair: Of each pair of tokens of a sequence.
+    """
+
+    token: float
+    pair: float
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> Cost:
+        """Counts the weights outside the embedding tables: two operations each; attention four a pair and width."""
+        weights = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if "embed" not in name)
+        return cls(2.0 * weights, 4.0 * loaded.layers * loaded.hidden_size)
+
+    def total(self, lengths: Ints) -> float:
+        """Operations of sequences of these tokens."""
+        sizes = lengths.astype(np.float64)
+        return float(self.token * sizes.sum() + self.pair * (sizes**2).sum())
+
+
+def first_budget(
+    capacity: Capacity, loaded: LoadedModel, wanted: Wanted, *, batch_tokens: int = 0, max_residues: int = 0
+) -> Budget:
+    """What to begin with.
+
+    Args:
+        capacity: The memory.
+        loaded: The model.
+        wanted: What to compute.
+        batch_tokens: Tokens in a row that the user wants; 0: what suits device and memory.
+        max_residues: Window length that the user wants; 0: as long as the memory holds.
+
+    Raises:
+        UserError: The memory does not hold the smallest batch.
+    """
+    specials = loaded.family.specials
+    whole = capacity.longest - specials
+    if whole < SMALLEST:
+        raise UserError(
+            f"{capacity.fixed >> 20} MiB of memory are taken by the program and the model already, and what is left "
+            "does not hold a batch",
+            where=str(loaded.device),
+            fix="Use a smaller model, or give the job more memory (--max-memory or GALAXY_MEMORY_MB)",
+        )
+    limits = [limit for limit in (max_residues, loaded.family.max_residues) if limit]
+    whole = min([whole, *limits])
+    workers = 1 if batch_tokens else encoder.workers(loaded.device)
+    fits = max(SMALLEST, capacity.room // workers // capacity.token)
+    tokens = min(batch_tokens or encoder.ROW_TOKENS[loaded.device.type], fits)
+    contacts = 0
+    if wanted.contacts is not None:
+        contacts = min(whole, int((capacity.room / contact_bytes(loaded, 1)) ** 0.5) - specials)
+        contacts = max(SMALLEST, contacts)
+    return Budget(tokens, whole, contacts)
+
+
+def shard_ends(lengths: Ints, sizes: Ints, tokens: int) -> list[int]:
+    """Cuts consecutive sequences into shards of about 64 rows, or less where their numbers take much room.
+
+    Args:
+        lengths: Tokens of each sequence.
+        sizes: Bytes of what is stored of each.
+        tokens: Tokens in a row.
+
+    Returns:
+        The number after the last sequence of each shard.
+    """
+    effort = np.cumsum(np.maximum(lengths / (ROWS_IN_SHARD * tokens), sizes / SHARD_BYTES))
+    ends: list[int] = []
+    start, done = 0, 0.0
+    while start < len(lengths):
+        end = max(start + 1, int(np.searchsorted(effort, done + 1.0, side="right")))
+        ends.append(end)
+        start, done = end, float(effort[end - 1])
+    return ends
+
+
+def stored_bytes(wanted: Wanted, width: int, lengths: Ints, sites: Ints) -> Ints:
+    """Bytes that a shard keeps of each sequence."""
+    each = width * len(wanted.layers) * (2 if wanted.dtype == "float16" else 4)
+    count = {"residues": lengths, "sites": sites}.get(wanted.pooling, np.ones_like(lengths))
+    found: Ints = count * each
+    if wanted.logits:
+        found = found + lengths * 80
+    if wanted.contacts is not None:
+        found = found + lengths * 24  # a protein has about two contacts a residue
+    return found
+
+
+def work_lengths(wanted: Wanted, lengths: Ints) -> Ints:
+    """Residues that are computed for each sequence: once for its representation, and again for each extra."""
+    found: Ints = lengths.copy()
+    if wanted.perplexity == "masked":
+        found += lengths * lengths
+    if wanted.contacts is not None:
+        found += lengths
+    return found
+
+
+def expected_seconds(embedder: Embedder, spool: Spool, budget: Budget, numbers: Ints) -> float:
+    """How long some sequences will take, from timing a few of middle length on this machine.
+
+    Args:
+        embedder: Ready to work.
+        spool: The sequences.
+        budget: Rows as the work will have them.
+        numbers: The sequences that are to be computed.
+    """
+    if not len(numbers):
+        return 0.0
+    specials = embedder.loaded.family.specials
+    step = -(-len(numbers) // _SAMPLED)
+    numbers = numbers[::step]
+    lengths = spool.lengths[numbers]
+    cost = Cost.of(embedder.loaded)
+    simple = Embedder(embedder.loaded, Wanted(embedder.wanted.layers, "mean"), embedder.capacity)
+    middle = numbers[np.argsort(lengths, kind="stable")][len(numbers) // 2 :]
+    rows = simple.rows_at_once(np.minimum(lengths, 2 * budget.tokens), budget)
+
+    def timed(tokens: int) -> float:
+        """Seconds an operation, over about so many tokens."""
+        chosen: list[str] = []
+        while sum(map(len, chosen)) < tokens:
+            text = spool.sequences[int(middle[len(chosen) % len(middle)])]
+            chosen.append(text[: min(tokens, budget.whole)])
+        start = time.perf_counter()
+        for _ in simple.compute([Part(0, chosen)], budget, rows=rows):
+            pass
+        sizes = np.array([len(text) + specials for text in chosen], np.int64)
+        return (time.perf_counter() - start) / cost.total(sizes)
+
+    timed(SMALLEST)  # the first call makes what later ones share
+    rate = timed(4 * SMALLEST)
+    most = rows * budget.tokens
+    affordable = int(_SAMPLE_SECONDS / max(rate * cost.token, 1e-12))
+    if affordable > 8 * SMALLEST:
+        rate = timed(min(most, affordable))
+    sizes = np.minimum(lengths, budget.whole) + specials
+    # Windows of a long protein overlap by half.
+    windows = np.maximum(1.0, 2.0 * lengths / budget.whole - 1.0) * (lengths > budget.whole) + (lengths <= budget.whole)
+    each = cost.token * sizes + cost.pair * sizes.astype(np.float64) ** 2
+    times = windows * (
+        3.0 if embedder.wanted.contacts is not None else 1.0
+    )  # attention maps are made, not only applied
+    if embedder.wanted.perplexity == "masked":
+        times += lengths
+    return step * rate * float((each * times).sum())

@@ -1,0 +1,182 @@
+"""The scores of each task, by scikit-learn and scipy.
+
+Kinds of task: ``binary`` (class 1 is the positive one), ``multiclass``, ``number``. A score is addressed by
+(metric, class name), with ``all`` for what concerns the whole table. A score that the rows cannot define is NaN, and
+:func:`why_undefined` says why.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.errors import UserError
+from plm.scoring import calibration
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Key = tuple[str, str]
+ALL = "all"
+
+BINARY = (
+    "auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "precision", "accuracy", "balanced_accuracy",
+    "brier", "ece",
+)  # fmt: skip
+MULTICLASS = (
+    "macro_f1", "macro_auroc", "macro_auprc", "mcc", "accuracy", "balanced_accuracy", "macro_precision",
+    "brier", "ece",
+)  # fmt: skip
+PER_CLASS = ("f1", "sensitivity", "specificity", "precision", "auroc", "auprc")
+NUMBER = ("spearman", "pearson", "rmse", "mae", "r2")
+METRICS = {"binary": BINARY, "multiclass": MULTICLASS, "number": NUMBER}
+MAIN_METRIC = {"binary": "auroc", "multiclass": "macro_f1", "number": "spearman"}
+LOWER_IS_BETTER = frozenset({"brier", "ece", "rmse", "mae"})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one model said about the evaluated rows.
+
+    Attributes:
+        kind: ``binary``, ``multiclass`` or ``number``.
+        truth: (N,) class indices, or float64 numbers.
+        scores: (N, K) float64 probabilities, or (N,) predicted numbers.
+        calls: (N,) class indices the model decided for; unused for numbers.
+        classes: The K class names; the last is the positive one of a binary task.
+    """
+
+    kind: str
+    truth: NDArray[np.float64] | NDArray[np.int64]
+    scores: Floats
+    calls: Ints
+    classes: tuple[str, ...] = ()
+
+    def rows(self, chosen: NDArray[np.bool_]) -> Scored:
+        """The same for some of the rows."""
+        return Scored(self.kind, self.truth[chosen], self.scores[chosen], self.calls[chosen], self.classes)
+
+
+def main_metric(kind: str, wanted: str = "auto") -> str:
+    """The metric that models are compared by.
+
+    Raises:
+        UserError: ``wanted`` is no metric of this kind of task.
+    """
+    if wanted == "auto":
+        return MAIN_METRIC[kind]
+    if wanted not in METRICS[kind]:
+        raise UserError(
+            f"--main-metric {wanted} does not fit a {kind} task", fix=f"Choose one of {', '.join(METRICS[kind])}"
+        )
+    return wanted
+
+
+def score(scored: Scored) -> dict[Key, float]:
+    """Every score of the task, macro averages over the classes that occur in the truth."""
+    if scored.kind == "number":
+        return _number_scores(scored)
+    return _binary_scores(scored) if scored.kind == "binary" else _multiclass_scores(scored)
+
+
+def _binary_scores(scored: Scored) -> dict[Key, float]:
+    from sklearn import metrics
+
+    truth, calls, positive = scored.truth, scored.calls, scored.scores[:, 1]
+    found: dict[str, float] = _one_class(truth == 1, calls == 1, positive)
+    found["mcc"] = _mcc(truth, calls)
+    found["accuracy"] = float(metrics.accuracy_score(truth, calls))
+    found["balanced_accuracy"] = (found["sensitivity"] + found["specificity"]) / 2
+    found["brier"] = float(metrics.brier_score_loss(truth, positive, pos_label=1)) if len(truth) else float("nan")
+    found["ece"] = calibration.ece(positive, truth)
+    return {(name, ALL): found[name] for name in BINARY}
+
+
+def _multiclass_scores(scored: Scored) -> dict[Key, float]:
+    from sklearn import metrics
+
+    truth, calls = scored.truth, scored.calls
+    result: dict[Key, float] = {}
+    one_by_one = {
+        name: _one_class(truth == index, calls == index, scored.scores[:, index])
+        for index, name in enumerate(scored.classes)
+    }
+    present = [name for index, name in enumerate(scored.classes) if (truth == index).any()]
+    for metric in ("f1", "auroc", "auprc", "precision"):
+        result[f"macro_{metric}", ALL] = _mean([one_by_one[name][metric] for name in present])
+    result["mcc", ALL] = _mcc(truth, calls)
+    result["accuracy", ALL] = float(metrics.accuracy_score(truth, calls))
+    result["balanced_accuracy", ALL] = _mean([one_by_one[name]["sensitivity"] for name in present])
+    hot = np.eye(len(scored.classes))[truth.astype(int)]
+    result["brier", ALL] = float(((scored.scores - hot) ** 2).sum(axis=1).mean())
+    result["ece", ALL] = calibration.ece(scored.scores, truth)
+    ordered = {(name, ALL): result[name, ALL] for name in MULTICLASS}
+    for name in scored.classes:
+        ordered |= {(metric, name): one_by_one[name][metric] for metric in PER_CLASS}
+    return ordered
+
+
+def _one_class(truth: NDArray[np.bool_], called: NDArray[np.bool_], probability: Floats) -> dict[str, float]:
+    from sklearn import metrics
+
+    nan = float("nan")
+    has_positives, has_negatives = bool(truth.any()), bool((~truth).any())
+    both = has_positives and has_negatives
+    return {
+        "f1": float(metrics.f1_score(truth, called, zero_division=0)) if has_positives else nan,
+        "sensitivity": float(metrics.recall_score(truth, called)) if has_positives else nan,
+        "specificity": float(metrics.recall_score(~truth, ~called)) if has_negatives else nan,
+        "precision": float(metrics.precision_score(truth, called, zero_division=0)) if has_positives else nan,
+        "auroc": float(metrics.roc_auc_score(truth, probability)) if both else nan,
+        "auprc": float(metrics.average_precision_score(truth, probability)) if has_positives else nan,
+    }
+
+
+def _mcc(truth: NDArray[np.float64] | Ints, calls: Ints) -> float:
+    from sklearn import metrics
+
+    if len(np.unique(truth)) < 2:
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(metrics.matthews_corrcoef(truth, calls))
+
+
+def _number_scores(scored: Scored) -> dict[Key, float]:
+    from scipy import stats
+    from sklearn import metrics
+
+    truth, value = np.asarray(scored.truth, dtype=np.float64), scored.scores
+    nan = float("nan")
+    varied = len(truth) > 2 and np.ptp(truth) > 0
+    ranked = varied and np.ptp(value) > 0
+    found = {
+        "spearman": float(stats.spearmanr(truth, value).statistic) if ranked else nan,
+        "pearson": float(stats.pearsonr(truth, value).statistic) if ranked else nan,
+        "rmse": float(metrics.root_mean_squared_error(truth, value)) if len(truth) else nan,
+        "mae": float(metrics.mean_absolute_error(truth, value)) if len(truth) else nan,
+        "r2": float(metrics.r2_score(truth, value)) if varied else nan,
+    }
+    return {(name, ALL): found[name] for name in NUMBER}
+
+
+def _mean(values: list[float]) -> float:
+    defined = [value for value in values if value == value]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def why_undefined(scored: Scored, key: Key) -> str:
+    """Why a score of these rows is NaN, in a phrase."""
+    name = key[1]
+    if not len(scored.truth):
+        return "no rows"
+    if scored.kind == "number":
+        if len(scored.truth) < 3:
+            return "fewer than 3 rows"
+        return "the true values are all equal" if np.ptp(scored.truth) == 0 else "the predictions are all equal"
+    present = [label for index, label in enumerate(scored.classes) if (scored.truth == index).any()]
+    if len(present) == 1:
+        return f"only class {present[0]} among these rows"
+    return f"no rows of class {name}" if name not in (ALL, *present) else "not defined for these rows"

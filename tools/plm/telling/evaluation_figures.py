@@ -1,0 +1,145 @@
+"""Which figure shows what of an evaluation: from scored models to the curves and panels that are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from plm.scoring import calibration
+from plm.scoring.assessment import Assessment
+from plm.scoring.metrics import Floats
+from plm.scoring.predictions import Model
+from plm.telling import figures
+from plm.telling.figures import Curve, named, shortened
+from plm.telling.report import number
+
+CLASS_FIGURES = ("roc", "pr", "confusion", "calibration", "scores")
+NUMBER_FIGURES = ("scatter", "residuals")
+_MOST_CLASSES = 5
+_GRID = np.linspace(0, 1, 201)
+
+
+def draw(figure: str, found: Assessment, path: str | Path) -> None:
+    """Draws one figure of the evaluation as PNG.
+
+    Args:
+        figure: One of :data:`CLASS_FIGURES` or :data:`NUMBER_FIGURES`, fitting the task.
+        found: The evaluation.
+        path: Where the PNG goes.
+    """
+    binary = found.evaluation.kind == "binary"
+    models = _shown(found)
+    every = _colours(found)
+    colours = [every[model.name] for model in models]
+    if figure == "roc":
+        figures.roc_figure(_curves(found, "auroc"), path)
+    elif figure == "pr":
+        chance = float((found.evaluation.truth == 1).mean()) if binary else None
+        figures.precision_recall_figure(_curves(found, "auprc"), chance, path)
+    elif figure == "confusion":
+        classes = len(found.evaluation.classes)
+        tables = [(model.name, _confusion(model)) for model in (models if classes <= 4 else models[:1])]
+        figures.confusion_figure(tables, found.evaluation.classes, path)
+    elif figure == "calibration":
+        curves = []
+        for model in models:
+            label = f"{named(shortened(model.name, 32))} (ECE {number(found.line(model.name, 'ece').value, 2)})"
+            curves.append((label, *calibration.reliability(_judged(model), model.scored.truth)))
+        figures.calibration_figure(curves, path, binary=binary, colours=colours)
+    elif figure == "scores":
+        figures.scores_figure([(model.name, _by_truth(model)) for model in models], path, binary=binary)
+    else:
+        drawer = {"scatter": figures.scatter_figure, "residuals": figures.residuals_figure}[figure]
+        panels = [(model.name, model.scored.truth.astype(np.float64), model.scored.scores) for model in models]
+        drawer(panels, path, colours)
+
+
+def _shown(found: Assessment) -> list[Model]:
+    """The models and the baseline to beat."""
+    return [model for model in found.evaluation.models if not model.baseline or model.name == found.best_baseline]
+
+
+def _colours(found: Assessment) -> dict[str, str]:
+    """The colour of each model and baseline, the same in all figures."""
+    models = found.evaluation.models
+    return figures.method_colours([one.name for one in models], [one.name for one in models if one.baseline])
+
+
+def _judged(model: Model) -> Floats:
+    """Probabilities that calibration is judged by: of the positive class, or all."""
+    return model.scored.scores[:, 1] if model.scored.kind == "binary" else model.scored.scores
+
+
+def _by_truth(model: Model) -> list[tuple[str, Floats]]:
+    scored = model.scored
+    if scored.kind == "binary":
+        return [(f"class {name}", scored.scores[scored.truth == index, 1]) for index, name in enumerate(scored.classes)]
+    confidence, right = scored.scores.max(axis=1), scored.calls == scored.truth
+    return [("wrong calls", confidence[~right]), ("right calls", confidence[right])]
+
+
+def _confusion(model: Model) -> np.ndarray:
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(model.scored.truth, model.scored.calls, labels=range(len(model.scored.classes)))
+
+
+def _curves(found: Assessment, metric: str) -> list[Curve]:
+    evaluation, colours = found.evaluation, _colours(found)
+    if evaluation.kind == "binary":
+        # The constant answer is the diagonal, which is there anyway.
+        return [
+            Curve(
+                f"{named(shortened(model.name, 32))} ({number(found.line(model.name, metric).value, 2)})",
+                *_points(model, 1, metric), faint=model.baseline, colour=colours[model.name],
+            )
+            for model in evaluation.models
+            if np.ptp(model.scored.scores[:, 1]) > 0
+        ]  # fmt: skip
+    curves = []
+    models = _shown(found)
+    for model in models:
+        value = number(found.line(model.name, f"macro_{metric}").value, 2)
+        curves.append(
+            Curve(
+                f"{named(shortened(model.name, 26))}: macro ({value})", *_macro(model, metric), faint=model.baseline,
+                colour=colours[model.name],
+            )
+        )  # fmt: skip
+    first = models[0]
+    count = np.bincount(first.scored.truth.astype(int), minlength=len(evaluation.classes))
+    spare = [one for one in figures.COLOURS if one not in {colours[model.name] for model in models}]
+    for place, index in enumerate(np.argsort(-count, kind="stable")[:_MOST_CLASSES]):
+        if count[index]:
+            name = evaluation.classes[index]
+            value = number(found.line(first.name, metric, name).value, 2)
+            curves.append(Curve(f"class {shortened(name, 20)} ({value})", *_points(first, int(index), metric),
+                                colour=spare[place % len(spare)]))  # fmt: skip
+    return curves
+
+
+def _points(model: Model, index: int, metric: str) -> tuple[Floats, Floats]:
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    truth, scores = model.scored.truth == index, model.scored.scores[:, index]
+    if metric == "auroc":
+        across, up, _ = roc_curve(truth, scores)
+        return across, up
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    return recall[::-1], precision[::-1]
+
+
+def _macro(model: Model, metric: str) -> tuple[Floats, Floats]:
+    """Mean of the classes' curves at equal places across; precision by steps, as average precision sums it."""
+    total, classes = np.zeros(len(_GRID)), 0
+    for index in range(len(model.scored.classes)):
+        if not (model.scored.truth == index).any():
+            continue
+        across, up = _points(model, index, metric)
+        if metric == "auroc":
+            total += np.interp(_GRID, across, up)
+        else:
+            total += up[np.minimum(np.searchsorted(across, _GRID, side="left"), len(up) - 1)]
+        classes += 1
+    return _GRID, total / classes

@@ -1,0 +1,99 @@
+"""Too few rows: what is refused, what is not calibrated, and what is said first, in the same words everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.errors import UserError
+from plm.telling.report import counted
+from plm.training import objectives
+
+if TYPE_CHECKING:
+    from plm.jobs.finetune.labelled_rows import Rows
+    from plm.training.folds import Part
+
+FEWEST_TRAINING = 8
+"""Labelled training rows (residues, where each residue has a label) below which nothing is trained."""
+FEWEST_OF_A_CLASS = 2
+"""Training rows of each of two classes, likewise."""
+FEWEST_CALIBRATION = 5
+"""Labelled validation rows below which no temperature and no threshold is fitted."""
+FEW_TRAINING, FEW_VALIDATION = 50, 20
+"""Rows below which a warning comes first."""
+
+
+def refuse(labels: Sequence[str], part: str, where: str, *, binary: Sequence[str] = ()) -> None:
+    """Refuses to train on next to nothing.
+
+    Args:
+        labels: Of the labelled training rows (or residues).
+        part: What these rows are, for the message.
+        where: The table.
+        binary: The two classes of a task with two; empty otherwise.
+
+    Raises:
+        UserError: Too few rows, or too few of one of two classes: says how many there are and how many are needed.
+    """
+    fix = "Bring more labelled records, or give the training part a larger share with plm_preprocess"
+    if len(labels) < FEWEST_TRAINING:
+        raise UserError(
+            f"There {'is' if len(labels) == 1 else 'are'} only {counted(len(labels), 'labelled row')} in {part}, and "
+            f"training needs at least {FEWEST_TRAINING}",
+            where=where,
+            fix=fix,
+        )
+    for name in binary:
+        count = sum(label == name for label in labels)
+        if count < FEWEST_OF_A_CLASS:
+            raise UserError(
+                f"The class {name!r} has {counted(count, 'row') if count else 'no row'} in {part}, and training needs "
+                f"at least {FEWEST_OF_A_CLASS} of each class",
+                where=where,
+                fix=fix,
+            )
+
+
+def check(rows: Rows, parts: Sequence[Part], where: str) -> str:
+    """Refuses trainings on next to nothing, and says what must be said first of trainings on few rows.
+
+    Args:
+        rows: The rows.
+        parts: One, or one for each fold.
+        where: The table.
+    """
+    task = rows.task
+    for part in parts:
+        values = rows.values(part.train)
+        known = values[objectives.labelled(values)]
+        labels = [task.classes[int(value)] for value in known] if task.target == "class" else ["" for _ in known]
+        of = "the training part" if part.fold is None else f"the training part of fold {part.fold}"
+        refuse(labels, of, where, binary=task.classes if task.binary else ())
+    return warning({name: min(len(getattr(part, name)) for part in parts) for name in ("train", "valid")})
+
+
+def why_uncalibrated(truth: NDArray[Any]) -> str:
+    """Why labelled validation rows of classes can give no temperature and no threshold; empty if they can."""
+    if len(truth) < FEWEST_CALIBRATION:
+        return f"there {'is' if len(truth) == 1 else 'are'} only {counted(len(truth), 'labelled validation row')}"
+    if len(np.unique(truth)) < 2:
+        return f"the {len(truth):,} validation rows hold one class only"
+    return ""
+
+
+def warning(rows: Mapping[str, int]) -> str:
+    """What must be said first of so few rows; empty if there are enough.
+
+    Args:
+        rows: ``train`` and ``valid`` rows.
+    """
+    train, valid = rows["train"], rows["valid"]
+    if train >= FEW_TRAINING and valid >= FEW_VALIDATION:
+        return ""
+    return (
+        f"FEW ROWS: trained on {counted(train, 'row')} with {counted(valid, 'validation row')}; so few cannot show "
+        "what the model is worth on other proteins, whatever its scores"
+    )

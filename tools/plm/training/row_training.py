@@ -1,0 +1,362 @@
+"""Training on packed rows with the transformers Trainer: one process or several, resumed exactly, stopped in time.
+
+A row follows from the seed and its number only, so that a run which goes on, and several processes, see the rows that
+one uninterrupted process sees: process r of R takes row ``s R + r`` as its s-th.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from plm import stage
+from plm.errors import UserError
+from plm.model.ranks import Ranks
+from plm.training import checkpointing
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """How to train.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_tokens: Tokens in a packed row.
+        accumulate: Rows a step, in each process.
+        crop: Longest stretch of a sequence in residues.
+        mask_rate: Share of residues to predict, 0-1.
+        learning_rate: Peak.
+        schedule: ``linear``, ``cosine`` or ``constant`` after the warm-up.
+        warmup_steps: Steps over which the rate rises from 0.
+        weight_decay: AdamW's; with 0 it is Adam.
+        beta2: Adam's decay of squared gradients.
+        clip: Largest norm of a gradient.
+        evaluate_every: Steps between looks at the held-out clusters.
+        checkpoint_every: Minutes between checkpoints.
+        time_limit: Minutes after which to stop with a checkpoint, or None.
+        precision: ``bf16`` or ``fp32``.
+        seed: Of weights, rows and masks.
+    """
+
+    steps: int
+    batch_tokens: int = 8192
+    accumulate: int = 1
+    crop: int = 512
+    mask_rate: float = 0.15
+    learning_rate: float = 1e-3
+    schedule: str = "linear"
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    clip: float = 1.0
+    evaluate_every: int = 200
+    checkpoint_every: float = 10.0
+    time_limit: float | None = None
+    precision: str = "fp32"
+    seed: int = 42
+
+
+FREE_SETTINGS = ("time_limit", "checkpoint_every", "evaluate_every")
+"""Settings that may change between the runs of one training."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far a training run is. Rows and masks follow from seed and step, so no generator states are needed.
+
+    Attributes:
+        step: Optimiser steps.
+        tokens: Tokens seen.
+        history: Records so far, as in :class:`Outcome`.
+    """
+
+    step: int
+    tokens: int
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run did.
+
+    Attributes:
+        history: Records of steps: step, epoch, tokens, train_loss, learning_rate, terms and scores.
+        steps: Optimiser steps done, all runs together.
+        tokens: Tokens seen, all runs and processes together.
+        seconds: Training time of this run.
+        finished: False if the time limit came first.
+        undefined: Term -> rows of this run in which it was not defined.
+    """
+
+    history: list[dict[str, float]]
+    steps: int
+    tokens: int
+    seconds: float
+    finished: bool
+    undefined: Mapping[str, int]
+
+
+class Rows(Protocol):
+    """A dataset whose row depends on its number only."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Any: ...
+
+    def epochs(self, rows: int) -> float:
+        """Passes over the data after so many rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What a caller sees and decides while training runs, in the leading process (``stopping`` in each).
+
+    Attributes:
+        judge: Gives scores on the held-out clusters.
+        report: Called after every step with its number and what is known (train_loss, ...).
+        save: Called when a checkpoint is due, with a function that writes the state into a folder, and how far it is.
+        stopping: Asked after every step: has the job been told to end? It then saves and exits.
+    """
+
+    judge: Callable[[], Mapping[str, float]]
+    report: Callable[[int, Mapping[str, float]], None]
+    save: Callable[[Callable[[Path], None], Done], None]
+    stopping: Callable[[], bool]
+
+
+class _Tally:
+    """Sums of losses and terms over rows, of all processes together once they have met.
+
+    Each term is averaged over the rows in which it is defined, and over no others.
+    """
+
+    def __init__(self, terms: Sequence[str], ranks: Ranks) -> None:
+        self._names = ("train_loss", *terms)
+        self._ranks = ranks
+        self._own: list[tuple[str, torch.Tensor]] = []
+        self._rows = self._tokens = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Starts new means."""
+        self._sums = dict.fromkeys(self._names, 0.0)
+        self._counts = dict.fromkeys(self._names, 0)
+
+    def add(self, tokens: int, loss: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
+        """Notes a row of this process; nothing waits for the device yet."""
+        self._rows += 1
+        self._tokens += tokens
+        self._own += [("train_loss", loss.detach()), *((name, value.detach()) for name, value in terms.items())]
+
+    def meet(self, flags: Sequence[bool]) -> tuple[int, dict[str, int], list[bool]]:
+        """Adds up what the processes noted since they last met.
+
+        Args:
+            flags: Of this process.
+
+        Returns:
+            Tokens; rows in which each term was undefined; each flag, true if it is in any process.
+        """
+        values = torch.zeros(len(self._names), 2, dtype=torch.float64)
+        for name, value in self._own:
+            values[self._names.index(name)] += torch.tensor([float(value), 1.0], dtype=torch.float64)
+        extra = torch.tensor([self._rows, self._tokens, *map(float, flags)], dtype=torch.float64)
+        together = torch.cat([values.flatten(), extra])
+        if self._ranks.world > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(together)
+        values, extra = together[: 2 * len(self._names)].view(-1, 2), together[2 * len(self._names) :]
+        for name, (total, count) in zip(self._names, values.tolist(), strict=True):
+            self._sums[name] += total
+            self._counts[name] += int(count)
+        rows, tokens = int(extra[0]), int(extra[1])
+        self._own, self._rows, self._tokens = [], 0, 0
+        undefined = {name: rows - int(count) for name, count in zip(self._names, values[:, 1].tolist(), strict=True)}
+        return tokens, undefined, [bool(flag) for flag in extra[2:].tolist()]
+
+    def means(self) -> dict[str, float]:
+        """Means since the last :meth:`clear`; NaN for a term that was defined in no row."""
+        return {name: self._sums[name] / count if (count := self._counts[name]) else math.nan for name in self._names}
+
+
+def train_rows(
+    model: nn.Module,
+    rows: Rows,
+    settings: RowSettings,
+    steering: Steering,
+    *,
+    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    device: torch.device,
+    resume: tuple[Path, Done] | None = None,
+    ranks: Ranks | None = None,
+    terms: Sequence[str] = (),
+    every_step: bool = False,
+    factor: Callable[[int], float] | None = None,
+    enough: Callable[[Mapping[str, float]], bool] | None = None,
+) -> Outcome:
+    """Trains in place.
+
+    Args:
+        model: Called with what ``collate`` gives; answers a dictionary with the row's ``loss`` and, for each of
+            ``terms`` that is defined in the row, its value in ``terms``. On any device; the Trainer moves it.
+        rows: At least ``steps * accumulate`` for each process.
+        settings: How.
+        steering: Judges, reports, saves and stops; in the leading process.
+        collate: A list of one item of ``rows`` -> keyword arguments of the model, ``input_ids`` ``(T,)`` among them.
+        device: Where to run.
+        resume: Folder of a written state and how far it was, or None.
+        ranks: The processes of the job; alone by default.
+        terms: Names of the parts of the loss.
+        every_step: Keep a record of every step, with means of its own; else one a look at the held-out clusters, with
+            means since the last.
+        factor: Step -> share of the learning rate, instead of the schedule.
+        enough: Asked after every step with its record: stop here?
+
+    Returns:
+        The outcome; the model holds the last weights.
+
+    Raises:
+        UserError: The loss is no finite number any more.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    processes = ranks or Ranks()
+    started = time.monotonic()
+    before = resume[1] if resume else Done(0, 0, [])
+    history = list(before.history)
+    tally = _Tally(terms, processes)
+    undefined = dict.fromkeys(terms, 0)
+    state_of = {"tokens": before.tokens, "finished": True}
+    rows_a_step = settings.accumulate * processes.world
+
+    def write(folder: Path) -> None:
+        checkpointing.save_tensors(dict(model.named_parameters()), folder / "model.safetensors")
+        checkpointing.save_optimizer(trainer.optimizer, trainer.lr_scheduler, folder)
+
+    class RowTrainer(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+            return _From(before.step * rows_a_step, settings.steps * rows_a_step)
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            if factor is None:
+                return super().create_scheduler(num_training_steps, optimizer)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            return self.lr_scheduler
+
+        def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            found = model(**inputs)
+            tally.add(int(inputs["input_ids"].shape[0]), found["loss"], found.get("terms", {}))
+            return (found["loss"], found) if kwargs.get("return_outputs") else found["loss"]
+
+    class Watch(TrainerCallback):
+        saved = time.monotonic()
+        rate = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            state.global_step = before.step
+            if resume is not None:  # only now do both exist; the Trainer's own files are pickled and never used
+                checkpointing.load_optimizer(trainer.optimizer, trainer.lr_scheduler, resume[0])
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.rate = float(trainer.optimizer.param_groups[0]["lr"])
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            step = int(state.global_step)
+            now = time.monotonic()
+            late = settings.time_limit is not None and now - started >= 60 * settings.time_limit
+            due = now - self.saved >= 60 * settings.checkpoint_every
+            tokens, missing, (late, due, told) = tally.meet([late, due, steering.stopping()])
+            state_of["tokens"] += tokens
+            for name in terms:
+                undefined[name] += missing[name]
+            known = {"tokens": state_of["tokens"], **tally.means(), "learning_rate": self.rate}
+            stop = enough is not None and enough({"step": step, **known})
+            if not stop and not math.isfinite(known["train_loss"]):
+                raise UserError(
+                    f"The loss is no finite number any more at step {step}",
+                    where=f"--learning-rate {settings.learning_rate:g}",
+                    fix="Train with a lower learning rate or a longer warm-up",
+                )
+            last = step >= settings.steps
+            look = step % settings.evaluate_every == 0 or last or late
+            if look or every_step:
+                known |= {"step": step, "epoch": round(rows.epochs(step * rows_a_step), 4)}
+                if look and processes.leads:
+                    known |= steering.judge()
+                history.append(known)
+                tally.clear()
+            if processes.leads:
+                steering.report(step, known)
+            if stop or (late and not last):
+                state_of["finished"] = stop
+                control.should_training_stop = True
+            if (late and not last) or told or due:
+                self.saved = now
+                if processes.leads:
+                    steering.save(write, Done(step, int(state_of["tokens"]), history))
+            if told:
+                sys.exit(stage.EXIT_TERMINATED)
+
+    with tempfile.TemporaryDirectory(prefix="trainer_") as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=settings.steps,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=settings.accumulate,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            adam_beta2=settings.beta2,
+            max_grad_norm=settings.clip,
+            bf16=settings.precision == "bf16",
+            use_cpu=device.type == "cpu",
+            seed=settings.seed,
+            save_strategy="no",
+            eval_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=False,
+            # A term that a row does not define leaves parameters without a gradient.
+            ddp_find_unused_parameters=True,
+            optim="adamw_torch_fused",
+        )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used through torchrun, never by DataParallel
+        trainer = RowTrainer(
+            model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Watch()]
+        )
+        trainer.remove_callback(PrinterCallback)
+        if resume is not None:
+            stored = checkpointing.load_tensors(resume[0] / "model.safetensors")
+            checkpointing.put_back(dict(model.named_parameters()), stored)
+        trainer.train()
+    steps = int(trainer.state.global_step)
+    seconds = time.monotonic() - started
+    return Outcome(history, steps, int(state_of["tokens"]), seconds, bool(state_of["finished"]), undefined)
+
+
+class _From(torch.utils.data.Sampler[int]):
+    """Row numbers in order, from where a resumed run goes on."""
+
+    def __init__(self, first: int, end: int) -> None:
+        self._first, self._end = first, end
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._first, self._end))
+
+    def __len__(self) -> int:
+        return self._end - self._first
