@@ -8,8 +8,8 @@ from pathlib import Path
 
 from plm.masked_lm.corpus_store import CorpusStore, open_corpus
 from plm.masked_lm.presets import ESM2_VOCABULARY
-from plm.model.checkpoint import LoadedModel
 from plm.model.families import FAMILIES
+from plm.model.loaded import LoadedModel
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 VOCABULARY = {token: index for index, token in enumerate(ESM2_VOCABULARY)}

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from plm.jobs.finetune.finished import Calibration, calibrate, manifest, release
+from plm.jobs.finetune.finished import manifest, release
 from plm.jobs.finetune.job import Job, Settings
-from plm.jobs.finetune.labelled_rows import parts, read_rows
+from plm.jobs.finetune.labelled_rows import read_rows
+from plm.jobs.finetune.objectives import choose_metric
 from plm.jobs.finetune.training import TrainingSettings
+from plm.jobs.finetune.validation import Calibration, calibrate
 from plm.model.adapters import AdapterSettings
 from plm.model.bundles.fine_tuned import Bundle, load_bundle
 from plm.model.checkpoint import resolve_model
-from plm.training.objectives import choose_metric
+from plm.training.folds import parts
 
 RESIDUES = list("ACDEFGHIKLMNPQRSTVWY")
 torch.set_num_threads(1)

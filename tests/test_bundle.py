@@ -17,8 +17,8 @@ import pytest
 import safetensors.torch as tensors
 import torch
 from plm.errors import UserError
-from plm.jobs.finetune.finished import calibrate
 from plm.jobs.finetune.job import Job
+from plm.jobs.finetune.validation import calibrate
 from plm.model.batching import pack
 from plm.model.bundles.fine_tuned import Bundle, load_bundle, raw_answers
 from plm.model.encoder import hidden_states

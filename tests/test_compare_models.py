@@ -24,7 +24,8 @@ from plm.jobs.compare_models.probe_scores import Draws, gain_kept, retention
 from plm.jobs.compare_models.representation import represent
 from plm.jobs.compare_models.similarity import linear_cka
 from plm.model import encoder
-from plm.model.checkpoint import LoadedModel, has_language_model, load_model, resolve_model
+from plm.model.checkpoint import has_language_model, load_model, resolve_model
+from plm.model.loaded import LoadedModel
 from plm.scoring import metrics
 from plm.scoring.metrics import ALL, Scored
 from plm.telling.report import LIMIT

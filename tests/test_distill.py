@@ -23,7 +23,8 @@ from plm.errors import UserError
 from plm.jobs.distill import students
 from plm.jobs.distill.setup import choose_student
 from plm.model import encoder
-from plm.model.checkpoint import LoadedModel, load_model, resolve_model
+from plm.model.checkpoint import load_model, resolve_model
+from plm.model.loaded import LoadedModel
 from safetensors.torch import load, load_file, save_file
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

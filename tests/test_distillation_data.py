@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plm.data import homology
 from plm.errors import UserError
-from plm.jobs.distill.batches import DistillationRows, MaskPlan, plan
+from plm.jobs.distill.batches import DistillationRows, plan
 from plm.masked_lm.cluster_split import ClusterSplit, cluster_names, hold_out_clusters
 from plm.masked_lm.corpus import IGNORED, Corpus
 from plm.masked_lm.corpus_store import CorpusStore, load_corpus, open_corpus
+from plm.masked_lm.masks import MaskPlan
 from plm.model.families import FAMILIES
 
 ESM2, PROTT5 = FAMILIES[0], FAMILIES[2]

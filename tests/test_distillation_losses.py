@@ -11,11 +11,13 @@ import pytest
 import torch
 from plm.errors import UserError
 from plm.jobs.distill import losses
-from plm.jobs.distill.batches import DistillationRow, MaskPlan
+from plm.jobs.distill.batches import DistillationRow
 from plm.jobs.distill.distillation import RECIPES, TERMS, DistillationModel, Objective, RateRamp, collate
 from plm.jobs.distill.teacher import Teacher, TeacherTargets, Wants, mean_of_residues, residue_places, top_logits
 from plm.masked_lm.corpus_store import CorpusStore, open_corpus
-from plm.model.checkpoint import LoadedModel, load_model, resolve_model
+from plm.masked_lm.masks import MaskPlan
+from plm.model.checkpoint import load_model, resolve_model
+from plm.model.loaded import LoadedModel
 
 
 def double(*shape: int, seed: int = 0, grad: bool = True) -> torch.Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from plm.model import batching, encoder
-from plm.model.checkpoint import LoadedModel, load_model, resolve_model
+from plm.model.checkpoint import load_model, resolve_model
+from plm.model.loaded import LoadedModel
 
 LENGTHS = (1, 7, 33, 33, 64, 65, 120, 300)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from plm import wording
 from plm.telling import figures
 from plm.telling.figures import Curve
 
@@ -96,8 +97,8 @@ def test_calibration_scores_and_numbers(tmp_path: Path) -> None:
 
 
 def test_names_and_colours() -> None:
-    assert figures.metric_name("valid_auroc") == "AUROC (validation)"
-    assert figures.metric_name("macro_f1") == "Macro F1" and figures.metric_name("macro_precision") == "Macro precision"
-    assert figures.metric_name("my_score") == "My score"
+    assert wording.metric_name("valid_auroc") == "AUROC (validation)"
+    assert wording.metric_name("macro_f1") == "Macro F1" and wording.metric_name("macro_precision") == "Macro precision"
+    assert wording.metric_name("my_score") == "My score"
     assert len({(figures.colour(i), figures.line_style(i)) for i in range(28)}) == 28
     assert figures.shortened("abcdef", 4) == "abc…"

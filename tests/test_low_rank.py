@@ -12,7 +12,8 @@ from peft.tuners.lora.layer import Linear
 from plm.model import encoder, low_rank
 from plm.model.adapters import AdapterSettings, add_adapters
 from plm.model.batching import pack
-from plm.model.checkpoint import LoadedModel, load_model, resolve_model
+from plm.model.checkpoint import load_model, resolve_model
+from plm.model.loaded import LoadedModel
 from torch import nn
 
 SEQUENCES = ("MKVLAAGS", "MSTNPKPQRKTKRNTNRRPQDVKFPGGGQIVGGVYLLPRRG", "MKK")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from plm.model import batching, encoder
-from plm.model.checkpoint import LoadedModel, load_model, resolve_model
+from plm.model.checkpoint import load_model, resolve_model
+from plm.model.loaded import LoadedModel
 from reference import ESM2_SHAPES, fair_esm1b, fair_esm2
 from torch.nn import functional
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from plm import wording
 from plm.telling import report
 
 
@@ -20,7 +21,7 @@ def test_directives() -> None:
         '```galaxy\nhistory_dataset_link(output="gff", label="Sites, GFF3")\n```'
     )
     assert 'label="The model, for prediction"' in report.Report().link("bundle").text()
-    assert [report.counted(count, "row") for count in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
+    assert [wording.counted(count, "row") for count in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
     with pytest.raises(ValueError, match="output name"):
         report.image("no such name")
 

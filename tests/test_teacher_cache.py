@@ -14,11 +14,13 @@ import torch
 from distillation_cases import random_records, store_of
 from plm.errors import UserError
 from plm.jobs.distill import teacher_cache
-from plm.jobs.distill.batches import DistillationRows, MaskPlan
+from plm.jobs.distill.batches import DistillationRows
 from plm.jobs.distill.teacher import Teacher, TeacherTargets, Wants
 from plm.jobs.distill.teacher_cache import CachedTeacher, CacheKey, TeacherCache, estimate, fill, unpack
 from plm.masked_lm.corpus_store import CorpusStore
-from plm.model.checkpoint import LoadedModel, load_model, resolve_model
+from plm.masked_lm.masks import MaskPlan
+from plm.model.checkpoint import load_model, resolve_model
+from plm.model.loaded import LoadedModel
 
 MASKS = MaskPlan(seed=3, sets=2, rate=0.2, crop=40)
 ALL = Wants(logits=True, pooled=True, hidden=True, layer=1, represent="masked")

@@ -12,9 +12,8 @@ import pandas as pd
 import plm_finetune
 import pytest
 from plm.errors import UserError
-from plm.jobs.finetune import method_choice
-from plm.jobs.finetune.finished import calibrate
-from plm.training import objectives
+from plm.jobs.finetune import method_choice, objectives
+from plm.jobs.finetune.validation import calibrate
 from sklearn.metrics import f1_score
 
 METHODS = ("lora", "head_lora", "head", "full")

@@ -257,7 +257,7 @@ def run(argv: Sequence[str] | None) -> None:
 def _setup(args: Arguments, scratch: Path, ranks: Ranks, log: logging.Logger) -> Setup:
     """Device, teacher, loss and masks: what asking the teacher takes."""
     from plm.jobs.distill import setup as setups
-    from plm.jobs.distill.batches import MaskPlan
+    from plm.masked_lm.masks import MaskPlan
     from plm.model import device as devices
     from plm.model.checkpoint import resolve_model
 

@@ -28,9 +28,9 @@ from plm.errors import UserError
 
 if TYPE_CHECKING:
     from plm.data.protein_store import Spool
-    from plm.model.checkpoint import LoadedModel, ModelFiles
     from plm.model.embedding.representations import Wanted
     from plm.model.embedding.sharded import EmbedJob
+    from plm.model.loaded import LoadedModel, ModelFiles
 
 NAME = "plm_embed"
 FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")

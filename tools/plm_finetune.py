@@ -212,7 +212,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     from plm.data.tables import write_table
     from plm.jobs.finetune import finished as release
     from plm.jobs.finetune import job as finetuning
-    from plm.jobs.finetune import method_choice
+    from plm.jobs.finetune import method_choice, validation
     from plm.jobs.finetune import report as traces
     from plm.model.bundles.fine_tuned import load_bundle
 
@@ -229,7 +229,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             log.info("The time limit is reached: the bundle is marked unfinished, the checkpoint goes on with --resume")
 
         compared = method_choice.choose(job)
-        calibration = release.calibrate(job)
+        calibration = validation.calibrate(job)
         name = given.name or f"{job.files.id}-{job.chosen.method}"
         content = release.manifest(
             job, calibration, name=name, finished=finished, licence=given.licence, compared=compared
@@ -261,13 +261,14 @@ def run(argv: Sequence[str] | None = None) -> None:
 def prepare(given: Arguments, workdir: Path) -> Job:
     """Reads data and model and settles everything that decides the result."""
     from plm.data.dataset_table import labelled_rows, read_dataset
+    from plm.jobs.finetune import objectives
     from plm.jobs.finetune.job import Job, Settings, file_sha256
-    from plm.jobs.finetune.labelled_rows import parts, read_rows
+    from plm.jobs.finetune.labelled_rows import check_numbers, read_rows
     from plm.jobs.finetune.training import TrainingSettings
     from plm.model import device
     from plm.model.adapters import AdapterSettings
     from plm.model.checkpoint import resolve_model
-    from plm.training import few_rows, objectives
+    from plm.training.folds import parts
 
     log = stage.log(NAME)
     device.use_threads(stage.threads())
@@ -280,7 +281,7 @@ def prepare(given: Arguments, workdir: Path) -> Job:
     )  # fmt: skip
     rows = replace(rows, notes=(f"Labels: {labelling.why}", *labelling.notes))
     splits = parts(frame, given.fold, given.dataset.name)
-    few = few_rows.check(rows, splits, given.dataset.name)
+    few = check_numbers(rows, splits, given.dataset.name)
     if few:
         log.warning("%s", few)
     device.announce(log, chosen, precision)

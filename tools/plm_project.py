@@ -23,8 +23,8 @@ from plm import stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
+    from plm.jobs.project.findings import Findings
     from plm.jobs.project.projection import Settings
-    from plm.jobs.project.report import Findings
 
 NAME = "plm_project"
 METHODS = ("pca", "tsne", "umap")
@@ -185,7 +185,7 @@ def _judge(
 ) -> Findings:
     """Scores of every space, and what the report needs."""
     import numpy as np
-    from plm.jobs.project.report import Findings
+    from plm.jobs.project.findings import Findings
     from plm.scoring import separation
 
     count = len(references)

@@ -70,9 +70,10 @@ def write(count: int, kind: str, path: Path) -> Path:
 
 def measure(path: Path, folder: Path, budget: int = 8192, rows: int = 200) -> dict[str, float]:
     """Peak memory in MiB and seconds of each step, in this process."""
-    from plm.jobs.distill.batches import DistillationRows, MaskPlan
+    from plm.jobs.distill.batches import DistillationRows
     from plm.masked_lm.cluster_split import hold_out_clusters
     from plm.masked_lm.corpus_store import open_corpus
+    from plm.masked_lm.masks import MaskPlan
     from plm.masked_lm.presets import ESM2_VOCABULARY
     from plm.model.families import FAMILIES
 

@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from plm.jobs.finetune import training
+from plm.jobs.finetune import objectives, training
 from plm.jobs.finetune.batches import Examples, StepSampler
 from plm.jobs.finetune.job import Job, Settings
-from plm.jobs.finetune.labelled_rows import Part, Rows, read_rows
+from plm.jobs.finetune.labelled_rows import Rows, read_rows
 from plm.masked_lm import training as pretraining
 from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
 from plm.model.adapters import AdapterSettings, add_adapters
 from plm.model.batching import Batch
-from plm.model.checkpoint import LoadedModel, load_model, read_config, read_vocabulary, resolve_model
+from plm.model.checkpoint import load_model, read_config, read_vocabulary, resolve_model
 from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import find_family
 from plm.model.heads import HeadConfig, Where, build_head
-from plm.training import objectives
+from plm.model.loaded import LoadedModel
+from plm.training.folds import Part
 from plm.training.row_training import RowSettings, Steering
 from torch import nn
 

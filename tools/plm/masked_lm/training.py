@@ -18,7 +18,8 @@ from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
 from plm.masked_lm.presets import PRESETS, esm2_config, write_esm2_tokenizer
 from plm.model import encoder
 from plm.model.batching import Batch, Layout, plan_batches
-from plm.model.checkpoint import ModelFiles, resolve_model
+from plm.model.checkpoint import resolve_model
+from plm.model.loaded import ModelFiles
 from plm.model.ranks import Ranks
 from plm.training.row_training import Done, Outcome, RowSettings, Steering, train_rows
 

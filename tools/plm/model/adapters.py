@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from plm.errors import UserError
-from plm.model.checkpoint import LoadedModel
 from plm.model.families import ModelFamily
+from plm.model.loaded import LoadedModel
 from plm.received import tensors
 from plm.received.documents import one_line, read_object
 from plm.received.fields import Fields, shown

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from plm import stage
-from plm.model.checkpoint import LoadedModel
+from plm.model.loaded import LoadedModel
 
 _VALUES_PER_TOKEN = 26
 """Values of the hidden width that live at once at the widest place of a layer, temporaries included (24 measured)."""

@@ -10,14 +10,14 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plm import fingerprints
 from plm.errors import UserError
 from plm.model import configuration
-from plm.model.families import ModelFamily, find_family, prepare
+from plm.model.families import find_family
+from plm.model.loaded import LoadedModel, ModelFiles
 from plm.received import offline, tensors
 from plm.received.archives import Archive
 from plm.received.documents import one_line, read_object
@@ -41,67 +41,6 @@ TOKENIZER_FILES = (
 )
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 Purpose = Literal["encoder", "masked_lm"]
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A checkpoint on disk.
-
-    Attributes:
-        id: The name that people know it by: ``starter``, a folder's name or a hub id.
-        directory: Holds ``config.json``, tokenizer files and weights as links, and nothing else that came with them.
-        sha256: Fingerprint (:mod:`plm.fingerprints`) of weights, configuration and vocabulary: two checkpoints with the
-            same one are the same model.
-    """
-
-    id: str
-    directory: Path
-    sha256: str
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory, ready for packed rows.
-
-    Attributes:
-        model: The transformers model, in evaluation mode.
-        vocabulary: Token to id, from the checkpoint's tokenizer.
-        family: What is special about its family.
-        files: Where it came from.
-        hidden_size: Width of a residue representation.
-        layers: Number of transformer layers.
-        device: Where its parameters are.
-        dtype: Their type.
-        has_contacts: Whether the checkpoint carries a trained regression from attention maps to contacts.
-    """
-
-    model: Any
-    vocabulary: Mapping[str, int]
-    family: ModelFamily
-    files: ModelFiles
-    hidden_size: int
-    layers: int
-    device: torch.device
-    dtype: torch.dtype
-    has_contacts: bool = False
-
-    def token_ids(self, sequence: str) -> list[int]:
-        """Token ids of a sequence with its special tokens, as the checkpoint's own tokenizer gives them.
-
-        Raises:
-            UserError: The family's position embedding cannot hold the sequence.
-        """
-        limit = self.family.max_residues
-        if limit is not None and len(sequence) > limit:
-            raise UserError(
-                f"{self.family.title} takes at most {limit} residues and a sequence has {len(sequence)}",
-                fix="Cut windows (plm_preprocess) or use ESM-2 or ProtT5, which have no such limit",
-            )
-        own = self.family.own_letters(self.vocabulary)
-        letters = self.family.letter_ids(self.vocabulary) | own
-        before = [self.vocabulary[token] for token in self.family.before]
-        after = [self.vocabulary[token] for token in self.family.after]
-        return [*before, *(letters[letter] for letter in prepare(sequence, "".join(own))), *after]
 
 
 def resolve_model(source: str, *, workdir: Path, allow_hub: bool = False) -> ModelFiles:

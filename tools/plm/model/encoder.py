@@ -21,7 +21,7 @@ from plm.model.batching import Batch, Layout, pack, plan_batches
 from plm.model.families import ModelFamily
 
 if TYPE_CHECKING:
-    from plm.model.checkpoint import LoadedModel
+    from plm.model.loaded import LoadedModel
 
 ATTENTION = "plm_packed"
 ROW_TOKENS = {"cpu": 2048, "cuda": 16384}

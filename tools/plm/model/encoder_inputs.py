@@ -15,9 +15,9 @@ import torch
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.model.batching import Batch, pack
-from plm.model.checkpoint import LoadedModel
 from plm.model.families import ModelFamily
 from plm.model.heads import Where
+from plm.model.loaded import LoadedModel
 from plm.model.task import Level
 
 

@@ -15,8 +15,7 @@ from plm.scoring import intervals
 from plm.scoring.comparison import Comparison, compare
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Floats, Key, score, why_undefined
 from plm.scoring.predictions import Evaluation, Model
-from plm.telling.figures import metric_name
-from plm.telling.report import number
+from plm.wording import metric_name, number
 
 if TYPE_CHECKING:
     import pandas as pd

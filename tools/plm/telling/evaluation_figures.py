@@ -12,7 +12,7 @@ from plm.scoring.metrics import Floats
 from plm.scoring.predictions import Model
 from plm.telling import figures
 from plm.telling.figures import Curve, named, shortened
-from plm.telling.report import number
+from plm.wording import number
 
 CLASS_FIGURES = ("roc", "pr", "confusion", "calibration", "scores")
 NUMBER_FIGURES = ("scatter", "residuals")

@@ -11,8 +11,8 @@ from plm.scoring.assessment import OVERALL, Assessment, Line, interval_text
 from plm.scoring.calibration import chance_ece, ece
 from plm.scoring.intervals import FEWEST_GROUPS
 from plm.scoring.metrics import METRICS
-from plm.telling.figures import metric_name
-from plm.telling.report import Report, number, plain
+from plm.telling.report import Report, plain
+from plm.wording import metric_name, number
 
 _TITLES = {
     "roc": "Every threshold at once",

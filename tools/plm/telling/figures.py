@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
+from plm.wording import METRIC_NAMES, metric_name
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -60,48 +62,9 @@ _STYLE = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.8,
 }
-NAMES = {
-    "mcc": "MCC",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "precision": "Precision",
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "brier": "Brier score",
-    "ece": "Calibration error (ECE)",
-    "spearman": "Spearman correlation",
-    "pearson": "Pearson correlation",
-    "rmse": "RMSE",
-    "mae": "Mean absolute error",
-    "r2": "R²",
-    "train_loss": "Training loss",
-    "valid_loss": "Validation loss",
-    "learning_rate": "Learning rate",
-    "perplexity": "Perplexity",
-    "logit_mse": "Logit difference (MSE)",
-    "kl": "KL divergence",
-    "kernel": "Kernel alignment (MSE)",
-    "hidden": "Hidden-state cosine distance",
-    "mlm": "Masked language modelling",
-}
 
 
 _NOT_METRICS = {"step", "epoch", "learning_rate", "seconds", "time", "best", "tokens"}
-
-
-def metric_name(key: str) -> str:
-    """A metric's name as people write it; ``valid_`` in front becomes words."""
-    if key in NAMES:
-        return NAMES[key]
-    if key.startswith("valid_"):
-        return f"{metric_name(key[6:])} (validation)"
-    if key.startswith("macro_"):
-        name = metric_name(key[6:])
-        return f"Macro {name if name[1:2].isupper() or name[1:2].isdigit() else name.lower()}"
-    return key.replace("_", " ").capitalize()
 
 
 def new_figure(
@@ -333,7 +296,7 @@ def history_figure(history: pd.DataFrame, path: str | Path) -> None:
             run_label = ", ".join(f"{column} {shortened(part, 24)}" for column, part in named_parts)
             for kind, name in enumerate(names):
                 curve = numbers.loc[index, [x, name]].dropna()
-                label = run_label if runs else NAMES.get(name, name)
+                label = run_label if runs else METRIC_NAMES.get(name, name)
                 if runs and len(names) > 1:
                     label = run_label if name == names[-1] else "_"
                 # Runs are told apart by colour, the two losses of one run by line style.

@@ -63,16 +63,6 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", " ".join(str(text).split()))
 
 
-def counted(count: int, what: str, many: str = "") -> str:
-    """``1 row``, ``2 rows``, ``1,000 classes`` (with ``many`` given)."""
-    return f"{count:,} {what if count == 1 else many or what + 's'}"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A figure as the reports write it: fixed digits, "undefined" for NaN."""
-    return "undefined" if value != value else f"{value:.{digits}f}"
-
-
 class Report:
     """A report put together block by block; text beyond Galaxy's limit is shortened, directives never.
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plm.errors import UserError
-from plm.telling.report import counted
-from plm.training import objectives
-
-if TYPE_CHECKING:
-    from plm.jobs.finetune.labelled_rows import Rows
-    from plm.training.folds import Part
+from plm.wording import counted
 
 FEWEST_TRAINING = 8
 """Labelled training rows (residues, where each residue has a label) below which nothing is trained."""
@@ -55,24 +50,6 @@ def refuse(labels: Sequence[str], part: str, where: str, *, binary: Sequence[str
                 where=where,
                 fix=fix,
             )
-
-
-def check(rows: Rows, parts: Sequence[Part], where: str) -> str:
-    """Refuses trainings on next to nothing, and says what must be said first of trainings on few rows.
-
-    Args:
-        rows: The rows.
-        parts: One, or one for each fold.
-        where: The table.
-    """
-    task = rows.task
-    for part in parts:
-        values = rows.values(part.train)
-        known = values[objectives.labelled(values)]
-        labels = [task.classes[int(value)] for value in known] if task.target == "class" else ["" for _ in known]
-        of = "the training part" if part.fold is None else f"the training part of fold {part.fold}"
-        refuse(labels, of, where, binary=task.classes if task.binary else ())
-    return warning({name: min(len(getattr(part, name)) for part in parts) for name in ("train", "valid")})
 
 
 def why_uncalibrated(truth: NDArray[Any]) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from plm.jobs.classifier.compression import BATCHES, Cost, Measured
 from plm.model.bundles.classifier import ClassifierBundle
-from plm.telling.figures import metric_name
-from plm.telling.report import Report, counted, number, plain
+from plm.telling.report import Report, plain
+from plm.wording import counted, metric_name, number
 
 COLUMNS = (
     "form", "head_bytes", "file_bytes", "weights", "weights_stored", "milliseconds_1", "milliseconds_256", "metric",

@@ -16,8 +16,8 @@ from plm.scoring.intervals import FEWEST_GROUPS
 from plm.scoring.metrics import LOWER_IS_BETTER
 from plm.telling import figures
 from plm.telling.evaluation_report import rows_told
-from plm.telling.figures import metric_name
-from plm.telling.report import Report, counted, number, plain
+from plm.telling.report import Report, plain
+from plm.wording import counted, metric_name, number
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm.errors import UserError
+from plm.jobs.classifier.material import Material
 from plm.jobs.classifier.search import Journal, Searched
 from plm.model.bundles.classifier import HeadKind, call_classes
 from plm.model.task import Task
@@ -27,11 +28,6 @@ from plm.scoring.quiet_threads import one_thread
 from plm.training import classifiers, few_rows
 from plm.training.classifiers import Fitted, Judge, NetworkSettings, Rows
 from plm.training.folds import Part
-
-if TYPE_CHECKING:
-    pass
-
-from plm.jobs.classifier.material import Material
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

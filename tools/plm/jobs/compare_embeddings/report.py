@@ -17,7 +17,8 @@ from plm.jobs.compare_embeddings.checks import (
     more_drifted,
 )
 from plm.telling.figures import shortened
-from plm.telling.report import Report, counted, number, plain
+from plm.telling.report import Report, plain
+from plm.wording import counted, number
 
 COMPONENT_COLUMNS = (
     "component", "mean", "sd", "minimum", "maximum", "constant", "reference_mean", "reference_sd", "shift", "ks",

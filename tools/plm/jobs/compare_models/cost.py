@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from plm.errors import UserError
-from plm.model.checkpoint import ModelFiles, weight_files
+from plm.model.checkpoint import weight_files
+from plm.model.loaded import ModelFiles
 
 
 @dataclass(frozen=True)

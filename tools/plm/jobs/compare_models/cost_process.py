@@ -31,7 +31,8 @@ def main() -> None:
     from plm.errors import UserError
     from plm.jobs.compare_models.representation import represent
     from plm.model import device as devices
-    from plm.model.checkpoint import ModelFiles, load_model
+    from plm.model.checkpoint import load_model
+    from plm.model.loaded import ModelFiles
 
     try:
         devices.use_threads(order["threads"])

@@ -18,8 +18,9 @@ from plm.jobs.compare_models.probes import Probe
 from plm.jobs.compare_models.report import Findings, ProbeResult
 from plm.jobs.compare_models.representation import represent
 from plm.jobs.compare_models.similarity import linear_cka
-from plm.model.checkpoint import LoadedModel, ModelFiles, has_language_model, load_model
+from plm.model.checkpoint import has_language_model, load_model
 from plm.model.families import AMINO_ACIDS
+from plm.model.loaded import LoadedModel, ModelFiles
 
 if TYPE_CHECKING:
     import torch

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from plm.errors import UserError
 from plm.jobs.compare_models.masked_scores import LETTERS, Answers, Asked
-from plm.jobs.distill.batches import MaskPlan
 from plm.masked_lm.corpus import IGNORED, Corpus
+from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
 from plm.model.batching import Batch, pack, plan_batches
-from plm.model.checkpoint import LoadedModel
 from plm.model.families import FAMILIES, MODEL_LETTERS
+from plm.model.loaded import LoadedModel
 
 _MASK = len(MODEL_LETTERS)
 _SPECIALS = {token: _MASK + place for place, token in enumerate(("<mask>", "<cls>", "<eos>"))}

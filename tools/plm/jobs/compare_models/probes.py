@@ -21,7 +21,7 @@ from plm.data import dataset_table, homology, splits
 from plm.data.dataset_table import UNLABELLED_RESIDUE, residue_labels
 from plm.errors import UserError
 from plm.jobs.compare_models.representation import represent
-from plm.model.checkpoint import LoadedModel
+from plm.model.loaded import LoadedModel
 from plm.model.task import Task
 from plm.scoring import baselines
 from plm.scoring.metrics import MAIN_METRIC, Scored

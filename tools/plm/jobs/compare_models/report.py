@@ -16,8 +16,8 @@ from plm.jobs.compare_models.probe_scores import MEASURES, Ratio, Resampled, gai
 from plm.jobs.compare_models.similarity import Similarity
 from plm.scoring.intervals import interval
 from plm.scoring.metrics import LOWER_IS_BETTER
-from plm.telling.figures import metric_name
-from plm.telling.report import Report, number, plain
+from plm.telling.report import Report, plain
+from plm.wording import metric_name, number
 
 SCORE_COLUMNS = (
     "model", "kind", "domain", "measure", "value", "low", "high", "proteins", "residues", "clusters",

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from plm.errors import UserError
 from plm.model.capacity import capacity
-from plm.model.checkpoint import LoadedModel
 from plm.model.embedding.representations import Embedder, OutOfMemory, Part, UnfitNumber, Wanted
 from plm.model.embedding.work_plan import first_budget
+from plm.model.loaded import LoadedModel
 
 _PART_TOKENS = 65_536
 

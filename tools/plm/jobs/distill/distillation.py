@@ -13,14 +13,15 @@ from torch import nn
 
 from plm.errors import UserError
 from plm.jobs.distill import losses
-from plm.jobs.distill.batches import DistillationRow, MaskPlan
+from plm.jobs.distill.batches import DistillationRow
 from plm.jobs.distill.teacher import Teacher, TeacherTargets, mean_of_residues, residue_places
 from plm.masked_lm.corpus import IGNORED
 from plm.masked_lm.corpus_store import CorpusStore
+from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
 from plm.model.batching import Batch, Layout, plan_batches
-from plm.model.checkpoint import LoadedModel
 from plm.model.families import ModelFamily
+from plm.model.loaded import LoadedModel
 
 TERMS = ("logit_mse", "kl", "kernel", "hidden", "mlm")
 """Names of the terms of the loss, in the order of reports."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from plm import stage
-from plm.jobs.distill.batches import DistillationRows, Group, MaskPlan, RowPlan
+from plm.jobs.distill.batches import DistillationRows, Group, RowPlan
 from plm.jobs.distill.distillation import DistillationModel, Objective, RangeTest, RateRamp, Validation, collate, looks
 from plm.jobs.distill.report import Facts
 from plm.jobs.distill.setup import Setup
@@ -21,8 +21,10 @@ from plm.jobs.distill.teacher_cache import CachedTeacher, TeacherCache
 from plm.jobs.distill.tracking import Tracking
 from plm.masked_lm.cluster_split import ClusterSplit
 from plm.masked_lm.corpus_store import CorpusStore
+from plm.masked_lm.masks import MaskPlan
 from plm.masked_lm.training import MaskedRowModel, Score, score_rows
-from plm.model.checkpoint import LoadedModel, ModelFiles, load_model
+from plm.model.checkpoint import load_model
+from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
 from plm.training.checkpoint_keeper import CheckpointKeeper
 from plm.training.row_training import Outcome, RowSettings, Steering, train_rows

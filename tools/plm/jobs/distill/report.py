@@ -13,15 +13,17 @@ import numpy as np
 
 from plm import __version__, stage
 from plm.data.tables import visible, write_table
-from plm.jobs.distill.batches import MaskPlan
 from plm.jobs.distill.distillation import Objective, RangeTest
 from plm.masked_lm.cluster_split import ClusterSplit, cluster_names
 from plm.masked_lm.corpus_store import CorpusStore
+from plm.masked_lm.masks import MaskPlan
 from plm.masked_lm.training import Score
 from plm.model.bundles.archive import write_zip
-from plm.model.checkpoint import LoadedModel, save_checkpoint
-from plm.telling.report import Report, counted, number, plain
+from plm.model.checkpoint import save_checkpoint
+from plm.model.loaded import LoadedModel
+from plm.telling.report import Report, plain
 from plm.training.row_training import Outcome, RowSettings
+from plm.wording import counted, number
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,15 +19,16 @@ import torch
 from plm import stage
 from plm.errors import UserError
 from plm.jobs.distill import students
-from plm.jobs.distill.batches import MaskPlan
 from plm.jobs.distill.distillation import RECIPES, Objective, Recipe
 from plm.jobs.distill.teacher import Wants
 from plm.jobs.distill.teacher_cache import CacheKey, TeacherCache, estimate, fill, unpack
 from plm.masked_lm.cluster_split import ClusterSplit, hold_out_clusters
 from plm.masked_lm.corpus_store import CorpusStore, load_corpus, open_corpus
+from plm.masked_lm.masks import MaskPlan
 from plm.masked_lm.presets import ESM2_VOCABULARY
-from plm.model.checkpoint import LoadedModel, ModelFiles, load_model, read_config, read_vocabulary, resolve_model
+from plm.model.checkpoint import load_model, read_config, read_vocabulary, resolve_model
 from plm.model.families import FAMILIES, ModelFamily, find_family
+from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
 from plm.training import checkpointing
 

@@ -13,14 +13,8 @@ import torch
 from plm.errors import UserError
 from plm.masked_lm.presets import PRESETS, Preset, esm2_config, write_esm2_tokenizer
 from plm.model import configuration
-from plm.model.checkpoint import (
-    TOKENIZER_FILES,
-    LoadedModel,
-    ModelFiles,
-    read_config,
-    resolve_model,
-    save_checkpoint,
-)
+from plm.model.checkpoint import TOKENIZER_FILES, read_config, resolve_model, save_checkpoint
+from plm.model.loaded import LoadedModel, ModelFiles
 
 _NEEDS_HEAD = "Take an ESM-2 model as the student, or a new one (--student-preset, --student-layers)"
 

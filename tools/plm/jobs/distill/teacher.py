@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from plm.errors import UserError
-from plm.jobs.distill.batches import DistillationRow, MaskPlan
+from plm.jobs.distill.batches import DistillationRow
 from plm.masked_lm.corpus import IGNORED
 from plm.masked_lm.corpus_store import CorpusStore
+from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
 from plm.model.batching import Batch
-from plm.model.checkpoint import LoadedModel
+from plm.model.loaded import LoadedModel
 
 
 @dataclass(frozen=True)

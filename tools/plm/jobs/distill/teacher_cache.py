@@ -25,14 +25,15 @@ import torch
 from plm import fingerprints, stage
 from plm.data import shards
 from plm.errors import UserError
-from plm.jobs.distill.batches import DistillationRow, MaskPlan, plan
+from plm.jobs.distill.batches import DistillationRow, plan
 from plm.jobs.distill.teacher import Teacher, TeacherTargets, Wants
 from plm.jobs.distill.teacher_cache_index import BY_MASKED, ENTRY, EntryIndex
 from plm.masked_lm.corpus import IGNORED
 from plm.masked_lm.corpus_store import CorpusStore
+from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
 from plm.model.bundles import archive
-from plm.model.checkpoint import LoadedModel
+from plm.model.loaded import LoadedModel
 from plm.received import tensors
 from plm.received.documents import one_line, read_object
 from plm.received.fields import Fields

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from plm.jobs.finetune.objectives import Array
 from plm.model.batching import Batch, plan_batches
 from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import ModelFamily
 from plm.model.heads import Where
 from plm.model.task import Level
-from plm.training.objectives import Array
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def make_examples(units: list[Unit], rows: Sequence[Array], level: Level) -> Exa
 
     Args:
         units: From :func:`plm.model.encoder_inputs.make_units`.
-        rows: From :func:`plm.training.objectives.targets`.
+        rows: From :func:`plm.jobs.finetune.objectives.targets`.
         level: Of the task.
     """
     found: list[Array] = []

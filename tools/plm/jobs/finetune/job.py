@@ -25,9 +25,9 @@ import torch
 
 from plm import __version__, fingerprints, stage
 from plm.errors import UserError
-from plm.jobs.finetune import training
+from plm.jobs.finetune import objectives, training
 from plm.jobs.finetune.cost import Cost, fitting_budget, measure
-from plm.jobs.finetune.labelled_rows import Part, Rows
+from plm.jobs.finetune.labelled_rows import Rows
 from plm.jobs.finetune.training import TrainingSettings
 from plm.model.adapters import (
     FROZEN,
@@ -39,13 +39,15 @@ from plm.model.adapters import (
     trainable_state,
 )
 from plm.model.bundles.fine_tuned import write_zip
-from plm.model.checkpoint import LoadedModel, ModelFiles, load_model
+from plm.model.checkpoint import load_model
 from plm.model.heads import HeadConfig, build_head
+from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.network import Floats, Network, answers, as_network
 from plm.received import tensors
 from plm.received.documents import one_line, read_object
 from plm.received.fields import Fields
-from plm.training import checkpointing, objectives
+from plm.training import checkpointing
+from plm.training.folds import Part
 
 STAGE = "plm_finetune"
 CHECKPOINT_DIRECTORY = "PLM_CHECKPOINT_DIR"

@@ -11,18 +11,17 @@ import numpy as np
 from plm.data import dataset_table
 from plm.data.windows import check_width
 from plm.errors import UserError
+from plm.jobs.finetune import objectives
 from plm.jobs.finetune.batches import Examples, make_examples
-from plm.model.checkpoint import LoadedModel
+from plm.jobs.finetune.objectives import Array
 from plm.model.encoder_inputs import make_units
+from plm.model.loaded import LoadedModel
 from plm.model.task import Task
-from plm.training import objectives
-from plm.training.folds import Part, parts
-from plm.training.objectives import Array
+from plm.training import few_rows
+from plm.training.folds import Part
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Part", "Rows", "inferred_window", "parts", "read_rows"]
 
 WIDEST_INFERRED = 129
 """A table without a window column whose sequences are all this short, with the site in the middle, holds windows."""
@@ -37,7 +36,7 @@ class Rows:
         task: What is predicted. For numbers, mean and sd are those of the training rows of :attr:`part`.
         sequences: One a row.
         positions: 0-based site of each row, or None.
-        targets: From :func:`plm.training.objectives.targets`.
+        targets: From :func:`plm.jobs.finetune.objectives.targets`.
         window: Width of the context around a site; 0 is the whole sequence.
         notes: How the labels were understood, and what was left out or changed, in sentences.
     """
@@ -168,3 +167,22 @@ def inferred_window(sequences: Sequence[str], positions: Sequence[int]) -> int:
         for text, at in zip(sequences, positions, strict=True)
     )
     return width if fits and sum(map(len, sequences)) > 0.5 * width * len(sequences) else 0
+
+
+
+def check_numbers(rows: Rows, parts: Sequence[Part], where: str) -> str:
+    """Refuses trainings on next to nothing, and says what must be said first of trainings on few rows.
+
+    Args:
+        rows: The rows.
+        parts: One, or one for each fold.
+        where: The table.
+    """
+    task = rows.task
+    for part in parts:
+        values = rows.values(part.train)
+        known = values[objectives.labelled(values)]
+        labels = [task.classes[int(value)] for value in known] if task.target == "class" else ["" for _ in known]
+        of = "the training part" if part.fold is None else f"the training part of fold {part.fold}"
+        few_rows.refuse(labels, of, where, binary=task.classes if task.binary else ())
+    return few_rows.warning({name: min(len(getattr(part, name)) for part in parts) for name in ("train", "valid")})

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from plm.jobs.finetune.finished import calibrate
+from plm.jobs.finetune import objectives
 from plm.jobs.finetune.job import Job, Run
+from plm.jobs.finetune.validation import calibrate
 from plm.model.adapters import AdapterSettings
 from plm.scoring import intervals
 from plm.scoring.comparison import Comparison, compare
 from plm.scoring.metrics import ALL, Floats, Scored
-from plm.training import objectives
 
 NAMES = {
     "lora": "LoRA", "dora": "DoRA", "ia3": "IA3", "head_lora": "LoRA on the head", "head": "head only",

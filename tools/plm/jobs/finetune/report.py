@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plm import wording
 from plm.jobs.finetune.finished import validation_chose
 from plm.jobs.finetune.method_choice import NAMES, Way
 from plm.telling import figures
-from plm.telling.report import Report, counted, number, plain
+from plm.telling.report import Report, plain
 from plm.training import few_rows
+from plm.wording import counted, number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from plm.jobs.finetune.finished import Calibration
     from plm.jobs.finetune.job import Job
+    from plm.jobs.finetune.validation import Calibration
 
 FIRST = ("step", "epoch", "train_loss", "valid_loss")
 LAST = ("learning_rate", "method", "seed", "fold")
@@ -95,7 +97,7 @@ class Events:
 
 
 def _compared(page: Report, ways: Sequence[Way], metric: str, rows: int, tested: bool) -> None:
-    name = figures.metric_name(metric)
+    name = wording.metric_name(metric)
     page.heading("Ways compared")
     page.paragraph(
         f"Each way was trained on the same rows; the best {name} on {counted(rows, 'validation row')} chose. As the"
@@ -146,7 +148,7 @@ def headline(manifest: Mapping[str, Any]) -> str:
     score = manifest["metrics"].get(metric)
     rows = manifest["rows"]
     judged = counted(rows["valid"], "validation row")
-    told = f", {judged}" if score is None else f", {figures.metric_name(metric)} {number(score)} on {judged}"
+    told = f", {judged}" if score is None else f", {wording.metric_name(metric)} {number(score)} on {judged}"
     few = few_rows.warning(rows)
     made = f"{manifest['base']['id']} fine-tuned on {counted(rows['train'], 'row')} ({NAMES[manifest['method']]}){told}"
     return f"{few}. {made}" if few else made
@@ -189,7 +191,7 @@ def report(
         "Best epoch",
         "Epochs",
         "Validation loss",
-        figures.metric_name(job.settings.training.metric),
+        wording.metric_name(job.settings.training.metric),
     ]
     cells = []
     for run in job.usable:
@@ -200,7 +202,7 @@ def report(
     page.rows(header, cells)
     page.heading("Validation scores of the bundle")
     scored = {key: value for key, value in manifest["metrics"].items() if isinstance(value, float)}
-    page.rows(["Metric", "Value"], [[figures.metric_name(key), number(value)] for key, value in scored.items()])
+    page.rows(["Metric", "Value"], [[wording.metric_name(key), number(value)] for key, value in scored.items()])
     page.heading("Predictions")
     seeds = manifest["seeds"]
     several = f": one by each of {len(seeds)} trainings and one by their mean for each row" if len(seeds) > 1 else ""

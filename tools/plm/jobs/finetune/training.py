@@ -22,13 +22,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import ProgressCallback
 
 from plm.errors import UserError
+from plm.jobs.finetune import objectives
 from plm.jobs.finetune.batches import Examples, MicroBatch, StepSampler, step_loader
 from plm.model.adapters import load_trainable_state, trainable_state
 from plm.model.network import Network, answers
 from plm.model.task import Task
 from plm.received.documents import read_object
 from plm.received.fields import Fields
-from plm.training import checkpointing, objectives
+from plm.training import checkpointing
 
 Schedule = Literal["linear", "cosine", "constant"]
 Status = Literal["finished", "time limit"]

@@ -19,10 +19,11 @@ from plm.jobs.predict.queries import BATCH_ROWS
 from plm.model.bundles.classifier import ClassifierBundle
 from plm.model.bundles.fine_tuned import Bundle, check_base
 from plm.model.capacity import is_out_of_memory
-from plm.model.checkpoint import ModelFiles, resolve_model
+from plm.model.checkpoint import resolve_model
 from plm.model.embedding.representations import Wanted
 from plm.model.embedding.sharded import EmbedJob
 from plm.model.encoder_inputs import segments
+from plm.model.loaded import ModelFiles
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]

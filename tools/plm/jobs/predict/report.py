@@ -15,7 +15,8 @@ from plm.jobs.predict.queries import Queries
 from plm.jobs.predict.verdicts import Rules, Verdicts
 from plm.scoring.conformal import Intervals, LabelSets, binomial_interval, fewest_rows
 from plm.telling.figures import GREY, colour, named, new_figure, save, shortened
-from plm.telling.report import Report, counted, plain
+from plm.telling.report import Report, plain
+from plm.wording import counted
 
 Floats = NDArray[np.float64]
 DRIFT_SHARE = 0.2

@@ -13,7 +13,8 @@ from plm.data.examples import Example, Journal
 from plm.data.leakage import Leak, counts
 from plm.data.splits import balance
 from plm.scoring.intervals import FEWEST_GROUPS
-from plm.telling.report import Report, counted, plain
+from plm.telling.report import Report, plain
+from plm.wording import counted
 
 _MOST_CLASSES = 12
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from plm import __version__, stage
 from plm.data.tables import write_table
-from plm.model.checkpoint import LoadedModel, save_checkpoint
-from plm.telling.report import Report, counted, plain
+from plm.model.checkpoint import save_checkpoint
+from plm.model.loaded import LoadedModel
+from plm.telling.report import Report, plain
+from plm.wording import counted
 
 HISTORY_COLUMNS = (
     *("step", "epoch", "tokens", "train_loss", "valid_loss"),

@@ -14,7 +14,7 @@ from plm.scoring.separation import FULL, Labels
 from plm.telling.figures import COLOURS, named, new_figure, save, shortened
 
 if TYPE_CHECKING:
-    from plm.jobs.project.report import Findings
+    from plm.jobs.project.findings import Findings
 
 MOST_CLASSES = 12
 OTHER, UNLABELLED = "#8a8a8a", "#c8c8c8"

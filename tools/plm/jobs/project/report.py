@@ -5,64 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.embeddings.reference_and_queries import Side
 from plm.data.identifiers import accession
 from plm.jobs.project.figure import SCALE, Look, looks, number_range
-from plm.jobs.project.projection import METHOD_NAMES, Projected, Settings
-from plm.scoring.separation import FULL, Labels, Score
+from plm.jobs.project.findings import Findings
+from plm.jobs.project.projection import METHOD_NAMES
+from plm.scoring.separation import FULL, Score
 from plm.telling.figures import shortened
-from plm.telling.report import Report, number, plain
+from plm.telling.report import Report, plain
+from plm.wording import number
 
 SCORE_COLUMNS = ("space", "set", "measure", "part", "value", "low", "high", "expected", "p_value", "rows", "note")
 ROOM = 9_900
 """Bytes of a report; Galaxy renders 10,240 and the rest stays for what it adds."""
 _FEWEST_POINTS = 20
 _VEGA_SHAPES = {"o": "circle", "^": "triangle-up", "s": "square"}
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Everything that is told.
-
-    Attributes:
-        references: With N rows.
-        queries: With Q rows, or None.
-        labels: Of the N references and then the Q queries.
-        made: Projections.
-        scores: In the order of the table.
-        why_not: Why labels cannot be judged; empty if they can.
-        source: Where the labels come from.
-        settings: Of the projections.
-        notes: What a reader should know.
-        outlook: Of each query the index of its nearest reference, the distance to it, and whether it lies outside of
-            what the references span; None without queries.
-        grouped: How many groups of relatives, and what tells them; empty if every protein counts as independent.
-    """
-
-    references: Side
-    queries: Side | None
-    labels: Labels
-    made: Projected
-    scores: list[Score]
-    why_not: str
-    source: str
-    settings: Settings
-    notes: list[str]
-    outlook: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]] | None
-    grouped: str = ""
-
-    def score(self, space: str, measure: str, set: str = "reference") -> Score | None:
-        """The score of all proteins, if there is one."""
-        for one in self.scores:
-            if (one.space, one.measure, one.set, one.part) == (space, measure, set, "all"):
-                return one
-        return None
 
 
 def coordinates_table(found: Findings) -> Iterator[str]:

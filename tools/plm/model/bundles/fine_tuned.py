@@ -35,9 +35,10 @@ from plm.model import adapters
 from plm.model import device as devices
 from plm.model.bundles import archive, manifests
 from plm.model.bundles.archive import SCHEMA_VERSION, json_text, sha256_of, write_zip
-from plm.model.checkpoint import LoadedModel, ModelFiles, load_model, resolve_model
+from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder_inputs import make_units
 from plm.model.heads import Head, HeadConfig, build_head
+from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.network import Network, answers, as_network
 from plm.model.task import Level, Task
 from plm.received import tensors

@@ -20,9 +20,9 @@ from plm.errors import UserError
 from plm.model import encoder
 from plm.model.batching import Batch, pack, plan_batches
 from plm.model.capacity import Capacity, is_out_of_memory
-from plm.model.checkpoint import LoadedModel
 from plm.model.encoder_inputs import Segment, segments
 from plm.model.families import AMINO_ACIDS
+from plm.model.loaded import LoadedModel
 
 Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]

@@ -17,10 +17,11 @@ from plm import __version__, stage
 from plm.data.protein_store import Spool
 from plm.data.shards import Lock, ShardStore, key
 from plm.model.capacity import capacity
-from plm.model.checkpoint import LoadedModel, ModelFiles, read_config, read_vocabulary
+from plm.model.checkpoint import read_config, read_vocabulary
 from plm.model.embedding.representations import Embedder, Wanted
 from plm.model.embedding.sharded import EmbedJob
 from plm.model.embedding.work_plan import first_budget, stored_bytes
+from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
 
 

@@ -12,8 +12,8 @@ from plm.data.protein_store import Spool
 from plm.errors import UserError
 from plm.model import encoder
 from plm.model.capacity import Capacity
-from plm.model.checkpoint import LoadedModel
 from plm.model.embedding.representations import SMALLEST, Budget, Embedder, Part, Wanted, contact_bytes
+from plm.model.loaded import LoadedModel
 
 Ints = NDArray[np.int64]
 ROWS_IN_SHARD = 64

@@ -1,0 +1,129 @@
+"""What validation rows say of the trained networks: temperatures, thresholds, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from plm.jobs.finetune import objectives
+from plm.jobs.finetune.job import Job, Run
+from plm.model.network import Floats
+from plm.scoring.calibration import choose_threshold, fit_temperature
+from plm.scoring.conformal import Errors
+from plm.scoring.operating_point import score_summary
+from plm.training import few_rows
+
+if TYPE_CHECKING:
+
+    pass
+
+if TYPE_CHECKING:
+
+    pass
+
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What validation rows say about the outputs.
+
+    Attributes:
+        temperatures: Of each training, in the order of ``job.usable``.
+        thresholds: On the positive class, by fold (None: no folds); empty unless there are two classes.
+        threshold: For new proteins; 0.5 unless there are two classes.
+        scores: Validation metrics of the ensemble, raw probabilities, all folds together.
+        rows: Labelled validation rows (or residues) behind it.
+        validation_scores: Of two classes, the ensemble's scores of validation negatives and positives, summed up for
+            whoever needs the rates at another threshold.
+        errors: How wrong the ensemble was on validation proteins, for conformal sets; empty unless rows are proteins.
+        uncalibrated: Why the trainings of a fold (None: no folds) have temperature 1 and threshold 0.5, where they do.
+        why_no_threshold: Why the threshold for new proteins is 0.5; empty if it was chosen, and unless there are two
+            classes.
+    """
+
+    temperatures: list[float]
+    thresholds: dict[int | None, float]
+    threshold: float
+    scores: dict[str, float]
+    rows: int
+    validation_scores: dict[str, Any]
+    errors: dict[str, Any]
+    uncalibrated: dict[int | None, str] = field(default_factory=dict)
+    why_no_threshold: str = ""
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing is calibrated, of some folds or of all; empty if all are."""
+        told = dict.fromkeys(
+            f"fold {fold}: {why}" if fold is not None else why for fold, why in self.uncalibrated.items()
+        )
+        return "; ".join(told)
+
+
+def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
+    """Fits a temperature for each training and a threshold for each fold.
+
+    Args:
+        job: After training.
+        runs: The trainings of one way; by default those of the chosen one.
+    """
+    task = job.rows.task
+    runs = job.usable if runs is None else runs
+    temperatures: list[float] = []
+    by_fold: dict[int | None, list[Floats]] = {}
+    uncalibrated: dict[int | None, str] = {}
+    for run in runs:
+        truth = job.rows.values(run.part.valid)
+        known = objectives.labelled(truth)
+        raw = run.valid_outputs()[known]
+        temperature = 1.0
+        if task.target == "class":
+            if why := few_rows.why_uncalibrated(truth[known]):
+                uncalibrated[run.part.fold] = why
+            else:
+                temperature = fit_temperature(raw, truth[known])
+            by_fold.setdefault(run.part.fold, []).append(softmax(raw / temperature, axis=1))
+        else:
+            scale = job.prepared[run.part.fold].task
+            by_fold.setdefault(run.part.fold, []).append(raw * scale.sd + scale.mean)
+        temperatures.append(temperature)
+    parts = {run.part.fold: run.part for run in runs}
+    truths, means = [], []
+    thresholds: dict[int | None, float] = {}
+    for fold, members in by_fold.items():
+        truth = job.rows.values(parts[fold].valid)
+        truths.append(truth[objectives.labelled(truth)])
+        means.append(np.mean(members, axis=0))
+        if task.binary:
+            thresholds[fold] = _threshold(means[-1], truths[-1], job)
+    for fold, why in uncalibrated.items():
+        of = "" if fold is None else f" of fold {fold}"
+        job.log.warning("Probabilities%s are not calibrated and the threshold stays at 0.5, since %s", of, why)
+    together, truth = np.concatenate(means), np.concatenate(truths)
+    threshold = thresholds[None] if None in thresholds else _threshold(together, truth, job) if task.binary else 0.5
+    why_no_threshold = few_rows.why_uncalibrated(truth) if task.binary else ""
+    raw = np.log(np.clip(together, 1e-12, 1)) if task.target == "class" else (together - task.mean) / task.sd
+    scores = objectives.validation_scores(raw, truth, task)
+    summary = {}
+    if task.binary:
+        summary = score_summary(together[:, task.positive_index], truth == task.positive_index)
+    errors = {}
+    if task.level == "sequence":  # residues of a protein are not exchangeable
+        errors = Errors.of(together, truth, number=task.target == "number").to_json()
+    return Calibration(
+        temperatures, thresholds, threshold, scores, len(truth), summary, errors, uncalibrated, why_no_threshold
+    )
+
+
+
+def _threshold(probabilities: Floats, truth: NDArray[Any], job: Job) -> float:
+    positive = job.rows.task.positive_index
+    labels = (truth == positive).astype(int)
+    if few_rows.why_uncalibrated(labels):
+        return 0.5
+    return choose_threshold(probabilities[:, positive], labels, "mcc")

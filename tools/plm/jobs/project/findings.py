@@ -1,0 +1,51 @@
+"""What a projection found, for its figure, tables and report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.data.embeddings.reference_and_queries import Side
+from plm.jobs.project.projection import Projected, Settings
+from plm.scoring.separation import Labels, Score
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that is told.
+
+    Attributes:
+        references: With N rows.
+        queries: With Q rows, or None.
+        labels: Of the N references and then the Q queries.
+        made: Projections.
+        scores: In the order of the table.
+        why_not: Why labels cannot be judged; empty if they can.
+        source: Where the labels come from.
+        settings: Of the projections.
+        notes: What a reader should know.
+        outlook: Of each query the index of its nearest reference, the distance to it, and whether it lies outside of
+            what the references span; None without queries.
+        grouped: How many groups of relatives, and what tells them; empty if every protein counts as independent.
+    """
+
+    references: Side
+    queries: Side | None
+    labels: Labels
+    made: Projected
+    scores: list[Score]
+    why_not: str
+    source: str
+    settings: Settings
+    notes: list[str]
+    outlook: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]] | None
+    grouped: str = ""
+
+    def score(self, space: str, measure: str, set: str = "reference") -> Score | None:
+        """The score of all proteins, if there is one."""
+        for one in self.scores:
+            if (one.space, one.measure, one.set, one.part) == (space, measure, set, "all"):
+                return one
+        return None
