@@ -19,9 +19,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plm.data.fasta import read_fasta
+from plm.data.proteins import Cleaning
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
-from plm.jobs.classify_sites.candidates import check_letters, read_proteins, survey
+from plm.jobs.classify_sites.candidates import check_letters, read_candidates, survey
 from plm.model import adapters
 from plm.model.bundles.fine_tuned import Bundle, MemberFiles, load_bundle, save_network, write_bundle
 from plm.model.checkpoint import load_model, resolve_model
@@ -165,7 +166,7 @@ def test_order_and_company_of_proteins_do_not_matter(classify: Callable[..., Pat
     records = list(read_fasta(query))
 
     def scores(chosen: list[Any], name: str) -> dict[str, float]:
-        text = "".join(f">{record.description}\n{record.sequence}\n" for record in chosen)
+        text = "".join(f">{record.header}\n{record.sequence}\n" for record in chosen)
         return {row["id"]: float(row["p_1"]) for row in table(classify(text, name=name) / "sites.tsv")}
 
     together, reverse, alone = scores(records, "a"), scores(records[::-1], "b"), scores(records[2:3], "c")
@@ -301,7 +302,7 @@ def test_every_record_has_its_status(classify: Callable[..., Path]) -> None:
 def test_positions_survive_cleaning(sequence: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("fasta") / "one.fasta"
     path.write_text(f">a\n{sequence}\n")
-    (protein,) = read_proteins(path, "Y")
+    (protein,) = read_candidates(path, "Y", Cleaning("proteins"))
     if not protein.rejected:
         assert [sequence[place - 1].upper() for place in protein.places] == ["Y"] * len(protein.places)
         assert len(protein.places) == sequence.upper().count("Y")
@@ -636,7 +637,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 def test_the_survey_counts_what_the_scan_will_meet(query: Path) -> None:
     found = survey(query, "Y", 33)
-    proteins = list(read_proteins(query, "Y"))
+    proteins = list(read_candidates(query, "Y", Cleaning("proteins")))
     assert found.records == found.proteins == len(proteins) == 6
     assert found.candidates == sum(len(protein.sites) for protein in proteins) == 124
     windows = [cut_window(protein.sequence, site, 33)[0] for protein in proteins for site in protein.sites]

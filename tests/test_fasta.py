@@ -32,7 +32,7 @@ def _write(path: Path, content: bytes) -> Path:
 def test_reads_headers_wrapped_sequences_and_lines(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.fasta", b"\n>sp|P1|N some words\nMK V\nAA\n\n>two\n>three\nMM")
     records = list(read_fasta(path))
-    assert [(one.id, one.description, one.sequence, one.line) for one in records] == [
+    assert [(one.id, one.header, one.sequence, one.line) for one in records] == [
         ("sp|P1|N", "sp|P1|N some words", "MKVAA", 2),
         ("two", "two", "", 6),
         ("three", "three", "MM", 7),
@@ -43,7 +43,7 @@ def test_reads_headers_wrapped_sequences_and_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path: Path, ending: bytes, mark: bytes) -> None:
     path = _write(tmp_path / "a.fasta", mark + ending.join([b">a b", b"MKV", b"AA", b">c", b"MM", b""]))
-    assert [(one.description, one.sequence) for one in read_fasta(path)] == [("a b", "MKVAA"), ("c", "MM")]
+    assert [(one.header, one.sequence) for one in read_fasta(path)] == [("a b", "MKVAA"), ("c", "MM")]
 
 
 @pytest.mark.parametrize("name", ["a.fasta", "a.fasta.gz", "a.txt"])
@@ -100,7 +100,7 @@ def test_a_titin_sized_protein_is_read_whole(tmp_path: Path) -> None:
 def test_written_records_come_back(tmp_path_factory: pytest.TempPathFactory, records: list[tuple[str, str]]) -> None:
     path = tmp_path_factory.mktemp("fasta") / "a.fasta"
     write_fasta(records, path)
-    assert [(one.description, one.sequence) for one in read_fasta(path)] == records
+    assert [(one.header, one.sequence) for one in read_fasta(path)] == records
 
 
 def test_default_cleaning() -> None:
@@ -214,7 +214,7 @@ def test_a_file_of_nucleotides_is_refused_as_a_whole() -> None:
 
 
 def _read(tmp_path: Path, content: bytes) -> list[tuple[str, str]]:
-    return [(one.description, one.sequence) for one in read_fasta(_write(tmp_path / "a.fasta", content))]
+    return [(one.header, one.sequence) for one in read_fasta(_write(tmp_path / "a.fasta", content))]
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plm.data.header_rules import RawRecord, parse_rule, place_of, protein_of, taxon_of, unmark, without_isoform
+from plm.data.fasta import ProteinRecord
+from plm.data.header_rules import parse_rule, place_of, protein_of, taxon_of, unmark, without_isoform
 from plm.data.sites import read_listings
 from plm.data.tables import read_table
 from plm.errors import UserError
 
 
-def _record(header: str, **columns: str) -> RawRecord:
-    return RawRecord(header.split()[0], header, "MK", 1, columns)
+def _record(header: str, **columns: str) -> ProteinRecord:
+    return ProteinRecord(header.split()[0], header, "MK", 1, columns)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_windows_with_labels_are_split_by_protein_and_homology(preprocess: Prepr
     for row in rows:
         record = given[row["id"]]
         assert row["sequence"] == record.sequence
-        assert record.description.endswith(f"LABEL={row['label']}")
+        assert record.header.endswith(f"LABEL={row['label']}")
         assert (row["position"], row["window"], row["sequence"][16]) == ("17", "33", "Y")
         assert row["protein"] == record.id.split("|")[1]
         assert row["protein_position"] == record.id.split("%")[2]
@@ -271,7 +271,7 @@ def test_composition_does_not_give_the_bundled_sites_away(data: Path) -> None:
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
     records = list(read_fasta(data / "simulated_windows.fasta"))
-    labels = np.array([record.description.endswith("1") for record in records])
+    labels = np.array([record.header.endswith("1") for record in records])
     families = [record.id.split("|")[2].split("_")[0] for record in records]
     letters = "ACDEFGHIKLMNPQRSTVWY"
     one_hot = np.array([[letter == one for letter in record.sequence for one in letters] for record in records], float)

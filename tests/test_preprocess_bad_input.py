@@ -50,7 +50,7 @@ def _lines(tmp_path: Path) -> list[list[str]]:
         (b"", (), "The file is empty [input.fasta]"),
         ("hello\nworld\n", (), "not FASTA: the first line must start with '>' but reads 'hello' [input.fasta, line 1]"),
         ("a\tb\n1\t2\n", (), "neither FASTA (no '>') nor a table with a column named sequence (columns: a, b)"),
-        (">a LABEL=1\nMK\n>a LABEL=0\nMV\n", (), "The id 'a' appears more than once [lines 1 and 3]"),
+        (">a LABEL=1\nMK\n>a LABEL=0\nMV\n", (), "The id 'a' appears more than once [input.fasta, lines 1 and 3]"),
         (
             ">a CLASS=1\nMK\n>b\nMV\n",
             (),

@@ -74,6 +74,7 @@ TEXT_ROOM = (
     "plm/data/text_files.py",
     "plm/data/header_rules.py",
     "plm/data/protein_store.py",
+    "plm/data/proteins.py",
     "plm/jobs/split_merge/fasta_parts.py",
 )
 """Where FASTA, tables and the users' own expressions come in; they have limits of their own."""

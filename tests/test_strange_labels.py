@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plm.data.dataset_table import Task, labelled_rows, read_dataset, sort_classes
-from plm.data.header_rules import RawRecord, parse_rule
+from plm.data.fasta import ProteinRecord
+from plm.data.header_rules import parse_rule
 from plm.data.label_values import (
     MISSING_WORDS,
     joined_labels,
@@ -209,14 +210,14 @@ def test_labels_that_name_several_classes_are_said() -> None:
     ],
 )
 def test_words_of_headers_are_whole(rule: str, header: str, label: str | None) -> None:
-    assert parse_rule(rule, "--labels").find(RawRecord("s", header, "MK", 1)) == label
+    assert parse_rule(rule, "--labels").find(ProteinRecord("s", header, "MK", 1)) == label
 
 
 def test_an_endless_regular_expression_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from plm.data import header_rules
 
     monkeypatch.setattr(header_rules, "PATIENCE_SECONDS", 0.2)
-    record = RawRecord("a", "a " + "x" * 60 + "!", "MK", 7)
+    record = ProteinRecord("a", "a " + "x" * 60 + "!", "MK", 7)
     for rule in (r"regex:(x|xx|xxx)+[0-9]", r"regex:a (?:(?:x|xx)+)+[!]y"):
         with pytest.raises(UserError, match=r"takes more than 0.2 seconds on one header \[line 7, id 'a'\]"):
             parse_rule(rule, "--labels").find(record)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from plm.data import own_tables, text_files
 from plm.data.dataset_table import read_dataset, read_strings, write_dataset
 from plm.data.identifiers import Matches
-from plm.data.inputs import read_records
 from plm.data.own_tables import OWN_TABLES, recognise
-from plm.data.protein_store import read_entries
+from plm.data.proteins import read_proteins
 from plm.data.tables import Dialect, read_table, sniff, write_table
 from plm.errors import UserError
+from plm.jobs.preprocess.records import read_records
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 NASTY = ('5"-nucleotidase', "=1+1", "<b>", "a$b_c$", '"quoted"', "a,b;c", "'q'", "\\frac{", "#x", "é", '""', "-")
@@ -96,7 +96,7 @@ def test_parquet_is_a_table_and_its_lists_are_lists(tmp_path: Path) -> None:
     assert [row[2] for row in table.rows] == ["[0.0,1.0,2.0]", "[1.5,nan]"]
     records = read_records(tmp_path / "t.parquet")
     assert [one.id for one in records] == ["a", "b"]
-    assert [one.id for one in read_entries(tmp_path / "t.parquet")] == ["a", "b"]
+    assert [one.id for one in read_proteins(tmp_path / "t.parquet", wanted=())] == ["a", "b"]
 
 
 def test_ids_that_break_rows_are_refused(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_wrong_turn_says_what_was_given_and_what_is_wanted(root: Path, tmp_pat
         (read_predictions, "the predictions table of plm_finetune"),
         (lambda path: read_embeddings(path).__enter__(), "the embeddings file of plm_embed"),
         (read_records, "protein sequences"),
-        (lambda path: list(read_entries(path)), "protein sequences"),
+        (lambda path: list(read_proteins(path)), "protein sequences"),
     ):
         with pytest.raises(UserError) as error:
             read(status)
@@ -264,7 +264,7 @@ PIECES = (b">", b"\n", b"\r", b"\t", b",", b";", b'"', b" ", b"id", b"sequence",
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     from plm.data.dataset_table import labelled_rows
     from plm.data.protein_store import read_spool
-    from plm.jobs.classify_sites.candidates import read_proteins
+    from plm.jobs.classify_sites.candidates import survey
     from plm.jobs.predict.queries import passed_columns
 
     folder = tmp_path_factory.mktemp("any")
@@ -275,7 +275,7 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.Temp
             read_records,
             lambda path: read_spool(path, folder / "spool", sites=False),
             lambda path: read_spool(path, folder / "sites", sites=True),
-            lambda path: list(read_proteins(path, "Y", "rename")),
+            lambda path: survey(path, "Y", 0, "rename"),
             read_table,
             lambda path: read_table(path, header=None),
             passed_columns,

@@ -209,14 +209,17 @@ def _scan(
 ) -> None:  # fmt: skip
     """Scores the file chunk by chunk and writes each protein as soon as it is known."""
     import numpy as np
-    from plm.jobs.classify_sites.candidates import read_proteins
+    from plm.data.fasta import CleaningRule
+    from plm.data.proteins import Cleaning
+    from plm.jobs.classify_sites.candidates import read_candidates
     from plm.jobs.classify_sites.scan import chunks
     from plm.jobs.classify_sites.tables import judge
 
     task = tables.task
     positive = task.classes[task.positive_index] if task.binary else ""
     progress = stage.Progress(log, survey.candidates, "candidates", every=10.0)
-    records: Iterator = read_proteins(args.input, letters, args.duplicate_ids, args.nucleotides)
+    cleaning = Cleaning(args.input.name, CleaningRule(nucleotides=args.nucleotides))
+    records: Iterator = read_candidates(args.input, letters, cleaning, survey.settled)
     for chunk in chunks(records, scanner.bundle.window, 32 * args.batch_tokens):
         for protein, values in zip(chunk, scanner.score(chunk, progress.advance), strict=True):
             if truth:

@@ -23,12 +23,12 @@ from plm import stage
 from plm.data import examples as policies
 from plm.data import homology, leakage, sites, splits
 from plm.data.examples import Example, Journal
-from plm.data.fasta import CleaningRule
-from plm.data.header_rules import RawRecord, Rule, parse_rule, without_isoform
-from plm.data.inputs import read_records, with_unique_ids
+from plm.data.fasta import CleaningRule, ProteinRecord
+from plm.data.header_rules import Rule, parse_rule, without_isoform
 from plm.data.tables import read_table, write_table
 from plm.data.windows import check_width
 from plm.errors import UserError
+from plm.jobs.preprocess.records import read_records, with_unique_ids
 
 NAME = "plm_preprocess"
 OUTPUTS = ("dataset", "rejected", "leakage", "report", "figure")
@@ -183,7 +183,8 @@ def run(args: Arguments) -> None:
     stage.require({"numpy": "2.0", "pandas": "2.1", "biopython": "1.80", "matplotlib": "3.8"})
     log = stage.log(NAME)
     journal = Journal()
-    records = with_unique_ids(_read(args), args.duplicate_ids, journal)
+    names = " and ".join(path.name for path in (args.input, args.negatives_file, args.test) if path is not None)
+    records = with_unique_ids(_read(args), args.duplicate_ids, names, journal)
     log.info("%d records read", len(records))
     made, width = _examples(args, records, journal)
     made, target = _settle_labels(args, made, {record.id: record.line for record in records}, journal)
@@ -229,10 +230,10 @@ def run(args: Arguments) -> None:
         out.path(args.report).write_text(account.report(), encoding="utf-8")
 
 
-def _read(args: Arguments) -> list[RawRecord]:
-    def read(path: Path, from_test_file: bool = False) -> list[RawRecord]:
+def _read(args: Arguments) -> list[ProteinRecord]:
+    def read(path: Path, from_test_file: bool = False) -> list[ProteinRecord]:
         return read_records(
-            path, args.format, args.id_column, args.sequence_column, from_test_file, args.nucleotides, switch=True
+            path, args.format, args.id_column, args.sequence_column, from_test_file, args.nucleotides
         )
 
     records = read(args.input)
@@ -242,7 +243,7 @@ def _read(args: Arguments) -> list[RawRecord]:
     return records + (read(args.test, True) if args.test is not None else [])
 
 
-def _examples(args: Arguments, records: Sequence[RawRecord], journal: Journal) -> tuple[list[Example], int]:
+def _examples(args: Arguments, records: Sequence[ProteinRecord], journal: Journal) -> tuple[list[Example], int]:
     cleaning = CleaningRule(args.unusual, args.gaps, args.stops, args.lower, args.nucleotides)
     rule = parse_rule("column:class", "--labels") if args.labels == "file" else args.rule
     made = sites.sources(records, cleaning, rule, args.otherwise, args.protein, journal)
@@ -329,7 +330,7 @@ def _select(args: Arguments, made: Sequence[Example], journal: Journal) -> list[
 
 
 def _split(
-    args: Arguments, made: list[Example], records: dict[str, RawRecord], target: str, journal: Journal
+    args: Arguments, made: list[Example], records: dict[str, ProteinRecord], target: str, journal: Journal
 ) -> tuple[list[Example], str, list[homology.Relative] | None]:
     """Gives every example its group, cluster and split; returns the method and known relatives too."""
     pairs: list[homology.Relative] | None = None
@@ -372,7 +373,7 @@ def _split(
     return made, "mmseqs" if method == "cascade" and args.split != "homology" else method, pairs
 
 
-def _own_groups(args: Arguments, made: Sequence[Example], records: dict[str, RawRecord], journal: Journal) -> None:
+def _own_groups(args: Arguments, made: Sequence[Example], records: dict[str, ProteinRecord], journal: Journal) -> None:
     """Groups by the user's rule; where it finds none the protein stands for the group, and the journal says so."""
     rule = parse_rule(args.group, "--group")
     found = {example.id: rule.find(_origin(example, records)) for example in made}
@@ -421,8 +422,8 @@ def strata(args: Arguments, made: Sequence[Example], target: str) -> list[str]:
     return splits.quantile_strata([float(label) for label in labels]) if target == "number" else labels
 
 
-def _origin(example: Example, records: dict[str, RawRecord]) -> RawRecord:
-    return records.get(example.source) or RawRecord(example.id, example.id, example.sequence, 0)
+def _origin(example: Example, records: dict[str, ProteinRecord]) -> ProteinRecord:
+    return records.get(example.source) or ProteinRecord(example.id, example.id, example.sequence, 0)
 
 
 def _given_split(value: str | None, name: str) -> str:

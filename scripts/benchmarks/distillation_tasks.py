@@ -49,7 +49,7 @@ def resistance(settings: Settings) -> pd.DataFrame:
     for number, record in enumerate(read_fasta(settings.find("coala90.fasta.gz"))):
         cleaned = clean(record.sequence)
         if not cleaned.rejected and len(cleaned.sequence) <= 1000:
-            label = record.description.rsplit("|", 1)[-1].strip().lower()
+            label = record.header.rsplit("|", 1)[-1].strip().lower()
             rows.append({"id": f"C{number}", "sequence": cleaned.sequence, "label": label})
     frame = pd.DataFrame(rows).drop_duplicates("sequence")
     frame["cluster"] = families(frame, settings.threads)
@@ -104,9 +104,9 @@ def structure(settings: Settings) -> pd.DataFrame:
     masks = {record.id: record.sequence for record in read_fasta(settings.find("flip_ss_mask.fasta.gz"))}
     rows = []
     for record in read_fasta(settings.find("flip_ss_sampled.fasta.gz")):
-        if "VALIDATION=True" in record.description:
+        if "VALIDATION=True" in record.header:
             continue
-        split = "test" if "SET=test" in record.description else "train"
+        split = "test" if "SET=test" in record.header else "train"
         sequence = re.sub("[^ACDEFGHIKLMNPQRSTVWYX]", "X", sequences[record.id])
         seen = zip(record.sequence, masks[record.id], strict=True)
         label = "".join(state if mask == "1" else "-" for state, mask in seen)

@@ -72,9 +72,9 @@ def _from_proteome(fasta: Path, residues: int, generator: np.random.Generator) -
 def _proteome(fasta: Path) -> list[str]:
     """Its different proteins, shortest first."""
     from plm.data.fasta import clean
-    from plm.data.inputs import read_records
+    from plm.data.proteins import read_proteins
 
-    cleaned = (clean(record.sequence) for record in read_records(fasta))
+    cleaned = (clean(record.sequence) for record in read_proteins(fasta))
     return sorted({one.sequence for one in cleaned if not one.rejected}, key=lambda text: (len(text), text))
 
 

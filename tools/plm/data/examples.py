@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from plm.data.dataset_table import COLUMNS
+from plm.data.unique_ids import unused
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -197,10 +198,7 @@ def with_unique_names(examples: Sequence[Example], journal: Journal) -> list[Exa
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
-            number = 2
-            while f"{example.id}_{number}" in taken:
-                number += 1
-            renamed = f"{example.id}_{number}"
+            renamed, _ = unused(example.id, taken)
             journal.changed(renamed, f"renamed: the id {example.id} was used before, by another site")
             taken.add(renamed)
             example.id = renamed

@@ -8,7 +8,7 @@ really gzipped and ``proteins.fasta.gz`` that is not both read well.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from plm.data.text_files import decoded, open_text, raw_lines
 from plm.errors import UserError
 
 __all__ = [
-    "Cleaned", "CleaningRule", "FastaRecord", "NucleotideTally", "clean", "looks_like_nucleotides", "nucleotide_look",
+    "Cleaned", "CleaningRule", "NucleotideTally", "ProteinRecord", "clean", "looks_like_nucleotides", "nucleotide_look",
     "open_text", "raw_lines", "read_fasta", "write_fasta",
 ]  # fmt: skip
 
@@ -43,21 +43,24 @@ _RESIDUES_ONLY = re.compile(r"[A-Za-z\s]+\*?\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class FastaRecord:
-    """One FASTA record as the file has it.
+class ProteinRecord:
+    """One record of an input file, whatever its format, as the file has it.
 
     Attributes:
-        id: First word of the header.
-        description: The whole header without ``>``.
-        sequence: Sequence without white space, otherwise untouched (case, gaps, stops and ``#`` marks are
-            kept).
-        line: 1-based line of the header.
+        id: First word of the FASTA header, or the id column.
+        header: The whole FASTA header without ``>``; for a table the id.
+        sequence: Sequence without white space, otherwise untouched (case, gaps, stops and ``#`` marks are kept).
+        line: 1-based line of the header or of the table's row (Parquet: the row).
+        columns: What stands beside the sequence in a table; of FASTA what was looked for in the header.
+        from_test_file: Came with the test set that the user gave.
     """
 
     id: str
-    description: str
+    header: str
     sequence: str
     line: int
+    columns: Mapping[str, str] = field(default_factory=dict)
+    from_test_file: bool = False
 
 
 def _not_plain(text: str, name: str, number: int) -> UserError:
@@ -107,7 +110,7 @@ class _Record:
         if self._size > LONGEST_PROTEIN:
             self._refuse()
 
-    def finish(self) -> FastaRecord:
+    def finish(self) -> ProteinRecord:
         sequence = "".join("".join(self._parts).split())
         description = self._description
         if self._title:
@@ -115,7 +118,7 @@ class _Record:
                 sequence = "".join(self._title.split())
             else:
                 description = f"{description} {self._title}"
-        return FastaRecord(description.split(None, 1)[0], description, sequence, self._line)
+        return ProteinRecord(description.split(None, 1)[0], description, sequence, self._line)
 
     def _refuse(self) -> None:
         raise UserError(
@@ -126,7 +129,7 @@ class _Record:
         )
 
 
-def read_fasta(path: str | Path) -> Iterator[FastaRecord]:
+def read_fasta(path: str | Path) -> Iterator[ProteinRecord]:
     """Streams the records of a FASTA or PIR file (plain or gzipped).
 
     Lines that start with ``;`` are comments. Headers may be indented, and may be of any script; residues are ASCII.

@@ -21,9 +21,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from plm.data.fasta import ProteinRecord
 from plm.errors import UserError
 
 MARK = "#"
@@ -35,27 +36,6 @@ _UNIPROT = re.compile(r"^(?:sp|tr|up)\|([^|\s]+)\|?", re.IGNORECASE)
 _START_SITE = re.compile(r"%(?P<start>-?\d+)%(?P<site>\d+)(?=\s|$)")
 _ISOFORM = re.compile(r"([OPQ][0-9][A-Z0-9]{3}[0-9]|[A-NR-Z][0-9](?:[A-Z][A-Z0-9]{2}[0-9]){1,2})-\d+")
 _TAXON = re.compile(r"\bOX=(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class RawRecord:
-    """One record of an input file, whatever its format.
-
-    Attributes:
-        id: First word of the FASTA header, or the id column.
-        header: FASTA header without ``>``; for a table the id.
-        sequence: Untouched sequence.
-        line: 1-based line.
-        columns: Columns of a table's row; empty for FASTA.
-        from_test_file: Came with the test set that the user gave.
-    """
-
-    id: str
-    header: str
-    sequence: str
-    line: int
-    columns: dict[str, str] = field(default_factory=dict)
-    from_test_file: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +54,7 @@ class Rule:
     text: str
     separator: str = "|"
 
-    def find(self, record: RawRecord) -> str | None:
+    def find(self, record: ProteinRecord) -> str | None:
         """The value of a ``key``, ``regex``, ``field`` or ``column`` rule for a record; None where there is none.
 
         Raises:
@@ -122,7 +102,7 @@ def _value_of(key: str, header: str) -> str | None:
     return word.rstrip("|;,") or None
 
 
-def search(pattern: str, record: RawRecord) -> Any:
+def search(pattern: str, record: ProteinRecord) -> Any:
     """The first match of a user's regular expression in a header, or None.
 
     Raises:
@@ -189,7 +169,7 @@ def parse_rule(text: str, flag: str) -> Rule:
     )
 
 
-def column_name(record: RawRecord, column: str) -> str:
+def column_name(record: ProteinRecord, column: str) -> str:
     """The name of a column given by name or 1-based number.
 
     Raises:
@@ -226,7 +206,7 @@ def unmark(sequence: str) -> tuple[str, list[int]]:
     return "".join(parts), marked
 
 
-def protein_of(record: RawRecord, rule: str) -> str | None:
+def protein_of(record: ProteinRecord, rule: str) -> str | None:
     """The protein a record belongs to.
 
     Args:
@@ -245,7 +225,7 @@ def protein_of(record: RawRecord, rule: str) -> str | None:
     return parse_rule(rule, "--protein").find(record)
 
 
-def place_of(record: RawRecord, rule: str) -> tuple[int | None, int | None]:
+def place_of(record: ProteinRecord, rule: str) -> tuple[int | None, int | None]:
     """(start, site) of a window in its protein, both 1-based, as far as the header or a column says.
 
     Args:
@@ -276,7 +256,7 @@ def without_isoform(protein: str) -> str:
     return found.group(1) if found else protein
 
 
-def taxon_of(record: RawRecord) -> str:
+def taxon_of(record: ProteinRecord) -> str:
     """NCBI taxonomy id from ``OX=`` of a UniProt header, or empty."""
     found = _TAXON.search(record.header)
     return found.group(1) if found else ""

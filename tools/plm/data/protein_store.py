@@ -13,44 +13,21 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.fasta import GAP_CHARACTERS, Cleaned, CleaningRule, NucleotideTally, clean, read_fasta
-from plm.data.own_tables import refuse_other
-from plm.data.tables import BREAKS, cell, stream_table
-from plm.data.text_files import first_line, is_parquet
+from plm.data.fasta import GAP_CHARACTERS, Cleaned, CleaningRule, ProteinRecord
+from plm.data.proteins import POSITION, Cleaning
+from plm.data.unique_ids import check_id, first_equal, settle
 from plm.errors import UserError
-from plm.received.parquet import open_parquet, unreadable
 
-ID_COLUMNS = ("id", "accession", "name", "header", "entry", "protein", "sequence_id")
-SEQUENCE_COLUMNS = ("sequence", "seq", "window", "peptide")
 Ints = NDArray[np.int64]
 SmallInts = NDArray[np.int32]
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _OWN_LETTERS = frozenset("BOUZ")
 _NO_GAPS = {ord(character): None for character in GAP_CHARACTERS}
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One record as the file has it.
-
-    Attributes:
-        id: First word of the FASTA header, or the table's id.
-        sequence: Letters without white space, otherwise untouched.
-        line: 1-based line of the header or table row (Parquet: the row).
-        position: What the column ``position`` says, or an empty string.
-        columns: What the further columns that were asked for say, each an empty string where there is none.
-    """
-
-    id: str
-    sequence: str
-    line: int
-    position: str = ""
-    columns: tuple[str, ...] = ()
 
 
 class Texts(Sequence[str]):
@@ -189,117 +166,6 @@ class Spool:
                 yield record, sequence
 
 
-def read_entries(path: str | Path, columns: Sequence[Sequence[str]] = ()) -> Iterator[Entry]:
-    """Streams FASTA, a separated table (both plain or gzipped) or Parquet; told by content.
-
-    Args:
-        path: The file.
-        columns: Further columns to read, each by its possible names (lower case). In FASTA they are looked for in the
-            header as ``NAME=value``, as UniProt's ``OX=9606``.
-
-    Raises:
-        UserError: Missing, empty, broken, neither kind, or a table without a sequence column.
-    """
-    path = Path(path)
-    if is_parquet(path):
-        return _parquet_entries(path, columns)
-    if is_table(path):
-        return _table_entries(path, columns)
-    return _fasta_entries(path, columns)
-
-
-def is_table(path: Path) -> bool:
-    """Whether a text file is a table: its first line is no header of FASTA and has something between columns."""
-    first = first_line(path).lstrip()
-    return not first.startswith((">", ";")) and any(mark in first for mark in "\t,;")
-
-
-def table_columns(path: str | Path) -> tuple[str, ...]:
-    """The column names of a separated table or a Parquet file; none for FASTA.
-
-    Raises:
-        UserError: As :func:`read_entries`.
-    """
-    path = Path(path)
-    if is_parquet(path):
-        return tuple(_open_parquet(path).schema_arrow.names)
-    if is_table(path):
-        return stream_table(path)[0]
-    return ()
-
-
-def _fasta_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[Entry]:
-    wanted = [re.compile(rf"(?<!\S)(?:{'|'.join(map(re.escape, names))})=(\S+)", re.IGNORECASE) for names in columns]
-    for record in read_fasta(path):
-        found = (pattern.search(record.description) for pattern in wanted)
-        values = tuple(match[1] if match else "" for match in found)
-        yield Entry(record.id, record.sequence, record.line, "", values)
-
-
-def _find(header: Sequence[str], names: Sequence[str]) -> int | None:
-    lowered = [column.lower() for column in header]
-    return next((lowered.index(name) for name in names if name in lowered), None)
-
-
-def _columns(header: Sequence[str], name: str) -> tuple[int | None, int, int | None]:
-    sequence = _find(header, SEQUENCE_COLUMNS)
-    if sequence is None:
-        refuse_other(header, name, "proteins")
-        raise UserError(
-            "This is neither FASTA (no '>') nor a table with a column named sequence "
-            f"(columns: {', '.join(header[:12])})"[:300],
-            where=name,
-            fix="Give FASTA, or a table with the columns id and sequence",
-        )
-    return _find(header, ID_COLUMNS), sequence, _find(header, ("position",))
-
-
-def _table_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[Entry]:
-    header, rows = stream_table(path)
-    named, sequence, position = _columns(header, path.name)
-    places = [_find(header, names) for names in columns]
-    for number, (line, fields) in enumerate(rows, start=1):
-        yield Entry(
-            f"row{number}" if named is None else fields[named],
-            "".join(fields[sequence].split()),
-            line,
-            "" if position is None else fields[position],
-            tuple("" if place is None else fields[place] for place in places),
-        )
-
-
-def _open_parquet(path: Path) -> Any:
-    return open_parquet(path, path.name, streamed=True)
-
-
-def _parquet_entries(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[Entry]:
-    import pyarrow as pa
-
-    opened = _open_parquet(path)
-    try:
-        header = opened.schema_arrow.names
-        named, sequence, position = _columns(header, path.name)
-        places = [_find(header, names) for names in columns]
-        wanted = sorted({place for place in (named, sequence, position, *places) if place is not None})
-        number = 0
-        for batch in opened.iter_batches(batch_size=4096, columns=[header[place] for place in wanted]):
-            read = {place: batch.column(header[place]).to_pylist() for place in wanted}
-            for row in range(batch.num_rows):
-                number += 1
-                fields = {place: cell(read[place][row]) for place in wanted}
-                yield Entry(
-                    f"row{number}" if named is None else fields[named].strip(),
-                    "".join(fields[sequence].split()),
-                    number,
-                    "" if position is None else fields[position],
-                    tuple("" if place is None else fields[place].strip() for place in places),
-                )
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise unreadable(error, path.name) from error
-    if not number:
-        raise UserError("The table has a header but no rows", where=path.name, fix="Give a table with rows")
-
-
 def read_spool(
     path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False, nucleotides: str = "reject",
     unusual: str = "x",
@@ -316,8 +182,8 @@ def read_spool(
         unusual: What becomes of U, Z, O and B: ``x``, or ``own``: they are kept for a model that knows them.
 
     Raises:
-        UserError: As :func:`read_entries`; a repeated id under ``error``; no usable record, or nothing but nucleotides;
-            sites without a position, or with one outside the sequence. With file and line.
+        UserError: As :func:`plm.data.proteins.read_proteins`; a repeated id under ``error``; no usable record, or
+            nothing but nucleotides; sites without a position, or with one outside the sequence. With file and line.
     """
     name = Path(path).name
     folder.mkdir(parents=True, exist_ok=True)
@@ -329,11 +195,10 @@ def read_spool(
     names, contents, whole = bytearray(), bytearray(), hashlib.sha256()
     end = 0
     first_rejected = ""
-    rule, tally = CleaningRule(unusual, nucleotides=nucleotides), NucleotideTally()
+    cleaning = Cleaning(name, CleaningRule(unusual, nucleotides=nucleotides))
     own = 0
-    for entry in read_entries(path):
-        cleaned, place, reason = _judge(entry, name, sites, rule)
-        tally.add(entry.sequence, cleaned.rejected, cleaned.changes)
+    for entry, cleaned in cleaning.of(path):
+        place, reason = _judge(entry, cleaned, name, sites)
         if reason and not first_rejected:
             first_rejected = f"{entry.id}: {reason}"
         ids.append(entry.id)
@@ -348,7 +213,8 @@ def read_spool(
         lengths.append(len(data))
         starts.append(end)
         if sites:
-            positions.append(int(entry.position) if _WHOLE.fullmatch(entry.position) else 0)
+            told = entry.columns.get(POSITION, "")
+            positions.append(int(told) if _WHOLE.fullmatch(told) else 0)
             places.append(place)
         sequences.write(data)
         end += len(data)
@@ -357,10 +223,16 @@ def read_spool(
         whole.update(b"%d %d %d %d\n" % (len(entry.id.encode()), len(data), place, bool(reason)))
         whole.update(entry.id.encode() + data)
     sequences.flush()
-    tally.check(name, rule)
+    warning = cleaning.finish()
     sizes = np.array(lengths, np.int64)
     remarks = Remarks(np.frombuffer(remarked, np.int32), details.close())
-    settle_ids(ids, remarks, lines, sizes, first_equal(names), duplicates, name)
+    for one in settle(ids.text, lines, first_equal(names), duplicates, name):
+        if one.kept:
+            ids.replace(one.row, one.id)
+            remarks.put(one.row, "; ".join(filter(None, (one.told, remarks.get(one.row, "")))))
+        else:
+            sizes[one.row] = 0
+            remarks.put(one.row, one.told)
     usable = np.flatnonzero(sizes)
     if not len(usable):
         raise UserError(
@@ -388,42 +260,38 @@ def read_spool(
         firsts=firsts.astype(np.int32),
         lengths=sizes[firsts],
         sequences=Texts(handle, np.frombuffer(starts, np.int64)[firsts], sizes[firsts].astype(np.int32)),
-        warning=tally.told(),
+        warning=warning,
         own=own,
     )
 
 
-def _judge(entry: Entry, name: str, sites: bool, rule: CleaningRule) -> tuple[Cleaned, int, str]:
-    """The cleaned sequence, the 0-based site in it (-1 without sites), and why the record cannot be used."""
-    where = f"{name}, line {entry.line}"
-    if not entry.id:
-        raise UserError("A record without an id", where=where, fix="Fill the id column")
-    if BREAKS.search(entry.id):
-        raise UserError(f"The id {entry.id!r} holds a tab or a line end", where=where, fix="Rename it")
-    cleaned = clean(entry.sequence, rule)
+def _judge(record: ProteinRecord, cleaned: Cleaned, name: str, sites: bool) -> tuple[int, str]:
+    """The 0-based site in the cleaned sequence (-1 without sites), and why the record cannot be used."""
+    check_id(record, name)
     reason = cleaned.rejected
     if not sites:
-        return cleaned, -1, reason
-    if not (entry.position.isascii() and entry.position.isdigit()):
-        found = f"{entry.position!r} is no whole number" if entry.position else "there is none"
+        return -1, reason
+    where, told = f"{name}, line {record.line}, id {record.id!r}", record.columns.get(POSITION, "")
+    if not (told.isascii() and told.isdigit()):
         raise UserError(
-            f"A site needs its position: {found}",
-            where=f"{where}, id {entry.id!r}",
+            f"A site needs its position: {f'{told!r} is no whole number' if told else 'there is none'}",
+            where=where,
             fix="Give a table with the column position (counted from 1), or choose another --pooling",
         )
-    if not _WHOLE.fullmatch(entry.position):
-        return cleaned, -1, reason or f"position {entry.position[:20]} lies outside every sequence"
-    position = int(entry.position)
-    if not reason and not 1 <= position <= len(entry.sequence):
+    if not _WHOLE.fullmatch(told):
+        return -1, reason or f"position {told[:20]} lies outside every sequence"
+    position = int(told)
+    if not reason and not 1 <= position <= len(record.sequence):
         raise UserError(
-            f"Position {position} lies outside its sequence of {len(entry.sequence)} residues (positions count from 1)",
-            where=f"{where}, id {entry.id!r}",
+            f"Position {position} lies outside its sequence of {len(record.sequence)} residues (positions count from "
+            "1)",
+            where=where,
             fix="Correct the position",
         )
     place = -1 if reason else cleaned.position(position - 1)
     if place is None:
-        return cleaned, -1, f"position {position} is no residue but {entry.sequence[position - 1]!r}"
-    return cleaned, place, reason
+        return -1, f"position {position} is no residue but {record.sequence[position - 1]!r}"
+    return place, reason
 
 
 def _changed(raw: str, cleaned: Cleaned) -> int:
@@ -437,53 +305,3 @@ def _changed(raw: str, cleaned: Cleaned) -> int:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def first_equal(digests: bytearray | bytes) -> Ints:
-    """For each 16-byte digest the index of the first that equals it."""
-    pairs = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # stable: the first of a group is the earliest
-    ordered = pairs[order]
-    begins = np.ones(len(order), bool)
-    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    found = np.empty(len(order), np.int64)
-    found[order] = order[begins][np.cumsum(begins) - 1]
-    return found
-
-
-def settle_ids(
-    ids: TextWriter, remarks: Remarks, lines: Sequence[int], sizes: Ints, first: Ints, duplicates: str, name: str
-) -> None:
-    """Applies the policy for repeated ids; rejected records get size 0."""
-    repeated = np.flatnonzero(first != np.arange(len(first)))
-    if not len(repeated):
-        return
-    if duplicates == "error":
-        row = int(repeated[0])
-        raise UserError(
-            f"The id {ids.text(row)!r} appears more than once",
-            where=f"{name}, lines {lines[int(first[row])]} and {lines[row]}",
-            fix="Make ids unique, or choose --duplicate-ids rename or first",
-        )
-    if duplicates == "first":
-        for row in repeated.tolist():
-            sizes[row] = 0
-            remarks.put(row, f"the id was used before (line {lines[int(first[row])]})")
-        return
-    taken = {ids.text(row) for row in repeated.tolist()}
-    # A new name may be another record's own: those can only be names that end in _<number>.
-    taken |= {text for text in (ids.text(row) for row in range(len(first))) if _numbered(text) in taken}
-    counts: dict[int, int] = {}
-    for row in repeated.tolist():
-        base, number = ids.text(row), counts.get(int(first[row]), 2)
-        while f"{base}_{number}" in taken:
-            number += 1
-        counts[int(first[row])] = number + 1
-        ids.replace(row, f"{base}_{number}")
-        note = f"renamed: the id {base} was used before (line {lines[int(first[row])]})"
-        remarks.put(row, "; ".join(filter(None, (note, remarks.get(row, "")))))
-
-
-def _numbered(text: str) -> str:
-    base, mark, number = text.rpartition("_")
-    return base if mark and number.isdigit() else ""

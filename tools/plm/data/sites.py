@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from plm.data.examples import Example, Journal
-from plm.data.fasta import Cleaned, CleaningRule, clean
-from plm.data.header_rules import RawRecord, Rule, column_name, place_of, protein_of, taxon_of, unmark
+from plm.data.fasta import Cleaned, CleaningRule, ProteinRecord, clean
+from plm.data.header_rules import Rule, column_name, place_of, protein_of, taxon_of, unmark
 from plm.data.homology import LONGEST_WINDOW
 from plm.data.label_values import is_list, is_missing, joined_labels, residue_labels
 from plm.data.tables import Table
@@ -50,7 +50,7 @@ class Source:
         label: Label by the rule, or None where it found none.
     """
 
-    record: RawRecord
+    record: ProteinRecord
     cleaned: Cleaned
     protein: str
     marked: tuple[int, ...] = ()
@@ -69,7 +69,12 @@ class SiteListing:
 
 
 def sources(
-    records: Sequence[RawRecord], cleaning: CleaningRule, labels: Rule, otherwise: str, protein: str, journal: Journal
+    records: Sequence[ProteinRecord],
+    cleaning: CleaningRule,
+    labels: Rule,
+    otherwise: str,
+    protein: str,
+    journal: Journal,
 ) -> list[Source]:
     """Cleans records and reads their labels and proteins; what cannot be used goes to the journal.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,20 +52,30 @@ class Table:
         Raises:
             UserError: Names the flag, the column wanted and those that are there.
         """
-        if name in self.header:
-            return self.header.index(name)
-        if name.isdigit() and 1 <= int(name) <= len(self.header):
-            return int(name) - 1
-        raise UserError(
-            f"{flag}: there is no column {name!r} (columns: {', '.join(self.header[:12])})",
-            where=self.name,
-            fix="Give a column's name from the header line, or its number",
-        )
+        return column_place(self.header, name, flag, self.name)
 
     def find(self, *names: str) -> int | None:
         """0-based index of the first of several usual names (case ignored), if any."""
-        lowered = [column.lower() for column in self.header]
-        return next((lowered.index(name) for name in names if name in lowered), None)
+        return find_column(self.header, names)
+
+
+def column_place(header: Sequence[str], name: str, flag: str, table: str) -> int:
+    """0-based index of a column given by name or by 1-based number; see :meth:`Table.column`."""
+    if name in header:
+        return header.index(name)
+    if name.isdigit() and 1 <= int(name) <= len(header):
+        return int(name) - 1
+    raise UserError(
+        f"{flag}: there is no column {name!r} (columns: {', '.join(header[:12])})",
+        where=table,
+        fix="Give a column's name from the header line, or its number",
+    )
+
+
+def find_column(header: Sequence[str], names: Sequence[str]) -> int | None:
+    """0-based index of the first of several usual names (lower case) that a header has, in any case."""
+    lowered = [column.lower() for column in header]
+    return next((lowered.index(name) for name in names if name in lowered), None)
 
 
 def read_table(path: str | Path, *, header: bool | None = True) -> Table:
@@ -164,16 +174,18 @@ def _excel_quoted(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def stream_table(
-    path: str | Path, *, header: bool | None = True
+    path: str | Path, *, header: bool | None = True, only: Collection[int] | None = None
 ) -> tuple[tuple[str, ...], Iterator[tuple[int, tuple[str, ...]]]]:
     """As :func:`read_table`, without holding the rows: column names, then (1-based line, values) of each row.
+
+    Of a Parquet file only the columns with an index in ``only`` are read, if it is given; the others come empty.
 
     Raises:
         UserError: As :func:`read_table`; what is wrong with a row is raised when the row is reached.
     """
     path = Path(path)
     if is_parquet(path):
-        return _stream_parquet(path)
+        return _stream_parquet(path, only)
     lines = _decoded(path)
     skipped, size = 0, 0
     sample: list[str] = []
@@ -250,7 +262,9 @@ def _parsed(dialect: Dialect, lines: Iterator[str], name: str, skipped: int) -> 
         ) from error
 
 
-def _stream_parquet(path: Path) -> tuple[tuple[str, ...], Iterator[tuple[int, tuple[str, ...]]]]:
+def _stream_parquet(
+    path: Path, only: Collection[int] | None
+) -> tuple[tuple[str, ...], Iterator[tuple[int, tuple[str, ...]]]]:
     import pyarrow as pa
 
     from plm.received.parquet import open_parquet, unreadable
@@ -261,8 +275,11 @@ def _stream_parquet(path: Path) -> tuple[tuple[str, ...], Iterator[tuple[int, tu
     def rows() -> Iterator[tuple[int, tuple[str, ...]]]:
         number = 0
         try:
-            for batch in opened.iter_batches(batch_size=4096):
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            wanted = [name for place, name in enumerate(names) if only is None or place in only]
+            for batch in opened.iter_batches(batch_size=4096, columns=wanted):
+                empty = [""] * batch.num_rows
+                read = [batch.column(name).to_pylist() if name in wanted else empty for name in names]
+                for values in zip(*read, strict=True):
                     number += 1
                     yield number, tuple(cell(value).strip() for value in values)
         except (pa.ArrowException, OSError, UnicodeError, ValueError) as error:

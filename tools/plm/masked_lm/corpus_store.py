@@ -18,17 +18,10 @@ from typing import Any, BinaryIO, overload
 
 import numpy as np
 
-from plm.data.fasta import NucleotideTally, clean
-from plm.data.protein_store import (
-    Entry,
-    Remarks,
-    Texts,
-    TextWriter,
-    first_equal,
-    read_entries,
-    settle_ids,
-    table_columns,
-)
+from plm.data.fasta import Cleaned, ProteinRecord
+from plm.data.protein_store import Remarks, Texts, TextWriter
+from plm.data.proteins import Cleaning, table_columns
+from plm.data.unique_ids import check_id, digest_of, first_equal, settle
 from plm.errors import UserError
 from plm.masked_lm.corpus import Corpus
 from plm.masked_lm.presets import ESM2_VOCABULARY
@@ -270,49 +263,50 @@ class _Reading:
         self._lengths, self._lines, self._remarked = array("q"), array("q"), array("i")
         self._ends: list[int] = []
         self._changed = array("b")
-        self._nucleotides = NucleotideTally()
 
     def read(self, files: Sequence[Path], names: Sequence[Sequence[str]]) -> None:
+        self._keys = [group[0] for group in names]
         table = np.zeros(128, np.uint8)
         for number, letter in enumerate(MODEL_LETTERS):
             table[ord(letter)] = number
         raw = self._folder / "residues.raw"
+        cleaning = Cleaning(", ".join(path.name for path in files), switch=False)
         with raw.open("wb", buffering=2**20) as residues:
             for path in files:
-                for entry in read_entries(path, names):
-                    self._take(entry, path, residues, table)
+                for record, cleaned in cleaning.of(path, names):
+                    self._take(record, cleaned, path, residues, table)
                 self._ends.append(len(self._lengths))
+        cleaning.finish()
         self._settle(files, raw)
 
-    def _take(self, entry: Entry, path: Path, residues: BinaryIO, table: np.ndarray) -> None:
-        if not entry.id:
-            raise UserError("A record without an id", where=f"{path.name}, line {entry.line}", fix="Fill the id column")
-        cleaned = clean(entry.sequence)
+    def _take(
+        self, record: ProteinRecord, cleaned: Cleaned, path: Path, residues: BinaryIO, table: np.ndarray
+    ) -> None:
+        if not record.id:
+            check_id(record, path.name)
         reason = cleaned.rejected
-        self._nucleotides.add(entry.sequence, reason)
-        self._ids.append(entry.id.translate(_BREAKS))
+        self._ids.append(record.id.translate(_BREAKS))
         if reason:
             self._remarked.append(len(self._lengths))
             self._details.append(reason)
         data = b"" if reason else cleaned.sequence.encode("ascii")
         residues.write(table[np.frombuffer(data, np.uint8)].tobytes())
-        taxon, domain, cluster = entry.columns
+        taxon, domain, cluster = (record.columns.get(key, "") for key in self._keys)
         self._taxa.add(taxon)
         self._domains.add(domain)
         self._clusters.append(cluster)
         self._lengths.append(len(data))
-        self._lines.append(entry.line)
+        self._lines.append(record.line)
         self._changed.append(not reason and bool(cleaned.changes))
         self._digests += hashlib.sha256(data).digest()[:DIGEST_BYTES]
-        self._id_digests += _name_digest(entry.id)
-        self._cluster_digests += _name_digest(cluster)
+        self._id_digests += digest_of(record.id)
+        self._cluster_digests += digest_of(cluster)
 
     def _settle(self, files: Sequence[Path], raw: Path) -> None:
         """Finds repetitions, gives ids their final form and writes everything but the ids and residues of others."""
         lengths = np.frombuffer(self._lengths, np.int64).copy()
         remarks = Remarks(np.frombuffer(self._remarked, np.int32), self._details.close())
         usable = np.flatnonzero(lengths)
-        self._nucleotides.check(", ".join(path.name for path in files), switch=False)
         if not len(usable):
             self._refuse(files, remarks)
         digests = np.frombuffer(self._digests, np.uint8).reshape(-1, DIGEST_BYTES)
@@ -323,7 +317,8 @@ class _Reading:
         renamed = np.arange(len(lengths))
         named = np.frombuffer(self._id_digests, np.uint8).reshape(-1, 16)
         renamed[kept] = kept[first_equal(named[kept].tobytes())]
-        settle_ids(self._ids, _Forgotten(), self._lines, lengths, renamed, "rename", "the corpus")
+        for one in settle(self._ids.text, self._lines, renamed, "rename", "the corpus"):
+            self._ids.replace(one.row, one.id)
         ids, clusters = self._ids.close(), self._clusters.close()
         repeated = np.flatnonzero(first != np.arange(len(lengths)))
         self._write_rejected(files, remarks, ids, first)
@@ -333,7 +328,7 @@ class _Reading:
         named_clusters = np.frombuffer(self._cluster_digests, np.uint8).reshape(-1, 16)[kept]
         members = first_equal(named_clusters.tobytes())
         heads, codes = np.unique(members, return_inverse=True)
-        complete = not (named_clusters[heads] == np.frombuffer(_name_digest(""), np.uint8)).all(axis=1).any()
+        complete = not (named_clusters[heads] == np.frombuffer(digest_of(""), np.uint8)).all(axis=1).any()
         changed = int(np.frombuffer(self._changed, np.int8)[kept].sum())
         save = {
             "offsets": np.concatenate([[0], np.cumsum(sizes)]),
@@ -369,17 +364,6 @@ class _Reading:
                 same = int(first[record])
                 reason = f"the same sequence as {ids[same]}" if same != record else remarks[record]
                 opened.write(f"{ids[record]}\t{file}\t{self._lines[record]}\t{reason}\n")
-
-
-def _name_digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=16).digest()
-
-
-class _Forgotten(Remarks):
-    """Remarks that nobody reads."""
-
-    def __init__(self) -> None:
-        super().__init__(np.zeros(0, np.int32), Texts(-1, np.zeros(0, np.int64), np.zeros(0, np.int32)))
 
 
 def _account(

@@ -1,20 +1,25 @@
-"""Whole proteins and their candidate residues, streamed from FASTA; every record comes out, usable or not."""
+"""Whole proteins and their candidate residues, streamed; every record comes out, usable or not."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plm.data.fasta import Cleaned, CleaningRule, FastaRecord, NucleotideTally, clean, read_fasta
-from plm.data.header_rules import RawRecord, protein_of
+import numpy as np
+
+from plm.data.fasta import Cleaned, CleaningRule, ProteinRecord
+from plm.data.header_rules import protein_of
+from plm.data.proteins import Cleaning
+from plm.data.unique_ids import Settled, check_id, digest_of, first_equal, settle
 from plm.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class Protein:
-    """One FASTA record and the residues in it to be classified.
+    """One record and the residues in it to be classified.
 
     Attributes:
         id: First word of the header, perhaps renamed; unique.
@@ -53,6 +58,7 @@ class Survey:
         context: Residues of all windows around the candidates (0 without windows).
         head: The first usable proteins with candidates, a few thousand residues.
         warning: What is to be looked at, in a sentence; may be empty.
+        settled: By number of the record, what becomes of those whose id came before.
     """
 
     records: int = 0
@@ -64,6 +70,7 @@ class Survey:
     context: int = 0
     head: list[Protein] = field(default_factory=list)
     warning: str = ""
+    settled: dict[int, Settled] = field(default_factory=dict)
 
 
 def check_letters(letters: str, flag: str) -> str:
@@ -106,63 +113,35 @@ def choose_letters(trained: str, wanted: str, bundle: str, notes: list[str]) -> 
     return letters
 
 
-def read_proteins(
-    path: str | Path, letters: str, duplicates: str = "error", nucleotides: str = "reject",
-    tally: NucleotideTally | None = None,
-) -> Iterator[Protein]:  # fmt: skip
-    """Streams the records of a FASTA file with their candidate residues.
+def read_candidates(
+    path: str | Path, letters: str, cleaning: Cleaning, settled: Mapping[int, Settled] | None = None
+) -> Iterator[Protein]:
+    """Streams the records of a file with their candidate residues.
 
     Args:
-        path: FASTA, plain or gzipped (told by content).
+        path: FASTA, or a table of proteins, plain, gzipped or Parquet (told by content).
         letters: Residues that are candidates.
-        duplicates: An id that comes again: ``error``, ``rename`` (``_2``, ``_3``, ... is added) or ``first`` (the later
-            record is rejected).
-        nucleotides: What becomes of records that are clearly DNA or RNA: ``reject`` or ``keep``.
-        tally: Counts them.
+        cleaning: How sequences are cleaned, and what counts them.
+        settled: By number of the record, what becomes of ids that came before; see :attr:`Survey.settled`.
 
     Raises:
-        UserError: As :func:`plm.data.fasta.read_fasta`; also a repeated id under ``error``.
+        UserError: As :func:`plm.data.proteins.read_proteins`.
     """
-    lines: dict[str, int] = {}
-    name = Path(path).name
-    rule = CleaningRule(nucleotides=nucleotides)
-    for record in read_fasta(path):
-        identifier, note, rejected = record.id, "", ""
-        if identifier in lines:
-            if duplicates == "error":
-                raise UserError(
-                    f"The id {identifier!r} appears more than once",
-                    where=f"{name}, lines {lines[identifier]} and {record.line}",
-                    fix="Make ids unique, or choose --duplicate-ids rename or first",
-                )
-            number = 2
-            while f"{identifier}_{number}" in lines:
-                number += 1
-            identifier = f"{identifier}_{number}"
-            if duplicates == "first":
-                rejected = f"the id {record.id} was used before (line {lines[record.id]})"
-            else:
-                note = f"renamed: the id {record.id} was used before (line {lines[record.id]})"
-        lines[identifier] = record.line
-        cleaned = clean(record.sequence, rule)
-        if tally is not None:
-            tally.add(record.sequence, cleaned.rejected, cleaned.changes)
-        yield _protein(record, cleaned, identifier, letters, note, rejected)
+    settled, name = settled or {}, Path(path).name
+    for number, (record, cleaned) in enumerate(cleaning.of(path)):
+        check_id(record, name)
+        yield _protein(record, cleaned, settled.get(number), letters)
 
 
-def _protein(
-    record: FastaRecord, cleaned: Cleaned, identifier: str, letters: str, note: str, rejected: str
-) -> Protein:
-    accession = protein_of(RawRecord(record.id, record.description, "", record.line), "auto") or record.id
+def _protein(record: ProteinRecord, cleaned: Cleaned, repeated: Settled | None, letters: str) -> Protein:
+    accession = protein_of(record, "auto") or record.id
+    identifier = repeated.id if repeated else record.id
+    rejected = repeated.told if repeated and not repeated.kept else cleaned.rejected
     if rejected:
-        # The later record keeps its own id in the status table: that is how the user finds it.
-        return Protein(record.id, accession, record.line, rejected=rejected)
-    if cleaned.rejected:
-        return Protein(identifier, accession, record.line, rejected=cleaned.rejected)
+        # A later record keeps its own id in the status table: that is how the user finds it.
+        return Protein(identifier, accession, record.line, rejected=rejected)
     wanted = frozenset(letters)
     sites = tuple(index for index, letter in enumerate(cleaned.sequence) if letter in wanted)
-    extent = _places((len(cleaned.sequence) - 1,), cleaned.removed)[0]
-    changes = (*((note,) if note else ()), *cleaned.changes)
     return Protein(
         identifier,
         accession,
@@ -170,9 +149,9 @@ def _protein(
         cleaned.sequence,
         sites,
         _places(sites, cleaned.removed),
-        extent,
+        _places((len(cleaned.sequence) - 1,), cleaned.removed)[0],
         "",
-        changes,
+        (*((repeated.told,) if repeated else ()), *cleaned.changes),
     )
 
 
@@ -195,41 +174,45 @@ def survey(
     """Reads the whole file once, so that every mistake in it is found before the work starts.
 
     Args:
-        path: As for :func:`read_proteins`, like ``letters`` and ``duplicates``.
+        path: As for :func:`read_candidates`, like ``letters``.
         letters: Candidate residues.
         window: Width of the context around a site; 0 is the whole protein.
-        duplicates: Policy.
+        duplicates: Policy for an id that comes again; see :func:`plm.data.unique_ids.settle`.
         head: Residues of context that the proteins kept in :attr:`Survey.head` are to have.
         nucleotides: Policy for records that are clearly DNA or RNA.
 
     Raises:
-        UserError: As :func:`read_proteins`; also if every record is nucleotides, or none can be used.
+        UserError: As :func:`read_candidates`; also if every record is nucleotides, none can be used, or an id is
+            repeated under ``error``.
     """
-    found = Survey()
-    kept, tally = 0, NucleotideTally()
-    for protein in read_proteins(path, letters, duplicates, nucleotides, tally):
-        found.records += 1
+    found, name = Survey(), Path(path).name
+    cleaning = Cleaning(name, CleaningRule(nucleotides=nucleotides))
+    kept, half = 0, window // 2
+    digests, lines, ids = bytearray(), array("q"), list[str]()
+    counts = array("q")  # of each record: usable or not, candidates, residues, context
+    for protein in read_candidates(path, letters, cleaning):
+        digests += digest_of(protein.id)
+        lines.append(protein.line)
+        ids.append(protein.id)
+        length, sites = len(protein.sequence), protein.sites
+        context = sum(min(length, site + half + 1) - max(0, site - half) for site in sites) if window else 0
+        counts.extend((not protein.rejected, len(sites), length if sites else 0, context))
         if protein.rejected:
             found.first_rejected = found.first_rejected or f"{protein.id}: {protein.rejected}"
-            continue
-        found.proteins += 1
-        if not protein.sites:
-            continue
-        length, half = len(protein.sequence), window // 2
-        context = sum(min(length, site + half + 1) - max(0, site - half) for site in protein.sites) if window else 0
-        found.candidates += len(protein.sites)
-        found.residues += length
-        found.longest = max(found.longest, length)
-        found.context += context
-        if kept < head:
+        elif sites and kept < head:
             found.head.append(protein)
             kept += context or length
-    found.warning = tally.told()
-    tally.check(Path(path).name, CleaningRule(nucleotides=nucleotides))
+    found.settled = {one.row: one for one in settle(ids.__getitem__, lines, first_equal(digests), duplicates, name)}
+    table = np.frombuffer(counts, np.int64).reshape(-1, 4).copy()
+    table[[one.row for one in found.settled.values() if not one.kept]] = 0
+    found.records = len(table)
+    found.proteins, found.candidates, found.residues, found.context = table.sum(axis=0).tolist()
+    found.longest = int(table[:, 2].max())
+    found.warning = cleaning.finish()
     if not found.proteins:
         raise UserError(
             f"None of {found.records} records can be used; the first: {found.first_rejected}",
-            where=Path(path).name,
+            where=name,
             fix="Give protein sequences",
         )
     return found

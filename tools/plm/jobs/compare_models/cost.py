@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import plm
 from plm.errors import UserError
 from plm.model.checkpoint import weight_files
 from plm.model.loaded import ModelFiles
@@ -66,7 +67,7 @@ class _Process:
 
     def __init__(self, name: str, files: ModelFiles, order: dict[str, Any], threads: int) -> None:
         self.name, self.files = name, files
-        tools = str(Path(__file__).resolve().parents[2])
+        tools = str(Path(plm.__file__).resolve().parents[1])
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [tools, os.environ.get("PYTHONPATH", "")]))
         self._child = subprocess.Popen(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from plm.data import fasta, homology
-from plm.data.inputs import read_records
+from plm.data import homology
+from plm.data.proteins import Cleaning
 from plm.errors import UserError
 
 UNKNOWN = "unknown"
@@ -91,9 +91,9 @@ def read_held_out(
     Raises:
         UserError: The file cannot be read, lacks a named column, or holds no usable protein.
     """
-    read: list[tuple[str, Mapping[str, str], fasta.Cleaned]] = [
-        (identity_, columns, fasta.clean(sequence)) for identity_, sequence, columns in _records(path)
-    ]
+    cleaning = Cleaning(path.name, switch=False)
+    read = [(record.id, record.columns, cleaned) for record, cleaned in cleaning.of(path, None)]
+    cleaning.finish()
     known = read[0][1] if read else {}
     domain_column = _named(domain_column, "--domain-column", known, path) or next(
         (name for name in known if name.lower() == "domain"), ""
@@ -149,9 +149,3 @@ def _named(column: str, flag: str, known: Mapping[str, str], path: Path) -> str:
         found = ", ".join(list(known)[:12]) or "none: FASTA has no columns"
         raise UserError(f"{flag}: there is no column {column!r} (columns: {found})", where=path.name)
     return column
-
-
-def _records(path: Path) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """(id, raw sequence, columns) of each record."""
-    for record in read_records(path):
-        yield record.id, record.sequence, record.columns

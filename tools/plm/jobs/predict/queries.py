@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from plm.data.embeddings.files import Embeddings
 from plm.data.label_values import is_missing
-from plm.data.protein_store import Spool, is_table
+from plm.data.protein_store import Spool
+from plm.data.proteins import kind_of
 from plm.data.tables import plain_field, stream_table, visible
-from plm.data.text_files import is_parquet
 from plm.errors import UserError
 
 PASSED = ("protein", "protein_position", "label", "group", "cluster", "split", "fold")
@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 def passed_columns(path: str | Path) -> dict[str, list[str]]:
     """The columns of a table of proteins that go on into the predictions, one value a record; none of FASTA."""
     path = Path(path)
-    if not is_parquet(path) and not is_table(path):
+    if kind_of(path) == "fasta":
         return {}
     header, rows = stream_table(path)
     places = {name.lower(): index for index, name in enumerate(header) if name.lower() in PASSED}

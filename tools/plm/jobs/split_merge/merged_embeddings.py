@@ -11,6 +11,7 @@ import numpy as np
 from plm import fingerprints
 from plm.data.embeddings.files import Description, read_embeddings, write_embeddings
 from plm.data.tables import read_table
+from plm.data.unique_ids import unused
 from plm.errors import UserError
 
 POLICIES = ("error", "rename", "first")
@@ -174,11 +175,9 @@ def settle_ids(parts: Sequence[Part], policy: str) -> Settled:
                 names.append(None)
                 settled.remarks[number, index] = before
                 continue
-            suffix = 2
-            while f"{identifier}_{suffix}" in taken:
-                suffix += 1
-            taken.add(f"{identifier}_{suffix}")
-            names.append(f"{identifier}_{suffix}")
+            renamed, _ = unused(identifier, taken)
+            taken.add(renamed)
+            names.append(renamed)
             settled.remarks[number, index] = f"renamed: {before}"
         settled.ids.append(names)
     return settled
