@@ -17,7 +17,7 @@ import pytest
 from harness import configuration
 from harness.layout import Layout
 from harness.server import GalaxyServer
-from plm import stage
+from plm import flags
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
@@ -40,26 +40,10 @@ NOT_IN_FORMS = {
 }
 
 
-class _Captured(Exception):
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-def parser_of(tool: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
-    """The script's own parser, taken at the moment when it would read its arguments."""
-
-    def capture(self: argparse.ArgumentParser, *args: Any, **options: Any) -> None:
-        raise _Captured(self)
-
+def parser_of(tool: Path) -> argparse.ArgumentParser:
+    """The script's own parser."""
     module = importlib.import_module(tool.stem)
-    with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", capture)
-        patch.setattr(stage._OneLineParser, "parse_args", capture)
-        with pytest.raises(_Captured) as caught:
-            next(vars(module)[name] for name in ("parse", "arguments", "main") if name in vars(module))([])
-    parser: argparse.ArgumentParser = caught.value.parser
-    return parser
+    return flags.parser(module.Arguments, module.NAME, module.__doc__)
 
 
 def actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -67,10 +51,10 @@ def actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 @every_tool
-def test_every_flag_can_be_reached_from_the_form(tool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_can_be_reached_from_the_form(tool: Path) -> None:
     text = tool.read_text() + (TOOLS / "macros.xml").read_text()
     written = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
-    unreachable = set(actions(parser_of(tool, monkeypatch))) - written - set(NOT_IN_FORMS)
+    unreachable = set(actions(parser_of(tool))) - written - set(NOT_IN_FORMS)
     assert not unreachable, f"offer them in the form, or give a reason in NOT_IN_FORMS: {sorted(unreachable)}"
 
 
@@ -137,9 +121,9 @@ def same(form: Any, script: Any) -> bool:
 @pytest.mark.galaxy
 @every_tool
 def test_the_form_begins_with_the_scripts_defaults_and_offers_its_choices(
-    server: GalaxyServer, tool: Path, monkeypatch: pytest.MonkeyPatch
+    server: GalaxyServer, tool: Path
 ) -> None:
-    known = actions(parser_of(tool, monkeypatch))
+    known = actions(parser_of(tool))
     inputs = server.request("GET", f"/api/tools/{tool.stem}?io_details=true")["inputs"]
     offered: dict[str, set[str]] = {}
     wrong = []

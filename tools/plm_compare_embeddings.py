@@ -13,14 +13,12 @@ Example:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plm import stage
-from plm.errors import UserError
+from plm import flags, stage
 
 if TYPE_CHECKING:
     from plm.data.embeddings.reference_and_queries import Side
@@ -29,69 +27,33 @@ if TYPE_CHECKING:
 NAME = "plm_compare_embeddings"
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.LabelKind, flags.Seed):
     """The command line; see ``--help``."""
 
-    embeddings: Path
-    reference: Path | None
-    layer: int | None
-    labels: Path | None
-    id_column: str
-    label_column: str
-    group_column: str
-    label_kind: str
-    drift_share: float
-    most_rows: int
-    permutations: int
-    seed: int
-    report: Path | None
-    figure: Path | None
-    checks: Path | None
-    components: Path | None
-    proteins: Path
-
-    def __post_init__(self) -> None:
-        for flag, value, low, high in (
-            ("--drift-share", self.drift_share, 0.001, 0.5), ("--most-rows", self.most_rows, 100, 20_000),
-            ("--permutations", self.permutations, 99, 100_000), ("--seed", self.seed, 0, 2**32 - 1),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise UserError(f"{value:g} is out of range", where=flag, fix=f"Choose {low:g} to {high:g}")
-        if self.id_column and not self.labels:
-            raise UserError("--id-column is a column of the table of labels", fix="Give the table with --labels")
-
-
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--embeddings", type=Path, required=True, help="the set to judge: HDF5, npz, Parquet or a table")
-    add("--reference", type=Path, help="what it is compared with: embeddings, or a bundle of plm_train_classifier")
-    add("--layer", type=int, help="which layer of files that hold several")
-    add("--labels", type=Path, help="table with ids and labels (default: a label column of the embeddings, if any)")
-    add("--id-column", default="", help="column of the ids, by name or number (default: id, accession, ...)")
-    add("--label-column", default="", help="column of the labels, by name or number (default: label, class, ...)")
-    add("--group-column", default="", help="column that names groups of relatives; each counts once in tests")
-    add("--label-kind", choices=("auto", "class", "number"), default="auto", help="what the labels are")
-    add(
-        "--drift-share",
-        type=float,
-        default=0.05,
-        help="share of proteins like the reference that may be called drifted",
+    embeddings: Path = flags.source("the set to judge: HDF5, npz, Parquet or a table", required=True)
+    reference: Path | None = flags.source(
+        "what it is compared with: embeddings, or a bundle of plm_train_classifier"
     )
-    add("--most-rows", type=int, default=5000, help="rows of each set for near copies and tests, drawn at random")
-    add("--permutations", type=int, default=999, help="of the test of the energy distance")
-    add("--seed", type=int, default=42, help="equal seeds give equal results")
-    add("--proteins", type=stage.output_file, required=True, help="table of every protein")
-    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
-    add("--figure", type=stage.output_file, help="picture (PNG)")
-    add("--checks", type=stage.output_file, help="table of checks and tests")
-    add("--components", type=stage.output_file, help="table of the components")
-    return Arguments(**vars(parser.parse_args(argv)))
+    group_column: str = flags.like(
+        flags.LabelKind, "group_column", help="column that names groups of relatives; each counts once in tests"
+    )
+    drift_share: float = flags.number(
+        0.05, "share of proteins like the reference that may be called drifted", 0.001, 0.5
+    )
+    most_rows: int = flags.whole(
+        5000, "rows of each set for near copies and tests, drawn at random", 100, 20_000
+    )
+    permutations: int = flags.whole(999, "of the test of the energy distance", 99, 100_000)
+    proteins: Path = flags.output("table of every protein", required=True)
+    report: Path | None = flags.report()
+    figure: Path | None = flags.output("picture (PNG)")
+    checks: Path | None = flags.output("table of checks and tests")
+    components: Path | None = flags.output("table of the components")
 
 
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"numpy": "1.26", "scipy": "1.11", "scikit-learn": "1.5", "matplotlib": "3.8", "h5py": "3.10"})
     from plm.jobs.compare_embeddings import report as drift_report
@@ -201,9 +163,5 @@ def write(path: Path, lines: Iterable[str]) -> None:
         handle.writelines(f"{line}\n" for line in lines)
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

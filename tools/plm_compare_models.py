@@ -14,14 +14,13 @@ Example:
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,47 +30,49 @@ NAME = "plm_compare_models"
 RESERVED = ("unigram", "composition")
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Device):
     """The command line; see ``--help``."""
 
-    model: list[str]
-    allow_hub: bool
-    input: Path | None
-    domain_column: str
-    cluster_column: str
-    most_proteins: int
-    identity: float
-    mask_rate: float
-    sets: int
-    mask_seed: int
-    max_length: int
-    probe: list[str]
-    resamples: int
-    turns: int
-    timed_residues: int
-    scores: Path | None
-    agreement: Path | None
-    proteins: Path | None
-    probes: Path | None
-    cost: Path | None
-    figure: Path | None
-    probe_figure: Path | None
-    report: Path | None
-    device: str
-    precision: str
-    seed: int
+    model: list[str] = flags.text(
+        "a model and what to call it: starter, folder, zip or hub:name; repeat; the first is the reference",
+        again=True,
+        required=True,
+        metavar="NAME=SOURCE",
+    )
+    allow_hub: bool = flags.switch("let --model NAME=hub:... use the network")
+    input: Path | None = flags.source(
+        "proteins that no model was trained on: FASTA, CSV/TSV, dataset table or Parquet"
+    )
+    domain_column: str = flags.text("column of taxon domains (default: domain, if there is one)")
+    cluster_column: str = flags.text("column of clusters (default: cluster or group, else MMseqs2 makes them)")
+    most_proteins: int = flags.whole(2000, "judge at most so many, drawn by their content (0: all)", 0, 10**7)
+    identity: float = flags.like(
+        flags.MaskedTraining, "identity", help="identity of relatives (0-1) where clusters must be found"
+    )
+    mask_rate: float = flags.like(flags.MaskedRates, "mask_rate")
+    sets: int = flags.whole(1, "sets of masks; each is a pass over the proteins", 1, 100)
+    mask_seed: int = flags.seed("of the masks, which else depend on each sequence alone")
+    max_length: int = flags.whole(1022, "longer proteins are masked in a stretch of so many residues", 8, 10**5)
+    probe: list[str] = flags.text(
+        "labelled dataset table for a linear probe, with split or fold (else folds are made); repeat",
+        again=True,
+        metavar="NAME=DATASET",
+    )
+    resamples: int = flags.resamples("of clusters, for intervals")
+    turns: int = flags.whole(3, "rounds in which each model is timed (0: no measurement of cost)", 0, 1000)
+    timed_residues: int = flags.whole(20_000, "residues that each model encodes in a round", 100, 10**8)
+    scores: Path | None = flags.output("table of masked perplexity and accuracy")
+    agreement: Path | None = flags.output("table of agreement with the reference, CKA included")
+    proteins: Path | None = flags.output("table of every protein")
+    probes: Path | None = flags.output("table of the probes")
+    cost: Path | None = flags.output("table of parameters, speed and memory")
+    figure: Path | None = flags.output("box plots of proteins (PNG)")
+    probe_figure: Path | None = flags.output("scores of the probes (PNG)")
+    report: Path | None = flags.report()
+    seed: int = flags.seed("of folds, samples and resamples")
 
-    def __post_init__(self) -> None:
-        for flag, value, low, high in (
-            ("--most-proteins", self.most_proteins, 0, 10**7), ("--identity", self.identity, 0.2, 1.0),
-            ("--mask-rate", self.mask_rate, 0.01, 0.9), ("--sets", self.sets, 1, 100),
-            ("--mask-seed", self.mask_seed, 0, 2**32 - 1), ("--max-length", self.max_length, 8, 10**5),
-            ("--resamples", self.resamples, 100, 100_000), ("--turns", self.turns, 0, 1000),
-            ("--timed-residues", self.timed_residues, 100, 10**8), ("--seed", self.seed, 0, 2**32 - 1),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise UserError(f"{value:g} is out of range", where=flag, fix=f"Choose {low:g} to {high:g}")
+    def check(self) -> None:
         if not self.input and not self.probe:
             raise UserError("There is nothing to judge the models on", fix="Give proteins (--input) or a --probe")
         for flag, given in (("--model", self.model), ("--probe", self.probe)):
@@ -82,14 +83,16 @@ class Arguments:
         for name, _ in self.models:
             if name in RESERVED or name.startswith(("baseline", "one-hot")):
                 raise UserError(f"{name!r} is the name of a baseline", where="--model", fix="Choose another name")
-        for flag, path, needed, what in (
-            ("--scores", self.scores, self.input, "--input"), ("--figure", self.figure, self.input, "--input"),
-            ("--proteins", self.proteins, self.input, "--input"), ("--probes", self.probes, self.probe, "--probe"),
-            ("--agreement", self.agreement, self.input, "--input"), ("--cost", self.cost, self.turns, "--turns"),
-            ("--probe-figure", self.probe_figure, self.probe, "--probe"),
-        ):  # fmt: skip
-            if path and not needed:
-                raise UserError(f"There is nothing to write to {path.name} without {what}", where=flag)
+        for needed, what, outputs in (
+            (self.input, "--input", ("scores", "figure", "proteins", "agreement")),
+            (self.probe, "--probe", ("probes", "probe_figure")),
+            (self.turns, "--turns", ("cost",)),
+        ):
+            for name in outputs:
+                path = getattr(self, name)
+                if path and not needed:
+                    told = f"There is nothing to write to {path.name} without {what}"
+                    raise UserError(told, where=flags.spelled(name))
 
     @property
     def models(self) -> list[tuple[str, str]]:
@@ -106,57 +109,16 @@ def named(flag: str, text: str) -> tuple[str, str]:
     """Splits ``NAME=PATH``."""
     name, mark, path = text.partition("=")
     if not mark or not path or not re.fullmatch(r"[\w.+ -]{1,60}", name) or name != name.strip():
-        raise UserError(f"{text!r} is not NAME=PATH", where=flag,
-                        fix="Give a name of letters, digits, blanks and _ . + - and where it is")  # fmt: skip
+        raise UserError(
+            f"{text!r} is not NAME=PATH",
+            where=flag,
+            fix="Give a name of letters, digits, blanks and _ . + - and where it is",
+        )
     return name, path
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add(
-        "--model",
-        action="append",
-        required=True,
-        metavar="NAME=SOURCE",
-        help="a model and what to call it: starter, folder, zip or hub:name; repeat; the first is the reference",
-    )
-    add("--allow-hub", action="store_true", help="let --model NAME=hub:... use the network")
-    add("--input", type=Path, help="proteins that no model was trained on: FASTA, CSV/TSV, dataset table or Parquet")
-    add("--domain-column", default="", help="column of taxon domains (default: domain, if there is one)")
-    add("--cluster-column", default="", help="column of clusters (default: cluster or group, else MMseqs2 makes them)")
-    add("--most-proteins", type=int, default=2000, help="judge at most so many, drawn by their content (0: all)")
-    add("--identity", type=float, default=0.3, help="identity of relatives (0-1) where clusters must be found")
-    add("--mask-rate", type=float, default=0.15, help="share of residues to predict")
-    add("--sets", type=int, default=1, help="sets of masks; each is a pass over the proteins")
-    add("--mask-seed", type=int, default=42, help="of the masks, which else depend on each sequence alone")
-    add("--max-length", type=int, default=1022, help="longer proteins are masked in a stretch of so many residues")
-    add(
-        "--probe",
-        action="append",
-        default=[],
-        metavar="NAME=DATASET",
-        help="labelled dataset table for a linear probe, with split or fold (else folds are made); repeat",
-    )
-    add("--resamples", type=int, default=1000, help="of clusters, for intervals")
-    add("--turns", type=int, default=3, help="rounds in which each model is timed (0: no measurement of cost)")
-    add("--timed-residues", type=int, default=20_000, help="residues that each model encodes in a round")
-    add("--scores", type=stage.output_file, help="table of masked perplexity and accuracy")
-    add("--agreement", type=stage.output_file, help="table of agreement with the reference, CKA included")
-    add("--proteins", type=stage.output_file, help="table of every protein")
-    add("--probes", type=stage.output_file, help="table of the probes")
-    add("--cost", type=stage.output_file, help="table of parameters, speed and memory")
-    add("--figure", type=stage.output_file, help="box plots of proteins (PNG)")
-    add("--probe-figure", type=stage.output_file, help="scores of the probes (PNG)")
-    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of matrix products")
-    add("--seed", type=int, default=42, help="of folds, samples and resamples")
-    return Arguments(**vars(parser.parse_args(argv)))
-
-
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "scikit-learn": "1.5"})
     from plm.jobs.compare_models import report as reports
@@ -229,9 +191,5 @@ def write(path: Path, lines: Iterable[str]) -> None:
         handle.writelines(f"{line}\n" for line in lines)
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

@@ -15,14 +15,13 @@ Example:
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,38 +31,32 @@ if TYPE_CHECKING:
 NAME = "plm_compress_classifier"
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.ClassFiles, flags.Seed):
     """The command line; see ``--help``."""
 
-    bundle: Path
-    embeddings: list[Path]
-    layer: int | None
-    class_name: list[str]
-    labels: Path | None
-    id_column: str
-    label_column: str
-    compress: str
-    prune_share: float
-    tune_epochs: int
-    metric: str
-    most_loss: float
-    force_compression: bool
-    resamples: int
-    seed: int
-    compressed_bundle: Path | None
-    onnx: Path | None
-    compression_table: Path | None
-    report: Path | None
+    bundle: Path = flags.source("bundle of plm_train_classifier", required=True)
+    embeddings: list[Path] = flags.like(
+        flags.ClassFiles, "embeddings", help="embeddings that hold the validation rows"
+    )
+    labels: Path | None = flags.source(
+        "table with ids, labels and split: the data set, or predictions of the training"
+    )
+    compress: str = flags.choice(("none", "int8", "prune", "both"), "what to do with the weights", "int8")
+    prune_share: float = flags.number(
+        0.5, "share of each matrix's weights to remove (default: %(default)s)", 0.01, 0.99
+    )
+    tune_epochs: int = flags.whole(0, "epochs of training after pruning, on the rows of split train", 0, 1000)
+    metric: str = flags.text("what is judged (default: the metric that chose the head)", "auto")
+    most_loss: float = flags.number(0.01, "refuse if the metric is worse by more than this", 0, 10**9)
+    force_compression: bool = flags.switch("write the bundle however much the metric drops")
+    resamples: int = flags.resamples("bootstrap resamples; fewer for large tables")
+    compressed_bundle: Path | None = flags.output("the smaller bundle (zip)")
+    onnx: Path | None = flags.output("the (compressed) classifier as ONNX")
+    compression_table: Path | None = flags.output("bytes, latency and metric before and after")
+    report: Path | None = flags.report()
 
-    def __post_init__(self) -> None:
-        for flag, value, low, high in (
-            ("--prune-share", self.prune_share, 0.01, 0.99), ("--tune-epochs", self.tune_epochs, 0, 1000),
-            ("--most-loss", self.most_loss, 0, 1e9), ("--resamples", self.resamples, 100, 100_000),
-            ("--seed", self.seed, 0, 2**32 - 1),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise UserError(f"{value:g} is out of range", where=flag, fix=f"Choose {low:g} to {high:g}")
+    def check(self) -> None:
         if self.tune_epochs and not self.prunes:
             raise UserError("Fine-tuning follows pruning", where="--tune-epochs", fix="Choose --compress prune or both")
         if self.compress == "none" and (self.compressed_bundle or not self.onnx):
@@ -78,35 +71,8 @@ class Arguments:
         return self.compress in ("prune", "both")
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--bundle", type=Path, required=True, help="bundle of plm_train_classifier")
-    add("--embeddings", type=Path, nargs="+", required=True, help="embeddings that hold the validation rows")
-    add("--layer", type=int, help="which layer of files that hold several")
-    add("--class-name", action="append", default=[], help="class of a file; once for each file (default: files' names)")
-    add("--labels", type=Path, help="table with ids, labels and split: the data set, or predictions of the training")
-    add("--id-column", default="", help="column of the ids, by name or number (default: id, accession, ...)")
-    add("--label-column", default="", help="column of the labels, by name or number (default: label, class, ...)")
-    add("--compress", choices=("none", "int8", "prune", "both"), default="int8", help="what to do with the weights")
-    add(
-        "--prune-share", type=float, default=0.5, help="share of each matrix's weights to remove (default: %(default)s)"
-    )
-    add("--tune-epochs", type=int, default=0, help="epochs of training after pruning, on the rows of split train")
-    add("--metric", default="auto", help="what is judged (default: the metric that chose the head)")
-    add("--most-loss", type=float, default=0.01, help="refuse if the metric is worse by more than this")
-    add("--force-compression", action="store_true", help="write the bundle however much the metric drops")
-    add("--resamples", type=int, default=1000, help="bootstrap resamples; fewer for large tables")
-    add("--seed", type=int, default=42, help="equal seeds give equal results")
-    add("--compressed-bundle", type=stage.output_file, help="the smaller bundle (zip)")
-    add("--onnx", type=stage.output_file, help="the (compressed) classifier as ONNX")
-    add("--compression-table", type=stage.output_file, help="bytes, latency and metric before and after")
-    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
-    return Arguments(**vars(parser.parse_args(argv)))
-
-
 def run(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     needed = {"numpy": "1.26", "scikit-learn": "1.5", "safetensors": "0.5"}
     needed |= {"onnx": "1.17", "onnxruntime": "1.20"} if args.onnx else {}
     stage.require(needed | ({"torch": "2.6"} if args.tune_epochs else {}))
@@ -275,9 +241,5 @@ def measure(before: ClassifierBundle, after: ClassifierBundle, files: dict[str, 
     ]
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

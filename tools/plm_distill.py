@@ -14,15 +14,14 @@ Example:
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,91 +34,91 @@ NAME = "plm_distill"
 WEIGHTS = ("logit_mse", "kl", "kernel", "hidden", "mlm")
 
 
-@dataclass(frozen=True)
-class Arguments:
+def weight(told: str) -> Any:
+    """The flag of a term's weight."""
+    return flags.number(None, f"weight of: {told}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.MaskedTraining, flags.Device):
     """The command line; see ``--help``. What is None is left to the preset."""
 
-    input: list[Path]
-    teacher: str
-    allow_hub: bool
-    student: str | None
-    student_preset: str | None
-    student_layers: int | None
-    student_width: int | None
-    student_heads: int | None
-    student_take: str | None
-    output_model: Path | None
-    undistilled: Path | None
-    history: Path | None
-    figure: Path | None
-    report: Path | None
-    teacher_cache: Path | None
-    output_cache: Path | None
-    cache_only: bool
-    held_out: Path | None
-    rejected: Path | None
-    tfevents: Path | None
-    mlflow: str | None
-    checkpoint: Path | None
-    resume: Path | None
-    preset: str
-    weight_logit_mse: float | None
-    weight_kl: float | None
-    weight_kernel: float | None
-    weight_hidden: float | None
-    weight_mlm: float | None
-    temperature: float | None
-    represent: str | None
-    teacher_layer: int | None
-    teacher_top: int
-    batches: str
-    smallest_taxon: int | None
-    taxon_column: str | None
-    mask_sets: int | None
-    mask_rate: float | None
-    mask_seed: int
-    max_length: int
-    steps: int
-    batch_tokens: int | None
-    accumulate: int
-    learning_rate: float | None
-    schedule: str | None
-    warmup_steps: int | None
-    weight_decay: float | None
-    holdout: float
-    identity: float
-    evaluate_every: int
-    find_learning_rate: int | None
-    checkpoint_every: float
-    time_limit: float | None
-    stored_dtype: str
-    device: str
-    precision: str
-    seed: int
-    title: str
+    input: list[Path] = flags.source(
+        "proteins: FASTA, CSV/TSV, dataset table or Parquet", several=True, required=True
+    )
+    teacher: str = flags.text("model to learn from: starter, folder, zip, hub:name", required=True)
+    allow_hub: bool = flags.switch("let hub:... models use the network")
+    student: str | None = flags.text(
+        "start from this smaller ESM-2 model (starter, folder, zip, hub:name)", None
+    )
+    student_preset: str | None = flags.text(
+        "start from a new model: tiny, small, esm2_8m, esm2_35m, esm2_150m, esm2_650m", None
+    )
+    student_layers: int | None = flags.whole(None, "start from a new model of so many layers")
+    student_width: int | None = flags.whole(None, "width of that model")
+    student_heads: int | None = flags.whole(
+        None, "its attention heads (default: one for each 64 of the width)"
+    )
+    student_take: str | None = flags.text(
+        "start from these layers of the teacher: 1,3,5 or 1-3 or 'every 2'", None
+    )
+    output_model: Path | None = flags.output("the student, a zip in Hugging Face format")
+    undistilled: Path | None = flags.output("the student as it was before, likewise, for comparison")
+    history: Path | None = flags.output("table of every step: each term of the loss, rate, scores")
+    figure: Path | None = flags.output("the same as curves (PNG)")
+    report: Path | None = flags.report()
+    teacher_cache: Path | None = flags.source("folder (made if absent) or zip of what the teacher said before")
+    output_cache: Path | None = flags.output("what the teacher said, a zip for --teacher-cache")
+    cache_only: bool = flags.switch("ask the teacher and stop; no student is needed")
+    held_out: Path | None = flags.output("dataset table of the proteins of test families")
+    rejected: Path | None = flags.output("table of the records that are not used")
+    tfevents: Path | None = flags.output("every step for TensorBoard")
+    mlflow: str | None = flags.text("tracking URI of MLflow, which must be installed", None)
+    preset: str = flags.text(
+        "suite, or B: logit MSE and kernel alignment, as published; other flags go first", "suite"
+    )
+    weight_logit_mse: float | None = weight("squared difference of the logits of masked residues")
+    weight_kl: float | None = weight("divergence of the probabilities of masked residues")
+    weight_kernel: float | None = weight("difference of the similarities between the proteins of a batch")
+    weight_hidden: float | None = weight("cosine distance of residues' states after a learned projection")
+    weight_mlm: float | None = weight("the true residues, without the teacher")
+    temperature: float | None = flags.number(None, "of the divergence")
+    represent: str | None = flags.choice(
+        ("masked", "intact"), "compare representations of masked or of intact proteins", None
+    )
+    teacher_layer: int | None = flags.whole(
+        None, "layer of the teacher that representations come from (default: the last)"
+    )
+    teacher_top: int = flags.whole(0, "take only so many of the highest logits (0: all)", 0, 10**5)
+    batches: Literal["taxon", "plain"] = flags.choice(
+        ("taxon", "plain"), "of one taxon and similar length, or length only"
+    )
+    smallest_taxon: int | None = flags.whole(
+        None, "smaller taxa are pooled by domain (default: what fills a batch)", 1, 10**9
+    )
+    taxon_column: str | None = flags.text(
+        "column of the taxon (default: taxon, taxid, ..., or OX= in FASTA)", None
+    )
+    mask_sets: int | None = flags.whole(
+        None, "sets of masks that epochs take in turn; 0: always fresh (default; with a cache 4)", 0, 10**6
+    )
+    mask_seed: int = flags.seed("of the masks; a cache belongs to one")
+    max_length: int = flags.whole(512, "longer proteins give a stretch of so many residues", 1, 10**5)
+    batch_tokens: int | None = flags.like(flags.MaskedRates, "batch_tokens", default=None)
+    mask_rate: float | None = flags.like(flags.MaskedRates, "mask_rate", default=None)
+    learning_rate: float | None = flags.like(flags.MaskedRates, "learning_rate", default=None)
+    schedule: str | None = flags.like(flags.MaskedRates, "schedule", default=None)
+    warmup_steps: int | None = flags.like(flags.MaskedRates, "warmup_steps", default=None)
+    weight_decay: float | None = flags.like(flags.MaskedRates, "weight_decay", default=None)
+    holdout: float = flags.like(
+        flags.MaskedTraining, "holdout", help="share of the clusters kept for validation and test, half each"
+    )
+    find_learning_rate: int | None = flags.whole(
+        None, "instead of training: so many steps at rates from 1e-6 to 1", 10, 10**5
+    )
+    title: str = flags.text("name of the student in its card")
 
-    def __post_init__(self) -> None:
-        for flag, value, low, high in (
-            ("--steps", self.steps, 1, 10**8),
-            ("--batch-tokens", self.batch_tokens, 16, 10**7),
-            ("--accumulate", self.accumulate, 1, 10**5),
-            ("--max-length", self.max_length, 1, 10**5),
-            ("--mask-rate", self.mask_rate, 0.01, 0.9),
-            ("--mask-sets", self.mask_sets, 0, 10**6),
-            ("--mask-seed", self.mask_seed, 0, 2**32 - 1),
-            ("--teacher-top", self.teacher_top, 0, 10**5),
-            ("--smallest-taxon", self.smallest_taxon, 1, 10**9),
-            ("--holdout", self.holdout, 0.001, 0.5),
-            ("--identity", self.identity, 0.2, 1.0),
-            ("--evaluate-every", self.evaluate_every, 1, 10**8),
-            ("--learning-rate", self.learning_rate, 1e-8, 1.0),
-            ("--warmup-steps", self.warmup_steps, 0, 10**8),
-            ("--weight-decay", self.weight_decay, 0, 1),
-            ("--find-learning-rate", self.find_learning_rate, 10, 10**5),
-            ("--seed", self.seed, 0, 2**32 - 1),
-        ):
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{value} is out of range", where=flag, fix=f"Choose {low} to {high}")
+    def check(self) -> None:
         if self.output_model is None and self.find_learning_rate is None and not self.cache_only:
             raise UserError("There is no place for the student", where="--output-model", fix="Name a file")
         if self.cache_only and self.teacher_cache is None and self.output_cache is None:
@@ -139,89 +138,11 @@ class Arguments:
     @property
     def training(self) -> dict[str, Any]:
         """What the user says of the training that a preset may say too."""
-        names = ("learning_rate", "schedule", "warmup_steps", "weight_decay", "batch_tokens", "mask_rate", "mask_sets")
-        return {name: getattr(self, name) for name in names}
-
-
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--input", type=Path, required=True, nargs="+", help="proteins: FASTA, CSV/TSV, dataset table or Parquet")
-    add("--teacher", required=True, help="model to learn from: starter, folder, zip, hub:name")
-    add("--allow-hub", action="store_true", help="let hub:... models use the network")
-    add("--student", help="start from this smaller ESM-2 model (starter, folder, zip, hub:name)")
-    add("--student-preset", help="start from a new model: tiny, small, esm2_8m, esm2_35m, esm2_150m, esm2_650m")
-    add("--student-layers", type=int, help="start from a new model of so many layers")
-    add("--student-width", type=int, help="width of that model")
-    add("--student-heads", type=int, help="its attention heads (default: one for each 64 of the width)")
-    add("--student-take", help="start from these layers of the teacher: 1,3,5 or 1-3 or 'every 2'")
-    add("--output-model", type=stage.output_file, help="the student, a zip in Hugging Face format")
-    add("--undistilled", type=stage.output_file, help="the student as it was before, likewise, for comparison")
-    add("--history", type=stage.output_file, help="table of every step: each term of the loss, rate, scores")
-    add("--figure", type=stage.output_file, help="the same as curves (PNG)")
-    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
-    add("--teacher-cache", type=Path, help="folder (made if absent) or zip of what the teacher said before")
-    add("--output-cache", type=stage.output_file, help="what the teacher said, a zip for --teacher-cache")
-    add("--cache-only", action="store_true", help="ask the teacher and stop; no student is needed")
-    add("--held-out", type=stage.output_file, help="dataset table of the proteins of test families")
-    add("--rejected", type=stage.output_file, help="table of the records that are not used")
-    add("--tfevents", type=stage.output_file, help="every step for TensorBoard")
-    add("--mlflow", help="tracking URI of MLflow, which must be installed")
-    add("--checkpoint", type=stage.output_file, help="where to write a checkpoint when the time limit comes")
-    add("--resume", type=Path, help="checkpoint of an earlier run with the same input and settings")
-    add(
-        "--preset",
-        default="suite",
-        help="suite, or B: logit MSE and kernel alignment, as published; other flags go first",
-    )
-    for name, text in (
-        ("logit-mse", "squared difference of the logits of masked residues"),
-        ("kl", "divergence of the probabilities of masked residues"),
-        ("kernel", "difference of the similarities between the proteins of a batch"),
-        ("hidden", "cosine distance of residues' states after a learned projection"),
-        ("mlm", "the true residues, without the teacher"),
-    ):
-        add(f"--weight-{name}", type=float, help=f"weight of: {text}")
-    add("--temperature", type=float, help="of the divergence")
-    add("--represent", choices=("masked", "intact"), help="compare representations of masked or of intact proteins")
-    add("--teacher-layer", type=int, help="layer of the teacher that representations come from (default: the last)")
-    add("--teacher-top", type=int, default=0, help="take only so many of the highest logits (0: all)")
-    add(
-        "--batches", choices=("taxon", "plain"), default="taxon", help="of one taxon and similar length, or length only"
-    )
-    add("--smallest-taxon", type=int, help="smaller taxa are pooled by domain (default: what fills a batch)")
-    add("--taxon-column", help="column of the taxon (default: taxon, taxid, ..., or OX= in FASTA)")
-    add(
-        "--mask-sets",
-        type=int,
-        help="sets of masks that epochs take in turn; 0: always fresh (default; with a cache 4)",
-    )
-    add("--mask-rate", type=float, help="share of residues to predict")
-    add("--mask-seed", type=int, default=42, help="of the masks; a cache belongs to one")
-    add("--max-length", type=int, default=512, help="longer proteins give a stretch of so many residues")
-    add("--steps", type=int, default=1000, help="optimiser steps")
-    add("--batch-tokens", type=int, help="residues that are trained on together")
-    add("--accumulate", type=int, default=1, help="batches before each step, in each process")
-    add("--learning-rate", type=float, help="highest learning rate")
-    add("--schedule", choices=("linear", "cosine", "constant"), help="course after the warm-up")
-    add("--warmup-steps", type=int, help="steps until the highest learning rate")
-    add("--weight-decay", type=float, help="AdamW weight decay")
-    add("--holdout", type=float, default=0.02, help="share of the clusters kept for validation and test, half each")
-    add("--identity", type=float, default=0.3, help="relatives are at least this identical (0-1)")
-    add("--evaluate-every", type=int, default=200, help="steps between looks at the validation clusters")
-    add("--find-learning-rate", type=int, help="instead of training: so many steps at rates from 1e-6 to 1")
-    add("--checkpoint-every", type=float, default=10.0, help="minutes between checkpoints in PLM_CHECKPOINT_DIR")
-    add("--time-limit", type=float, help="stop after so many minutes with a checkpoint to go on from")
-    add("--stored-dtype", choices=("bfloat16", "float32"), default="bfloat16", help="type of the stored weights")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of matrix products")
-    add("--seed", type=int, default=42, help="of weights, split, batches and masks")
-    add("--title", default="", help="name of the student in its card")
-    return Arguments(**vars(parser.parse_args(argv)))
+        return {name: getattr(self, name) for name in (*flags.flags_of(flags.MaskedRates), "mask_sets")}
 
 
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "accelerate": "1.1"})
     from plm.jobs.distill.tracking import check_mlflow
@@ -389,9 +310,5 @@ def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stag
     return outcome.finished
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

@@ -14,124 +14,64 @@ Example:
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from plm import stage
-from plm.errors import UserError
+from plm import flags, stage
 
 if TYPE_CHECKING:
     from plm.data.protein_store import Spool
-    from plm.model.embedding.representations import Wanted
+    from plm.model.embedding.representations import Pooling, Wanted
     from plm.model.embedding.sharded import EmbedJob
     from plm.model.loaded import LoadedModel, ModelFiles
 
 NAME = "plm_embed"
-FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     """The command line; see ``--help``."""
 
-    input: Path
-    model: str
-    allow_hub: bool
-    pooling: str
-    layers: str
-    store: str
-    format: str
-    duplicate_ids: str
-    nucleotides: str
-    unusual: str
-    embeddings: Path
-    status: Path | None
-    logits: Path | None
-    pseudo_perplexity: Path | None
-    perplexity_mode: str
-    contacts: Path | None
-    contact_threshold: float
-    max_residues: int
-    max_memory: int | None
-    batch_tokens: int
-    work_dir: Path | None
-    device: str
-    precision: str
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.contact_threshold <= 1:
-            raise UserError(
-                f"{self.contact_threshold:g} is no probability", where="--contact-threshold", fix="Choose 0 to 1"
-            )
-        if self.max_residues and not 64 <= self.max_residues <= 10**6:
-            raise UserError(
-                f"{self.max_residues} is out of range", where="--max-residues", fix="Choose 64 to 1000000, or 0"
-            )
-        if self.max_memory is not None and self.max_memory < 1:
-            raise UserError(f"{self.max_memory} MiB is no memory", where="--max-memory", fix="Give it in MiB")
-        if self.batch_tokens and not 64 <= self.batch_tokens <= 10**7:
-            raise UserError(
-                f"{self.batch_tokens} is out of range", where="--batch-tokens", fix="Choose 64 to 10000000, or 0"
-            )
-
-
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--input", type=Path, required=True, help="FASTA, or a table with the columns id and sequence (and position)")
-    add("--model", default="starter", help="starter, folder, zip or hub:name (default: the built-in one)")
-    add("--allow-hub", action="store_true", help="let --model hub:... use the network")
-    add(
-        "--pooling",
-        choices=("mean", "max", "first", "residues", "sites"),
-        default="mean",
-        help="one vector a protein: mean or maximum over its residues, or the model's start token; or one vector a "
+    input: Path = flags.source(
+        "FASTA, or a table with the columns id and sequence (and position)", required=True
+    )
+    model: str = flags.text("starter, folder, zip or hub:name (default: the built-in one)", "starter")
+    pooling: Pooling = flags.choice(
+        ("mean", "max", "first", "residues", "sites"),
+        "one vector a protein: mean or maximum over its residues, or the model's start token; or one vector a "
         "residue; or of the residue in the column position of each row",
     )
-    add("--layers", default="last", help="last, all, or numbers: 0 = token embeddings, -1 = last, e.g. 0,6,-1")
-    add("--store", choices=("float32", "float16"), default="float32", help="how numbers are stored")
-    add("--format", choices=FORMATS, default="hdf5", help="of the embeddings file")
-    add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
-    add("--nucleotides", choices=("reject", "keep"), default="reject", help="records that are clearly DNA or RNA")
-    add(
-        "--unusual", choices=("own", "x"), default="own",
-        help="U, Z, O and B: the model's own letters where it has them (ESM), else X; or X always, as training does",
-    )  # fmt: skip
-    add("--embeddings", type=stage.output_file, required=True, help="the embeddings file")
-    add("--status", type=stage.output_file, help="table of what became of each input record")
-    text = "table of each residue's log-probabilities of the amino acids (ESM models)"
-    add("--logits", type=stage.output_file, help=text)
-    add("--pseudo-perplexity", type=stage.output_file, help="table of each protein's pseudo-perplexity (ESM models)")
-    add(
-        "--perplexity-mode",
-        choices=("single", "masked"),
-        default="single",
-        help="single: from the same pass as the embeddings, the residue being visible; masked: each residue hidden in "
+    layers: str = flags.text("last, all, or numbers: 0 = token embeddings, -1 = last, e.g. 0,6,-1", "last")
+    store: Literal["float32", "float16"] = flags.choice(("float32", "float16"), "how numbers are stored")
+    format: str = flags.choice(flags.EMBEDDING_FORMATS, "of the embeddings file")
+    unusual: str = flags.choice(
+        ("own", "x"),
+        "U, Z, O and B: the model's own letters where it has them (ESM), else X; or X always, as training does",
+    )
+    embeddings: Path = flags.output("the embeddings file", required=True)
+    status: Path | None = flags.status()
+    logits: Path | None = flags.output("table of each residue's log-probabilities of the amino acids (ESM models)")
+    pseudo_perplexity: Path | None = flags.output("table of each protein's pseudo-perplexity (ESM models)")
+    perplexity_mode: Literal["single", "masked"] = flags.choice(
+        ("single", "masked"),
+        "single: from the same pass as the embeddings, the residue being visible; masked: each residue hidden in "
         "turn, which takes as many passes as the protein has residues (350 times the work for a usual protein)",
     )
-    text = "table of residue pairs that probably touch (ESM models with contact regression)"
-    add("--contacts", type=stage.output_file, help=text)
-    add("--contact-threshold", type=float, default=0.3, help="lowest probability that is listed")
-    add(
-        "--max-residues", type=int, default=0,
-        help="longer proteins go in overlapping windows of this length (default: only what the memory does not hold)",
-    )  # fmt: skip
-    add("--max-memory", type=int, help="MiB that the job may use on its processor or GPU (default: what there is)")
-    add("--batch-tokens", type=int, default=0, help="residues encoded together (default: what suits the machine)")
-    add("--work-dir", type=Path, help="folder for finished parts (default: PLM_CHECKPOINT_DIR, else a temporary one)")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of matrix products")
-    return Arguments(**vars(parser.parse_args(argv)))
+    contacts: Path | None = flags.output(
+        "table of residue pairs that probably touch (ESM models with contact regression)"
+    )
+    contact_threshold: float = flags.number(
+        0.3, "lowest probability that is listed", 0, 1, wrong="{} is no probability"
+    )
 
 
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "h5py": "3.10", "pyarrow": "14"})
     from plm.data.protein_store import read_spool
@@ -199,10 +139,10 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tup
     )  # fmt: skip
     wanted = Wanted(
         layers=parse_layers(args.layers, loaded.layers),
-        pooling=args.pooling,  # type: ignore[arg-type]
-        dtype=args.store,  # type: ignore[arg-type]
+        pooling=args.pooling,
+        dtype=args.store,
         logits=args.logits is not None,
-        perplexity=args.perplexity_mode if args.pseudo_perplexity is not None else "",  # type: ignore[arg-type]
+        perplexity=args.perplexity_mode if args.pseudo_perplexity is not None else "",
         contacts=args.contact_threshold if args.contacts is not None else None,
     )
     check_wanted(loaded, wanted)
@@ -250,9 +190,5 @@ def _finish(spool: Spool, job: EmbedJob, log: stage.logging.Logger) -> None:
     )  # fmt: skip
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

@@ -12,11 +12,11 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,42 +34,55 @@ _METRICS = (
 _METRICS += " macro_auprc macro_precision spearman pearson rmse mae r2"
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The stage's arguments; each field is the flag of its name."""
+def figure(name: str) -> Any:
+    """The flag of a figure."""
+    return flags.output(f"output figure (PNG): {name}")
 
-    predictions: tuple[Path, ...]
-    name: tuple[str, ...]
-    training: Path | None
-    task: str
-    splits: str
-    positive_class: str
-    main_metric: str
-    window: int
-    identity_bins: str
-    resamples: int
-    baseline_rows: int
-    seed: int
-    unfinished: bool
-    metrics: Path | None
-    comparison: Path | None
-    baseline_predictions: Path | None
-    report: Path | None
-    roc: Path | None
-    pr: Path | None
-    confusion: Path | None
-    calibration: Path | None
-    scores: Path | None
-    scatter: Path | None
-    residuals: Path | None
 
-    def __post_init__(self) -> None:
-        if self.resamples < 100:
-            raise UserError(f"--resamples {self.resamples} is too few for a 95 % interval", fix="Give at least 100")
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Flags):
+    """The command line; see ``--help``."""
+
+    predictions: list[Path] = flags.source("predictions tables with truth", several=True, again=True, required=True)
+    name: list[str] = flags.text("what to call the model of each table; repeat in the same order", again=True)
+    training: Path | None = flags.source("the dataset of the predictions, for baselines and identity to training")
+    task: str = flags.choice(("auto", "class", "number"), "what is predicted")
+    splits: str = flags.text("splits to evaluate, comma-separated (default: test)", "test")
+    positive_class: str = flags.text("positive class of a two-class task (default: the last in order)")
+    main_metric: str = flags.choice(("auto", *_METRICS.split()), "metric that models are compared by")
+    window: int = flags.whole(33, "residues around a site that baselines see (default: 33)")
+    identity_bins: str = flags.text("upper ends of the identity strata in percent (default: 30,50)", "30,50")
+    resamples: int = flags.whole(
+        1000,
+        "bootstrap resamples (default: 1000)",
+        100,
+        wrong="{} is too few for a 95 % interval",
+        fix="Give at least 100",
+    )
+    baseline_rows: int = flags.whole(
+        20000,
+        "training rows the baselines see at most (default: 20000)",
+        50,
+        wrong="{} is too few",
+        fix="Give at least 50",
+    )
+    seed: int = flags.seed("random seed (default: 42)")
+    unfinished: bool = flags.switch("say in the report that training was cut short")
+    metrics: Path | None = flags.output("output table: metrics")
+    comparison: Path | None = flags.output("output table: comparison")
+    baseline_predictions: Path | None = flags.output("output table: baseline predictions")
+    roc: Path | None = figure("roc")
+    pr: Path | None = figure("pr")
+    confusion: Path | None = figure("confusion")
+    calibration: Path | None = figure("calibration")
+    scores: Path | None = figure("scores")
+    scatter: Path | None = figure("scatter")
+    residuals: Path | None = figure("residuals")
+    report: Path | None = flags.output("output report (Galaxy Markdown)")
+
+    def check(self) -> None:
         if self.window < 3 or self.window % 2 == 0:
             raise UserError(f"--window {self.window} must be odd, so that the site is its centre", fix="Give e.g. 33")
-        if self.baseline_rows < 50:
-            raise UserError(f"--baseline-rows {self.baseline_rows} is too few", fix="Give at least 50")
         unknown = set(self.split_names) - {"train", "valid", "test"}
         if unknown or not self.split_names:
             raise UserError(
@@ -101,9 +114,10 @@ class Arguments:
         return {figure: path for figure in FIGURES if (path := getattr(self, figure)) is not None}
 
 
-def run(args: Arguments) -> None:
-    """Evaluates and writes what was asked for."""
+def run(argv: Sequence[str] | None) -> None:
+    args = flags.read(Arguments, NAME, __doc__, argv)
     stage.require({"scikit-learn": "1.5", "pandas": "2.1", "matplotlib": "3.8"})
+    from plm.jobs.evaluate.baseline_rows import answers_table
     from plm.scoring import assessment, metrics, predictions
     from plm.telling import evaluation_figures, evaluation_report
 
@@ -132,7 +146,7 @@ def run(args: Arguments) -> None:
         if args.comparison:
             _write(found.comparison_table(), out.path(args.comparison))
         if args.baseline_predictions:
-            _write(_answers_table(evaluation, answers), out.path(args.baseline_predictions))
+            _write(answers_table(evaluation, answers), out.path(args.baseline_predictions))
         for figure, path in args.figures().items():
             evaluation_figures.draw(figure, found, out.path(path))
         if args.report:
@@ -202,8 +216,6 @@ def _baselines(
 
 
 def _with_baselines(evaluation: Evaluation, answers: Sequence[Answer]) -> Evaluation:
-    from dataclasses import replace
-
     from plm.scoring.metrics import Scored
     from plm.scoring.predictions import Model
 
@@ -218,57 +230,11 @@ def _with_baselines(evaluation: Evaluation, answers: Sequence[Answer]) -> Evalua
     return replace(evaluation, models=evaluation.models + added)
 
 
-def _answers_table(evaluation: Evaluation, answers: Sequence[Answer]) -> Any:
-    """The baselines' answers as a predictions table."""
-    import pandas as pd
-
-    parts = []
-    for one in answers:
-        part = evaluation.rows.copy()
-        if evaluation.kind == "number":
-            part["value"] = [f"{value:.6g}" for value in one.scores]
-        else:
-            part.insert(5, "call", [evaluation.classes[call] for call in one.calls])
-            for index, label in enumerate(evaluation.classes):
-                part[f"p_{label}"] = [f"{value:.6f}" for value in one.scores[:, index]]
-        part["model"] = one.name
-        parts.append(part)
-    table = pd.concat(parts, ignore_index=True)
-    return table[[column for column in table if column in ("id", "label") or (table[column] != "").any()]]
-
-
 def _write(table: Any, path: Path) -> None:
     from plm.data.tables import write_table
 
     write_table(table, path)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the stage."""
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--predictions", type=Path, action="extend", nargs="+", required=True, help="predictions tables with truth")
-    add("--name", action="append", default=[], help="what to call the model of each table; repeat in the same order")
-    add("--training", type=Path, help="the dataset of the predictions, for baselines and identity to training")
-    add("--task", choices=("auto", "class", "number"), default="auto", help="what is predicted")
-    add("--splits", default="test", help="splits to evaluate, comma-separated (default: test)")
-    add("--positive-class", default="", help="positive class of a two-class task (default: the last in order)")
-    add("--main-metric", choices=("auto", *_METRICS.split()), default="auto", help="metric that models are compared by")
-    add("--window", type=int, default=33, help="residues around a site that baselines see (default: 33)")
-    add("--identity-bins", default="30,50", help="upper ends of the identity strata in percent (default: 30,50)")
-    add("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
-    add("--baseline-rows", type=int, default=20000, help="training rows the baselines see at most (default: 20000)")
-    add("--seed", type=int, default=42, help="random seed (default: 42)")
-    add("--unfinished", action="store_true", help="say in the report that training was cut short")
-    for flag in ("metrics", "comparison", "baseline-predictions"):
-        add(f"--{flag}", type=stage.output_file, help=f"output table: {flag.replace('-', ' ')}")
-    for flag in FIGURES:
-        add(f"--{flag}", type=stage.output_file, help=f"output figure (PNG): {flag}")
-    add("--report", type=stage.output_file, help="output report (Galaxy Markdown)")
-    given = vars(parser.parse_args(argv))
-    given["predictions"], given["name"] = tuple(given["predictions"]), tuple(given["name"])
-    run(Arguments(**{field.name: given[field.name] for field in fields(Arguments)}))
-
-
 if __name__ == "__main__":
-    stage.main(NAME, main)
+    stage.main(NAME, run)

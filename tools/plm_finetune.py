@@ -12,7 +12,6 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -20,9 +19,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,79 +31,121 @@ NAME = "plm_finetune"
 METHODS = ("lora", "dora", "ia3", "head_lora", "head", "full")
 LEARNING_RATE, FULL_LEARNING_RATE = 5e-4, 5e-5
 STARTED = time.monotonic()
-CHOICES = {
-    "level": ("auto", "sequence", "residue", "site"),
-    "target": ("auto", "class", "number"),
-    "class_weights": ("none", "balanced"),
-    "schedule": ("linear", "cosine", "constant"),
-    "metric": ("auto", "auroc", "auprc", "mcc", "macro_f1", "accuracy", "spearman", "pearson", "rmse", "loss"),
-    "precision": ("auto", "fp32", "bf16"),
-}
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The command line; see --help for what each means."""
+@dataclass(frozen=True, kw_only=True)
+class Data(flags.Flags, heading="data and task"):
+    """What is learnt."""
 
-    dataset: Path
-    model: str
-    allow_hub: bool
-    level: str
-    target: str
-    positive_class: str
-    window: int | None
-    fold: int | None
-    method: str
-    rank: int
-    alpha: float
-    dropout: float
-    targets: str
-    class_weights: str
-    epochs: int
-    patience: int
-    metric: str
-    learning_rate: float | None
-    head_learning_rate: float
-    weight_decay: float
-    warmup: float
-    schedule: str
-    batch_sequences: int
-    batch_tokens: int
-    gradient_checkpointing: bool
-    head_width: int
-    head_dropout: float
-    reach: int
-    seed: int
-    seeds: int
-    precision: str
-    device: str
-    time_limit: float | None
-    resume: Path | None
-    name: str
-    licence: str
-    bundle: Path
-    predictions: Path | None
-    history: Path | None
-    curves: Path | None
-    report: Path | None
-    tfevents: Path | None
-    checkpoint: Path | None
+    dataset: Path = flags.source("dataset table with a split or fold column", required=True)
+    level: str = flags.choice(
+        ("auto", "sequence", "residue", "site"), "what a label belongs to (default: %(default)s)"
+    )
+    target: str = flags.choice(("auto", "class", "number"), "classes or numbers (default: %(default)s)")
+    positive_class: str = flags.text("of two classes the one to detect; by default the last")
+    window: int | None = flags.whole(
+        None, "cut sites to this many residues (odd; 0 = whole protein); by default as in the table"
+    )
+    fold: int | None = flags.whole(None, "train for this fold only; by default for each")
 
-    def __post_init__(self) -> None:
-        for flag in ("rank", "epochs", "batch_sequences", "head_width", "seeds"):
-            _require(getattr(self, flag) >= 1, flag, "at least 1")
+
+@dataclass(frozen=True, kw_only=True)
+class Model(flags.Flags, heading="model"):
+    """What learns."""
+
+    model: str = flags.text(
+        "starter, a folder or zip in Hugging Face format, or hub:organisation/name", required=True
+    )
+    allow_hub: bool = flags.switch("allow the network for a hub model")
+    method: str = flags.text(
+        f"what is trained: {', '.join(METHODS)}; of several the best on validation rows is kept (default: lora)",
+        "lora",
+        metavar="METHOD[,METHOD...]",
+    )
+    rank: int = flags.whole(8, "rank of LoRA and DoRA (default: %(default)s)", 1)
+    alpha: float = flags.number(
+        16.0, "scale of LoRA and DoRA: updates are multiplied by alpha / rank (default: %(default)s)", 0, inside=True
+    )
+    dropout: float = flags.number(0.05, "dropout in LoRA and DoRA (default: %(default)s)", 0, 1, below=True)
+    targets: str = flags.text("comma list of linear layers for the adapters; by default those of attention")
+    head_width: int = flags.whole(64, "hidden units of the head (default: %(default)s)", 1)
+    head_dropout: float = flags.number(0.1, "dropout in the head (default: %(default)s)", 0, 1, below=True)
+    reach: int = flags.whole(
+        7, "residues on either side of a site that the head reads one by one (default: %(default)s)", 0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(flags.Device, flags.Resume, heading="training"):
+    """How it learns."""
+
+    epochs: int = flags.whole(20, "passes over the training rows at most (default: %(default)s)", 1)
+    patience: int = flags.whole(
+        5, "epochs without improvement before training stops; 0 = never (default: %(default)s)", 0
+    )
+    metric: str = flags.choice(
+        ("auto", "auroc", "auprc", "mcc", "macro_f1", "accuracy", "spearman", "pearson", "rmse", "loss"),
+        "validation metric that chooses epoch and method: auto = auroc for one method and two classes, macro_f1 for"
+        " classes else, spearman for numbers (default: %(default)s)",
+    )
+    learning_rate: float | None = flags.number(
+        None, "peak rate of adapters or model; by default 5e-4, with full 5e-5", 0, inside=True
+    )
+    head_learning_rate: float = flags.number(
+        1e-3, "peak learning rate of the head (default: %(default)s)", 0, inside=True
+    )
+    weight_decay: float = flags.number(0.01, "AdamW's weight decay (default: %(default)s)", 0)
+    warmup: float = flags.number(
+        0.1, "share of the steps in which the learning rate rises (default: %(default)s)", 0, 1, below=True
+    )
+    schedule: Literal["linear", "cosine", "constant"] = flags.choice(
+        ("linear", "cosine", "constant"), "how the learning rate falls (default: %(default)s)"
+    )
+    class_weights: Literal["none", "balanced"] = flags.choice(
+        ("none", "balanced"), "balanced: rare classes weigh as much as frequent ones (default: %(default)s)"
+    )
+    batch_sequences: int = flags.whole(8, "sequences in an optimiser step (default: %(default)s)", 1)
+    batch_tokens: int = flags.whole(
+        4096, "tokens that go through the model at once; lowered if the memory is short (default: %(default)s)", 64
+    )
+    gradient_checkpointing: bool = flags.switch("less memory, a third more time")
+    precision: str = flags.like(
+        flags.Device, "precision", help="bf16 halves the memory; auto takes it where the processor is fast at it"
+    )
+    seed: int = flags.seed("random seed of the first training (default: %(default)s)")
+    seeds: int = flags.whole(
+        1, "trainings with consecutive seeds, used as an ensemble (default: %(default)s)", 1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(flags.Flags, heading="outputs"):
+    """What is written."""
+
+    bundle: Path = flags.output("the fine-tuned model (zip)", required=True)
+    name: str = flags.text("name of the fine-tuned model in tables and reports; by default model and method")
+    licence: str = flags.text("licence of the data or model, for the model card")
+    predictions: Path | None = flags.output(
+        "validation and test rows, predicted by the reloaded bundle (tabular)"
+    )
+    history: Path | None = flags.output("losses and metrics (tabular)")
+    curves: Path | None = flags.output("losses and metrics (PNG)")
+    report: Path | None = flags.output("report (Markdown)")
+    tfevents: Path | None = flags.output("losses and metrics for TensorBoard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Data, Model, Training, Outputs):
+    """The command line; see ``--help``."""
+
+    def check(self) -> None:
         last_seed = self.seed + self.seeds - 1
-        _require(last_seed <= stage.LARGEST_SEED, "seed", f"at most {stage.LARGEST_SEED} for the last training")
-        for flag in ("patience", "reach", "seed", "weight_decay"):
-            _require(getattr(self, flag) >= 0, flag, "at least 0")
-        for flag in ("alpha", "learning_rate", "head_learning_rate"):
-            _require(getattr(self, flag) is None or getattr(self, flag) > 0, flag, "above 0")
-        for flag in ("dropout", "head_dropout", "warmup"):
-            _require(0 <= getattr(self, flag) < 1, flag, "at least 0 and below 1")
-        _require(self.batch_tokens >= 64, "batch_tokens", "at least 64")
-        _require(self.time_limit is None or self.time_limit >= 0, "time_limit", "at least 0")
-        known = f"one of {', '.join(METHODS)}, or several of them with commas"
-        _require(set(self.methods) <= set(METHODS) and len(set(self.methods)) == len(self.methods), "method", known)
+        if last_seed > stage.LARGEST_SEED:
+            told = f"The value must be at most {stage.LARGEST_SEED} for the last training"
+            raise UserError(told, where="--seed")
+        if not set(self.methods) <= set(METHODS) or len(set(self.methods)) < len(self.methods):
+            told = f"The value must be one of {', '.join(METHODS)}, or several of them with commas"
+            raise UserError(told, where="--method")
         if self.time_limit is not None and self.checkpoint is None:
             raise UserError(
                 "A time limit needs a file for the checkpoint", where="--time-limit", fix="Add --checkpoint"
@@ -116,93 +157,8 @@ class Arguments:
         return [name.strip() for name in self.method.split(",")]
 
 
-def _require(good: bool, flag: str, what: str) -> None:
-    if not good:
-        raise UserError(f"The value must be {what}", where="--" + flag.replace("_", "-"))
-
-
-def arguments(argv: Sequence[str] | None) -> Arguments:
-    made = stage.parser(NAME, __doc__ or "")
-    whole, real, path = {"type": int}, {"type": float}, {"type": Path}
-
-    def add(group: argparse._ArgumentGroup, flag: str, default: object, text: str, **kind: object) -> None:
-        field = flag.replace("-", "_")
-        if field in CHOICES:
-            kind["choices"] = CHOICES[field]
-        shown = "" if default in (None, "") else " (default: %(default)s)"
-        group.add_argument(f"--{flag}", default=default, help=text + shown, **kind)  # type: ignore[arg-type]
-
-    group = made.add_argument_group("data and task")
-    group.add_argument("--dataset", type=Path, required=True, help="dataset table with a split or fold column")
-    add(group, "level", "auto", "what a label belongs to")
-    add(group, "target", "auto", "classes or numbers")
-    add(group, "positive-class", "", "of two classes the one to detect; by default the last")
-    add(
-        group,
-        "window",
-        None,
-        "cut sites to this many residues (odd; 0 = whole protein); by default as in the table",
-        **whole,
-    )
-    add(group, "fold", None, "train for this fold only; by default for each", **whole)
-
-    group = made.add_argument_group("model")
-    group.add_argument(
-        "--model", required=True, help="starter, a folder or zip in Hugging Face format, or hub:organisation/name"
-    )
-    group.add_argument("--allow-hub", action="store_true", help="allow the network for a hub model")
-    group.add_argument(
-        "--method", default="lora", metavar="METHOD[,METHOD...]",
-        help=f"what is trained: {', '.join(METHODS)}; of several the best on validation rows is kept (default: lora)",
-    )  # fmt: skip
-    add(group, "rank", 8, "rank of LoRA and DoRA", **whole)
-    add(group, "alpha", 16.0, "scale of LoRA and DoRA: updates are multiplied by alpha / rank", **real)
-    add(group, "dropout", 0.05, "dropout in LoRA and DoRA", **real)
-    add(group, "targets", "", "comma list of linear layers for the adapters; by default those of attention")
-    add(group, "head-width", 64, "hidden units of the head", **whole)
-    add(group, "head-dropout", 0.1, "dropout in the head", **real)
-    add(group, "reach", 7, "residues on either side of a site that the head reads one by one", **whole)
-
-    group = made.add_argument_group("training")
-    add(group, "epochs", 20, "passes over the training rows at most", **whole)
-    add(group, "patience", 5, "epochs without improvement before training stops; 0 = never", **whole)
-    add(
-        group, "metric", "auto", "validation metric that chooses epoch and method: auto = auroc for one method and two"
-        " classes, macro_f1 for classes else, spearman for numbers",
-    )  # fmt: skip
-    add(group, "learning-rate", None, "peak rate of adapters or model; by default 5e-4, with full 5e-5", **real)
-    add(group, "head-learning-rate", 1e-3, "peak learning rate of the head", **real)
-    add(group, "weight-decay", 0.01, "AdamW's weight decay", **real)
-    add(group, "warmup", 0.1, "share of the steps in which the learning rate rises", **real)
-    add(group, "schedule", "linear", "how the learning rate falls")
-    add(group, "class-weights", "none", "balanced: rare classes weigh as much as frequent ones")
-    add(group, "batch-sequences", 8, "sequences in an optimiser step", **whole)
-    add(
-        group, "batch-tokens", 4096, "tokens that go through the model at once; lowered if the memory is short", **whole
-    )
-    group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    add(group, "seed", 42, "random seed of the first training", **whole)
-    add(group, "seeds", 1, "trainings with consecutive seeds, used as an ensemble", **whole)
-    add(group, "precision", "auto", "bf16 halves the memory; auto takes it where the processor is fast at it")
-    add(group, "device", "auto", "auto, cpu or cuda")
-    add(group, "time-limit", None, "minutes after which to stop with a checkpoint", **real)
-    add(group, "resume", None, "checkpoint to go on from", **path)
-
-    group = made.add_argument_group("outputs")
-    group.add_argument("--bundle", type=stage.output_file, required=True, help="the fine-tuned model (zip)")
-    add(group, "name", "", "name of the fine-tuned model in tables and reports; by default model and method")
-    add(group, "licence", "", "licence of the data or model, for the model card")
-    for flag, text in {
-        "predictions": "validation and test rows, predicted by the reloaded bundle (tabular)",
-        "history": "losses and metrics (tabular)", "curves": "losses and metrics (PNG)", "report": "report (Markdown)",
-        "tfevents": "losses and metrics for TensorBoard", "checkpoint": "where --time-limit stopped (zip)",
-    }.items():  # fmt: skip
-        add(group, flag, None, text, type=stage.output_file)
-    return Arguments(**vars(made.parse_args(argv)))
-
-
-def run(argv: Sequence[str] | None = None) -> None:
-    given = arguments(argv)
+def run(argv: Sequence[str] | None) -> None:
+    given = flags.read(Arguments, NAME, __doc__, argv)
     needed = {"torch": "2.6", "transformers": "5.2", "peft": "0.17", "safetensors": "0.5", "accelerate": "1.1"}
     stage.require({**needed, "pandas": "2.1"})
     if not sys.stderr.isatty():
@@ -311,13 +267,13 @@ def prepare(given: Arguments, workdir: Path) -> Job:
         training=TrainingSettings(
             epochs=given.epochs, learning_rate=given.learning_rate or LEARNING_RATE,
             head_learning_rate=given.head_learning_rate,
-            weight_decay=given.weight_decay, warmup=given.warmup, schedule=given.schedule,  # type: ignore[arg-type]
+            weight_decay=given.weight_decay, warmup=given.warmup, schedule=given.schedule,
             batch_sequences=given.batch_sequences, batch_tokens=given.batch_tokens, patience=given.patience,
             metric=objectives.choose_metric(metric, rows.task),
             gradient_checkpointing=given.gradient_checkpointing,
         ),
         head={"width": given.head_width, "dropout": given.head_dropout, "reach": given.reach},
-        class_weights=given.class_weights,  # type: ignore[arg-type]
+        class_weights=given.class_weights,
         seeds=tuple(given.seed + number for number in range(given.seeds)),
         precision=precision,
     )  # fmt: skip

@@ -11,30 +11,30 @@ Example:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 NAME = "plm_merge_embeddings"
-FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Flags):
     """The command line; see ``--help``."""
 
-    input: list[Path]
-    status: list[Path]
-    format: str
-    duplicate_ids: str
-    output: Path
-    merged_status: Path | None
+    input: list[Path] = flags.source(
+        "embeddings file of a part; give it again for each", again=True, required=True
+    )
+    status: list[Path] = flags.source("status table of a part, in the same order", again=True)
+    format: str = flags.choice(flags.EMBEDDING_FORMATS, "of the merged file (default: hdf5)")
+    duplicate_ids: str = flags.duplicate_ids("when parts have an id in common")
+    output: Path = flags.output("the merged embeddings file", required=True)
+    merged_status: Path | None = flags.output("what became of each input record, of all parts")
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if (self.merged_status is None) != (not self.status):
             raise UserError("Give status tables and where to write theirs", where="--status and --merged-status")
         if self.status and len(self.status) != len(self.input):
@@ -45,22 +45,8 @@ class Arguments:
             )
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--input", type=Path, action="append", required=True, help="embeddings file of a part; give it again for each")
-    add("--status", type=Path, action="append", default=[], help="status table of a part, in the same order")
-    add("--format", choices=FORMATS, default="hdf5", help="of the merged file (default: hdf5)")
-    add(
-        "--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when parts have an id in common"
-    )
-    add("--output", type=stage.output_file, required=True, help="the merged embeddings file")
-    add("--merged-status", type=stage.output_file, help="what became of each input record, of all parts")
-    return Arguments(**vars(parser.parse_args(argv)))
-
-
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"h5py": "3.10", "pyarrow": "14"})
     from plm.jobs.split_merge import merged_embeddings as merging
@@ -86,9 +72,5 @@ def run(argv: Sequence[str] | None) -> None:
     )  # fmt: skip
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

@@ -13,16 +13,15 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,111 +35,56 @@ if TYPE_CHECKING:
 NAME = "plm_predict"
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     """The command line; see ``--help``."""
 
-    input: Path | None
-    embeddings: Path | None
-    bundle: Path
-    model: str | None
-    allow_hub: bool
-    coverage: float
-    coverage_for: str
-    novel_share: float
-    abstain: str
-    top_k: int
-    duplicate_ids: str
-    nucleotides: str
-    submission_columns: str
-    predictions: Path
-    residues: Path | None
-    submission: Path | None
-    status: Path | None
-    figure: Path | None
-    report: Path | None
-    max_residues: int
-    max_memory: int | None
-    batch_tokens: int
-    work_dir: Path | None
-    device: str
-    precision: str
+    input: Path | None = flags.source(
+        "FASTA, or a table with the columns id and sequence (and perhaps label, position)"
+    )
+    embeddings: Path | None = flags.source("instead: embeddings made as those that the bundle was trained on")
+    bundle: Path = flags.source("bundle (zip) of plm_train_classifier or plm_finetune", required=True)
+    model: str | None = flags.text(
+        "the model it was trained with: starter, folder, zip or hub:name (default: the built-in one)", None
+    )
+    coverage: float = flags.share(0.9, "share (0-1) of sets or intervals that are to hold the truth", 0.9)
+    coverage_for: str = flags.choice(
+        ("all", "class"), "that share holds over all proteins together, or for each class (larger sets)"
+    )
+    novel_share: float = flags.share(
+        0.05, "share (0-1) of proteins like the validation ones that may be flagged as novel", 0.05
+    )
+    abstain: Literal["never", "novel", "unsure", "either"] = flags.choice(
+        ("never", "novel", "unsure", "either"),
+        "make no call where a protein is novel, where its set is not a single class, or where either holds",
+    )
+    top_k: int = flags.whole(3, "likeliest classes listed in the column top; 0: no such column", 0, 1000)
+    predictions: Path = flags.output("the predictions (tabular)", required=True)
+    residues: Path | None = flags.output(
+        "of bundles for residues: a row a residue with its probabilities (tabular)"
+    )
+    submission: Path | None = flags.output("ids and answers alone, comma-separated, to hand in")
+    submission_columns: str = flags.text("names of its two columns", "id,label")
+    status: Path | None = flags.status()
+    figure: Path | None = flags.output("how sure, and how far from the training proteins (PNG)")
+    report: Path | None = flags.report()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if (self.input is None) == (self.embeddings is None):
             raise UserError("Give either proteins or embeddings", where="--input, --embeddings", fix="One of the two")
-        for flag, share in (("--coverage", self.coverage), ("--novel-share", self.novel_share)):
-            if not 0 < share < 1:
-                raise UserError(f"{share:g} is no share between 0 and 1", where=flag, fix="Give e.g. 0.9 for 90 %")
-        if not 0 <= self.top_k <= 1000:
-            raise UserError(f"{self.top_k} is out of range", where="--top-k", fix="Choose 0 to 1000")
         names = self.submission_names
         if len(names) != 2 or not all(names):
             raise UserError(
                 f"{self.submission_columns!r} are not two names", where="--submission-columns", fix="Give e.g. id,label"
             )
-        for flag, value, low, high in (
-            ("--max-residues", self.max_residues, 64, 10**6), ("--batch-tokens", self.batch_tokens, 64, 10**7),
-        ):  # fmt: skip
-            if value and not low <= value <= high:
-                raise UserError(f"{value} is out of range", where=flag, fix=f"Choose {low} to {high}, or 0")
-        if self.max_memory is not None and self.max_memory < 1:
-            raise UserError(f"{self.max_memory} MiB is no memory", where="--max-memory", fix="Give it in MiB")
 
     @property
     def submission_names(self) -> list[str]:
         return [name.strip() for name in self.submission_columns.split(",")]
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--input", type=Path, help="FASTA, or a table with the columns id and sequence (and perhaps label, position)")
-    add("--embeddings", type=Path, help="instead: embeddings made as those that the bundle was trained on")
-    add("--bundle", type=Path, required=True, help="bundle (zip) of plm_train_classifier or plm_finetune")
-    add("--model", help="the model it was trained with: starter, folder, zip or hub:name (default: the built-in one)")
-    add("--allow-hub", action="store_true", help="let --model hub:... use the network")
-    add("--coverage", type=float, default=0.9, help="share (0-1) of sets or intervals that are to hold the truth")
-    add(
-        "--coverage-for",
-        choices=("all", "class"),
-        default="all",
-        help="that share holds over all proteins together, or for each class (larger sets)",
-    )
-    add(
-        "--novel-share",
-        type=float,
-        default=0.05,
-        help="share (0-1) of proteins like the validation ones that may be flagged as novel",
-    )
-    add(
-        "--abstain",
-        choices=("never", "novel", "unsure", "either"),
-        default="never",
-        help="make no call where a protein is novel, where its set is not a single class, or where either holds",
-    )
-    add("--top-k", type=int, default=3, help="likeliest classes listed in the column top; 0: no such column")
-    add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
-    add("--nucleotides", choices=("reject", "keep"), default="reject", help="records that are clearly DNA or RNA")
-    add("--predictions", type=stage.output_file, required=True, help="the predictions (tabular)")
-    text = "of bundles for residues: a row a residue with its probabilities (tabular)"
-    add("--residues", type=stage.output_file, help=text)
-    add("--submission", type=stage.output_file, help="ids and answers alone, comma-separated, to hand in")
-    add("--submission-columns", default="id,label", help="names of its two columns")
-    add("--status", type=stage.output_file, help="table of what became of each input record")
-    add("--figure", type=stage.output_file, help="how sure, and how far from the training proteins (PNG)")
-    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
-    add("--max-residues", type=int, default=0, help="longer proteins go in windows of this length; 0: as memory allows")
-    add("--max-memory", type=int, help="MiB that embedding may use on its processor or GPU (default: what there is)")
-    add("--batch-tokens", type=int, default=0, help="residues encoded together; 0: what suits the machine")
-    add("--work-dir", type=Path, help="folder for finished parts of embeddings (default: PLM_CHECKPOINT_DIR, if set)")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of matrix products")
-    return Arguments(**vars(parser.parse_args(argv)))
-
-
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"numpy": "1.26", "scipy": "1.11", "safetensors": "0.5"})
     from plm.model.bundles.classifier import bundle_kind
@@ -282,10 +226,10 @@ def settle(args: Arguments, bundle: ClassifierBundle | Bundle, reference: tuple,
         raise UserError(
             f"The bundle answers for each {bundle.task.level}, not for residues", where="--residues", fix="Leave it out"
         )
-    call = bundle.calls if hasattr(bundle, "calls") else bundle.predict_labels
+    call = bundle.calls
     return make_rules(
         bundle.task, call, errors=errors, coverage=args.coverage, by_class=args.coverage_for == "class",  # type: ignore[arg-type]
-        novelty=Novelty.of(reference, bundle.manifest.get("novelty"), args.novel_share), abstain=args.abstain,  # type: ignore[arg-type]
+        novelty=Novelty.of(reference, bundle.manifest.get("novelty"), args.novel_share), abstain=args.abstain,
     )  # fmt: skip
 
 
@@ -363,9 +307,5 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

@@ -11,15 +11,13 @@ Example:
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plm import stage
-from plm.errors import UserError
+from plm import flags, stage
 
 if TYPE_CHECKING:
     from plm.masked_lm.training import Score
@@ -27,94 +25,29 @@ if TYPE_CHECKING:
 NAME = "plm_pretrain"
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Hub, flags.MaskedTraining, flags.MaskedRates, flags.Device):
     """The command line; see ``--help``."""
 
-    input: Path
-    preset: str
-    model: str | None
-    allow_hub: bool
-    output_model: Path
-    history: Path | None
-    figure: Path | None
-    report: Path | None
-    checkpoint: Path | None
-    resume: Path | None
-    steps: int
-    batch_tokens: int
-    accumulate: int
-    max_length: int
-    mask_rate: float
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    weight_decay: float
-    holdout: float
-    identity: float
-    evaluate_every: int
-    checkpoint_every: float
-    time_limit: float | None
-    stored_dtype: str
-    device: str
-    precision: str
-    seed: int
-    title: str
-
-    def __post_init__(self) -> None:
-        for flag, value, low, high in (
-            ("--steps", self.steps, 1, 10**8),
-            ("--batch-tokens", self.batch_tokens, 16, 10**7),
-            ("--accumulate", self.accumulate, 1, 10**5),
-            ("--max-length", self.max_length, 8, 10**5),
-            ("--mask-rate", self.mask_rate, 0.01, 0.9),
-            ("--holdout", self.holdout, 0.001, 0.5),
-            ("--identity", self.identity, 0.2, 1.0),
-            ("--evaluate-every", self.evaluate_every, 1, 10**8),
-            ("--learning-rate", self.learning_rate, 1e-8, 1.0),
-            ("--warmup-steps", self.warmup_steps, 0, 10**8),
-        ):
-            if not low <= value <= high:
-                raise UserError(f"{value} is out of range", where=flag, fix=f"Choose {low} to {high}")
-
-
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--input", type=Path, required=True, help="proteins: FASTA, CSV/TSV with a sequence column, or a dataset table")
-    add("--preset", default="tiny", help="shape of a new model: tiny, small, esm2_8m, esm2_35m, esm2_150m, esm2_650m")
-    add("--model", help="continue from this ESM-2 model (starter, folder, zip, hub:name) instead of a new one")
-    add("--allow-hub", action="store_true", help="let --model hub:... use the network")
-    add("--output-model", type=stage.output_file, required=True, help="the trained model, a zip in Hugging Face format")
-    add("--history", type=stage.output_file, help="table of losses and held-out scores")
-    add("--figure", type=stage.output_file, help="the same as curves (PNG)")
-    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
-    add("--checkpoint", type=stage.output_file, help="where to write a checkpoint when the time limit comes")
-    add("--resume", type=Path, help="checkpoint of an earlier run with the same input and settings")
-    add("--steps", type=int, default=1000, help="optimiser steps")
-    add("--batch-tokens", type=int, default=8192, help="residues that are trained on together")
-    add("--accumulate", type=int, default=1, help="batches before each step")
-    add("--max-length", type=int, default=512, help="longer proteins give a random stretch of so many residues")
-    add("--mask-rate", type=float, default=0.15, help="share of residues to predict")
-    add("--learning-rate", type=float, default=1e-3, help="highest learning rate")
-    add("--schedule", choices=("linear", "cosine", "constant"), default="linear", help="course after the warm-up")
-    add("--warmup-steps", type=int, default=100, help="steps until the highest learning rate")
-    add("--weight-decay", type=float, default=0.01, help="AdamW weight decay")
-    add("--holdout", type=float, default=0.02, help="share of the clusters kept for evaluation")
-    add("--identity", type=float, default=0.3, help="relatives are at least this identical (0-1)")
-    add("--evaluate-every", type=int, default=200, help="steps between looks at the held-out clusters")
-    add("--checkpoint-every", type=float, default=10.0, help="minutes between checkpoints in PLM_CHECKPOINT_DIR")
-    add("--time-limit", type=float, help="stop after so many minutes with a checkpoint to go on from")
-    add("--stored-dtype", choices=("bfloat16", "float32"), default="bfloat16", help="type of the stored weights")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of matrix products")
-    add("--seed", type=int, default=42, help="of weights, split, batches and masks")
-    add("--title", default="", help="name of the model in its card")
-    return Arguments(**vars(parser.parse_args(argv)))
+    input: Path = flags.source(
+        "proteins: FASTA, CSV/TSV with a sequence column, or a dataset table", required=True
+    )
+    preset: str = flags.text(
+        "shape of a new model: tiny, small, esm2_8m, esm2_35m, esm2_150m, esm2_650m", "tiny"
+    )
+    model: str | None = flags.text(
+        "continue from this ESM-2 model (starter, folder, zip, hub:name) instead of a new one", None
+    )
+    output_model: Path = flags.output("the trained model, a zip in Hugging Face format", required=True)
+    history: Path | None = flags.output("table of losses and held-out scores")
+    figure: Path | None = flags.output("the same as curves (PNG)")
+    report: Path | None = flags.report()
+    max_length: int = flags.whole(512, "longer proteins give a random stretch of so many residues", 8, 10**5)
+    title: str = flags.text("name of the model in its card")
 
 
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "accelerate": "1.1"})
     import torch
@@ -207,9 +140,5 @@ def run(argv: Sequence[str] | None) -> None:
         keeper.close(finished=outcome.finished)
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

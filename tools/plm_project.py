@@ -13,13 +13,12 @@ Example:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,52 +29,38 @@ NAME = "plm_project"
 METHODS = ("pca", "tsne", "umap")
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.LabelKind, flags.Seed):
     """The command line; see ``--help``."""
 
-    embeddings: Path
-    queries: Path | None
-    layer: int | None
-    labels: Path | None
-    no_labels: bool
-    id_column: str
-    label_column: str
-    group_column: str
-    label_kind: str
-    methods: str
-    standardise: bool
-    metric: str
-    components: int
-    perplexity: float
-    neighbours: int
-    min_dist: float
-    score_neighbours: int
-    resamples: int
-    seed: int
-    coordinates: Path
-    figure: Path | None
-    scores: Path | None
-    report: Path | None
+    embeddings: Path = flags.source("reference embeddings: HDF5, npz, Parquet or a table", required=True)
+    queries: Path | None = flags.source("embeddings to lay over the references; made as those were")
+    no_labels: bool = flags.switch("use no labels, even if the embeddings carry some")
+    methods: str = flags.text("some of pca, tsne, umap, separated by commas", "pca,umap")
+    standardise: bool = flags.switch("scale each dimension to standard deviation 1")
+    metric: str = flags.choice(("euclidean", "cosine"), "distance between proteins")
+    components: int = flags.whole(50, "principal components that t-SNE and UMAP see", 2, 1000)
+    perplexity: float = flags.number(
+        30.0, "t-SNE: about how many neighbours count; reduced if too many", 1, 1000
+    )
+    neighbours: int = flags.whole(15, "UMAP: neighbours of each protein; reduced if too many", 2, 500)
+    min_dist: float = flags.number(0.1, "UMAP: how close points may lie, 0 to 1", 0, 1)
+    score_neighbours: int = flags.whole(10, "neighbours of the scores", 1, 500)
+    resamples: int = flags.resamples("bootstrap resamples and shuffles of the labels")
+    coordinates: Path = flags.output("table of every protein's place", required=True)
+    figure: Path | None = flags.output("picture (PNG)")
+    scores: Path | None = flags.output("table of scores")
+    report: Path | None = flags.report()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         unknown = [name for name in self.chosen if name not in METHODS]
         if unknown or not self.chosen or len(set(self.chosen)) < len(self.chosen):
             raise UserError(
                 f"--methods {self.methods!r} are not some of {', '.join(METHODS)}, each once", fix="Give e.g. pca,umap"
             )
-        for flag, value, low, high in (
-            ("--components", self.components, 2, 1000), ("--perplexity", self.perplexity, 1, 1000),
-            ("--neighbours", self.neighbours, 2, 500), ("--min-dist", self.min_dist, 0, 1),
-            ("--score-neighbours", self.score_neighbours, 1, 500), ("--resamples", self.resamples, 100, 100_000),
-            ("--seed", self.seed, 0, 2**32 - 1),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise UserError(f"{value:g} is out of range", where=flag, fix=f"Choose {low:g} to {high:g}")
         if self.no_labels and (self.labels or self.label_column):
             raise UserError("--no-labels and labels exclude each other", fix="Leave out one of them")
-        if self.id_column and not self.labels:
-            raise UserError("--id-column is a column of the table of labels", fix="Give the table with --labels")
+        super().check()
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -83,45 +68,8 @@ class Arguments:
         return tuple(name.strip() for name in self.methods.split(",") if name.strip())
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--embeddings", type=Path, required=True, help="reference embeddings: HDF5, npz, Parquet or a table")
-    add("--queries", type=Path, help="embeddings to lay over the references; made as those were")
-    add("--layer", type=int, help="which layer of files that hold several")
-    add("--labels", type=Path, help="table with ids and labels (default: a label column of the embeddings, if any)")
-    add("--no-labels", action="store_true", help="use no labels, even if the embeddings carry some")
-    add(
-        "--id-column",
-        default="",
-        help="column of the ids, by name or number (default: id, accession, ... or the first)",
-    )
-    add("--label-column", default="", help="column of the labels, by name or number (default: label, class, ...)")
-    add(
-        "--group-column",
-        default="",
-        help="column that names groups of relatives, or none (default: group, cluster and protein, if there)",
-    )
-    add("--label-kind", choices=("auto", "class", "number"), default="auto", help="what the labels are")
-    add("--methods", default="pca,umap", help="some of pca, tsne, umap, separated by commas")
-    add("--standardise", action="store_true", help="scale each dimension to standard deviation 1")
-    add("--metric", choices=("euclidean", "cosine"), default="euclidean", help="distance between proteins")
-    add("--components", type=int, default=50, help="principal components that t-SNE and UMAP see")
-    add("--perplexity", type=float, default=30.0, help="t-SNE: about how many neighbours count; reduced if too many")
-    add("--neighbours", type=int, default=15, help="UMAP: neighbours of each protein; reduced if too many")
-    add("--min-dist", type=float, default=0.1, help="UMAP: how close points may lie, 0 to 1")
-    add("--score-neighbours", type=int, default=10, help="neighbours of the scores")
-    add("--resamples", type=int, default=1000, help="bootstrap resamples and shuffles of the labels")
-    add("--seed", type=int, default=42, help="equal seeds give equal results")
-    add("--coordinates", type=stage.output_file, required=True, help="table of every protein's place")
-    add("--figure", type=stage.output_file, help="picture (PNG)")
-    add("--scores", type=stage.output_file, help="table of scores")
-    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
-    return Arguments(**vars(parser.parse_args(argv)))
-
-
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     needed = {"numpy": "1.26", "scikit-learn": "1.5", "matplotlib": "3.8", "h5py": "3.10"}
     if "tsne" in args.chosen:
@@ -225,9 +173,5 @@ def _write(path: Path, lines: Any) -> None:
         handle.writelines(f"{line}\n" for line in lines)
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

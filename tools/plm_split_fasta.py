@@ -11,13 +11,12 @@ Example:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,39 +26,25 @@ NAME = "plm_split_fasta"
 COLUMNS = ("part", "records", "residues", "longest", "first_id", "last_id")
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Flags):
     """The command line; see ``--help``."""
 
-    input: Path
-    parts: int | None
-    max_residues: int | None
-    output_dir: Path
-    table: Path | None
+    input: Path = flags.source("FASTA, plain or gzipped", required=True)
+    parts: int | None = flags.whole(None, "number of parts, 1 to 9999; fewer if there are fewer records", 1, 9999)
+    max_residues: int | None = flags.whole(
+        None, "instead: residues of a part at most; a longer record is alone in its part", 1
+    )
+    output_dir: Path = flags.output_folder("new or empty folder for part_0001.fasta, ...", required=True)
+    table: Path | None = flags.output("table of the parts: records, residues, longest record, first and last id")
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if (self.parts is None) == (self.max_residues is None):
             raise UserError("Give either the number of parts or their size", where="--parts or --max-residues")
-        if self.parts is not None and not 1 <= self.parts <= 9999:
-            raise UserError(f"{self.parts} is out of range", where="--parts", fix="Choose 1 to 9999")
-        if self.max_residues is not None and self.max_residues < 1:
-            raise UserError(f"{self.max_residues} is out of range", where="--max-residues", fix="Choose 1 or more")
-
-
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--input", type=Path, required=True, help="FASTA, plain or gzipped")
-    add("--parts", type=int, help="number of parts, 1 to 9999; fewer if there are fewer records")
-    add("--max-residues", type=int, help="instead: residues of a part at most; a longer record is alone in its part")
-    add("--output-dir", type=stage.output_folder, required=True, help="new or empty folder for part_0001.fasta, ...")
-    text = "table of the parts: records, residues, longest record, first and last id"
-    add("--table", type=stage.output_file, help=text)
-    return Arguments(**vars(parser.parse_args(argv)))
 
 
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     from plm.jobs.split_merge import fasta_parts
 
@@ -108,9 +93,5 @@ def _write_table(path: Path, parts: list[Part], ends: list[tuple[str, str]]) -> 
             handle.write("\t".join(map(str, row)) + "\n")
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,132 +35,90 @@ IMAGES = ("heads", "confusion", "curves", "search_figure")
 PRESETS = {"arginator": {"width": 256, "depth": 2, "dropout": 0.2}, "small": {"width": 64, "depth": 1, "dropout": 0.1}}
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Data(flags.ClassFiles, heading="data and task"):
+    """What is learnt."""
+
+    labels: Path | None = flags.source(
+        "table with ids and labels, perhaps with split, fold, group, cluster and sequence"
+    )
+    target: str = flags.choice(("auto", "class", "number"), "classes or numbers")
+    positive_class: str = flags.text("of two classes the one to detect (default: the last)")
+    smallest_class: int = flags.whole(0, "leave out classes with fewer members; 0: none", 0, 10**9)
+    identity: float | None = flags.number(
+        None, "identity of relatives (0-1) when splitting by sequence", 0.05, 1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(flags.Seed, heading="heads"):
+    """How it is learnt."""
+
+    head: str = flags.choice(
+        ("auto", "logistic", "ridge", "neighbours", "feedforward"),
+        "head of the bundle; auto: the best on the validation rows",
+    )
+    metric: str = flags.text("main metric (default: auroc, macro_f1 or spearman)", "auto")
+    balance: str = flags.choice(("none", "weights", "sampling"), "make rare classes count as much")
+    no_standardise: bool = flags.switch("take embeddings as they are")
+    preset: str = flags.choice(tuple(PRESETS), "size of the feed-forward network")
+    width: int | None = flags.whole(
+        None, "units of its first hidden layer; each further layer has half as many", 1, 8192
+    )
+    depth: int | None = flags.whole(None, "hidden layers", 1, 8)
+    dropout: float | None = flags.number(None, "after each hidden layer", 0, 0.95)
+    learning_rate: float = flags.number(1e-3, "of AdamW (default: %(default)s)", 1e-8, 10)
+    weight_decay: float = flags.number(1e-4, "of AdamW (default: %(default)s)", 0, 10)
+    batch: int = flags.whole(128, "rows in a step (default: %(default)s)", 1, 10**6)
+    epochs: int = flags.whole(40, "passes over the training rows at most (default: %(default)s)", 1, 10_000)
+    patience: int = flags.whole(
+        6, "epochs without a better validation score; 0: never stop early", 0, 10_000
+    )
+    select: str = flags.choice(("loss", "metric"), "validation score that chooses the epoch")
+    search_trials: int = flags.whole(
+        0, "trials of a search for the network's settings; 0: no search", 0, 10_000
+    )
+    resume_study: Path | None = flags.source("study of an earlier search to go on with")
+    resamples: int = flags.resamples("bootstrap resamples; fewer for large tables")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(flags.Flags, heading="outputs"):
+    """What is written."""
+
+    bundle: Path = flags.output("the trained classifier (zip)", required=True)
+    name: str = flags.text("its name in tables and reports (default: model and head)")
+    licence: str = flags.text("licence of the data, for the model card")
+    predictions: Path | None = flags.output(
+        "validation and test rows, predicted by the reloaded bundle (tabular)"
+    )
+    metrics: Path | None = flags.output("scores of all heads and baselines (tabular)")
+    status: Path | None = flags.output("what became of every embedding and every row of labels (tabular)")
+    history: Path | None = flags.output("losses and scores of the feed-forward network (tabular)")
+    curves: Path | None = flags.output("the same as a figure (PNG)")
+    heads: Path | None = flags.output("heads beside baselines (PNG)")
+    confusion: Path | None = flags.output("confusion matrix, or predicted and true numbers (PNG)")
+    search_history: Path | None = flags.output("trials of the search (tabular)")
+    search_figure: Path | None = flags.output("the same, and importance (PNG)")
+    study: Path | None = flags.output("the search's trials, to go on with later")
+    report: Path | None = flags.report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Data, Heads, Outputs):
     """The command line; see ``--help``."""
 
-    embeddings: list[Path]
-    layer: int | None
-    class_name: list[str]
-    labels: Path | None
-    id_column: str
-    label_column: str
-    target: str
-    positive_class: str
-    smallest_class: int
-    identity: float | None
-    head: str
-    metric: str
-    balance: str
-    no_standardise: bool
-    preset: str
-    width: int | None
-    depth: int | None
-    dropout: float | None
-    learning_rate: float
-    weight_decay: float
-    batch: int
-    epochs: int
-    patience: int
-    select: str
-    search_trials: int
-    resume_study: Path | None
-    resamples: int
-    seed: int
-    name: str
-    licence: str
-    bundle: Path
-    predictions: Path | None
-    metrics: Path | None
-    status: Path | None
-    history: Path | None
-    curves: Path | None
-    heads: Path | None
-    confusion: Path | None
-    search_history: Path | None
-    search_figure: Path | None
-    study: Path | None
-    report: Path | None
-
-    def __post_init__(self) -> None:
-        for flag, value, low, high in (
-            ("--smallest-class", self.smallest_class, 0, 10**9), ("--identity", self.identity, 0.05, 1),
-            ("--width", self.width, 1, 8192), ("--depth", self.depth, 1, 8), ("--dropout", self.dropout, 0, 0.95),
-            ("--learning-rate", self.learning_rate, 1e-8, 10), ("--weight-decay", self.weight_decay, 0, 10),
-            ("--batch", self.batch, 1, 10**6), ("--epochs", self.epochs, 1, 10_000),
-            ("--patience", self.patience, 0, 10_000), ("--search-trials", self.search_trials, 0, 10_000),
-            ("--resamples", self.resamples, 100, 100_000), ("--seed", self.seed, 0, 2**32 - 1),
-        ):  # fmt: skip
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{value:g} is out of range", where=flag, fix=f"Choose {low:g} to {high:g}")
+    def check(self) -> None:
         if not self.search_trials and (self.resume_study or self.study or self.search_history or self.search_figure):
             raise UserError(
-                "Outputs of a search and a study to resume need a search", where="--search-trials",
+                "Outputs of a search and a study to resume need a search",
+                where="--search-trials",
                 fix="Give the number of trials",
-            )  # fmt: skip
-
-
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    group = parser.add_argument_group("data and task")
-    add = group.add_argument
-    add(
-        "--embeddings",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="one or more files of one model: HDF5, npz, Parquet or tables",
-    )
-    add("--layer", type=int, help="which layer of files that hold several")
-    add("--class-name", action="append", default=[], help="class of a file; once for each file (default: files' names)")
-    add("--labels", type=Path, help="table with ids and labels, perhaps with split, fold, group, cluster and sequence")
-    add("--id-column", default="", help="column of the ids, by name or number (default: id, accession, ...)")
-    add("--label-column", default="", help="column of the labels, by name or number (default: label, class, ...)")
-    add("--target", choices=("auto", "class", "number"), default="auto", help="classes or numbers")
-    add("--positive-class", default="", help="of two classes the one to detect (default: the last)")
-    add("--smallest-class", type=int, default=0, help="leave out classes with fewer members; 0: none")
-    add("--identity", type=float, help="identity of relatives (0-1) when splitting by sequence")
-    group = parser.add_argument_group("heads")
-    add = group.add_argument
-    heads = ("auto", "logistic", "ridge", "neighbours", "feedforward")
-    add("--head", choices=heads, default="auto", help="head of the bundle; auto: the best on the validation rows")
-    add("--metric", default="auto", help="main metric (default: auroc, macro_f1 or spearman)")
-    add("--balance", choices=("none", "weights", "sampling"), default="none", help="make rare classes count as much")
-    add("--no-standardise", action="store_true", help="take embeddings as they are")
-    add("--preset", choices=tuple(PRESETS), default="arginator", help="size of the feed-forward network")
-    add("--width", type=int, help="units of its first hidden layer; each further layer has half as many")
-    add("--depth", type=int, help="hidden layers")
-    add("--dropout", type=float, help="after each hidden layer")
-    add("--learning-rate", type=float, default=1e-3, help="of AdamW (default: %(default)s)")
-    add("--weight-decay", type=float, default=1e-4, help="of AdamW (default: %(default)s)")
-    add("--batch", type=int, default=128, help="rows in a step (default: %(default)s)")
-    add("--epochs", type=int, default=40, help="passes over the training rows at most (default: %(default)s)")
-    add("--patience", type=int, default=6, help="epochs without a better validation score; 0: never stop early")
-    add("--select", choices=("loss", "metric"), default="loss", help="validation score that chooses the epoch")
-    add("--search-trials", type=int, default=0, help="trials of a search for the network's settings; 0: no search")
-    add("--resume-study", type=Path, help="study of an earlier search to go on with")
-    add("--resamples", type=int, default=1000, help="bootstrap resamples; fewer for large tables")
-    add("--seed", type=int, default=42, help="equal seeds give equal results")
-    group = parser.add_argument_group("outputs")
-    add = group.add_argument
-    add("--bundle", type=stage.output_file, required=True, help="the trained classifier (zip)")
-    add("--name", default="", help="its name in tables and reports (default: model and head)")
-    add("--licence", default="", help="licence of the data, for the model card")
-    for flag, text in {
-        "predictions": "validation and test rows, predicted by the reloaded bundle (tabular)",
-        "metrics": "scores of all heads and baselines (tabular)",
-        "status": "what became of every embedding and every row of labels (tabular)",
-        "history": "losses and scores of the feed-forward network (tabular)", "curves": "the same as a figure (PNG)",
-        "heads": "heads beside baselines (PNG)", "confusion": "confusion matrix, or predicted and true numbers (PNG)",
-        "search-history": "trials of the search (tabular)", "search-figure": "the same, and importance (PNG)",
-        "study": "the search's trials, to go on with later", "report": "report in Galaxy's markdown",
-    }.items():  # fmt: skip
-        add(f"--{flag}", type=stage.output_file, help=text)
-    return Arguments(**vars(parser.parse_args(argv)))
+            )
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     needed = {"numpy": "1.26", "scikit-learn": "1.5", "torch": "2.6", "safetensors": "0.5", "pandas": "2.1"}
     stage.require({**needed, **({"optuna": "4.2"} if args.search_trials else {})})
     log = stage.log(NAME)
@@ -330,9 +287,5 @@ def _id(key: str) -> tuple[str, str]:
     return name, place
 
 
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)
