@@ -74,8 +74,8 @@ def test_stopped_job_goes_on_as_if_nothing_had_stopped_it(stage: str, run_stage:
     if all(torch.equal(resumed[key], expected[key]) for key in expected):
         return
     # The machine that wrote the checkpoint adds up otherwise than this one. Where a gradient is next to nothing, AdamW
-    # turns such a rounding error into a step of the size of the learning rate, so only the mean over all weights is small:
-    # the last two steps move it by 4e-4 or more.
+    # turns such a rounding error into a step as large as the learning rate, so only the mean over all weights is small.
+    # The last two steps move it by 4e-4 or more.
     rerun(run_stage, name, tmp_path / f"undisturbed_{name}")
     undisturbed = tensors(tmp_path / f"undisturbed_{name}")
     assert resumed.keys() == undisturbed.keys()
