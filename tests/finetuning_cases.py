@@ -16,7 +16,7 @@ from plm.jobs.finetune.objectives import choose_metric
 from plm.jobs.finetune.training import TrainingSettings
 from plm.jobs.finetune.validation import Calibration, calibrate
 from plm.model.adapters import AdapterSettings
-from plm.model.bundles.fine_tuned import Bundle, load_bundle
+from plm.model.bundles.fine_tuned import FineTunedBundle, load_bundle
 from plm.model.checkpoint import resolve_model
 from plm.training.folds import parts
 
@@ -82,7 +82,7 @@ def job(
     )  # fmt: skip
 
 
-def released(made: Job, model: Path, path: Path, *, finished: bool = True) -> tuple[Bundle, Calibration]:
+def released(made: Job, model: Path, path: Path, *, finished: bool = True) -> tuple[FineTunedBundle, Calibration]:
     """The bundle of a trained job, written and loaded again."""
     calibration = calibrate(made)
     content = manifest(made, calibration, name="tiny", finished=finished, licence="")

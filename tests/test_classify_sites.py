@@ -24,7 +24,7 @@ from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.jobs.classify_sites.candidates import check_letters, read_candidates, survey
 from plm.model import adapters
-from plm.model.bundles.fine_tuned import Bundle, MemberFiles, load_bundle, save_network, write_bundle
+from plm.model.bundles.fine_tuned import FineTunedBundle, MemberFiles, load_bundle, save_network, write_bundle
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.heads import HeadConfig, build_head
 from plm.model.network import as_network
@@ -112,7 +112,7 @@ def classify(
 
 
 @pytest.fixture(scope="module")
-def loaded_bundle(tiny_bundle: Path, tiny_esm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def loaded_bundle(tiny_bundle: Path, tiny_esm2: Path, tmp_path_factory: pytest.TempPathFactory) -> FineTunedBundle:
     workdir = tmp_path_factory.mktemp("loaded")
     return load_bundle(tiny_bundle, str(tiny_esm2), workdir=workdir, device="cpu", precision="fp32")
 
@@ -130,7 +130,7 @@ def made_up(length: int, seed: int = 0) -> str:
 
 
 def test_every_candidate_is_answered_as_the_bundle_answers_its_window(
-    classify: Callable[..., Path], query: Path, loaded_bundle: Bundle
+    classify: Callable[..., Path], query: Path, loaded_bundle: FineTunedBundle
 ) -> None:
     rows = table(classify(query) / "sites.tsv")
     expected = [
@@ -148,7 +148,7 @@ def test_every_candidate_is_answered_as_the_bundle_answers_its_window(
         direct = loaded_bundle.predict([sequence[start : at + 17]], [at - start])[0]
         assert float(row["p_0"]) == pytest.approx(direct[0], abs=2e-5)
         assert float(row["p_1"]) == pytest.approx(direct[1], abs=2e-5)
-        assert row["call"] == loaded_bundle.predict_labels(direct[None])[0]
+        assert row["call"] == loaded_bundle.calls(direct[None])[0]
         assert row["residue"] == "Y" and row["model"].startswith("tiny_site@")
 
 
@@ -174,7 +174,7 @@ def test_order_and_company_of_proteins_do_not_matter(classify: Callable[..., Pat
     assert alone == pytest.approx({key: together[key] for key in alone}, abs=2e-5)
 
 
-def test_sites_at_the_very_ends(classify: Callable[..., Path], loaded_bundle: Bundle) -> None:
+def test_sites_at_the_very_ends(classify: Callable[..., Path], loaded_bundle: FineTunedBundle) -> None:
     middle = made_up(60, 1).replace("Y", "F")
     sequence = f"Y{middle}Y"
     rows = table(classify(f">ends\n{sequence}\n>one\nY\n") / "sites.tsv")
@@ -232,16 +232,16 @@ def test_out_of_memory_halves_the_batch(
     classify: Callable[..., Path], query: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = table(classify(query, name="a") / "sites.tsv")
-    predict = Bundle.predict
+    predict = FineTunedBundle.predict
     budgets = []
 
-    def short_of_memory(self: Bundle, sequences: Any, positions: Any = None, budget: int = 0, **options: Any) -> Any:
+    def short_of_memory(self: FineTunedBundle, sequences: Any, positions: Any = None, budget: int = 0, **options: Any) -> Any:
         budgets.append(budget)
         if budget > 3000:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return predict(self, sequences, positions, budget, **options)
 
-    monkeypatch.setattr(Bundle, "predict", short_of_memory)
+    monkeypatch.setattr(FineTunedBundle, "predict", short_of_memory)
     # Loading proves itself with predict as well, within the memory.
     monkeypatch.setattr("plm.model.bundles.fine_tuned.DEFAULT_BUDGET", 2000)
     monkeypatch.setattr("plm.model.bundles.fine_tuned._self_test", lambda *args: None)
@@ -259,13 +259,13 @@ def test_memory_that_holds_nothing_is_one_clear_line(
     def out_of_memory(*args: Any, **options: Any) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(Bundle, "predict", out_of_memory)
+    monkeypatch.setattr(FineTunedBundle, "predict", out_of_memory)
     with pytest.raises(UserError, match="memory does not hold even 64 tokens"):
         classify(query)
 
 
 @pytest.mark.slow
-def test_a_protein_of_35000_residues(classify: Callable[..., Path], loaded_bundle: Bundle) -> None:
+def test_a_protein_of_35000_residues(classify: Callable[..., Path], loaded_bundle: FineTunedBundle) -> None:
     sequence = made_up(35_000, 9)
     rows = table(classify(f">titin_like\n{sequence}\n") / "sites.tsv")
     assert [int(row["position"]) for row in rows] == [at + 1 for at, letter in enumerate(sequence) if letter == "Y"]

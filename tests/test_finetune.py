@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +66,7 @@ def test_outputs_of_a_site_task(tiny_esm2: Path, tmp_path: Path, capsys: pytest.
     sequences = dict(zip(frame["id"], frame["sequence"], strict=True))
     again = bundle.predict([sequences[key] for key in ensemble["id"]], [7] * len(ensemble))
     np.testing.assert_allclose(again[:, 1], ensemble["p_1"].astype(float), atol=2e-6)
-    assert bundle.predict_labels(again) == ensemble["call"].tolist()
+    assert bundle.calls(again) == ensemble["call"].tolist()
 
     read_predictions(made["predictions"])
     history = table(made["history"])
@@ -199,22 +198,6 @@ def test_missing_library_is_named(
     )  # fmt: skip
     assert done.returncode == 1
     assert "peft 0.1.0 is too old: this tool needs" in done.stderr
-
-
-def test_flags_of_the_form_are_flags_of_the_script(root: Path) -> None:
-    form = ElementTree.parse(root / "tools" / "plm_finetune.xml")
-    flags = {param.get("argument") for param in form.iter("param") if param.get("argument")}
-    given = vars(plm_finetune.arguments(["--dataset", "d", "--model", "starter", "--bundle", "b"]))
-    assert {str(flag).removeprefix("--").replace("-", "_") for flag in flags} <= set(given)
-    for param in form.iter("param"):
-        flag = str(param.get("argument", "")).removeprefix("--").replace("-", "_")
-        options = {option.get("value") for option in param.iter("option")}
-        if flag == "method":
-            assert options <= {*plm_finetune.METHODS, "compare"}
-        if flag in plm_finetune.CHOICES and options:
-            assert options <= set(plm_finetune.CHOICES[flag])
-        if flag in given and param.get("value") and param.get("type") in ("integer", "float"):
-            assert float(str(param.get("value"))) == float(given[flag]), f"default of --{flag}"
 
 
 @pytest.mark.parametrize("rate", [["--learning-rate", "1e30"], ["--head-learning-rate", "1e38"]], ids=["lora", "head"])

@@ -364,12 +364,12 @@ def test_finetuned_models_answer_for_proteins(
     columns = ["value"] if target == "number" else [f"p_{name}" for name in bundle.task.classes]
     np.testing.assert_allclose(found[columns].to_numpy().astype(float), expected, rtol=1e-4, atol=2e-6)
     if target == "class":
-        assert found["call"].tolist() == bundle.predict_labels(expected)
+        assert found["call"].tolist() == bundle.calls(expected)
     report = outputs["report"].read_text()
     assert ({"low", "high"} if target == "number" else {"set", "set_size"}) <= set(found.columns)
     assert "of 8 validation proteins" in report and "of the training proteins to each other" not in report
     # Novelty rests on the representations that the bundle was given as reference.
-    ids, _, _ = bundle.reference()
+    ids, _, _ = bundle.reference
     own = found[found["id"].isin(ids)]
     assert (own["nearest"] == own["id"]).all()
     assert table(outputs["status"])["duplicate_of"].tolist()[len(rows) :] == list(rows["id"])

@@ -11,8 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import hashlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plm import stage
+from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,85 +26,48 @@ if TYPE_CHECKING:
     from plm.jobs.classify_sites.report import Found
     from plm.jobs.classify_sites.scan import SiteScanner
     from plm.jobs.classify_sites.tables import SiteTables, Truth
-    from plm.model.bundles.fine_tuned import Bundle
+    from plm.model.bundles.fine_tuned import FineTunedBundle
     from plm.scoring.operating_point import OperatingPoint
 
 NAME = "plm_classify_sites"
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Hub, flags.Proteins, flags.Device):
     """The command line; see ``--help``."""
 
-    input: Path
-    bundle: Path
-    model: str | None
-    allow_hub: bool
-    residues: str
-    false_positive_rate: float | None
-    prevalence: float | None
-    truth: Path | None
-    truth_otherwise: str
-    duplicate_ids: str
-    nucleotides: str
-    sites: Path
-    gff: Path | None
-    gff_sites: str
-    figure: Path | None
-    tracks: int
-    status: Path | None
-    report: Path | None
-    batch_tokens: int
-    device: str
-    precision: str
+    input: Path = flags.source("whole proteins: FASTA, plain or gzipped", required=True)
+    bundle: Path = flags.source("fine-tuned model of plm_finetune (zip), trained on a site task", required=True)
+    model: str | None = flags.text(
+        "the base model it was trained on: starter, folder, zip or hub:name (default: the built-in one)", None
+    )
+    residues: str = flags.text("candidate residues, e.g. Y or ST (default: those the bundle was trained on)")
+    false_positive_rate: float | None = flags.share(
+        None, "call so that at most this share (0-1) of validation negatives is called", 0.05
+    )
+    prevalence: float | None = flags.share(
+        None, "share (0-1) of candidates that are real sites, to adjust probabilities to", 0.05
+    )
+    truth: Path | None = flags.source("table of known sites: accession, 1-based position and perhaps label")
+    truth_otherwise: str = flags.text("class of unlisted candidates in proteins with a listed site")
+    sites: Path = flags.output("table of every candidate (a predictions table)", required=True)
+    gff: Path | None = flags.output("sites as GFF3 on the proteins")
+    gff_sites: str = flags.choice(("called", "all"), "which sites the GFF3 has")
+    figure: Path | None = flags.output("probabilities along the proteins (PNG)")
+    tracks: int = flags.whole(12, "proteins in the figure at most", 1, 40)
+    status: Path | None = flags.status()
+    report: Path | None = flags.report()
+    batch_tokens: int = flags.whole(
+        8192, "residues encoded together; halved when memory runs out", 64, 10**7
+    )
 
-    def __post_init__(self) -> None:
-        for flag, share in (("--false-positive-rate", self.false_positive_rate), ("--prevalence", self.prevalence)):
-            if share is not None and not 0 < share < 1:
-                raise UserError(f"{share:g} is no share between 0 and 1", where=flag, fix="Give e.g. 0.05 for 5 %")
-        if not 64 <= self.batch_tokens <= 10**7:
-            raise UserError(f"{self.batch_tokens} is out of range", where="--batch-tokens", fix="Choose 64 to 10000000")
-        if not 1 <= self.tracks <= 40:
-            raise UserError(f"{self.tracks} is out of range", where="--tracks", fix="Choose 1 to 40")
+    def check(self) -> None:
         if self.truth_otherwise and self.truth is None:
             raise UserError("There is no list of real sites", where="--truth-otherwise", fix="Give one with --truth")
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
-    parser = stage.parser(NAME, __doc__ or "")
-    add = parser.add_argument
-    add("--input", type=Path, required=True, help="whole proteins: FASTA, plain or gzipped")
-    add("--bundle", type=Path, required=True, help="fine-tuned model of plm_finetune (zip), trained on a site task")
-    add(
-        "--model", help="the base model it was trained on: starter, folder, zip or hub:name (default: the built-in one)"
-    )
-    add("--allow-hub", action="store_true", help="let --model hub:... use the network")
-    add("--residues", default="", help="candidate residues, e.g. Y or ST (default: those the bundle was trained on)")
-    add(
-        "--false-positive-rate",
-        type=float,
-        help="call so that at most this share (0-1) of validation negatives is called",
-    )
-    add("--prevalence", type=float, help="share (0-1) of candidates that are real sites, to adjust probabilities to")
-    add("--truth", type=Path, help="table of known sites: accession, 1-based position and perhaps label")
-    add("--truth-otherwise", default="", help="class of unlisted candidates in proteins with a listed site")
-    add("--duplicate-ids", choices=("error", "rename", "first"), default="error", help="when an id comes again")
-    add("--nucleotides", choices=("reject", "keep"), default="reject", help="records that are clearly DNA or RNA")
-    add("--sites", type=stage.output_file, required=True, help="table of every candidate (a predictions table)")
-    add("--gff", type=stage.output_file, help="sites as GFF3 on the proteins")
-    add("--gff-sites", choices=("called", "all"), default="called", help="which sites the GFF3 has")
-    add("--figure", type=stage.output_file, help="probabilities along the proteins (PNG)")
-    add("--tracks", type=int, default=12, help="proteins in the figure at most")
-    add("--status", type=stage.output_file, help="table of what became of each input record")
-    add("--report", type=stage.output_file, help="report in Galaxy's markdown")
-    add("--batch-tokens", type=int, default=8192, help="residues encoded together; halved when memory runs out")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of matrix products")
-    return Arguments(**vars(parser.parse_args(argv)))
-
-
 def run(argv: Sequence[str] | None) -> None:
-    args = parse(argv)
+    args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17", "safetensors": "0.5"})
     from plm.jobs.classify_sites import candidates
@@ -156,7 +117,7 @@ def run(argv: Sequence[str] | None) -> None:
         for note in notes:
             log.warning("Note: %s", note)
 
-        model = f"{bundle.name}@{_digest(args.bundle)[:12]}"
+        model = bundle.signature(args.bundle)
         tables = _open_tables(args, bundle, point, model, outputs, opened)
         found = Found(bundle.task, args.tracks)
         _scan(args, scanner, letters, survey, tables, found, truth, log)
@@ -168,7 +129,7 @@ def run(argv: Sequence[str] | None) -> None:
             notes.append(
                 f"{scanner.segmented} proteins were too long for the memory and were seen in overlapping segments."
             )
-        if not bundle.manifest.get("finished", True):
+        if not bundle.finished:
             notes.append("The bundle is unfinished: its training was stopped by its time limit.")
         _finish(args, bundle, point, found, letters, model, notes, outputs, log)
 
@@ -189,7 +150,12 @@ def _plan(log: stage.logging.Logger, survey: Survey, scanner: SiteScanner, lette
 
 
 def _open_tables(
-    args: Arguments, bundle: Bundle, point: OperatingPoint | None, model: str, outputs: stage.Outputs, opened: ExitStack
+    args: Arguments,
+    bundle: FineTunedBundle,
+    point: OperatingPoint | None,
+    model: str,
+    outputs: stage.Outputs,
+    opened: ExitStack,
 ) -> SiteTables:
     from plm.jobs.classify_sites.gff import GffWriter
     from plm.jobs.classify_sites.tables import SiteTables
@@ -199,7 +165,7 @@ def _open_tables(
         None if path is None else opened.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in paths
     ]
     gff = None if handles[2] is None else GffWriter(handles[2], NAME)
-    finished = bool(bundle.manifest.get("finished", True))
+    finished = bundle.finished
     return SiteTables(bundle.task, point, model, finished, handles[0], handles[1], gff, args.gff_sites == "all")
 
 
@@ -236,7 +202,7 @@ def _scan(
 
 
 def _finish(
-    args: Arguments, bundle: Bundle, point: OperatingPoint | None, found: Found, letters: str, model: str,
+    args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, found: Found, letters: str, model: str,
     notes: list[str], outputs: stage.Outputs, log: stage.logging.Logger,
 ) -> None:  # fmt: skip
     """Figure, report and the last lines of the log."""
@@ -258,17 +224,8 @@ def _finish(
         "%d records: %d classified, %d without a candidate, %d rejected",
         found.proteins, found.classified, found.without, found.rejected,
     )  # fmt: skip
-    log.info("%s.", first_line(found, point, letters, bool(bundle.manifest.get("finished", True))))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def main() -> None:
-    stage.main(NAME, run, sys.argv[1:])
+    log.info("%s.", first_line(found, point, letters, bundle.finished))
 
 
 if __name__ == "__main__":
-    main()
+    stage.main(NAME, run)

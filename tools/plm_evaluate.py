@@ -47,7 +47,7 @@ class Arguments(flags.Flags):
     name: list[str] = flags.text("what to call the model of each table; repeat in the same order", again=True)
     training: Path | None = flags.source("the dataset of the predictions, for baselines and identity to training")
     task: str = flags.choice(("auto", "class", "number"), "what is predicted")
-    splits: str = flags.text("splits to evaluate, comma-separated (default: test)", "test")
+    splits: str = flags.words(("test", "valid", "train"), "splits to evaluate, comma-separated (default: test)", "test")
     positive_class: str = flags.text("positive class of a two-class task (default: the last in order)")
     main_metric: str = flags.choice(("auto", *_METRICS.split()), "metric that models are compared by")
     window: int = flags.whole(33, "residues around a site that baselines see (default: 33)")
@@ -83,18 +83,9 @@ class Arguments(flags.Flags):
     def check(self) -> None:
         if self.window < 3 or self.window % 2 == 0:
             raise UserError(f"--window {self.window} must be odd, so that the site is its centre", fix="Give e.g. 33")
-        unknown = set(self.split_names) - {"train", "valid", "test"}
-        if unknown or not self.split_names:
-            raise UserError(
-                f"--splits {self.splits!r} is none of train, valid, test", fix="Give e.g. test or valid,test"
-            )
         if self.baseline_predictions and not self.training:
             raise UserError("--baseline-predictions needs the training table", fix="Give --training")
         _ = self.bins
-
-    @property
-    def split_names(self) -> tuple[str, ...]:
-        return tuple(part.strip() for part in self.splits.split(",") if part.strip())
 
     @property
     def bins(self) -> tuple[float, ...]:
@@ -124,7 +115,7 @@ def run(argv: Sequence[str] | None) -> None:
     log = stage.log(NAME)
     tables = [(path.name, predictions.read_predictions(path)) for path in args.predictions]
     evaluation = predictions.gather(
-        tables, args.name, splits=args.split_names, positive=args.positive_class, unfinished=args.unfinished
+        tables, args.name, splits=flags.parts(args.splits), positive=args.positive_class, unfinished=args.unfinished
     )
     _check_task(args, evaluation.kind)
     metric = metrics.main_metric(evaluation.kind, args.main_metric)
@@ -192,8 +183,7 @@ def _check_task(args: Arguments, kind: str) -> None:
 def _baselines(
     args: Arguments, evaluation: Evaluation, metric: str
 ) -> tuple[list[Answer], NDArray[np.float64], str, list[str], int]:
-    """Answers of the baselines, identity of each row to training, the baseline to beat, how it was done, training rows.
-    """
+    """Answers of the baselines, identity of rows to training, the baseline to beat, notes, number of training rows."""
     from plm.data import dataset_table
     from plm.jobs.evaluate import baseline_rows
     from plm.scoring import baselines

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from plm import flags, stage
+from plm import fingerprints, flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Model(flags.Flags, heading="model"):
         "starter, a folder or zip in Hugging Face format, or hub:organisation/name", required=True
     )
     allow_hub: bool = flags.switch("allow the network for a hub model")
-    method: str = flags.text(
+    method: str = flags.words(
+        METHODS,
         f"what is trained: {', '.join(METHODS)}; of several the best on validation rows is kept (default: lora)",
         "lora",
         metavar="METHOD[,METHOD...]",
@@ -143,18 +144,15 @@ class Arguments(Data, Model, Training, Outputs):
         if last_seed > stage.LARGEST_SEED:
             told = f"The value must be at most {stage.LARGEST_SEED} for the last training"
             raise UserError(told, where="--seed")
-        if not set(self.methods) <= set(METHODS) or len(set(self.methods)) < len(self.methods):
-            told = f"The value must be one of {', '.join(METHODS)}, or several of them with commas"
-            raise UserError(told, where="--method")
         if self.time_limit is not None and self.checkpoint is None:
             raise UserError(
                 "A time limit needs a file for the checkpoint", where="--time-limit", fix="Add --checkpoint"
             )
 
     @property
-    def methods(self) -> list[str]:
-        """The ways to train, in order."""
-        return [name.strip() for name in self.method.split(",")]
+    def methods(self) -> tuple[str, ...]:
+        """Of which the validation rows choose one, in order."""
+        return flags.parts(self.method)
 
 
 def run(argv: Sequence[str] | None) -> None:
@@ -218,7 +216,7 @@ def prepare(given: Arguments, workdir: Path) -> Job:
     """Reads data and model and settles everything that decides the result."""
     from plm.data.dataset_table import labelled_rows, read_dataset
     from plm.jobs.finetune import objectives
-    from plm.jobs.finetune.job import Job, Settings, file_sha256
+    from plm.jobs.finetune.job import Job, Settings
     from plm.jobs.finetune.labelled_rows import check_numbers, read_rows
     from plm.jobs.finetune.training import TrainingSettings
     from plm.model import device
@@ -252,7 +250,7 @@ def prepare(given: Arguments, workdir: Path) -> Job:
             fix="Choose one fold with --fold, or make splits instead of folds with plm_preprocess",
         )
     log.info("Task: %s; %d rows", rows.describe(), len(frame))
-    targets = tuple(part.strip() for part in given.targets.split(",") if part.strip())
+    targets = flags.parts(given.targets)
     adapter, *others = (
         AdapterSettings(method, given.rank, given.alpha, given.dropout, targets)  # type: ignore[arg-type]
         for method in given.methods
@@ -281,7 +279,7 @@ def prepare(given: Arguments, workdir: Path) -> Job:
     log.info("Model: %s (sha256 %s...)", files.id, files.sha256[:12])
     return Job(
         rows, splits, files, settings,
-        device=chosen, workdir=workdir, data_sha256=file_sha256(given.dataset), log=log,
+        device=chosen, workdir=workdir, data_sha256=fingerprints.file_sha256(given.dataset), log=log,
     )  # fmt: skip
 
 

@@ -12,7 +12,6 @@ Example:
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from plm.jobs.predict.answers import Answers, Asker
     from plm.jobs.predict.queries import Queries
     from plm.jobs.predict.verdicts import Rules
+    from plm.model.bundles.bundle import Bundle
     from plm.model.bundles.classifier import ClassifierBundle
-    from plm.model.bundles.fine_tuned import Bundle
     from plm.model.embedding.sharded import EmbedJob
 
 NAME = "plm_predict"
@@ -204,7 +203,7 @@ def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) ->
     whole = bundle.task.level == "sequence"
     stored = bundle.manifest.get("conformal") if whole else None
     errors = Errors.from_json(stored) if stored else None
-    rules = settle(args, bundle, bundle.reference() if whole else ([], [], []), errors)
+    rules = settle(args, bundle, bundle.reference if whole else ([], [], []), errors)
     asker = Asker(bundle, spool, args.batch_tokens or DEFAULT_BUDGET, log, longest=args.max_residues)
     log.info(
         "Plan: %d proteins of %d records (%d different sequences), %d residues, %d networks",
@@ -217,7 +216,7 @@ def with_finetuned(args: Arguments, scratch: Path, log: stage.logging.Logger) ->
     finish(args, bundle, rules, queries, asker.answers(), about, [], log, job=asker)
 
 
-def settle(args: Arguments, bundle: ClassifierBundle | Bundle, reference: tuple, errors: object) -> Rules:
+def settle(args: Arguments, bundle: Bundle, reference: tuple, errors: object) -> Rules:
     """How answers are judged."""
     from plm.jobs.predict.verdicts import make_rules
     from plm.scoring.novelty import Novelty
@@ -234,7 +233,7 @@ def settle(args: Arguments, bundle: ClassifierBundle | Bundle, reference: tuple,
 
 
 def finish(
-    args: Arguments, bundle: ClassifierBundle | Bundle, rules: Rules, queries: Queries, answers: Iterable[Answers],
+    args: Arguments, bundle: Bundle, rules: Rules, queries: Queries, answers: Iterable[Answers],
     about: list[str], notes: list[str], log: stage.logging.Logger, *, job: EmbedJob | Asker | None = None,
 ) -> None:  # fmt: skip
     """Judges and writes block by block, then figure, status and report."""
@@ -242,8 +241,8 @@ def finish(
     from plm.jobs.predict.tables import PredictionTables
     from plm.jobs.predict.verdicts import judge
 
-    finished = bool(bundle.manifest.get("finished", True))
-    model = f"{bundle.name}@{_digest(args.bundle)[:12]}"
+    finished = bundle.finished
+    model = bundle.signature(args.bundle)
     found = Found(rules, records=len(queries))
     with stage.Outputs() as outputs, ExitStack() as opened:
 
@@ -300,11 +299,6 @@ def _device(args: Arguments, log: stage.logging.Logger) -> tuple:
 
 def _layer(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers)) or "unknown"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fingerprints of models: what tells whether two models give the same answers.
+"""Fingerprints of files and of models: what tells whether two models give the same answers.
 
 A fingerprint is the sha256 of the weights and, behind a dot, that of all else that decides answers: the fields of the
 configuration that are acted on, and the numbers of the tokens. What the first versions of the suite wrote holds the
@@ -7,11 +7,20 @@ weights' part alone: it is compared as far as it goes, and whoever reads it says
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 WEIGHTS, REST = "weights", "configuration or vocabulary"
 UNCHECKED = (
     "written by an early version of the suite, it holds a fingerprint of the model's weights alone: that configuration "
     "and vocabulary of the model are the same cannot be checked"
 )
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def join(weights: str, rest: str) -> str:

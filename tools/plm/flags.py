@@ -41,6 +41,8 @@ class Flag:
     default: Any = None
     required: bool = False
     choices: tuple[str, ...] | None = None
+    words: tuple[str, ...] = ()
+    """What a list with commas may be made of, each once."""
     low: float | None = None
     high: float | None = None
     inside: bool = False
@@ -67,8 +69,13 @@ class Flag:
         return above and (high is None or value < high or (value == high and not (self.inside or self.below)))
 
     def check(self, name: str, value: Any) -> None:
-        """Raises a UserError that names the flag if a number is out of range."""
-        if not self.holds(value):
+        """Raises a UserError that names the flag if a number is out of range or a list has other words."""
+        if self.words:
+            given = parts(value)
+            if not given or not set(given) <= set(self.words) or len(set(given)) < len(given):
+                what = self.wrong or f"{value!r} are not some of {', '.join(self.words)}, each once"
+                raise UserError(what, where=name, fix=self.fix or f"Give e.g. {','.join(self.words[:2])}")
+        if self.kind in (int, float) and not self.holds(value):
             what = (self.wrong or "{} is out of range").format(_shown(value))
             raise UserError(what, where=name, fix=self.fix or f"Choose {self._range()}")
 
@@ -139,6 +146,16 @@ def choice(choices: Sequence[str], told: str | None, default: str | None = "", *
     return _field(Flag(told, choices=tuple(choices), default=choices[0] if default == "" else default, **more))
 
 
+def words(of: Sequence[str], told: str, default: str, **more: Any) -> Any:
+    """Some of several words, separated by commas; :func:`parts` takes them apart."""
+    return _field(Flag(told, default=default, words=tuple(of), **more))
+
+
+def parts(given: str) -> tuple[str, ...]:
+    """The words between commas."""
+    return tuple(word.strip() for word in given.split(",") if word.strip())
+
+
 def switch(told: str | None) -> Any:
     """A flag without a value."""
     return _field(Flag(told, bool, False))
@@ -202,8 +219,7 @@ class Flags:
 
     def __post_init__(self) -> None:
         for name, flag in flags_of(type(self)).items():
-            if flag.kind in (int, float):
-                flag.check(spelled(name), getattr(self, name))
+            flag.check(spelled(name), getattr(self, name))
         self.check()
 
     def check(self) -> None:
@@ -251,12 +267,8 @@ class Embedding(Flags):
         wrong="{} MiB is no memory",
         fix="Give it in MiB",
     )
-    batch_tokens: int = whole(
-        0, "residues encoded together (default: what suits the machine)", 64, 10**7, or_zero=True
-    )
-    work_dir: Path | None = source(
-        "folder for finished parts (default: PLM_CHECKPOINT_DIR, else a temporary one)"
-    )
+    batch_tokens: int = whole(0, "residues encoded together (default: what suits the machine)", 64, 10**7, or_zero=True)
+    work_dir: Path | None = source("folder for finished parts (default: PLM_CHECKPOINT_DIR, else a temporary one)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,9 +283,7 @@ class Labels(Flags):
     """Labels of embeddings."""
 
     layer: int | None = whole(None, "which layer of files that hold several")
-    labels: Path | None = source(
-        "table with ids and labels (default: a label column of the embeddings, if any)"
-    )
+    labels: Path | None = source("table with ids and labels (default: a label column of the embeddings, if any)")
     id_column: str = text("column of the ids, by name or number (default: id, accession, ... or the first)")
     label_column: str = text("column of the labels, by name or number (default: label, class, ...)")
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from plm.errors import UserError
 
 Level = Literal["sequence", "residue", "site"]
@@ -47,6 +50,13 @@ class Task:
     def positive_index(self) -> int:
         """Column of the positive class."""
         return self.classes.index(self.positive) if self.positive else len(self.classes) - 1
+
+    def calls(self, probabilities: NDArray[np.float64], threshold: float) -> list[str]:
+        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
+        if self.binary:
+            at = self.positive_index
+            return [self.classes[at if value >= threshold else 1 - at] for value in probabilities[:, at]]
+        return [self.classes[index] for index in probabilities.argmax(axis=1)]
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's fields ``task``, ``labels``, ``positive`` and ``standardisation``."""

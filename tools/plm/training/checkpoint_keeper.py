@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from plm import kept
 from plm.errors import UserError
 from plm.received.fields import Fields
 from plm.training import checkpointing
@@ -33,11 +32,11 @@ class CheckpointKeeper:
         self.resume: tuple[Path, Done] | None = None
         self._stage = stage
         self._latest = workdir / "checkpoint.zip"
-        kept = os.environ.get("PLM_CHECKPOINT_DIR")
-        self._kept = Path(kept) / f"{key}.zip" if kept else None
+        folder = kept.folder()
+        self._kept = folder / f"{key}.zip" if folder else None
         self._log = log
-        self._told = False
-        signal.signal(signal.SIGTERM, self._tell)
+        self._end = kept.SoftEnd()
+        self._end.__enter__()  # until the process ends
 
     @classmethod
     def open(
@@ -67,7 +66,7 @@ class CheckpointKeeper:
         if given is not None:
             keeper._read(given, workdir / "resume")
         elif keeper._kept is not None and keeper._kept.is_file():
-            checkpointing.open_kept(keeper._kept, lambda kept: keeper._read(kept, workdir / "resume"), log)
+            checkpointing.open_kept(keeper._kept, lambda found: keeper._read(found, workdir / "resume"), log)
         return keeper
 
     def _read(self, path: Path, folder: Path) -> None:
@@ -99,12 +98,9 @@ class CheckpointKeeper:
         """Steps done before this run."""
         return self.resume[1].step if self.resume else 0
 
-    def _tell(self, signum: int, frame: FrameType | None) -> None:
-        self._told = True
-
     def stopping(self) -> bool:
         """Whether the job has been told to end."""
-        return self._told
+        return self._end.told
 
     def save(self, write: Callable[[Path], None], done: Done) -> None:
         """Takes a new state and, if the administrator names a folder, puts it there whole.
@@ -119,10 +115,7 @@ class CheckpointKeeper:
             self._write(self._latest, {"finished": False, **asdict(done)}, sorted(folder.iterdir()))
         if self._kept is None:
             return
-        self._kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._kept.with_name(f".{self._kept.name}.{os.getpid()}.partial")
-        temporary.write_bytes(self._latest.read_bytes())
-        temporary.replace(self._kept)
+        kept.replace(self._kept, lambda beside: shutil.copyfile(self._latest, beside))
         self._log.info("Checkpoint at step %d kept for a resubmitted job", done.step)
 
     def _write(self, path: Path, content: dict[str, object], files: list[Path]) -> None:

@@ -229,7 +229,9 @@ def train_rows(
     Raises:
         UserError: The loss is no finite number any more.
     """
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
+
+    from plm.training.trainer import quiet_arguments, silence
 
     processes = ranks or Ranks()
     started = time.monotonic()
@@ -309,37 +311,28 @@ def train_rows(
                 sys.exit(stage.EXIT_TERMINATED)
 
     with tempfile.TemporaryDirectory(prefix="trainer_") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
+        arguments = quiet_arguments(
+            scratch,
+            device,
+            settings.schedule,
             max_steps=settings.steps,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=settings.accumulate,
             learning_rate=settings.learning_rate,
-            lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
             warmup_steps=settings.warmup_steps,
             weight_decay=settings.weight_decay,
             adam_beta2=settings.beta2,
             max_grad_norm=settings.clip,
             bf16=settings.precision == "bf16",
-            use_cpu=device.type == "cpu",
             seed=settings.seed,
-            save_strategy="no",
-            eval_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=False,
             # A term that a row does not define leaves parameters without a gradient.
             ddp_find_unused_parameters=True,
             optim="adamw_torch_fused",
         )
-        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used through torchrun, never by DataParallel
         trainer = RowTrainer(
             model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Watch()]
         )
-        trainer.remove_callback(PrinterCallback)
+        silence(trainer)
         if resume is not None:
             stored = checkpointing.load_tensors(resume[0] / "model.safetensors")
             checkpointing.put_back(dict(model.named_parameters()), stored)

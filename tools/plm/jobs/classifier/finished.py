@@ -15,6 +15,7 @@ from scipy.special import softmax
 
 from plm import __version__
 from plm.data.embeddings.description import UNUSUAL
+from plm.data.predictions_table import BEFORE, PredictionsTable
 from plm.jobs.classifier.report import Findings
 from plm.model.bundles.classifier import Head, reference_sample
 from plm.model.task import Task
@@ -271,31 +272,22 @@ def _answered(
     bundle: ClassifierBundle,
     seed: int,
 ) -> pd.DataFrame:
-    import pandas as pd
-
     data = material.data
-    table: dict[str, Any] = {"id": [data.ids[row] for row in rows]}
-    for name in ("protein", "position", "protein_position"):
-        if name == "position" and data.positions is not None:
-            table[name] = [data.positions[row] for row in rows]
-        elif name in data.columns:
-            table[name] = [data.columns[name][row] for row in rows]
-    table["label"] = [data.labels[row] for row in rows]
-    if material.task.target == "number":
-        table["value"] = [f"{value:.6g}" for value in values[:, 0]]
-    else:
-        table["call"] = bundle.calls(values, threshold)
-        for index, name in enumerate(material.task.classes):
-            table[f"p_{name}"] = [f"{value:.6f}" for value in values[:, index]]
-    table["group"] = [material.groups[row] for row in rows]
-    if "cluster" in data.columns:
-        table["cluster"] = [data.columns["cluster"][row] for row in rows]
-    table["split"] = split
-    if fold is not None:
-        table["fold"] = fold
-    table["seed"] = seed
-    table["model"] = bundle.name
-    return pd.DataFrame(table)
+    beside = dict(data.columns) | {"id": data.ids, "label": data.labels, "group": material.groups}
+    if data.positions is not None:
+        beside["position"] = list(map(str, data.positions))
+    before = [name for name in BEFORE if name in beside]
+    after = [name for name in ("group", "cluster") if name in beside]
+    where = {"split": split} | ({} if fold is None else {"fold": str(fold)}) | {"seed": str(seed)}
+    layout = PredictionsTable(material.task.classes, before, (*after, *where))
+    calls = bundle.calls(values, threshold) if material.task.target == "class" else [""] * len(rows)
+    return layout.frame([
+        layout.cells(
+            [beside[name][row] for name in before], answer, call,
+            (*(beside[name][row] for name in after), *where.values()), bundle.name,
+        )
+        for row, answer, call in zip(rows, values, calls, strict=True)
+    ])  # fmt: skip
 
 
 def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answer]:

@@ -20,7 +20,7 @@ from scipy.special import softmax
 from plm.errors import UserError
 from plm.jobs.classifier.material import Material
 from plm.jobs.classifier.search import Journal, Searched
-from plm.model.bundles.classifier import HeadKind, call_classes
+from plm.model.bundles.classifier import HeadKind
 from plm.model.task import Task
 from plm.scoring import calibration, metrics
 from plm.scoring.metrics import ALL
@@ -149,7 +149,7 @@ class Trained:
         calls = [
             place[name]
             for one, values in zip(members, found, strict=True)
-            for name in call_classes(one.task, values, one.threshold)
+            for name in one.task.calls(values, one.threshold)
         ]
         return np.concatenate(found), np.array(calls, np.int64)
 

@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from plm.data.windows import window as cut_window
-from plm.errors import UserError
 from plm.jobs.classify_sites.candidates import Protein
-from plm.model.bundles.fine_tuned import Bundle
-from plm.model.capacity import capacity, is_out_of_memory
+from plm.model.bundles.fine_tuned import FineTunedBundle
+from plm.model.capacity import capacity
+from plm.model.memory import halved
 
 Floats = NDArray[np.float64]
-SMALLEST_BUDGET = 64
 REMEMBERED = 200_000
 """Contexts whose answers are kept, so that isoforms and repeats far apart in the file cost nothing."""
 
@@ -35,7 +34,7 @@ class SiteScanner:
         segmented: Whole proteins that had to go in overlapping segments.
     """
 
-    def __init__(self, bundle: Bundle, budget: int, log: logging.Logger) -> None:
+    def __init__(self, bundle: FineTunedBundle, budget: int, log: logging.Logger) -> None:
         self.bundle = bundle
         self.budget = budget
         self._log = log
@@ -97,19 +96,8 @@ class SiteScanner:
                 self.segmented += len({text for text in texts if len(text) > limit})
                 return found
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if budget // 2 < SMALLEST_BUDGET:
-                    raise UserError(
-                        f"The memory does not hold even {budget} tokens",
-                        where=str(self.bundle.loaded.device),
-                        fix="Use a smaller model, or a machine or GPU with more memory",
-                    ) from error
-                budget //= 2
+                budget = halved(budget, error, self.bundle.loaded.device, self._log)
                 self.budget, self._whole = min(self.budget, budget), min(self._whole, budget)
-                self._log.warning("Out of memory: going on with batches of %d tokens", budget)
-                if self.bundle.loaded.device.type == "cuda":
-                    torch.cuda.empty_cache()
 
     def seconds_per_token(self, proteins: Sequence[Protein]) -> float:
         """Times the scoring of a few proteins (a window bundle remembers the answers, so the work is not lost)."""
@@ -154,7 +142,7 @@ def _shares(advance: Callable[[int], None] | None, candidates: int, steps: int) 
 _UNKNOWN: Floats = np.empty(0)
 
 
-def longest_whole(bundle: Bundle) -> int:
+def longest_whole(bundle: FineTunedBundle) -> int:
     """Residues of the longest protein that fits half of the free memory in one piece (an estimate from above)."""
     return capacity(bundle.loaded).longest
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.label_values import whole
+from plm.data.predictions_table import PredictionsTable
 from plm.data.sites import SiteListing, read_listings
 from plm.data.tables import read_table
 from plm.errors import UserError
@@ -198,18 +199,14 @@ class SiteTables:
     status: TextIO | None = None
     gff: GffWriter | None = None
     gff_all: bool = False
-    _columns: tuple[str, ...] = field(init=False)
+    _table: PredictionsTable = field(init=False)
 
     def __post_init__(self) -> None:
-        values = [f"p_{name}" for name in self.task.classes] if self.task.classes else ["value"]
-        call = ["call"] if self.task.classes else []
-        threshold = ["threshold"] if self.point is not None else []
-        finished = [] if self.finished else ["finished"]
-        self._columns = (
-            *("id", "protein", "position", "residue", "label"), *call, *values, *threshold, "model", *finished
-        )  # fmt: skip
+        threshold = ("threshold",) if self.point is not None else ()
+        before = ("id", "protein", "position", "residue", "label")
+        self._table = PredictionsTable(self.task.classes, before, threshold, self.finished, DIGITS)
         if self.sites is not None:
-            self.sites.write("\t".join(self._columns) + "\n")
+            self._table.begin(self.sites)
         if self.status is not None:
             self.status.write("\t".join(STATUS_COLUMNS) + "\n")
 
@@ -232,15 +229,12 @@ class SiteTables:
     def _write_sites(self, protein: Protein, answers: Answers, labels: Sequence[str]) -> None:
         if self.sites is None:
             return
-        form = f"{{:.{DIGITS}f}}" if self.task.classes else "{:.6g}"
-        tail = ([f"{self.point.threshold:.{DIGITS + 1}f}"] if self.point is not None else []) + [self.model]
-        tail += [] if self.finished else ["false"]
+        threshold = [f"{self.point.threshold:.{DIGITS + 1}f}"] if self.point is not None else []
         for number, place in enumerate(protein.places):
-            call = [answers.calls[number]] if self.task.classes else []
-            values = [form.format(value) for value in answers.shown[number]]
             residue = protein.sequence[protein.sites[number]]
-            row = [f"{protein.id}|{place}", protein.accession, str(place), residue, labels[number]]
-            self.sites.write("\t".join([*row, *call, *values, *tail]) + "\n")
+            row = [f"{protein.id}|{place}", protein.accession, place, residue, labels[number]]
+            cells = self._table.cells(row, answers.shown[number], answers.calls[number], threshold, self.model)
+            self._table.write(self.sites, cells)
 
     def _attributes(self, protein: Protein, answers: Answers, number: int) -> Mapping[str, str]:
         place, residue = protein.places[number], protein.sequence[protein.sites[number]]

@@ -13,6 +13,7 @@ from plm.model.capacity import capacity
 from plm.model.embedding.representations import Embedder, OutOfMemory, Part, UnfitNumber, Wanted
 from plm.model.embedding.work_plan import first_budget
 from plm.model.loaded import LoadedModel
+from plm.model.memory import too_small
 
 _PART_TOKENS = 65_536
 
@@ -65,10 +66,7 @@ def represent(
                 found.append(arrays["values"])
         except OutOfMemory as error:
             if error.smaller is None:
-                raise UserError(
-                    f"The memory does not hold even {error.tokens} residues", where=str(loaded.device),
-                    fix="Use a smaller model, or a machine or GPU with more memory",
-                ) from error  # fmt: skip
+                raise too_small(f"{error.tokens} residues", loaded.device) from error
             budget = error.smaller
             if loaded.device.type == "cuda":
                 torch.cuda.empty_cache()

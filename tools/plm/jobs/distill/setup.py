@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plm import stage
+from plm import kept, stage
 from plm.errors import UserError
 from plm.jobs.distill import students
 from plm.jobs.distill.distillation import RECIPES, Objective, Recipe
@@ -352,5 +351,5 @@ class Setup:
 
 
 def _own_cache(key: CacheKey) -> Path | None:
-    kept = os.environ.get("PLM_CHECKPOINT_DIR")
-    return Path(kept) / f"teacher_{checkpointing.key(key.content)[:32]}" if kept else None
+    folder = kept.folder()
+    return folder / f"teacher_{checkpointing.key(key.content)[:32]}" if folder else None

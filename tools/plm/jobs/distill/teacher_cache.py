@@ -325,7 +325,7 @@ class TeacherCache:
             "schema_version": archive.SCHEMA_VERSION,
             "kind": archive.TEACHER_CACHE,
             "key": self.key.content,
-            "files": {name: archive.sha256_of(file) for name, file in files.items()},
+            "files": {name: fingerprints.file_sha256(file) for name, file in files.items()},
         }
         listed = path.with_name(f".{path.name}.{os.getpid()}.manifest")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data import dataset_table, homology
+from plm.data.predictions_table import PredictionsTable
 from plm.errors import UserError
 from plm.scoring import baselines
 from plm.scoring.baselines import Answer, Examples
@@ -16,6 +18,8 @@ from plm.scoring.metrics import Ints
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from plm.scoring.predictions import Evaluation
 
 RowKey = tuple[str, str]
 
@@ -242,3 +246,19 @@ def _partition(
     assert sites.fold is not None
     own = sites.fold[found]
     return [(np.flatnonzero(own == fold), sites.fold != fold) for fold in sorted(set(own))]
+
+
+def answers_table(evaluation: Evaluation, answers: Sequence[Answer]) -> pd.DataFrame:
+    """The baselines' answers as a predictions table; columns that are empty in every row are left away."""
+    names = list(evaluation.rows.columns)
+    after = names.index("label") + 1
+    layout = PredictionsTable(evaluation.classes, names[:after], names[after:])
+    number = evaluation.kind == "number"
+    rows = []
+    for one in answers:
+        calls = [""] * len(one.scores) if number else [evaluation.classes[call] for call in one.calls]
+        for row, values, call in zip(evaluation.rows.itertuples(index=False), one.scores, calls, strict=True):
+            answer = [values] if number else values
+            rows.append(layout.cells(row[:after], answer, call, row[after:], one.name))
+    table = layout.frame(rows)
+    return table[[column for column in table if column in ("id", "label") or (table[column] != "").any()]]

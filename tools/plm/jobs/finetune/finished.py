@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from plm import __version__
 from plm.data.dataset_table import residue_labels
+from plm.data.predictions_table import AFTER, BEFORE, PredictionsTable
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.job import Job, Run
 from plm.jobs.finetune.validation import Calibration
-from plm.model.bundles.fine_tuned import Bundle, MemberFiles, save_network, write_bundle
+from plm.model.bundles.fine_tuned import FineTunedBundle, MemberFiles, save_network, write_bundle
 from plm.model.network import Floats, answers
 from plm.scoring import novelty
 from plm.training import few_rows
@@ -243,7 +244,7 @@ def _among(content: Mapping[str, Any]) -> str:
 
 
 def predictions(
-    bundle: Bundle, job: Job, calibration: Calibration, *, advance: Callable[[int], None] | None = None
+    bundle: FineTunedBundle, job: Job, calibration: Calibration, *, advance: Callable[[int], None] | None = None
 ) -> pd.DataFrame:
     """The predictions table of validation and test rows, by the reloaded bundle.
 
@@ -267,10 +268,7 @@ def predictions(
         threshold = calibration.thresholds.get(fold, 0.5)
         for seed, values in answered:
             tables.append(_answered(base, values, bundle, threshold, seed))
-    table = pd.concat(tables, ignore_index=True)
-    if not bundle.manifest["finished"]:
-        table["finished"] = "false"
-    return table
+    return pd.concat(tables, ignore_index=True)
 
 
 def _row_columns(job: Job, rows: Sequence[int], valid: int, fold: int | None) -> pd.DataFrame:
@@ -280,8 +278,7 @@ def _row_columns(job: Job, rows: Sequence[int], valid: int, fold: int | None) ->
     frame["split"] = ["valid"] * valid + ["test"] * (len(rows) - valid)
     if fold is not None:
         frame["fold"] = str(fold)
-    kept = ("id", "protein", "position", "protein_position", "label", "group", "cluster", "split", "fold")
-    frame = frame[[name for name in kept if name in frame.columns]]
+    frame = frame[[name for name in (*BEFORE, *AFTER) if name in frame.columns]]
     if job.rows.task.level != "residue":
         return frame
     labels = frame["label"].map(residue_labels)
@@ -296,16 +293,14 @@ def _row_columns(job: Job, rows: Sequence[int], valid: int, fold: int | None) ->
     return pd.DataFrame(long)
 
 
-def _answered(base: pd.DataFrame, values: Floats, bundle: Bundle, threshold: float, seed: str) -> pd.DataFrame:
-    table = base.copy()
-    task = bundle.task
-    after = list(table.columns).index("label") + 1
-    if task.target == "number":
-        table.insert(after, "value", [f"{value:.6g}" for value in values[:, 0]])
-    else:
-        table.insert(after, "call", bundle.predict_labels(values, threshold))
-        for number, name in enumerate(task.classes):
-            table.insert(after + 1 + number, f"p_{name}", [f"{value:.6f}" for value in values[:, number]])
-    table["seed"] = seed
-    table["model"] = bundle.name
-    return table
+def _answered(base: pd.DataFrame, values: Floats, bundle: FineTunedBundle, threshold: float, seed: str) -> pd.DataFrame:
+    names = list(base.columns)
+    after = names.index("label") + 1
+    layout = PredictionsTable(
+        bundle.task.classes, names[:after], (*names[after:], "seed"), finished=bundle.finished
+    )
+    calls = bundle.calls(values, threshold) if bundle.task.target == "class" else [""] * len(values)
+    rows = zip(base.itertuples(index=False), values, calls, strict=True)
+    return layout.frame(
+        [layout.cells(row[:after], answer, call, (*row[after:], seed), bundle.name) for row, answer, call in rows]
+    )

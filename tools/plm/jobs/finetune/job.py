@@ -7,15 +7,12 @@ finished trainings and the state of the one under way.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plm import __version__, fingerprints, stage
+from plm import __version__, fingerprints, kept, stage
 from plm.errors import UserError
 from plm.jobs.finetune import objectives, training
 from plm.jobs.finetune.cost import Cost, fitting_budget, measure
@@ -42,6 +39,7 @@ from plm.model.bundles.fine_tuned import write_zip
 from plm.model.checkpoint import load_model
 from plm.model.heads import HeadConfig, build_head
 from plm.model.loaded import LoadedModel, ModelFiles
+from plm.model.memory import too_small
 from plm.model.network import Floats, Network, answers, as_network
 from plm.received import tensors
 from plm.received.documents import one_line, read_object
@@ -50,7 +48,6 @@ from plm.training import checkpointing
 from plm.training.folds import Part
 
 STAGE = "plm_finetune"
-CHECKPOINT_DIRECTORY = "PLM_CHECKPOINT_DIR"
 PERIOD_SECONDS = 300.0
 """Between checkpoints in the administrator's directory."""
 
@@ -250,10 +247,7 @@ class Job:
                 torch.cuda.empty_cache()
                 tokens = self.budget.tokens // 2
                 if tokens < 64:
-                    raise UserError(
-                        "The GPU's memory does not hold even 64 residues of this model",
-                        fix="Use a smaller model, gradient checkpointing or a GPU with more memory",
-                    ) from None
+                    raise too_small("64 tokens of a training", loaded.device) from None
                 self.budget = Budget(tokens, tokens - loaded.family.specials)
         trainings = len(self.runs) // len(self.settings.ways)
         # Validation and the closing predictions are forward passes: a third of a training pass.
@@ -324,13 +318,13 @@ class Job:
         )  # fmt: skip
 
     def _kept(self) -> Path | None:
-        directory = os.environ.get(CHECKPOINT_DIRECTORY, "")
-        if not directory:
+        folder = kept.folder()
+        if folder is None:
             return None
-        if not Path(directory).is_dir():
-            self.log.info("The checkpoint directory %s does not exist; no checkpoints are kept", directory)
+        if not folder.is_dir():
+            self.log.info("The checkpoint directory %s does not exist; no checkpoints are kept", folder)
             return None
-        return Path(directory) / f"{STAGE}-{checkpointing.key(self.identity)[:32]}.zip"
+        return folder / f"{STAGE}-{checkpointing.key(self.identity)[:32]}.zip"
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -344,23 +338,21 @@ class Job:
         Returns:
             True if all are finished, False if the time was up; :meth:`checkpoint_files` then holds where it stopped.
         """
-        kept = self._kept()
-        if kept is not None and kept.is_file() and not self.done and self.state is None:
-            checkpointing.open_kept(kept, self.resume, self.log)
-        interruption = training.Interruption(deadline, PERIOD_SECONDS if kept is not None else None)
+        place = self._kept()
+        if place is not None and place.is_file() and not self.done and self.state is None:
+            checkpointing.open_kept(place, self.resume, self.log)
+        interruption = training.Interruption(deadline, PERIOD_SECONDS if place is not None else None)
 
         def keep(state: Path) -> None:
             self.state = state
-            if kept is not None:
-                partial = kept.with_suffix(f".{os.getpid()}.partial")
-                write_zip(partial, self.checkpoint_files())
-                os.replace(partial, kept)
-                self.log.info("Checkpoint kept in %s", kept.parent)
-            if interruption.terminated:
-                self.log.info("Terminated; the checkpoint is kept" if kept else "Terminated")
+            if place is not None:
+                kept.replace(place, lambda beside: write_zip(beside, self.checkpoint_files()))
+                self.log.info("Checkpoint kept in %s", place.parent)
+            if interruption.end.told:
+                self.log.info("Terminated; the checkpoint is kept" if place else "Terminated")
                 sys.exit(stage.EXIT_TERMINATED)
 
-        with _terminate_softly(interruption, kept is not None):
+        with nullcontext() if place is None else interruption.end:
             while len(self.done) < len(self.runs):
                 number = len(self.done)
                 if number and interruption.time_is_up():
@@ -371,8 +363,8 @@ class Job:
                     return False
                 self.done.append(run)
                 self.state = None
-        if kept is not None:
-            kept.unlink(missing_ok=True)
+        if place is not None:
+            place.unlink(missing_ok=True)
         return True
 
     @property
@@ -480,11 +472,6 @@ class Job:
         ]
 
 
-def file_sha256(path: Path) -> str:
-    """Digest of a file's content."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
 
 StepReport = Callable[[int, int, float, float], None]
 
@@ -520,23 +507,6 @@ def _same(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> No
             where=where,
             fix="Go on with the same data, model and settings, or start anew without --resume",
         )
-
-
-@contextmanager
-def _terminate_softly(interruption: training.Interruption, soft: bool) -> Iterator[None]:
-    """While training, SIGTERM asks for a last checkpoint instead of ending the process at once."""
-    if not soft:
-        yield
-        return
-
-    def note(signum: int, frame: Any) -> None:
-        interruption.terminated = True
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def deadline_after(minutes: float | None, started: float) -> float | None:

@@ -18,18 +18,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
+from transformers import Trainer, TrainerCallback
 
 from plm.errors import UserError
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.batches import Examples, MicroBatch, StepSampler, step_loader
+from plm.kept import SoftEnd
 from plm.model.adapters import load_trainable_state, trainable_state
 from plm.model.network import Network, answers
 from plm.model.task import Task
 from plm.received.documents import read_object
 from plm.received.fields import Fields
 from plm.training import checkpointing
+from plm.training.trainer import quiet_arguments, silence
 
 Schedule = Literal["linear", "cosine", "constant"]
 Status = Literal["finished", "time limit"]
@@ -76,12 +77,12 @@ class Interruption:
     Attributes:
         deadline: ``time.monotonic()`` after which it stops with a checkpoint; None for never.
         every: Seconds between periodic checkpoints; None for none.
-        terminated: Set by a signal: save and leave.
+        end: Whether the job has been told to end: save and leave.
     """
 
     deadline: float | None = None
     every: float | None = None
-    terminated: bool = False
+    end: SoftEnd = field(default_factory=SoftEnd)
     saved: float = field(default_factory=time.monotonic)
 
     def time_is_up(self) -> bool:
@@ -89,7 +90,7 @@ class Interruption:
 
     def save_due(self) -> bool:
         due = self.every is not None and time.monotonic() - self.saved >= self.every
-        return due or self.terminated
+        return due or self.end.told
 
 
 @dataclass
@@ -191,30 +192,20 @@ class _PackedTrainer(Trainer):
         self.stopped = False
         if settings.gradient_checkpointing:
             network.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        arguments = TrainingArguments(
-            output_dir=str(folder / "trainer"),
+        arguments = quiet_arguments(
+            folder / "trainer",
+            network.device,
+            settings.schedule,
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_sequences,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             warmup_steps=round(settings.warmup * self.total_steps),
-            lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
             max_grad_norm=settings.max_gradient_norm,
             seed=seed % 2**32,
-            use_cpu=network.device.type == "cpu",
-            save_strategy="no",
-            eval_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
         )
-        # One process trains on one device: a packed row cannot be split among devices by DataParallel.
-        arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(model=network, args=arguments, train_dataset=training.units, data_collator=list)
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
+        silence(self)
         self.add_callback(_Flow(self))
 
     # ------------------------------------------------------------------------------------------------ data and steps

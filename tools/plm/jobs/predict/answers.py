@@ -17,18 +17,17 @@ from plm.data.protein_store import Spool
 from plm.errors import UserError
 from plm.jobs.predict.queries import BATCH_ROWS
 from plm.model.bundles.classifier import ClassifierBundle
-from plm.model.bundles.fine_tuned import Bundle, check_base
-from plm.model.capacity import is_out_of_memory
+from plm.model.bundles.fine_tuned import FineTunedBundle, check_base
 from plm.model.checkpoint import resolve_model
 from plm.model.embedding.representations import Wanted
 from plm.model.embedding.sharded import EmbedJob
 from plm.model.encoder_inputs import segments
 from plm.model.loaded import ModelFiles
+from plm.model.memory import halved
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
-SMALLEST_BUDGET = 64
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,9 @@ class Asker:
         longest: Residues that are encoded in one piece; 0: as many as the budget holds.
     """
 
-    def __init__(self, bundle: Bundle, spool: Spool, budget: int, log: logging.Logger, *, longest: int = 0) -> None:
+    def __init__(
+        self, bundle: FineTunedBundle, spool: Spool, budget: int, log: logging.Logger, *, longest: int = 0
+    ) -> None:
         if longest:
             budget = min(budget, longest + bundle.loaded.family.specials)
         self._bundle, self._spool, self._budget, self._log = bundle, spool, budget, log
@@ -181,18 +182,7 @@ class Asker:
                     found = [(values[row : row + 1], states[row : row + 1]) for row in range(len(texts))]
                 break
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self._budget // 2 < SMALLEST_BUDGET:
-                    raise UserError(
-                        f"The memory does not hold even {self._budget} tokens",
-                        where=str(self._bundle.loaded.device),
-                        fix="Use a machine or GPU with more memory",
-                    ) from error
-                self._budget //= 2
-                self._log.warning("Out of memory: going on with batches of %d tokens", self._budget)
-                if self._bundle.loaded.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                self._budget = halved(self._budget, error, self._bundle.loaded.device, self._log)
         caps = (max(self._budget - family.specials, 8), family.max_residues)
         whole = min(cap for cap in caps if cap is not None)
         self._windows[numbers] = [len(segments(len(text), whole)) for text in texts]

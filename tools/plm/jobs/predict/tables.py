@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.dataset_table import UNLABELLED_RESIDUE, residue_labels
+from plm.data.predictions_table import AFTER, PredictionsTable
 from plm.data.tables import visible
 from plm.jobs.predict.queries import Queries
 from plm.jobs.predict.verdicts import Rules, Verdicts
 
 Floats = NDArray[np.float64]
-_BEFORE = ("protein", "protein_position", "label")
-_AFTER = ("group", "cluster", "split", "fold")
+BEFORE = ("protein", "protein_position", "label")
 
 
 def joined(names: Sequence[str]) -> str:
@@ -55,22 +55,24 @@ class PredictionTables:
 
     def __post_init__(self) -> None:
         task, columns = self.rules.task, self.queries.columns
-        self._before = [name for name in _BEFORE if name in columns]
-        self._after = [name for name in _AFTER if name in columns]
-        self._finished = [] if self.finished else ["finished"]
-        self._tail = [self.model, *([] if self.finished else ["false"])]
+        self._before = [name for name in BEFORE if name in columns]
+        self._after = [name for name in AFTER if name in columns]
         # A class may be called as nothing else is: single letters make a string.
         self._string = task.target == "class" and all(len(name) == 1 and name != "," for name in self.rules.names)
-        answers = ["call", *(f"p_{name}" for name in self.rules.names)] if task.target == "class" else ["value"]
+        names = self.rules.names if task.target == "class" else ()
         if task.level == "residue":
-            header = ["id", *self._before, "length", "prediction", "confidence", *self._after, "model"]
-            single = ["id", "protein", "position", "residue", "label", *answers, *self._after, "model"]
+            single = ("id", "protein", "position", "residue", "label")
+            self._table = PredictionsTable(names, single, self._after, self.finished)
             if self.residues is not None:
-                _write(self.residues, [*single, *self._finished])
+                self._table.begin(self.residues)
+            header = ["id", *self._before, "length", "prediction", "confidence", *self._after, "model"]
+            self._tail = [self.model, *([] if self.finished else ["false"])]
+            _write(self.predictions, [*header, *([] if self.finished else ["finished"])])
         else:
             position = ["position"] if self.queries.positions is not None else []
-            header = ["id", *position, *self._before, *answers, *self._after, *self._extras(), "model"]
-        _write(self.predictions, [*header, *self._finished])
+            after = (*self._after, *self._extras())
+            self._table = PredictionsTable(names, ("id", *position, *self._before), after, self.finished)
+            self._table.begin(self.predictions)
         self._submitted = None
         if self.submission is not None:
             self._submitted = csv.writer(self.submission, lineterminator="\n")
@@ -92,20 +94,16 @@ class PredictionTables:
         rules, queries = self.rules, self.queries
         place = dict(zip(rules.task.classes, rules.names, strict=True))
         for row, record in enumerate(records.tolist()):
-            name = visible(queries.ids[record])
             best = place.get(verdicts.best[row], "")
-            cells = [name]
+            before: list[object] = [queries.ids[record]]
             if queries.positions is not None:
-                cells.append(str(queries.positions[record]))
-            cells += [visible(queries.columns[column][record]) for column in self._before]
-            if rules.task.target == "class":
-                cells.append(rules.abstained if verdicts.abstained[row] else best)
-                cells += [f"{value:.6f}" for value in values[row]]
-            else:
-                cells.append(f"{values[row, 0]:.6g}")
-            cells += [visible(queries.columns[column][record]) for column in self._after]
-            cells += self._judged(row, values[row], verdicts, best)
-            _write(self.predictions, [*cells, *self._tail])
+                before.append(queries.positions[record])
+            before += [queries.columns[column][record] for column in self._before]
+            after = [queries.columns[column][record] for column in self._after]
+            after += self._judged(row, values[row], verdicts, best)
+            call = rules.abstained if verdicts.abstained[row] else best
+            answer = values[row] if rules.task.target == "class" else values[row, :1]
+            self._table.write(self.predictions, self._table.cells(before, answer, call, after, self.model))
             self._submit(record, best if rules.task.target == "class" else f"{values[row, 0]:.6g}")
 
     def _judged(self, row: int, values: Floats, verdicts: Verdicts, best: str) -> list[str]:
@@ -153,9 +151,9 @@ class PredictionTables:
                 continue
             protein = visible(queries.columns["protein"][record]) if "protein" in queries.columns else name
             for at, residue in enumerate(sequence):
-                shown = [calls[at], *(f"{value:.6f}" for value in mine[at])] if classes else [f"{mine[at, 0]:.6g}"]
-                cells = [name, protein, str(at + 1), residue, labels[at], *shown, *after, *self._tail]
-                _write(self.residues, cells)
+                single: list[object] = [name, protein, at + 1, residue, labels[at]]
+                answer = mine[at] if classes else mine[at, :1]
+                self._table.write(self.residues, self._table.cells(single, answer, calls[at], after, self.model))
 
     def _residue_labels(self, record: int, length: int) -> list[str]:
         told = self.queries.columns["label"][record] if "label" in self.queries.columns else ""

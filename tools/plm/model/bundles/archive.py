@@ -5,7 +5,6 @@ A bundle holds data only (JSON, safetensors, Markdown, tokenizer files), and its
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import zipfile
@@ -175,11 +174,6 @@ def _check_digests(listed: Mapping[str, str], found: Mapping[str, str], where: s
     for name, digest in listed.items():
         if found[name] != digest:
             raise UserError(f"The bundle's member {name} was altered or damaged", where=where, fix=again)
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_zip(path: Path, files: Mapping[str, Path]) -> None:

@@ -34,7 +34,8 @@ from plm.data.embeddings.description import UNUSUAL
 from plm.data.embeddings.files import Description
 from plm.errors import UserError
 from plm.model.bundles import archive, manifests
-from plm.model.bundles.archive import SCHEMA_VERSION, bundle_kind, json_text, sha256_of, write_zip
+from plm.model.bundles.archive import SCHEMA_VERSION, bundle_kind, json_text, write_zip
+from plm.model.bundles.bundle import Bundle, check_self_test
 from plm.model.task import Task
 from plm.received import tensors
 from plm.received.documents import as_object, cleaned, has_breaks, one_line, read_json
@@ -52,6 +53,7 @@ VALIDATION_ROWS = 20_000
 _BLOCK_BYTES = 32 * 2**20
 _SELF_TEST_ROWS = 8
 _PARTS = (".scale", ".mask", ".columns")
+_AGAIN = "Give the bundle as plm_train_classifier wrote it"
 _TOLERANCE = 2e-3
 """How far a probability (or a standardised number) may move between machines."""
 _NEEDED = (
@@ -201,19 +203,15 @@ def _unit(rows: Singles) -> Singles:
     return (rows / np.where(length > 0, length, 1)).astype(np.float32, copy=False)
 
 
-class ClassifierBundle:
-    """A loaded bundle: answers for embeddings.
+class ClassifierBundle(Bundle):
+    """A classifier: answers for embeddings of proteins (level ``sequence``) or sites.
 
     Attributes:
-        manifest: The content of ``manifest.json``.
-        task: What it answers; level ``sequence`` (a protein) or ``site``.
         head: Its head, arrays in float32.
         stored: The same as it lies in the file, perhaps compressed.
         embedding: What the embeddings must be.
-        reference: Ids, labels and ``(M, D) float32`` embeddings of a sample of training rows, not standardised.
         validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows, and their truth:
             ``(n,)`` class numbers or numbers. Rows that chose head, temperature and threshold, never test rows.
-        name: What predictions tables and reports call it.
     """
 
     def __init__(
@@ -223,8 +221,7 @@ class ClassifierBundle:
         reference: tuple[list[str], list[str], Singles],
         validation_scores: tuple[Floats, NDArray[Any]],
     ) -> None:
-        self.manifest = dict(manifest)
-        self.task = task_of(manifest)
+        super().__init__(manifest, task_of(manifest))
         self.stored = head
         self.head = head.decoded()
         about = dict(manifest["embedding"])
@@ -233,19 +230,18 @@ class ClassifierBundle:
             about["pooling"], about["dtype"], int(about["dimension"]),
             {UNUSUAL: "own" if about.get(UNUSUAL) == "own" else "x"},
         )  # fmt: skip
-        self.reference = reference
+        self._reference = reference
         self.validation_scores = validation_scores
-        self.name = str(manifest["name"])
+
+    @property
+    def reference(self) -> tuple[list[str], list[str], Singles]:
+        """Ids, labels and ``(M, D) float32`` embeddings of a sample of training rows, not standardised."""
+        return self._reference
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the probabilities; empty for numbers."""
         return self.task.classes
-
-    @property
-    def threshold(self) -> float:
-        """On the positive one of two classes, chosen on validation rows; 0.5 otherwise."""
-        return float(self.manifest["threshold"])
 
     @property
     def temperature(self) -> float:
@@ -285,23 +281,9 @@ class ClassifierBundle:
         probabilities: Floats = softmax(found / self.temperature, axis=1)
         return probabilities
 
-    def calls(self, probabilities: Floats, threshold: float | None = None) -> list[str]:
-        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
-        limit = self.threshold if threshold is None else threshold
-        return call_classes(self.task, probabilities, limit)
-
     def standardised(self, matrix: NDArray[Any]) -> Singles:
         """Embeddings as the head sees them, ``(N, D) float32``: the space for distances to :attr:`reference`."""
         return self.head.standardised(matrix)
-
-
-def call_classes(task: Task, probabilities: Floats, threshold: float) -> list[str]:
-    """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
-    if task.binary:
-        positive = task.positive_index
-        names = task.classes
-        return [names[positive if value >= threshold else 1 - positive] for value in probabilities[:, positive]]
-    return [task.classes[index] for index in probabilities.argmax(axis=1)]
 
 
 def task_of(manifest: Mapping[str, Any]) -> Task:
@@ -411,17 +393,9 @@ def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
             raise UserError(
                 f"The bundle's parts do not fit each other ({one_line(str(error), 150)})",
                 where=path.name,
-                fix="Give the bundle as plm_train_classifier wrote it",
+                fix=_AGAIN,
             ) from error
-    worst = float("nan")
-    if found.shape == expected.shape and found.size:
-        worst = float(np.abs(found - expected).max() / (bundle.task.sd if bundle.task.target == "number" else 1))
-    if not worst <= _TOLERANCE:
-        raise UserError(
-            f"The bundle fails its self-test: answers are {worst:.3g} from those stored (tolerated: {_TOLERANCE:g})",
-            where=path.name,
-            fix="Give the bundle as plm_train_classifier wrote it",
-        )
+    check_self_test(found, expected, _TOLERANCE, bundle.task, path.name, _AGAIN)
     return bundle
 
 
@@ -542,7 +516,7 @@ def write_classifier_bundle(
         test = {"rows": chosen, "expected": answers.tolist()}
         (folder / "self_test.json").write_text(json_text(test), encoding="utf-8")
         contents = {file.name: file for file in folder.iterdir()}
-        complete["files"] = {name: sha256_of(contents[name]) for name in sorted(contents)}
+        complete["files"] = {name: fingerprints.file_sha256(contents[name]) for name in sorted(contents)}
         (folder / "manifest.json").write_text(json_text(complete), encoding="utf-8")
         write_zip(Path(path), {**contents, "manifest.json": folder / "manifest.json"})
 

@@ -34,7 +34,8 @@ from plm.errors import UserError
 from plm.model import adapters
 from plm.model import device as devices
 from plm.model.bundles import archive, manifests
-from plm.model.bundles.archive import SCHEMA_VERSION, json_text, sha256_of, write_zip
+from plm.model.bundles.archive import SCHEMA_VERSION, json_text, write_zip
+from plm.model.bundles.bundle import Bundle, check_self_test
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder_inputs import make_units
 from plm.model.heads import Head, HeadConfig, build_head
@@ -76,26 +77,21 @@ class Member:
     fold: int | None
 
 
-class Bundle:
-    """A loaded bundle: predictions for new sequences.
+class FineTunedBundle(Bundle):
+    """Fine-tuned networks on their base model: predictions for new sequences.
 
     Attributes:
-        manifest: The content of ``manifest.json``.
-        task: What it answers.
         loaded: The base model.
         members: Its networks.
-        name: What predictions tables and reports call it (the manifest's ``name``).
         folder: Where the zip is unpacked.
     """
 
     def __init__(
         self, manifest: dict[str, Any], task: Task, loaded: LoadedModel, members: list[Member], folder: Path
     ) -> None:
-        self.manifest = manifest
-        self.task = task
+        super().__init__(manifest, task)
         self.loaded = loaded
         self.members = members
-        self.name = str(manifest["name"])
         self.folder = folder
 
     @property
@@ -163,7 +159,7 @@ class Bundle:
 
         Returns:
             ``(N, K)`` float64 answers, and ``(N, D)`` float32 representations by the first member: the space of
-            :meth:`reference`.
+            :attr:`reference`.
         """
         found, states = [], np.empty((0, 0), np.float32)
         for number, member in enumerate(self.members):
@@ -175,6 +171,7 @@ class Bundle:
             found.append(self._calibrated(member, raw))
         return np.mean(found, axis=0), states
 
+    @property
     def reference(self) -> tuple[list[str], list[str], Singles]:
         """Ids, labels and ``(M, D) float32`` representations of a sample of training rows (or residues).
 
@@ -192,20 +189,6 @@ class Bundle:
                 "The bundle's reference does not fit its ids and labels", where=self.name, fix=manifests.AGAIN
             )
         return ids, labels, rows
-
-    def predict_labels(self, probabilities: Floats, threshold: float | None = None) -> list[str]:
-        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest.
-
-        Args:
-            probabilities: From :meth:`predict`.
-            threshold: On the positive class; the bundle's own by default.
-        """
-        names = self.task.classes
-        if self.task.binary:
-            positive = self.task.positive_index
-            limit = float(self.manifest["threshold"]) if threshold is None else threshold
-            return [names[positive if value >= limit else 1 - positive] for value in probabilities[:, positive]]
-        return [names[index] for index in probabilities.argmax(axis=1)]
 
     def _raw(
         self,
@@ -288,7 +271,7 @@ def load_bundle(
     precision: str = "auto",
     allow_hub: bool = False,
     level: Level | None = None,
-) -> Bundle:
+) -> FineTunedBundle:
     """Reads a bundle, checks it and puts it on its base model.
 
     Args:
@@ -321,7 +304,7 @@ def load_bundle(
     chosen_precision = devices.choose_precision(precision, chosen_device)
     files = _base_files(manifest, base, folder, path.name, workdir, allow_hub)
     loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
-    bundle = Bundle(manifest, task, loaded, _load_members(manifest, folder, loaded), folder)
+    bundle = FineTunedBundle(manifest, task, loaded, _load_members(manifest, folder, loaded), folder)
     _self_test(bundle, path.name, chosen_precision)
     return bundle
 
@@ -441,7 +424,7 @@ def self_test_inputs(task: Task, window: int, letters: str) -> tuple[list[str], 
     return sequences, sites
 
 
-def make_self_test(bundle: Bundle, precision: str) -> dict[str, Any]:
+def make_self_test(bundle: FineTunedBundle, precision: str) -> dict[str, Any]:
     """The content of ``self_test.json``: inputs, and what the bundle answers now."""
     sequences, sites = self_test_inputs(bundle.task, bundle.window, str(bundle.manifest.get("site_residues", "")))
     return {
@@ -452,7 +435,7 @@ def make_self_test(bundle: Bundle, precision: str) -> dict[str, Any]:
     }
 
 
-def _self_test(bundle: Bundle, where: str, precision: str) -> None:
+def _self_test(bundle: FineTunedBundle, where: str, precision: str) -> None:
     again = manifests.AGAIN
     stored = Fields(read_json(bundle.folder / "self_test.json", where=where, fix=again), "self_test.json", where, again)
     sequences = stored.texts("sequences", most=1000, longest=100_000)
@@ -465,15 +448,9 @@ def _self_test(bundle: Bundle, where: str, precision: str) -> None:
         raise UserError("The bundle's self-test has no sequences", where=where, fix=again)
     expected = numbers_of(stored.content.get("expected"), where)
     found = bundle.predict(sequences, positions)
-    scale = bundle.task.sd if bundle.task.target == "number" else 1.0
     tolerance = max(_TOLERANCE[precision], _TOLERANCE[stored.text("precision", choices=tuple(_TOLERANCE))])
-    worst = float(np.abs(found - expected).max() / scale) if found.shape == expected.shape else float("nan")
-    if not worst <= tolerance:
-        raise UserError(
-            f"The bundle fails its self-test: its answers are {worst:.3g} from those stored (tolerated: {tolerance:g})",
-            where=where,
-            fix="The base model is damaged, or the libraries differ from the versions in the manifest",
-        )
+    fix = "The base model is damaged, or the libraries differ from the versions in the manifest"
+    check_self_test(found, expected, tolerance, bundle.task, where, fix)
 
 
 def numbers_of(content: Any, where: str) -> Floats:
@@ -585,11 +562,11 @@ def write_bundle(
     chosen_precision = devices.choose_precision(precision, chosen_device)
     files = _base_files(complete, base, folder, path.name, workdir, allow_hub)
     loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
-    fresh = Bundle(complete, Task.from_json(complete), loaded, _load_members(complete, folder, loaded), folder)
+    fresh = FineTunedBundle(complete, Task.from_json(complete), loaded, _load_members(complete, folder, loaded), folder)
     (folder / "self_test.json").write_text(json_text(make_self_test(fresh, chosen_precision)), encoding="utf-8")
 
     contents = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-    complete["files"] = {name: sha256_of(contents[name]) for name in sorted(contents)}
+    complete["files"] = {name: fingerprints.file_sha256(contents[name]) for name in sorted(contents)}
     (folder / "manifest.json").write_text(json_text(complete), encoding="utf-8")
     write_zip(path, {**contents, "manifest.json": folder / "manifest.json"})
 

@@ -6,14 +6,13 @@ What plm_embed and plm_predict share, so that both give the same numbers for the
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from plm import __version__, stage
+from plm import __version__, kept, stage
 from plm.data.protein_store import Spool
 from plm.data.shards import Lock, ShardStore, key
 from plm.model.capacity import capacity
@@ -80,17 +79,17 @@ def open_store(
         "batch_tokens": settings.batch_tokens, "max_residues": settings.max_residues,
     }  # fmt: skip
     digest = key(content)
-    kept = work_dir or (Path(os.environ["PLM_CHECKPOINT_DIR"]) if os.environ.get("PLM_CHECKPOINT_DIR") else None)
+    outlives = work_dir or kept.folder()
     folder = scratch / "shards"
-    if ranks.leads and kept is not None:
-        if not kept.is_dir():
-            log.info("The folder %s does not exist: a killed job will start anew", kept)
+    if ranks.leads and outlives is not None:
+        if not outlives.is_dir():
+            log.info("The folder %s does not exist: a killed job will start anew", outlives)
         else:
-            lock = stack.enter_context(Lock(kept / f"{name}-{digest[:32]}"))
+            lock = stack.enter_context(Lock(outlives / f"{name}-{digest[:32]}"))
             if lock.held:
-                folder = kept / f"{name}-{digest[:32]}"
+                folder = outlives / f"{name}-{digest[:32]}"
             else:
-                log.info("Finished parts are not kept in %s: %s", kept, lock.why)
+                log.info("Finished parts are not kept in %s: %s", outlives, lock.why)
     return ShardStore(Path(ranks.told(str(folder))), digest)
 
 

@@ -30,6 +30,7 @@ from plm.model.embedding.representations import (
     UnfitNumber,
     windows,
 )
+from plm.model.memory import too_small
 from plm.model.ranks import Ranks
 
 Ints = NDArray[np.int64]
@@ -171,11 +172,7 @@ class EmbedJob:
 
     def _halve(self, number: int, error: OutOfMemory) -> None:
         if error.smaller is None:
-            raise UserError(
-                f"The memory does not hold even {error.tokens} residues",
-                where=str(self.embedder.loaded.device),
-                fix="Use a smaller model, or a machine or GPU with more memory",
-            ) from error
+            raise too_small(f"{error.tokens} residues", self.embedder.loaded.device) from error
         self._halved[number] = error.smaller
         self.store.note(f"budget_{number:06d}", asdict(error.smaller))
         self._log.warning(

@@ -1,0 +1,59 @@
+"""What outlives a job: the administrator's folder, files in it that are replaced whole, and being told to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+DIRECTORY = "PLM_CHECKPOINT_DIR"
+"""Names the folder in which a resubmitted job finds what a killed one had done."""
+
+
+def folder() -> Path | None:
+    """The administrator's folder, whether it exists or not; None if none is named."""
+    named = os.environ.get(DIRECTORY, "")
+    return Path(named) if named else None
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside its place and puts it there whole.
+
+    Args:
+        path: The place; its folder is made if it is missing.
+        write: Writes the file at the path that it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class SoftEnd:
+    """While it is entered, SIGTERM is noted instead of ending the process at once, so that a last state can be saved.
+
+    Attributes:
+        told: Whether the job has been told to end.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+        self._before: Any = None
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.told = True
+
+    def __enter__(self) -> SoftEnd:
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._before)
