@@ -325,7 +325,7 @@ def _fails(root: Path, capsys: pytest.CaptureFixture[str], message: str, *argume
     module = stage_module(root)
     logging.getLogger(module.NAME).handlers.clear()  # an earlier test's handler writes to its closed capture
     with pytest.raises(SystemExit) as ended:
-        module.stage.main(module.NAME, module.main, [str(part) for part in arguments])
+        module.stage.main(module.NAME, module.run, [str(part) for part in arguments])
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert said.startswith("plm_evaluate: error: ") and said.count("\n") == 1
@@ -342,12 +342,12 @@ def _fails(root: Path, capsys: pytest.CaptureFixture[str], message: str, *argume
         (["--predictions", "{b}", "--positive-class", "yes"], "--positive-class yes is none of the classes 0, 1"),
         (["--predictions", "{m}", "--positive-class", "beta"], "--positive-class is for tasks of two classes"),
         (["--predictions", "{b}", "--main-metric", "rmse"], "--main-metric rmse does not fit a binary task"),
-        (["--predictions", "{b}", "--splits", "exam"], "--splits 'exam'"),
-        (["--predictions", "{b}", "--resamples", "10"], "--resamples 10"),
+        (["--predictions", "{b}", "--splits", "exam"], "'exam' are not some of test, valid, train"),
+        (["--predictions", "{b}", "--resamples", "10"], "10 is too few for a 95 % interval [--resamples]"),
         (["--predictions", "{b}", "--window", "32"], "--window 32"),
         (["--predictions", "{b}", "--identity-bins", "50,30"], "--identity-bins '50,30'"),
         (["--predictions", "{b}", "--identity-bins", "low"], "--identity-bins 'low'"),
-        (["--predictions", "{b}", "--baseline-rows", "5"], "--baseline-rows 5"),
+        (["--predictions", "{b}", "--baseline-rows", "5"], "5 is too few [--baseline-rows]"),
         (["--predictions", "{b}", "--baseline-predictions", "x"], "--baseline-predictions needs the training table"),
         (["--predictions", "{b}", "--task", "number"], "not what --task number says"),
         (["--predictions", "{n}", "--roc", "x.png"], "--roc is no figure"),

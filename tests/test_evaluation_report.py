@@ -235,7 +235,7 @@ def test_the_tutorials_leakage_is_told_again(shared_data: Path, tmp_path: Path) 
 
     given = {"input": shared_data / "dephos" / "gtn_train.fasta", "test": shared_data / "dephos" / "gtn_test.fasta"}
     made = {name: tmp_path / name for name in ("dataset", "rejected", "leakage", "report")}
-    plm_preprocess.main([text for name, path in {**given, **made}.items() for text in (f"--{name}", str(path))])
+    plm_preprocess.run([text for name, path in {**given, **made}.items() for text in (f"--{name}", str(path))])
     frame = dataset_table.read_dataset(tmp_path / "dataset")
     result = leaking(frame, list(frame.loc[frame["split"] == "test", "id"]), 1)
     table = pd.read_csv(tmp_path / "leakage", sep="\t", dtype=str)

@@ -1,23 +1,19 @@
-"""Lists that repeat the code: forms against the scripts' flags, helps as they are rendered, tables of tools."""
+"""Lists that repeat the code: helps as they are rendered, tables of tools. Flags: test_flags.py."""
 
 from __future__ import annotations
 
-import argparse
 import html
-import importlib
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness import configuration
 from harness.layout import Layout
 from harness.server import GalaxyServer
-from plm import flags
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
@@ -26,37 +22,6 @@ NAMES = {path: str(ET.parse(path).getroot().get("name")) for path in XMLS}
 
 every_tool = pytest.mark.parametrize("tool", XMLS, ids=lambda path: path.stem)
 
-# Flags that no form offers, each with its reason.
-NOT_IN_FORMS = {
-    "--help": "the form is the help",
-    "--version": "the form says its version",
-    "--format": "found from the file's name and content",
-    "--mlflow": "a folder of a tracking server is of no use in a job",
-    "--device": "where a job runs is the administrator's choice",
-    "--work-dir": "the administrator's PLM_CHECKPOINT_DIR",
-    "--max-memory": "Galaxy says what a job may use",
-    "--checkpoint-every": "the administrator's PLM_CHECKPOINT_DIR",
-    "--threads": "Galaxy says what a job may use",
-}
-
-
-def parser_of(tool: Path) -> argparse.ArgumentParser:
-    """The script's own parser."""
-    module = importlib.import_module(tool.stem)
-    return flags.parser(module.Arguments, module.NAME, module.__doc__)
-
-
-def actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    return {flag: action for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
-
-
-@every_tool
-def test_every_flag_can_be_reached_from_the_form(tool: Path) -> None:
-    text = tool.read_text() + (TOOLS / "macros.xml").read_text()
-    written = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
-    unreachable = set(actions(parser_of(tool))) - written - set(NOT_IN_FORMS)
-    assert not unreachable, f"offer them in the form, or give a reason in NOT_IN_FORMS: {sorted(unreachable)}"
-
 
 @pytest.fixture(scope="module")
 def server() -> GalaxyServer:
@@ -64,88 +29,6 @@ def server() -> GalaxyServer:
     if not found.status().answers:
         pytest.fail("Galaxy does not run: scripts/galaxy start")
     return found
-
-
-def parameters(inputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every parameter of a form as Galaxy understands it, its macros put in."""
-    for described in inputs:
-        if described["type"] == "conditional":
-            yield from parameters([described["test_param"]])
-            for case in described["cases"]:
-                yield from parameters(case["inputs"])
-        elif "inputs" in described:
-            yield from parameters(described["inputs"])
-        else:
-            yield described
-
-
-# Where a form begins with something else than the script, on purpose.
-OTHER_DEFAULTS = {
-    ("plm_preprocess", "--labels"): "the form asks for the rule first; the script's default needs none of its parts",
-    ("plm_preprocess", "--window"): "windows that are given stay as they are; whole proteins are cut",
-    ("plm_preprocess", "--site-residues"): "the form's sections ask it for each kind of data",
-    ("plm_preprocess", "--folds"): "asked only after folds are wanted",
-    ("plm_preprocess", "--group"): "asked only after groups are wanted",
-    ("plm_evaluate", "--task"): "the outputs of the form depend on it, so it must be known before the job",
-    ("plm_distill", "--title"): "the form proposes a name for the model card",
-    ("plm_pretrain", "--title"): "the form proposes a name for the model card",
-    ("plm_embed", "--perplexity-mode"): "the script asks for it by the table's own flag, the form by its choice",
-    ("plm_finetune", "--method"): "the form's comparison of ways begins with several",
-    ("plm_train_classifier", "--search-trials"): "asked only after a search is wanted",
-}
-# Choices of a form that stand for leaving the flag out.
-LEFT_OUT = {
-    ("plm_distill", "--represent"): "preset",
-    ("plm_distill", "--schedule"): "preset",
-    ("plm_embed", "--perplexity-mode"): "no",
-}
-
-
-def same(form: Any, script: Any) -> bool:
-    """Whether a form's default is the script's."""
-    if form in ("", None, []) and script in ("", None, [], ()):
-        return True
-    if isinstance(script, bool) or isinstance(form, bool):
-        return str(form).lower() in ("true", "false") and (str(form).lower() == "true") == bool(script)
-    try:
-        return float(form) == float(script)
-    except (TypeError, ValueError):
-        pass
-    if isinstance(script, list | tuple):
-        script = ",".join(map(str, script))
-    if isinstance(form, list):
-        form = ",".join(map(str, form))
-    return str(form) == str(script)
-
-
-@pytest.mark.galaxy
-@every_tool
-def test_the_form_begins_with_the_scripts_defaults_and_offers_its_choices(
-    server: GalaxyServer, tool: Path
-) -> None:
-    known = actions(parser_of(tool))
-    inputs = server.request("GET", f"/api/tools/{tool.stem}?io_details=true")["inputs"]
-    offered: dict[str, set[str]] = {}
-    wrong = []
-    for described in parameters(inputs):
-        flag = str(described.get("argument") or "")
-        if flag not in known or described["type"] in ("data", "data_collection"):
-            continue
-        action = known[flag]
-        if described["type"] == "select" and not described.get("is_dynamic"):
-            values = {str(value) for _, value, _ in described["options"]} - {LEFT_OUT.get((tool.stem, flag))}
-            offered.setdefault(flag, set()).update(values)
-            if action.choices is not None and not values <= {str(choice) for choice in action.choices}:
-                wrong.append(f"{flag} offers {sorted(values)}, the script knows {list(action.choices)}")
-        if action.required or action.default is None or (tool.stem, flag) in OTHER_DEFAULTS:
-            continue
-        if not same(described.get("value"), action.default):
-            wrong.append(f"{flag} is {described.get('value')!r} in the form, {action.default!r} in the script")
-    for flag, values in offered.items():
-        choices = {str(choice) for choice in known[flag].choices or ()}
-        if choices - values and (tool.stem, flag) not in OTHER_DEFAULTS:
-            wrong.append(f"{flag}: the form does not offer {sorted(choices - values)}")
-    assert not wrong, "\n".join(wrong)
 
 
 # -- helps --------------------

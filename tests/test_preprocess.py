@@ -350,7 +350,7 @@ def test_the_report_names_the_fast_search_that_made_the_clusters(
             for name in ("dataset", "rejected", "leakage", "report")
             for word in (f"--{name}", str(tmp_path / name))
         ]
-        plm_preprocess.main(
+        plm_preprocess.run(
             ["--input", str(data / "simulated_classes.fasta"), "--labels", "field:-1", "--split", split, *outputs]
         )
         told.append((tmp_path / "report").read_text())

@@ -66,11 +66,11 @@ def _lines(tmp_path: Path) -> list[list[str]]:
         (">a LABEL=1\nMKV\n>b LABEL=0\nMRV\n", ("--task", "site", "--window", "5"), "windows of 5 cannot be cut"),
         (">a LABEL=1\nMKV\n>b LABEL=0\nMRV\n", ("--split", "protein"), "There are 2 groups for 3 parts"),
         (">a LABEL=1\nMKV\n", ("--window", "32"), "--window 32: a window has an odd number of residues"),
-        (">a LABEL=1\nMKV\n", ("--valid-fraction", "1.5"), "--valid-fraction 1.5 must lie between 0 and 1"),
+        (">a LABEL=1\nMKV\n", ("--valid-fraction", "1.5"), "1.5 is out of range [--valid-fraction]. Choose 0 to 1"),
         (">a LABEL=1\nMKV\n", ("--labels", "hash"), "need --task site"),
         (">a LABEL=1\nMKV\n", ("--split", "group"), "--split group needs --group"),
         (">a LABEL=1\nMKV\n", ("--labels", "regex:("), "the regular expression '(' is broken"),
-        (">a LABEL=1\nMKV\n", ("--folds", "1"), "--folds must be 0 (none) or at least 2"),
+        (">a LABEL=1\nMKV\n", ("--folds", "1"), "1 is out of range [--folds]. Choose 2 or more, or 0"),
         (
             ">a LABEL=1\nMKV\n",
             ("--labels", "none", "--otherwise", "0"),

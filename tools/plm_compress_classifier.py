@@ -48,7 +48,7 @@ class Arguments(flags.ClassFiles, flags.Seed):
     )
     tune_epochs: int = flags.whole(0, "epochs of training after pruning, on the rows of split train", 0, 1000)
     metric: str = flags.text("what is judged (default: the metric that chose the head)", "auto")
-    most_loss: float = flags.number(0.01, "refuse if the metric is worse by more than this", 0, 10**9)
+    most_loss: float = flags.number(0.01, "refuse if the metric is worse by more than this", 0)
     force_compression: bool = flags.switch("write the bundle however much the metric drops")
     resamples: int = flags.resamples("bootstrap resamples; fewer for large tables")
     compressed_bundle: Path | None = flags.output("the smaller bundle (zip)")

@@ -94,7 +94,7 @@ class Arguments(flags.MaskedTraining, flags.Device):
         ("taxon", "plain"), "of one taxon and similar length, or length only"
     )
     smallest_taxon: int | None = flags.whole(
-        None, "smaller taxa are pooled by domain (default: what fills a batch)", 1, 10**9
+        None, "smaller taxa are pooled by domain (default: what fills a batch)", 1
     )
     taxon_column: str | None = flags.text(
         "column of the taxon (default: taxon, taxid, ..., or OX= in FASTA)", None

@@ -12,14 +12,12 @@ listed.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from plm import stage
+from plm import flags, stage
 from plm.data import examples as policies
 from plm.data import homology, leakage, sites, splits
 from plm.data.examples import Example, Journal
@@ -31,125 +29,83 @@ from plm.errors import UserError
 from plm.jobs.preprocess.records import read_records, with_unique_ids
 
 NAME = "plm_preprocess"
-OUTPUTS = ("dataset", "rejected", "leakage", "report", "figure")
 SPLIT_NAMES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid", "testing": "test"}
 
 
-CHOICES = {
-    "format": ("auto", "fasta", "table"),
-    "task": ("sequence", "residue", "site"),
-    "target": ("auto", "class", "number"),
-    "unlisted": ("auto", "ignore", "negative"),
-    "unusual": ("x", "reject"),
-    "gaps": ("remove", "reject"),
-    "stops": ("reject", "x"),
-    "lower": ("upper", "x", "reject"),
-    "nucleotides": ("reject", "keep"),
-    "duplicate_ids": ("error", "rename", "first"),
-    "duplicate_sequences": ("first", "keep"),
-    "conflicting_labels": ("drop", "error", "keep"),
-    "split": ("none", "given", "random", "group", "protein", "homology"),
-}
-HELP = {
-    "figure": "picture (PNG): classes in each split, identity to training",
-    "test": "published test set, kept as it is; validation is carved out of --input",
-    "negatives_file": "with --labels file: the records of class 0",
-    "labels": "KEY=, field:N (between |) or field:N:SEPARATOR, regex:PATTERN, column:NAME, hash, file or none",
-    "otherwise": "class of records in which the rule finds nothing (else they are rejected)",
-    "target": "whether labels are classes or numbers (auto: few whole numbers are classes, other numbers are numbers)",
-    "nucleotides": "records that are clearly DNA or RNA",
-    "site": "where the site is: centre, or column:NAME with 1-based positions",
-    "sites": "site list (accession, 1-based position, perhaps label) for full proteins",
-    "negative_sites": "second site list, of class 0",
-    "unlisted": "other residues of the sites' letters (auto: negative unless a list has two classes)",
-    "site_residues": "letters a site may be, for example Y or ST (default: those seen)",
-    "window": "residues around a site (odd); 0 = whole protein",
-    "ratio": "negatives for each positive site; 0 = all",
-    "protein": "auto, uniprot, word or a rule as for --labels",
-    "protein_position": "auto (%%start%%site), none, column:NAME, field:N, regex:PATTERN",
-    "unusual": "U, Z, O, B, J and other letters",
-    "stops": "'*' inside a sequence",
-    "lower": "lower-case residues",
-    "max_length": "0 = no limit",
-    "cap": "most records of one class, drawn with --seed; 0 = no cap",
-    "split_from": "with --split given: a rule as for --labels",
-    "group": "with --split group: a rule as for --labels",
-    "folds": "cross-validation folds instead of train, valid and test",
-    "identity": "0-1; relatives at least this alike (default 0.3, for windows 0.5)",
-    "coverage": "0-1; part of the shorter protein that is aligned",
-}
+def fraction(default: float | None, told: str | None = None) -> Any:
+    """The flag of a number from 0 to 1."""
+    return flags.number(default, told, 0, 1)
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The options of the stage; each field is the flag of its name."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments(flags.Flags):
+    """The command line; see ``--help``."""
 
-    input: Path
-    dataset: Path
-    rejected: Path
-    leakage: Path
-    report: Path
-    figure: Path | None = None
-    test: Path | None = None
-    negatives_file: Path | None = None
-    format: str = "auto"
-    id_column: str = ""
-    sequence_column: str = ""
-    task: str = "sequence"
-    target: str = "auto"
-    labels: str = "LABEL="
-    otherwise: str = ""
-    site: str = "centre"
-    sites: Path | None = None
-    sites_accession: str = ""
-    sites_position: str = ""
-    sites_label: str = ""
-    negative_sites: Path | None = None
-    unlisted: str = "auto"
-    site_residues: str = ""
-    window: int | None = None
-    ratio: float = 0.0
-    protein: str = "auto"
-    protein_position: str = "auto"
-    unusual: str = "x"
-    gaps: str = "remove"
-    stops: str = "reject"
-    lower: str = "upper"
-    nucleotides: str = "reject"
-    min_length: int = 1
-    max_length: int = 0
-    duplicate_ids: str = "error"
-    duplicate_sequences: str = "first"
-    conflicting_labels: str = "drop"
-    cap: int = 0
-    split: str = "homology"
-    split_from: str = "column:split"
-    group: str = ""
-    valid_fraction: float = 0.15
-    test_fraction: float = 0.25
-    folds: int = 0
-    identity: float | None = None
-    coverage: float = 0.8
-    seed: int = 42
-    fail_on_leakage: bool = False
+    input: Path = flags.source(None, required=True)
+    dataset: Path = flags.output(None, required=True)
+    rejected: Path = flags.output(None, required=True)
+    leakage: Path = flags.output(None, required=True)
+    report: Path = flags.output(None, required=True)
+    figure: Path | None = flags.output("picture (PNG): classes in each split, identity to training")
+    test: Path | None = flags.source("published test set, kept as it is; validation is carved out of --input")
+    negatives_file: Path | None = flags.source("with --labels file: the records of class 0")
+    format: str = flags.choice(("auto", "fasta", "table"), None)
+    id_column: str = flags.text(None)
+    sequence_column: str = flags.text(None)
+    task: str = flags.choice(("sequence", "residue", "site"), None)
+    target: str = flags.choice(
+        ("auto", "class", "number"),
+        "whether labels are classes or numbers (auto: few whole numbers are classes, other numbers are numbers)",
+    )
+    labels: str = flags.text(
+        "KEY=, field:N (between |) or field:N:SEPARATOR, regex:PATTERN, column:NAME, hash, file or none", "LABEL="
+    )
+    otherwise: str = flags.text("class of records in which the rule finds nothing (else they are rejected)")
+    site: str = flags.text("where the site is: centre, or column:NAME with 1-based positions", "centre")
+    sites: Path | None = flags.source("site list (accession, 1-based position, perhaps label) for full proteins")
+    sites_accession: str = flags.text(None)
+    sites_position: str = flags.text(None)
+    sites_label: str = flags.text(None)
+    negative_sites: Path | None = flags.source("second site list, of class 0")
+    unlisted: str = flags.choice(
+        ("auto", "ignore", "negative"),
+        "other residues of the sites' letters (auto: negative unless a list has two classes)",
+    )
+    site_residues: str = flags.text("letters a site may be, for example Y or ST (default: those seen)")
+    window: int | None = flags.whole(None, "residues around a site (odd); 0 = whole protein")
+    ratio: float = flags.number(0.0, "negatives for each positive site; 0 = all", 0)
+    protein: str = flags.text("auto, uniprot, word or a rule as for --labels", "auto")
+    protein_position: str = flags.text("auto (%%start%%site), none, column:NAME, field:N, regex:PATTERN", "auto")
+    unusual: str = flags.choice(("x", "reject"), "U, Z, O, B, J and other letters")
+    gaps: str = flags.choice(("remove", "reject"), None)
+    stops: str = flags.choice(("reject", "x"), "'*' inside a sequence")
+    lower: str = flags.choice(("upper", "x", "reject"), "lower-case residues")
+    nucleotides: str = flags.like(flags.Proteins, "nucleotides")
+    min_length: int = flags.whole(1, None, 0)
+    max_length: int = flags.whole(0, "0 = no limit", 0)
+    duplicate_ids: str = flags.duplicate_ids(None)
+    duplicate_sequences: str = flags.choice(("first", "keep"), None)
+    conflicting_labels: str = flags.choice(("drop", "error", "keep"), None)
+    cap: int = flags.whole(0, "most records of one class, drawn with --seed; 0 = no cap", 0)
+    split: str = flags.choice(("none", "given", "random", "group", "protein", "homology"), None, "homology")
+    split_from: str = flags.text("with --split given: a rule as for --labels", "column:split")
+    group: str = flags.text("with --split group: a rule as for --labels")
+    valid_fraction: float = fraction(0.15)
+    test_fraction: float = fraction(0.25)
+    folds: int = flags.whole(0, "cross-validation folds instead of train, valid and test", 2, or_zero=True)
+    identity: float | None = fraction(None, "0-1; relatives at least this alike (default 0.3, for windows 0.5)")
+    coverage: float = fraction(0.8, "0-1; part of the shorter protein that is aligned")
+    seed: int = flags.seed(None)
+    fail_on_leakage: bool = flags.switch(None)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.window is not None:
             try:
                 check_width(self.window)
             except ValueError as error:
                 raise UserError(f"--window {self.window}: {error}") from error
-        for name in ("valid_fraction", "test_fraction", "coverage", "identity"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"--{name.replace('_', '-')} {value:g} must lie between 0 and 1")
         if self.valid_fraction + (0 if self.test else self.test_fraction) >= 1:
             raise UserError("--valid-fraction and --test-fraction leave nothing to train on")
-        for name in ("min_length", "max_length", "cap", "ratio"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} must not be negative")
-        if self.folds < 0 or self.folds == 1:
-            raise UserError("--folds must be 0 (none) or at least 2")
         if self.test and (self.folds or self.split == "given"):
             raise UserError("--test cannot be combined with --folds or --split given")
         if self.split == "group" and not self.group:
@@ -178,8 +134,8 @@ class Arguments:
         return self.task == "site" and (self.sites is not None or self.labels == "hash")
 
 
-def run(args: Arguments) -> None:
-    """Reads, labels, cuts, splits, measures, and writes the four outputs together."""
+def run(argv: Sequence[str] | None) -> None:
+    args = flags.read(Arguments, NAME, __doc__, argv)
     stage.require({"numpy": "2.0", "pandas": "2.1", "biopython": "1.80", "matplotlib": "3.8"})
     log = stage.log(NAME)
     journal = Journal()
@@ -232,9 +188,7 @@ def run(args: Arguments) -> None:
 
 def _read(args: Arguments) -> list[ProteinRecord]:
     def read(path: Path, from_test_file: bool = False) -> list[ProteinRecord]:
-        return read_records(
-            path, args.format, args.id_column, args.sequence_column, from_test_file, args.nucleotides
-        )
+        return read_records(path, args.format, args.id_column, args.sequence_column, from_test_file, args.nucleotides)
 
     records = read(args.input)
     if args.negatives_file is not None:
@@ -437,22 +391,5 @@ def _given_split(value: str | None, name: str) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs."""
-    parser = stage.parser(NAME, __doc__ or "")
-    for option in fields(Arguments):
-        flag, note = "--" + option.name.replace("_", "-"), HELP.get(option.name)
-        if option.type == "bool":
-            parser.add_argument(flag, action="store_true", help=note)
-            continue
-        kinds = {"Path": Path, "int": int, "float": float, "str": str}
-        kind = stage.output_file if option.name in OUTPUTS else kinds[str(option.type).split(" ")[0]]
-        required = option.default is MISSING
-        default = None if required else option.default
-        choices = CHOICES.get(option.name)
-        parser.add_argument(flag, type=kind, required=required, choices=choices, default=default, help=note)
-    run(Arguments(**vars(parser.parse_args(argv))))
-
-
 if __name__ == "__main__":
-    stage.main(NAME, main)
+    stage.main(NAME, run)

@@ -23,7 +23,7 @@ from plm.errors import UserError
 
 if TYPE_CHECKING:
     from plm.jobs.project.findings import Findings
-    from plm.jobs.project.projection import Settings
+    from plm.jobs.project.projection import ProjectionSettings
 
 NAME = "plm_project"
 METHODS = ("pca", "tsne", "umap")
@@ -36,13 +36,11 @@ class Arguments(flags.LabelKind, flags.Seed):
     embeddings: Path = flags.source("reference embeddings: HDF5, npz, Parquet or a table", required=True)
     queries: Path | None = flags.source("embeddings to lay over the references; made as those were")
     no_labels: bool = flags.switch("use no labels, even if the embeddings carry some")
-    methods: str = flags.text("some of pca, tsne, umap, separated by commas", "pca,umap")
+    methods: str = flags.words(METHODS, "some of pca, tsne, umap, separated by commas", "pca,umap")
     standardise: bool = flags.switch("scale each dimension to standard deviation 1")
     metric: str = flags.choice(("euclidean", "cosine"), "distance between proteins")
     components: int = flags.whole(50, "principal components that t-SNE and UMAP see", 2, 1000)
-    perplexity: float = flags.number(
-        30.0, "t-SNE: about how many neighbours count; reduced if too many", 1, 1000
-    )
+    perplexity: float = flags.number(30.0, "t-SNE: about how many neighbours count; reduced if too many", 1, 1000)
     neighbours: int = flags.whole(15, "UMAP: neighbours of each protein; reduced if too many", 2, 500)
     min_dist: float = flags.number(0.1, "UMAP: how close points may lie, 0 to 1", 0, 1)
     score_neighbours: int = flags.whole(10, "neighbours of the scores", 1, 500)
@@ -53,11 +51,6 @@ class Arguments(flags.LabelKind, flags.Seed):
     report: Path | None = flags.report()
 
     def check(self) -> None:
-        unknown = [name for name in self.chosen if name not in METHODS]
-        if unknown or not self.chosen or len(set(self.chosen)) < len(self.chosen):
-            raise UserError(
-                f"--methods {self.methods!r} are not some of {', '.join(METHODS)}, each once", fix="Give e.g. pca,umap"
-            )
         if self.no_labels and (self.labels or self.label_column):
             raise UserError("--no-labels and labels exclude each other", fix="Leave out one of them")
         super().check()
@@ -65,7 +58,7 @@ class Arguments(flags.LabelKind, flags.Seed):
     @property
     def chosen(self) -> tuple[str, ...]:
         """The methods in the order of the outputs."""
-        return tuple(name.strip() for name in self.methods.split(",") if name.strip())
+        return flags.parts(self.methods)
 
 
 def run(argv: Sequence[str] | None) -> None:
@@ -119,17 +112,17 @@ def run(argv: Sequence[str] | None) -> None:
         log.info("%s", line)
 
 
-def _settings(args: Arguments) -> Settings:
-    from plm.jobs.project.projection import Settings
+def _settings(args: Arguments) -> ProjectionSettings:
+    from plm.jobs.project.projection import ProjectionSettings
 
-    return Settings(
+    return ProjectionSettings(
         args.standardise, "cosine" if args.metric == "cosine" else "euclidean", args.components, args.perplexity,
         args.neighbours, args.min_dist, args.seed, stage.threads(),
     )  # fmt: skip
 
 
 def _judge(
-    args: Arguments, references: Any, queries: Any, made: Any, source: str, settings: Settings, notes: list[str]
+    args: Arguments, references: Any, queries: Any, made: Any, source: str, settings: ProjectionSettings, notes: list[str]
 ) -> Findings:
     """Scores of every space, and what the report needs."""
     import numpy as np

@@ -27,7 +27,7 @@ from plm.errors import UserError
 if TYPE_CHECKING:
     from plm.jobs.classifier.material import Material
     from plm.jobs.classifier.search import Journal
-    from plm.jobs.classifier.training import Settings, Trained
+    from plm.jobs.classifier.training import ClassifierSettings, Trained
 
 NAME = "plm_train_classifier"
 TABLES = ("metrics", "search_history")
@@ -44,7 +44,7 @@ class Data(flags.ClassFiles, heading="data and task"):
     )
     target: str = flags.choice(("auto", "class", "number"), "classes or numbers")
     positive_class: str = flags.text("of two classes the one to detect (default: the last)")
-    smallest_class: int = flags.whole(0, "leave out classes with fewer members; 0: none", 0, 10**9)
+    smallest_class: int = flags.whole(0, "leave out classes with fewer members; 0: none", 0)
     identity: float | None = flags.number(
         None, "identity of relatives (0-1) when splitting by sequence", 0.05, 1
     )
@@ -200,8 +200,8 @@ def prepare(args: Arguments, workdir: Path) -> Material:
     return material
 
 
-def settle(args: Arguments, material: Material) -> Settings:
-    from plm.jobs.classifier.training import Settings
+def settle(args: Arguments, material: Material) -> ClassifierSettings:
+    from plm.jobs.classifier.training import ClassifierSettings
     from plm.training.classifiers import NetworkSettings
 
     size: dict[str, Any] = dict(PRESETS[args.preset])
@@ -210,13 +210,13 @@ def settle(args: Arguments, material: Material) -> Settings:
         **size, learning_rate=args.learning_rate, weight_decay=args.weight_decay, batch=args.batch, epochs=args.epochs,
         patience=args.patience, balance=args.balance, select="loss" if args.select == "loss" else material.metric,
     )  # fmt: skip
-    return Settings(
+    return ClassifierSettings(
         args.head, network, not args.no_standardise, material.metric, args.balance, args.seed, args.resamples,
         args.search_trials, stage.threads(),
     )  # fmt: skip
 
 
-def open_journal(args: Arguments, material: Material, settings: Settings, digest: str, workdir: Path) -> Journal:
+def open_journal(args: Arguments, material: Material, settings: ClassifierSettings, digest: str, workdir: Path) -> Journal:
     """The file of the search's trials: in PLM_CHECKPOINT_DIR if there is one, so that a killed job goes on."""
     from plm.jobs.classifier.search import Journal, search_key
 
