@@ -45,7 +45,7 @@ def test_each_archived_file_is_named_in_the_readme_and_small() -> None:
     assert TOLD["revision"][:7] in (WRITTEN / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["classifier", "compressed", "finetuned"])
+@pytest.mark.parametrize("kind", ["classifier", "compressed", pytest.param("finetuned", marks=pytest.mark.slow)])
 def test_bundle_predicts_what_it_predicted(kind: str, run_stage: Run, tmp_path: Path) -> None:
     name = f"predictions_{kind}.tabular"
     rerun(run_stage, name, tmp_path / name)
