@@ -37,7 +37,7 @@ def tensors(archive: Path) -> dict[str, torch.Tensor]:
         return {f"{member}:{name}": tensor for member in members for name, tensor in load(opened.read(member)).items()}
 
 
-def test_each_archived_file_is_named_in_the_readme_and_small() -> None:
+def test_the_folder_holds_what_its_commands_wrote_and_stays_small() -> None:
     files = [path for path in WRITTEN.iterdir() if path.name != "README.md"]
     assert sum(path.stat().st_size for path in files) < 600_000
     made = {*TOLD["commands"], *(f"checkpoint_{stage}.zip" for stage in TOLD["stopped"]), "commands.json"}
