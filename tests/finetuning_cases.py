@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from plm.jobs.finetune.finished import manifest, release
-from plm.jobs.finetune.job import Job, Settings
+from plm.jobs.finetune.job import FineTuningJob, FineTuningSettings
 from plm.jobs.finetune.labelled_rows import read_rows
 from plm.jobs.finetune.objectives import choose_metric
 from plm.jobs.finetune.training import TrainingSettings
@@ -64,11 +64,11 @@ def job(
     rank: int = 4,
     target: str = "auto",
     **training: Any,
-) -> Job:
+) -> FineTuningJob:
     """A job that is ready for ``plan`` and ``train``."""
     workdir.mkdir(parents=True, exist_ok=True)
     rows = read_rows(frame, window=window, target=target)
-    settings = Settings(
+    settings = FineTuningSettings(
         AdapterSettings(method, rank=rank),  # type: ignore[arg-type]
         TrainingSettings(**{"epochs": 1, "metric": choose_metric("auto", rows.task), **training}),
         {"width": 16, "reach": 3, "dropout": 0.1},
@@ -76,13 +76,15 @@ def job(
         seeds,
         others=tuple(AdapterSettings(other, rank=rank) for other in others),  # type: ignore[arg-type]
     )
-    return Job(
+    return FineTuningJob(
         rows, parts(frame, fold), resolve_model(str(model), workdir=workdir), settings,
         device=torch.device("cpu"), workdir=workdir, data_sha256="0" * 64, log=logging.getLogger("test"),
     )  # fmt: skip
 
 
-def released(made: Job, model: Path, path: Path, *, finished: bool = True) -> tuple[FineTunedBundle, Calibration]:
+def released(
+    made: FineTuningJob, model: Path, path: Path, *, finished: bool = True
+) -> tuple[FineTunedBundle, Calibration]:
     """The bundle of a trained job, written and loaded again."""
     calibration = calibrate(made)
     content = manifest(made, calibration, name="tiny", finished=finished, licence="")
@@ -91,7 +93,7 @@ def released(made: Job, model: Path, path: Path, *, finished: bool = True) -> tu
     return loaded, calibration
 
 
-def trained(frame: pd.DataFrame, model: Path, workdir: Path, **options: Any) -> Job:
+def trained(frame: pd.DataFrame, model: Path, workdir: Path, **options: Any) -> FineTuningJob:
     """A job after training."""
     made = job(frame, model, workdir, **options)
     made.plan()

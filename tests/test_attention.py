@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from plm.model import attention, batching, encoder
-from plm.model.batching import Layout
+from plm.model.batching import RowLayout
 from plm.model.checkpoint import load_model, resolve_model
 
-LAYOUT = Layout((90, 40, 40, 40, 7, 1, 1))
+LAYOUT = RowLayout((90, 40, 40, 40, 7, 1, 1))
 HEADS, WIDTH = 3, 8
 
 

@@ -11,13 +11,13 @@ from plm.data import dataset_table
 from plm.errors import UserError
 from plm.jobs.evaluate import baseline_rows
 from plm.scoring import baselines
-from plm.scoring.baselines import Examples
+from plm.scoring.baselines import BaselineExamples
 from sklearn import metrics as sk
 
 LETTERS = np.array(list(baselines.RESIDUES))
 
 
-def windows(rows: int, seed: int, motif: bool) -> Examples:
+def windows(rows: int, seed: int, motif: bool) -> BaselineExamples:
     """Random windows of 15; with ``motif`` class 1 has R at place 4, which composition hardly shows."""
     rng = np.random.default_rng(seed)
     texts = rng.choice(LETTERS, (rows, 15))
@@ -25,7 +25,7 @@ def windows(rows: int, seed: int, motif: bool) -> Examples:
     if motif:
         texts[target == 1, 4] = "R"
     groups = np.array([f"g{i // 2}" for i in range(rows)])
-    return Examples(["".join(text) for text in texts], target, groups, aligned=True)
+    return BaselineExamples(["".join(text) for text in texts], target, groups, aligned=True)
 
 
 def test_features_by_hand() -> None:
@@ -65,7 +65,7 @@ def test_no_signal_scores_like_chance() -> None:
 
 def test_answers_never_look_at_the_targets_of_new_rows() -> None:
     train, new = windows(100, 5, motif=True), windows(50, 6, motif=True)
-    turned = Examples(new.texts, 1 - new.target, new.groups, True)
+    turned = BaselineExamples(new.texts, 1 - new.target, new.groups, True)
     for one, other in zip(
         baselines.answer_all(train, new, ("0", "1"), "auroc"),
         baselines.answer_all(train, turned, ("0", "1"), "auroc"),
@@ -103,7 +103,7 @@ def test_numbers_and_missing_classes() -> None:
     texts = ["".join(rng.choice(LETTERS, 12)) for _ in range(200)]
     value = np.array([3.0 * text.count("K") + text.count("D") for text in texts])
     groups = np.array([str(i) for i in range(200)])
-    rows = Examples(texts, value, groups, True)
+    rows = BaselineExamples(texts, value, groups, True)
     found = {
         one.name: one
         for one in baselines.answer_all(rows.rows(np.arange(150)), rows.rows(np.arange(150, 200)), (), "spearman")
@@ -119,7 +119,7 @@ def test_numbers_and_missing_classes() -> None:
 
 def test_one_group_has_no_inner_score_and_composition_is_the_one_to_beat() -> None:
     some = windows(40, 11, motif=True)
-    alone = Examples(some.texts, some.target, np.array(["same"] * 40), True)
+    alone = BaselineExamples(some.texts, some.target, np.array(["same"] * 40), True)
     answers = baselines.answer_all(alone, some, ("0", "1"), "auroc")
     assert all(np.isnan(one.inner_score) for one in answers)
     assert baselines.best_of(answers, "auroc").name == "baseline: composition"
@@ -128,7 +128,9 @@ def test_one_group_has_no_inner_score_and_composition_is_the_one_to_beat() -> No
 def test_one_class_of_training_rows() -> None:
     some = windows(20, 12, motif=False)
     with pytest.raises(UserError, match="one class"):
-        baselines.answer_all(Examples(some.texts, some.target * 0, some.groups, True), some, ("0", "1"), "auroc")
+        baselines.answer_all(
+            BaselineExamples(some.texts, some.target * 0, some.groups, True), some, ("0", "1"), "auroc"
+        )
 
 
 def table(**columns: list[str]) -> pd.DataFrame:

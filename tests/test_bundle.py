@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch as tensors
 import torch
 from plm.errors import UserError
-from plm.jobs.finetune.job import Job
+from plm.jobs.finetune.job import FineTuningJob
 from plm.jobs.finetune.validation import calibrate
 from plm.model.batching import pack
 from plm.model.bundles.fine_tuned import FineTunedBundle, load_bundle, raw_answers
@@ -27,7 +27,7 @@ Contents = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def made(tiny_esm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, FineTunedBundle, Path]:
+def made(tiny_esm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FineTuningJob, FineTunedBundle, Path]:
     """A LoRA job with two seeds on sites, its bundle and the bundle's zip."""
     folder = tmp_path_factory.mktemp("bundle")
     job = cases.trained(cases.dataset("site", "class", 32), tiny_esm2, folder / "job", epochs=2, seeds=(1, 2))
@@ -58,7 +58,7 @@ def load(path: Path, base: Path | str | None, tmp_path: Path) -> FineTunedBundle
 
 
 def test_reloaded_bundle_predicts_what_the_trained_networks_predict(
-    made: tuple[Job, FineTunedBundle, Path],
+    made: tuple[FineTuningJob, FineTunedBundle, Path],
 ) -> None:
     job, bundle, _ = made
     assert job.rows.positions is not None
@@ -74,7 +74,7 @@ def test_reloaded_bundle_predicts_what_the_trained_networks_predict(
     np.testing.assert_allclose(bundle.predict(job.rows.sequences, job.rows.positions), found.mean(0))
 
 
-def test_whole_proteins_are_seen_in_the_window_of_training(made: tuple[Job, FineTunedBundle, Path]) -> None:
+def test_whole_proteins_are_seen_in_the_window_of_training(made: tuple[FineTuningJob, FineTunedBundle, Path]) -> None:
     _, bundle, _ = made
     protein = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQY" * 2
     sites = [at for at, letter in enumerate(protein) if letter == "Y"]
@@ -84,7 +84,7 @@ def test_whole_proteins_are_seen_in_the_window_of_training(made: tuple[Job, Fine
     np.testing.assert_allclose(whole, bundle.predict(windows, inside), atol=1e-6)
 
 
-def test_order_and_budget_do_not_matter(made: tuple[Job, FineTunedBundle, Path]) -> None:
+def test_order_and_budget_do_not_matter(made: tuple[FineTuningJob, FineTunedBundle, Path]) -> None:
     job, bundle, _ = made
     assert job.rows.positions is not None
     rows = list(range(32))[::-1]
@@ -93,7 +93,7 @@ def test_order_and_budget_do_not_matter(made: tuple[Job, FineTunedBundle, Path])
     np.testing.assert_allclose(bundle.predict(sequences, positions, budget=40)[::-1], forward, atol=1e-5)
 
 
-def test_manifest_says_what_a_user_needs(made: tuple[Job, FineTunedBundle, Path]) -> None:
+def test_manifest_says_what_a_user_needs(made: tuple[FineTuningJob, FineTunedBundle, Path]) -> None:
     _, bundle, path = made
     manifest = bundle.manifest
     assert manifest["task"] == {"level": "site", "target": "class"}
@@ -162,7 +162,9 @@ def test_folds_keep_their_own_scale_of_numbers(tiny_esm2: Path, tmp_path: Path) 
 # ---------------------------------------------------------------------------------------------------------- bad bundles
 
 
-def test_wrong_base_names_both_models(made: tuple[Job, FineTunedBundle, Path], tiny_t5: Path, tmp_path: Path) -> None:
+def test_wrong_base_names_both_models(
+    made: tuple[FineTuningJob, FineTunedBundle, Path], tiny_t5: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"trained on the model tiny_esm2 \(sha256 .*not on tiny_t5 \(sha256"):
         load(made[2], tiny_t5, tmp_path)
     with pytest.raises(UserError, match="trained on the model tiny_esm2, which is not built in"):
@@ -171,7 +173,7 @@ def test_wrong_base_names_both_models(made: tuple[Job, FineTunedBundle, Path], t
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_truncated_bundle_is_told(
-    made: tuple[Job, FineTunedBundle, Path], share: float, tiny_esm2: Path, tmp_path: Path
+    made: tuple[FineTuningJob, FineTunedBundle, Path], share: float, tiny_esm2: Path, tmp_path: Path
 ) -> None:
     content = made[2].read_bytes()
     path = tmp_path / "short.zip"
@@ -213,7 +215,11 @@ PICKLE = pickle.dumps({"weights": [1.0]})
     ],
 )
 def test_bad_members_are_refused(
-    made: tuple[Job, FineTunedBundle, Path], change: Callable[[Contents], None], message: str, tiny_esm2: Path, tmp_path: Path
+    made: tuple[FineTuningJob, FineTunedBundle, Path],
+    change: Callable[[Contents], None],
+    message: str,
+    tiny_esm2: Path,
+    tmp_path: Path,
 ) -> None:
     path = rewritten(made[2], tmp_path / "bad.zip", change)
     if "does not fit" in message:
@@ -239,14 +245,20 @@ def _more_outputs(contents: Contents) -> None:
     ],
 )
 def test_members_must_be_those_of_the_manifest(
-    made: tuple[Job, FineTunedBundle, Path], change: Callable[[Contents], None], message: str, tiny_esm2: Path, tmp_path: Path
+    made: tuple[FineTuningJob, FineTunedBundle, Path],
+    change: Callable[[Contents], None],
+    message: str,
+    tiny_esm2: Path,
+    tmp_path: Path,
 ) -> None:
     path = rewritten(made[2], tmp_path / "bad.zip", change, honest=False)
     with pytest.raises(UserError, match=message):
         load(path, tiny_esm2, tmp_path)
 
 
-def test_self_test_catches_other_weights(made: tuple[Job, FineTunedBundle, Path], tiny_esm2: Path, tmp_path: Path) -> None:
+def test_self_test_catches_other_weights(
+    made: tuple[FineTuningJob, FineTunedBundle, Path], tiny_esm2: Path, tmp_path: Path
+) -> None:
     """An adapter that was exchanged for another, with a manifest to match, gives itself away."""
 
     def exchange(contents: Contents) -> None:
@@ -259,7 +271,9 @@ def test_self_test_catches_other_weights(made: tuple[Job, FineTunedBundle, Path]
         load(path, tiny_esm2, tmp_path)
 
 
-def test_changed_base_weights_are_noticed(made: tuple[Job, FineTunedBundle, Path], tiny_esm2: Path, tmp_path: Path) -> None:
+def test_changed_base_weights_are_noticed(
+    made: tuple[FineTuningJob, FineTunedBundle, Path], tiny_esm2: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "tiny_esm2"
     shutil.copytree(tiny_esm2, other)
     state = tensors.load_file(other / "model.safetensors")

@@ -14,7 +14,7 @@ from plm.data.embeddings.files import Description
 from plm.errors import UserError
 from plm.model.bundles.classifier import (
     ClassifierBundle,
-    Head,
+    ClassifierHead,
     bundle_kind,
     check_embeddings,
     load_classifier_bundle,
@@ -38,7 +38,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
     return {**made, **changes}
 
 
-def head(kind: str, seed: int = 0) -> Head:
+def head(kind: str, seed: int = 0) -> ClassifierHead:
     generator = np.random.default_rng(seed)
 
     def draw(*shape: int) -> np.ndarray:
@@ -47,14 +47,16 @@ def head(kind: str, seed: int = 0) -> Head:
     scaling = {"mean": draw(DIMENSION), "scale": np.full(DIMENSION, 2, np.float32)}
     if kind == "neighbours":
         settings = {"k": 3, "metric": "cosine", "prior": [0.5, 0.3, 0.2]}
-        return Head("neighbours", {"rows": draw(20, DIMENSION), "targets": np.arange(20) % 3, **scaling}, settings)
+        return ClassifierHead(
+            "neighbours", {"rows": draw(20, DIMENSION), "targets": np.arange(20) % 3, **scaling}, settings
+        )
     if kind == "feedforward":
         layers = {"weight0": draw(5, DIMENSION), "bias0": draw(5), "weight1": draw(3, 5), "bias1": draw(3)}
-        return Head("feedforward", {**layers, **scaling})
-    return Head("logistic", {"weight": draw(3, DIMENSION), "bias": draw(3), **scaling})
+        return ClassifierHead("feedforward", {**layers, **scaling})
+    return ClassifierHead("logistic", {"weight": draw(3, DIMENSION), "bias": draw(3), **scaling})
 
 
-def write(path: Path, made: Head, **changes: Any) -> Path:
+def write(path: Path, made: ClassifierHead, **changes: Any) -> Path:
     generator = np.random.default_rng(7)
     rows = generator.normal(size=(12, DIMENSION)).astype(np.float32)
     write_classifier_bundle(
@@ -93,14 +95,16 @@ def test_a_bundle_answers_as_its_head(kind: str, tmp_path: Path) -> None:
 
 def test_two_classes_are_called_by_the_threshold(tmp_path: Path) -> None:
     made = head("logistic")
-    two = Head("logistic", {**made.arrays, "weight": made.arrays["weight"][:2], "bias": made.arrays["bias"][:2]})
+    two = ClassifierHead(
+        "logistic", {**made.arrays, "weight": made.arrays["weight"][:2], "bias": made.arrays["bias"][:2]}
+    )
     path = write(tmp_path / "two.zip", two, classes=["no", "yes"], positive="no", threshold=0.8)
     bundle = load_classifier_bundle(path)
     assert bundle.calls(np.array([[0.79, 0.21], [0.81, 0.19]])) == ["yes", "no"]
 
 
 def test_numbers_come_in_units_of_the_labels(tmp_path: Path) -> None:
-    made = Head("ridge", {"weight": np.ones((1, DIMENSION), np.float32), "bias": np.zeros(1, np.float32)})
+    made = ClassifierHead("ridge", {"weight": np.ones((1, DIMENSION), np.float32), "bias": np.zeros(1, np.float32)})
     path = write(
         tmp_path / "number.zip", made, task={"level": "sequence", "target": "number"}, classes=[],
         standardisation={"mean": 10.0, "sd": 3.0},
@@ -182,7 +186,7 @@ def test_a_damaged_bundle_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_bundle_that_answers_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "one.zip", head("logistic"))
-    monkeypatch.setattr(Head, "scores", lambda self, matrix: np.tile([0.0, 5.0, 0.0], (len(matrix), 1)))
+    monkeypatch.setattr(ClassifierHead, "scores", lambda self, matrix: np.tile([0.0, 5.0, 0.0], (len(matrix), 1)))
     with pytest.raises(UserError, match="fails its self-test"):
         load_classifier_bundle(path)
 

@@ -235,7 +235,9 @@ def test_out_of_memory_halves_the_batch(
     predict = FineTunedBundle.predict
     budgets = []
 
-    def short_of_memory(self: FineTunedBundle, sequences: Any, positions: Any = None, budget: int = 0, **options: Any) -> Any:
+    def short_of_memory(
+        self: FineTunedBundle, sequences: Any, positions: Any = None, budget: int = 0, **options: Any
+    ) -> Any:
         budgets.append(budget)
         if budget > 3000:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")

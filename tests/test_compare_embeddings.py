@@ -15,7 +15,7 @@ from plm.data.embeddings.files import Description, write_embeddings
 from plm.errors import UserError
 from plm.jobs.compare_embeddings import drift
 from plm.jobs.compare_embeddings import quality as embedding_quality
-from plm.model.bundles.classifier import Head, write_classifier_bundle
+from plm.model.bundles.classifier import ClassifierHead, write_classifier_bundle
 from plm.telling.report import LIMIT
 from scipy.spatial.distance import cdist
 from scipy.stats import ks_2samp
@@ -182,7 +182,7 @@ def as_set(values: np.ndarray, name: str, groups: list[str] | None = None) -> dr
     return drift.Set(values, quality, groups or [f"{name}{row}" for row in range(len(values))])
 
 
-def judged(reference: drift.Set, new: drift.Set, permutations: int = 99) -> tuple[drift.Tests, drift.Proteins]:
+def judged(reference: drift.Set, new: drift.Set, permutations: int = 99) -> tuple[drift.Tests, drift.ProteinSet]:
     proteins = drift.place(reference, new, 0.05, half=False)
     tests, why_not = drift.compare_sets(reference, new, proteins, permutations=permutations, seed=5)
     assert tests is not None, why_not
@@ -280,7 +280,9 @@ def bundle(path: Path, values: np.ndarray, description: Description) -> Path:
         "temperature": 1.0, "threshold": 0.5,
         "novelty": {"k": 2, "rows": 50, "distances": np.linspace(0.5, 1.5, 50).tolist(), "quantile": 0.95},
     }  # fmt: skip
-    head = Head("logistic", {"weight": np.zeros((2, values.shape[1]), np.float32), "bias": np.zeros(2, np.float32)})
+    head = ClassifierHead(
+        "logistic", {"weight": np.zeros((2, values.shape[1]), np.float32), "bias": np.zeros(2, np.float32)}
+    )
     ids = [f"T{row}" for row in range(len(values))]
     write_classifier_bundle(
         path, manifest, head, reference=(ids, ["A", "B"] * (len(values) // 2), values),

@@ -19,7 +19,7 @@ import torch
 from plm.errors import UserError
 from plm.jobs.compare_models import cost, masked_scores, masked_scoring, probe_scores, probes
 from plm.jobs.compare_models.held_out import read_held_out
-from plm.jobs.compare_models.masked_scores import Answers, Asked
+from plm.jobs.compare_models.masked_scores import Asked, MaskedAnswers
 from plm.jobs.compare_models.probe_scores import Draws, gain_kept, retention
 from plm.jobs.compare_models.representation import represent
 from plm.jobs.compare_models.similarity import linear_cka
@@ -202,7 +202,9 @@ def test_bfloat16_hardly_moves_the_perplexity(esm: LoadedModel, tiny_esm2: Path,
 # -- scores --------------------
 
 
-def simulated(clusters: int = 30, members: int = 2, each: int = 6, seed: int = 0) -> tuple[Asked, Answers, Answers]:
+def simulated(
+    clusters: int = 30, members: int = 2, each: int = 6, seed: int = 0
+) -> tuple[Asked, MaskedAnswers, MaskedAnswers]:
     generator = np.random.default_rng(seed)
     count = clusters * members
     owner = np.repeat(np.arange(count), each)
@@ -214,7 +216,7 @@ def simulated(clusters: int = 30, members: int = 2, each: int = 6, seed: int = 0
         raw = generator.normal(size=(len(owner), 20))
         raw[np.arange(len(owner)), truth] += sharpness
         log_p = (raw - np.log(np.exp(raw).sum(axis=1, keepdims=True))).astype(np.float32)
-        made.append(Answers(name, log_p, log_p.argmax(axis=1).astype(np.int64)))
+        made.append(MaskedAnswers(name, log_p, log_p.argmax(axis=1).astype(np.int64)))
     return asked, made[0], made[1]
 
 
@@ -242,7 +244,7 @@ def test_relatives_do_not_make_an_interval_narrower() -> None:
     many = Asked(
         owner, asked.truth[copies], 10 * asked.proteins, ["a"] * 10 * asked.proteins, list(asked.clusters) * 10
     )
-    again = Answers("teacher", teacher.log_p[copies], teacher.called[copies])
+    again = MaskedAnswers("teacher", teacher.log_p[copies], teacher.called[copies])
     one = masked_scores.scores(Asked(asked.owner, asked.truth, 30, ["a"] * 30, asked.clusters), [teacher])[0]
     ten = masked_scores.scores(many, [again])[0]
     assert (one.low, one.value, one.high) == pytest.approx((ten.low, ten.value, ten.high), rel=1e-6)
@@ -259,7 +261,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         log_p[:, 0] = -hard[owner]
         asked = Asked(owner, np.zeros(200, np.int64), 40, ["a"] * 40, [str(number) for number in range(40)])
         [line, _] = masked_scores.scores(
-            asked, [Answers("m", log_p, np.zeros(200, np.int64))], seed=trial, resamples=300
+            asked, [MaskedAnswers("m", log_p, np.zeros(200, np.int64))], seed=trial, resamples=300
         )
         hits += line.low <= np.exp(1.5) <= line.high
     assert 0.87 <= hits / trials <= 0.99
@@ -267,7 +269,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 def test_agreement_with_itself_is_perfect_and_with_others_as_by_hand() -> None:
     asked, teacher, student = simulated()
-    twin = Answers("twin", teacher.log_p, teacher.called)
+    twin = MaskedAnswers("twin", teacher.log_p, teacher.called)
     lines = {
         (line.model, line.measure): line
         for line in masked_scores.agreement(asked, teacher, [twin, student])

@@ -15,7 +15,12 @@ import pytest
 from plm.data.embeddings.files import Description, write_embeddings
 from plm.errors import UserError
 from plm.jobs.classifier import compression, onnx_export
-from plm.model.bundles.classifier import ClassifierBundle, Head, load_classifier_bundle, write_classifier_bundle
+from plm.model.bundles.classifier import (
+    ClassifierBundle,
+    ClassifierHead,
+    load_classifier_bundle,
+    write_classifier_bundle,
+)
 from plm.scoring import metrics
 
 DIMENSION, CLASSES = 20, ("A", "B", "C")
@@ -96,14 +101,16 @@ def matrix(embeddings: Path) -> np.ndarray:
 # -- arrays --------------------
 
 
-def head(seed: int = 0) -> Head:
+def head(seed: int = 0) -> ClassifierHead:
     generator = np.random.default_rng(seed)
 
     def draw(*shape: int) -> np.ndarray:
         return generator.normal(size=shape).astype(np.float32)
 
     layers = {"weight0": draw(9, DIMENSION), "bias0": draw(9), "weight1": draw(3, 9), "bias1": draw(3)}
-    return Head("feedforward", {**layers, "mean": draw(DIMENSION), "scale": np.full(DIMENSION, 2, np.float32)})
+    return ClassifierHead(
+        "feedforward", {**layers, "mean": draw(DIMENSION), "scale": np.full(DIMENSION, 2, np.float32)}
+    )
 
 
 @pytest.mark.parametrize(("share", "int8"), [(0.0, True), (0.5, False), (0.5, True), (0.95, True)])
@@ -132,7 +139,7 @@ def test_a_mask_that_does_not_fit_is_a_damaged_bundle() -> None:
     masks = compression.magnitude_masks(original, 0.5)
     stored = compression.packed(compression.masked(original, masks), masks, int8=False)
     with pytest.raises(ValueError, match="numbers for"):
-        Head("feedforward", {**stored.arrays, "weight0": stored.arrays["weight0"][:-1]}).decoded()
+        ClassifierHead("feedforward", {**stored.arrays, "weight0": stored.arrays["weight0"][:-1]}).decoded()
 
 
 # -- the whole stage --------------------
@@ -162,7 +169,7 @@ def test_compressed_bundle_answers_within_the_bound_and_onnx_as_it(
         target = np.array([float(labels[row]) for row in rows])
     else:
         target = np.array([before.classes.index(labels[row]) for row in rows])
-    valid = compression.Labelled(values[rows], target, [str(row) for row in rows])
+    valid = compression.JudgedRows(values[rows], target, [str(row) for row in rows])
     metric = table["original"]["metric"]
     for name, bundle in (("original", before), ("compressed", after)):
         expected = metrics.score(compression.scored(bundle, bundle.predict(valid.matrix), valid))[metric, metrics.ALL]
@@ -267,7 +274,7 @@ def test_onnx_alone(trained: Callable[..., Any], execute: Callable[..., Any]) ->
 def neighbours(path: Path) -> Path:
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(30, DIMENSION)).astype(np.float32)
-    made = Head(
+    made = ClassifierHead(
         "neighbours", {"rows": rows, "targets": np.arange(30) % 3}, {"k": 3, "metric": "cosine", "prior": [1 / 3] * 3}
     )
     manifest: dict[str, Any] = {

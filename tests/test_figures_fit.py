@@ -21,15 +21,15 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from plm.data.examples import Example, Journal
 from plm.data.leakage import Leak
-from plm.jobs.classifier.report import Findings as HeadFindings
+from plm.jobs.classifier.report import ClassifierFindings as HeadFindings
 from plm.jobs.classifier.report import heads_figure, search_figure
 from plm.jobs.classify_sites.figure import NUMBER, Track, sites_figure
 from plm.jobs.compare_models.figures import Boxes, Dots, box_figure, dot_figure
 from plm.jobs.distill.distillation import Objective, RangeTest
 from plm.jobs.distill.report import curves, range_figure
-from plm.jobs.predict.report import Found, predictions_figure
+from plm.jobs.predict.report import PredictionCounts, predictions_figure
 from plm.jobs.predict.verdicts import Verdicts, make_rules
-from plm.jobs.preprocess.report import Account
+from plm.jobs.preprocess.report import SplitAccount
 from plm.model.task import Task
 from plm.scoring.assessment import Assessment, assess
 from plm.scoring.conformal import Errors
@@ -105,7 +105,7 @@ def search(names: list[str], finished: bool) -> tuple[list[dict[str, Any]], list
     return trials, [dict.fromkeys(names[:10], 0.1) if finished else {}]
 
 
-def split(names: list[str], classes: int, folds: int, identity: float) -> Account:
+def split(names: list[str], classes: int, folds: int, identity: float) -> SplitAccount:
     parts = [str(fold + 1) for fold in range(folds)] if folds else ["train", "valid", "test"]
     examples = [
         Example(f"{part}{n}", "MK", names[n % classes], group=f"{part}{n}", split=part)
@@ -120,10 +120,10 @@ def split(names: list[str], classes: int, folds: int, identity: float) -> Accoun
     settings: Any = SimpleNamespace(
         task="sequence", split="group", identity=None, coverage=0.8, seeks_sites=False, figure=Path("f"), seed=1
     )
-    return Account(120, examples, Journal(), leaks, 33, "exact", settings)
+    return SplitAccount(120, examples, Journal(), leaks, 33, "exact", settings)
 
 
-def predicted(names: list[str], classes: int, rows: int) -> Found:
+def predicted(names: list[str], classes: int, rows: int) -> PredictionCounts:
     kind = "number" if not classes else "class"
     task = Task("sequence", kind, tuple(names[:classes]), names[0] if classes == 2 else "")
     generator = np.random.default_rng(2)
@@ -138,7 +138,7 @@ def predicted(names: list[str], classes: int, rows: int) -> Found:
         task, lambda given: [task.classes[index] for index in given.argmax(axis=1)], errors=errors, coverage=0.9,
         by_class=False, novelty=novelty, abstain="never",
     )  # fmt: skip
-    found = Found(rules, rows)
+    found = PredictionCounts(rules, rows)
     best = rules.call(values) if classes else [""] * rows
     far = np.linspace(0, 9, rows)
     nobody = np.zeros(rows, bool)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROTEINS = ROOT / "test-data" / "simulated_query.fasta"
 
 
-def split(path: Path, folder: Path, parts: list[fasta_parts.Part]) -> list[bytes]:
+def split(path: Path, folder: Path, parts: list[fasta_parts.FastaPart]) -> list[bytes]:
     folder.mkdir()
     fasta_parts.write_parts(path, parts, folder, lambda done: None)
     return [(folder / f"{part.name}.fasta").read_bytes() for part in parts]

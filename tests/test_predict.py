@@ -20,7 +20,7 @@ import pytest
 from plm.data.embeddings.files import Description, write_embeddings
 from plm.data.fasta import read_fasta
 from plm.errors import UserError
-from plm.model.bundles.classifier import Head, load_classifier_bundle, write_classifier_bundle
+from plm.model.bundles.classifier import ClassifierHead, load_classifier_bundle, write_classifier_bundle
 from plm.model.bundles.fine_tuned import load_bundle
 from plm.scoring.predictions import gather, read_predictions
 
@@ -72,7 +72,7 @@ def made_bundle(
     """A classifier of made-up weights on embeddings of the tiny model."""
     generator = np.random.default_rng(3)
     outputs = len(classes) or 1
-    head = Head("logistic", {
+    head = ClassifierHead("logistic", {
         "weight": generator.normal(size=(outputs, 32)).astype(np.float32), "bias": np.zeros(outputs, np.float32),
     })  # fmt: skip
     manifest = {

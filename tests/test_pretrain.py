@@ -24,7 +24,7 @@ from plm.masked_lm.cluster_split import ClusterSplit, hold_out_clusters
 from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
 from plm.masked_lm.corpus_store import CorpusStore, open_corpus
 from plm.masked_lm.presets import ESM2_VOCABULARY
-from plm.masked_lm.training import Score
+from plm.masked_lm.training import MaskedScore
 from plm.model.families import FAMILIES
 from safetensors.torch import load
 
@@ -164,7 +164,7 @@ def test_a_table_may_hold_names_beyond_ascii(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("loss", "words"), [(2.5, "39.3 % below"), (3.1, "10.5 % above")])
 def test_a_model_worse_than_the_frequencies_is_called_so(loss: float, words: str) -> None:
-    score = Score(loss=10 * loss, correct=1, residues=10, unigram_loss=30.0, unigram_correct=1)
+    score = MaskedScore(loss=10 * loss, correct=1, residues=10, unigram_loss=30.0, unigram_correct=1)
     assert score.beside_unigram == words
 
 

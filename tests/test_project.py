@@ -18,9 +18,9 @@ from plm.data.embeddings.files import Description, write_embeddings
 from plm.errors import UserError
 from plm.jobs.project import projection
 from plm.jobs.project.figure import MOST_CLASSES, looks
-from plm.jobs.project.projection import Settings, prepare, project
+from plm.jobs.project.projection import ProjectionSettings, prepare, project
 from plm.scoring import separation
-from plm.scoring.separation import FULL, Judge, nearest, novelty, read_labels, silhouettes, trustworthiness
+from plm.scoring.separation import FULL, SeparationJudge, nearest, novelty, read_labels, silhouettes, trustworthiness
 from plm.telling.report import LIMIT
 
 Rows = list[dict[str, str]]
@@ -220,10 +220,12 @@ def test_accessions_find_uniprot_ids(execute: Callable[..., Any], tmp_path: Path
 # -- honest scores --------------------
 
 
-def judged(values: Any, texts: Sequence[str], groups: Any = None, **options: Any) -> tuple[Judge, dict[str, Any]]:
+def judged(
+    values: Any, texts: Sequence[str], groups: Any = None, **options: Any
+) -> tuple[SeparationJudge, dict[str, Any]]:
     groups = np.arange(len(values)) if groups is None else groups
     options = {"neighbours": 10, "resamples": 300, "seed": 1, **options}
-    judge = Judge(read_labels(texts, "auto", "test"), groups, **options)
+    judge = SeparationJudge(read_labels(texts, "auto", "test"), groups, **options)
     return judge, {score.measure: score for score in judge.space(FULL, values) if score.part == "all"}
 
 
@@ -281,7 +283,7 @@ def test_cosine_is_judged_by_cosine() -> None:
 
     values, codes = clusters(80, 3, 2.0)
     raw = values.copy()
-    prepare(values, np.zeros((0, 8), np.float32), Settings(metric="cosine"))
+    prepare(values, np.zeros((0, 8), np.float32), ProjectionSettings(metric="cosine"))
     _, scores = judged(values, [f"c{code}" for code in codes], cosine=True)
     assert scores["silhouette"].value == pytest.approx(silhouette_score(raw, codes, metric="cosine"), abs=1e-4)
 
@@ -332,7 +334,7 @@ def test_words_are_no_numbers() -> None:
 def test_transform_of_references_finds_their_places() -> None:
     """Copies of references, given as queries, land where they lie (PCA) or among the same neighbours (the others)."""
     values, codes = clusters(150, 3, 3.0)
-    made = project(values.copy(), values[:30].copy(), ("pca", "tsne", "umap"), Settings(threads=1))
+    made = project(values.copy(), values[:30].copy(), ("pca", "tsne", "umap"), ProjectionSettings(threads=1))
     by_name = {one.method: one for one in made.projections}
     np.testing.assert_allclose(by_name["pca"].queries, by_name["pca"].references[:30], atol=1e-4)
     for one in made.projections:
@@ -348,7 +350,7 @@ def test_umap_is_the_librarys() -> None:
     from umap import UMAP
 
     values, _ = clusters(200, 4, 1.5)
-    made = project(values.copy(), None, ("umap",), Settings())
+    made = project(values.copy(), None, ("umap",), ProjectionSettings())
     plain = UMAP(n_neighbors=15, min_dist=0.1, init=values[:, :2], random_state=42, n_jobs=1).fit_transform(values)
     ours, library = theirs(values, made.projections[0].references), theirs(values, plain)
     assert ours == pytest.approx(library, abs=0.03)
@@ -359,7 +361,7 @@ def test_pca_is_scikit_learns() -> None:
 
     for rows, dimension in ((40, 6), (12, 30)):
         values, _ = clusters(rows, 2, 1.0, dimension=dimension)
-        made = project(values.copy(), values[:3].copy(), ("pca",), Settings())
+        made = project(values.copy(), values[:3].copy(), ("pca",), ProjectionSettings())
         model = PCA(2, svd_solver="full").fit(values)
         ours = made.projections[0].references
         np.testing.assert_allclose(np.abs(ours), np.abs(model.transform(values)), atol=1e-3)
@@ -371,7 +373,7 @@ def test_preparation_is_fitted_to_references_alone() -> None:
     values = values * np.array([100, 1, 1, 1, 1, 1, 1, 0], dtype=np.float32) + 5
     queries = values[:4] + 30
     one, other = values.copy(), queries.copy()
-    prepare(one, other, Settings(standardise=True))
+    prepare(one, other, ProjectionSettings(standardise=True))
     np.testing.assert_allclose(one.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(one.std(axis=0)[:7], 1, atol=1e-3)
     assert (one[:, 7] == 0).all() and np.isfinite(other).all(), "a constant dimension stays constant"
@@ -381,11 +383,11 @@ def test_preparation_is_fitted_to_references_alone() -> None:
 def test_many_equal_rows_and_small_sets_are_drawn() -> None:
     values, _ = clusters(20, 2, 2.0)
     values[5:15] = values[0]
-    made = project(values, None, ("pca", "tsne", "umap"), Settings())
+    made = project(values, None, ("pca", "tsne", "umap"), ProjectionSettings())
     assert all(np.isfinite(one.references).all() for one in made.projections)
     assert "The perplexity was reduced from 30 to 6.33: 20 references allow no more." in made.notes
     small, _ = clusters(projection.FEWEST_FOR_NEIGHBOURS, 2, 2.0)
-    made = project(small, small[:2].copy(), ("pca", "tsne", "umap"), Settings())
+    made = project(small, small[:2].copy(), ("pca", "tsne", "umap"), ProjectionSettings())
     assert any("neighbours were reduced from 15 to 9" in note for note in made.notes)
     assert all(np.isfinite(one.queries).all() for one in made.projections)
 
@@ -638,7 +640,7 @@ def test_mixed_groups_are_shuffled_as_a_whole() -> None:
     groups = np.repeat(np.arange(30), 8)
     share = np.repeat(generator.random(15), 2)
     labels = (generator.random(240) < share[groups]).astype(int)
-    judge = Judge(read_labels([f"c{code}" for code in labels], "auto", "test"), groups, 5, 200, 1)
+    judge = SeparationJudge(read_labels([f"c{code}" for code in labels], "auto", "test"), groups, 5, 200, 1)
     for drawn in judge._shuffles(labels, 20):
         means = {round(float(labels[groups == group].mean()), 6) for group in range(30)}
         assert {round(float(drawn[groups == group].mean()), 6) for group in range(30)} == means

@@ -30,13 +30,13 @@ from plm.data import leakage
 from plm.data.examples import Example, Journal
 from plm.errors import UserError
 from plm.jobs.classifier import compression_report, report
-from plm.jobs.classifier.compression import Cost, Measured
+from plm.jobs.classifier.compression import CompressionCost, MeasuredForm
 from plm.jobs.classify_sites import report as site_report
-from plm.jobs.classify_sites.report import Found
+from plm.jobs.classify_sites.report import SiteCounts
 from plm.jobs.compare_models import report as model_comparison_report
-from plm.jobs.compare_models.cost import Cost as ModelCost
+from plm.jobs.compare_models.cost import ModelCost as ModelCost
 from plm.jobs.compare_models.held_out import HeldOut
-from plm.jobs.compare_models.masked_scores import Line
+from plm.jobs.compare_models.masked_scores import MaskedLine
 from plm.jobs.compare_models.probe_scores import Resampled
 from plm.jobs.compare_models.report import ProbeResult
 from plm.jobs.compare_models.similarity import Similarity
@@ -46,7 +46,7 @@ from plm.jobs.finetune import finished as release
 from plm.jobs.finetune import report as traces
 from plm.jobs.predict import report as prediction_report
 from plm.jobs.predict.verdicts import judge, make_rules
-from plm.jobs.preprocess.report import Account
+from plm.jobs.preprocess.report import SplitAccount
 from plm.model.task import Task
 from plm.scoring.assessment import assess
 from plm.scoring.comparison import compare
@@ -102,7 +102,7 @@ def account(
     settings: Any = SimpleNamespace(
         task=task, split=split, identity=None, coverage=0.8, seeks_sites=False, figure=None, seed=1
     )
-    told = Account(len(made), made, journal or Journal(), leaks, 33, "exact", settings)
+    told = SplitAccount(len(made), made, journal or Journal(), leaks, 33, "exact", settings)
     return "\n".join([told.report(), *told.lines()])
 
 
@@ -428,7 +428,7 @@ def predicted(
     if labelled == "wrong" and classes:
         told = [names[(one + 1) % classes] for one in values.argmax(axis=1)]
     queries: Any = SimpleNamespace(columns={"label": told} if labelled else {})
-    account_of = prediction_report.Found(rules, rows)
+    account_of = prediction_report.PredictionCounts(rules, rows)
     account_of.add(queries, np.arange(rows), judge(rules, values, states if reference else None))
     made = prediction_report.prediction_report(
         account_of, model="m", finished=finished, about=[], notes=[], outputs=["predictions"]
@@ -517,7 +517,7 @@ def classified(
         values = own.dirichlet(np.ones(len(classes)), known + rows) if classes else own.normal(size=(known + rows, 1))
         errors = Errors.of(values[:known], np.arange(known) % max(len(classes), 1), number=not classes)
         coverage = coverage_on([(errors, values[known:], truth)], 0.9)
-    told = report.Findings(
+    told = report.ClassifierFindings(
         found, names[0], names[0], names[1], by_user, {names[0]: 0.8, names[1]: 0.8}, {},
         dict.fromkeys(names[:2], 0.1) if classes else {}, {}, {"training": 100, "valid": 40, "test": rows},
         "column split",
@@ -580,17 +580,17 @@ def compressed(
     onnx: bool = False, refused: str = "", tuned: int = 0, calls: float = 0.0,
 ) -> str:  # fmt: skip
     one = compare(("a", "b"), "auroc", (0.9 - loss, 0.9), None)
-    cost = Cost(one, loss, *ends, 0.01, calls)
+    cost = CompressionCost(one, loss, *ends, 0.01, calls)
     forms = [
-        Measured("original", 1000, 2000, 100, 100, (1.0, 2.0)),
-        Measured("compressed", small, 900, 100, 50, (1.0, 2.0)),
+        MeasuredForm("original", 1000, 2000, 100, 100, (1.0, 2.0)),
+        MeasuredForm("compressed", small, 900, 100, 50, (1.0, 2.0)),
     ]
     costs = {"compressed": cost}
     if onnx:
-        forms.append(Measured("onnx", 1500, 1500, 100, 100, (1.0, 2.0)))
+        forms.append(MeasuredForm("onnx", 1500, 1500, 100, 100, (1.0, 2.0)))
         costs["onnx"] = cost
     original: Any = SimpleNamespace(reference=(["r"] * 7, [], None))
-    found = compression_report.Findings(
+    found = compression_report.CompressionFindings(
         method, original, forms, costs, "auroc", 0.01, refused, 0.5, tuned, 40, "a processor", 1, []
     )
     return compression_report.compression_report(found, table=True).text()
@@ -730,10 +730,12 @@ def compared(
         for n in range(probes)
     ]  # fmt: skip
     ends = (3.0, 5.0) if draws else (math.nan, math.nan)
-    told = [Line(name, False, "all", "masked_perplexity", 4.0 + n, *ends, 9, 99, 20) for n, name in enumerate(names)]
-    agreed = [Line(name, False, "all", "top1_agreement", 0.8, *ends, 9, 99, 20) for name in names[1:]]
+    told = [
+        MaskedLine(name, False, "all", "masked_perplexity", 4.0 + n, *ends, 9, 99, 20) for n, name in enumerate(names)
+    ]
+    agreed = [MaskedLine(name, False, "all", "top1_agreement", 0.8, *ends, 9, 99, 20) for name in names[1:]]
     held = HeldOut(["MK"], ["p"], ["all"], ["c"], "column cluster", [], False)
-    found = model_comparison_report.Findings(
+    found = model_comparison_report.ModelFindings(
         names, dict(zip(names, parameters, strict=False)), held if lines else None, scores=told if lines else [],
         agreement=agreed if agreement else [], probes=made,
         similarities=[("student", "protein", Similarity(0.9, 0.8, 1.0, 9, 20))] if similar and models > 1 else [],
@@ -798,7 +800,7 @@ SITES: dict[str, Callable[[], str]] = {
     "other kind": lambda: sites(site_cases.scan(1, 5000), OTHER_KIND),
     "on request": lambda: sites(site_cases.scan(24, 124), ON_REQUEST),
     "stated": lambda: sites(site_cases.scan(24, 124), STATED),
-    "no candidate": lambda: sites(Found(Task("site", "class", ("0", "1"))), SITE),
+    "no candidate": lambda: sites(SiteCounts(Task("site", "class", ("0", "1"))), SITE),
     "three classes": lambda: sites(site_cases.scan(9, 90, ("a", "b", "c")), None),
     "numbers": lambda: sites(site_cases.scan(9, 90, ()), None),
     "unfinished": lambda: sites(site_cases.scan(60, 124), SITE, finished=False),

@@ -17,13 +17,13 @@ import pytest
 import torch
 from plm.errors import UserError
 from plm.jobs.finetune import method_choice, training
-from plm.jobs.finetune.job import Job, write_zip
+from plm.jobs.finetune.job import FineTuningJob, write_zip
 from plm.training.checkpointing import load_tensors, unpack
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "patience": 0, "batch_sequences": 4}
 
 
-def weights(made: Job) -> list[dict[str, torch.Tensor]]:
+def weights(made: FineTuningJob) -> list[dict[str, torch.Tensor]]:
     return [load_tensors(run.folder / "weights.safetensors") for run in made.done]
 
 

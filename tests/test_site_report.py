@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plm.jobs.classify_sites.candidates import Protein
-from plm.jobs.classify_sites.report import Found, first_line, site_report
+from plm.jobs.classify_sites.report import SiteCounts, first_line, site_report
 from plm.model.task import Task
 from plm.scoring import expected_calls as law
 from plm.scoring.calibration import choose_threshold, threshold_for_fpr
@@ -110,9 +110,9 @@ def point(
     return OperatingPoint(threshold, training, prevalence, source, *scores, (len(negatives), len(positives)))
 
 
-def scan(called: int, count: int, classes: tuple[str, ...] = ("0", "1"), height: float = 0.9) -> Found:
+def scan(called: int, count: int, classes: tuple[str, ...] = ("0", "1"), height: float = 0.9) -> SiteCounts:
     """A scan of one protein of ``count`` tyrosines, the first ``called`` of them called."""
-    found = Found(Task("site", "class" if classes else "number", classes))
+    found = SiteCounts(Task("site", "class" if classes else "number", classes))
     protein = Protein("p", "p", 1, "Y" * count, tuple(range(count)), tuple(range(1, count + 1)), count)
     is_called = np.arange(count) < called
     names = [classes[-1] if one else classes[0] for one in is_called] if classes else [""] * count
@@ -156,14 +156,14 @@ def test_a_stated_share_is_judged_instead_of_the_training_sets() -> None:
     ids=["no scores", "scores", "no call", "one call", "other proteins", "her names", "three classes", "numbers"],
 )  # fmt: skip
 def test_each_first_line_only_where_it_is_true(
-    found: Found, at: OperatingPoint | None, said: str, not_said: str
+    found: SiteCounts, at: OperatingPoint | None, said: str, not_said: str
 ) -> None:
     line = first_line(found, at, "Y", True)
     assert said in line and not_said not in line
     assert "unfinished" not in line and "unfinished" in first_line(found, at, "Y", False)
 
 
-def report(found: Found, at: OperatingPoint | None, **changes: object) -> str:
+def report(found: SiteCounts, at: OperatingPoint | None, **changes: object) -> str:
     outputs = changes.pop("outputs", ["sites"])
     return site_report(
         found, at, letters="Y", manifest={**MANIFEST, **changes}, model="b", notes=[], outputs=outputs,  # type: ignore[arg-type]

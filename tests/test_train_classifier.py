@@ -21,7 +21,7 @@ from plm.model.bundles.classifier import load_classifier_bundle
 from plm.model.task import Task
 from plm.scoring.predictions import gather, read_predictions
 from plm.training import classifiers
-from plm.training.classifiers import Judge, NetworkSettings, fit_logistic, fit_ridge, make_rows
+from plm.training.classifiers import NetworkSettings, ValidationRows, fit_logistic, fit_ridge, make_rows
 from scipy.special import softmax
 from scipy.stats import betabinom
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -136,7 +136,7 @@ def test_the_network_keeps_its_best_epoch_and_its_metrics() -> None:
     values = values.astype(np.float32)
     task = Task("sequence", "class", ("a", "b", "c"))
     rows = make_rows(values[:100], target[:100], [str(row) for row in range(100)], task)
-    judge = Judge(values[100:], target[100:])
+    judge = ValidationRows(values[100:], target[100:])
     settings = NetworkSettings(width=64, depth=1, learning_rate=0.02, epochs=30, patience=0, batch=16)
     fitted = classifiers.feedforward(rows, judge, settings, "macro_f1", 42)
     losses = [entry["valid_loss"] for entry in fitted.history]
@@ -158,7 +158,7 @@ def test_balancing_finds_the_rare_class(balance: str) -> None:
 
     def found(kind: str) -> float:
         settings = NetworkSettings(width=16, depth=1, epochs=15, patience=0, balance=kind)
-        head = classifiers.feedforward(rows, Judge(values, target), settings, "auroc", 1).head
+        head = classifiers.feedforward(rows, ValidationRows(values, target), settings, "auroc", 1).head
         return float((head.scores(values).argmax(axis=1) == 1)[target == 1].mean())
 
     assert found(balance) > found("none") + 0.2

@@ -22,8 +22,8 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.classify_sites.candidates import Survey
-    from plm.jobs.classify_sites.report import Found
+    from plm.jobs.classify_sites.candidates import CandidateSurvey
+    from plm.jobs.classify_sites.report import SiteCounts
     from plm.jobs.classify_sites.scan import SiteScanner
     from plm.jobs.classify_sites.tables import SiteTables, Truth
     from plm.model.bundles.fine_tuned import FineTunedBundle
@@ -71,7 +71,7 @@ def run(argv: Sequence[str] | None) -> None:
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17", "safetensors": "0.5"})
     from plm.jobs.classify_sites import candidates
-    from plm.jobs.classify_sites.report import Found
+    from plm.jobs.classify_sites.report import SiteCounts
     from plm.jobs.classify_sites.scan import SiteScanner
     from plm.jobs.classify_sites.tables import read_truth
     from plm.model import device as devices
@@ -119,7 +119,7 @@ def run(argv: Sequence[str] | None) -> None:
 
         model = bundle.signature(args.bundle)
         tables = _open_tables(args, bundle, point, model, outputs, opened)
-        found = Found(bundle.task, args.tracks)
+        found = SiteCounts(bundle.task, args.tracks)
         _scan(args, scanner, letters, survey, tables, found, truth, log)
         opened.close()
         if truth and (told := truth.account()):
@@ -134,7 +134,7 @@ def run(argv: Sequence[str] | None) -> None:
         _finish(args, bundle, point, found, letters, model, notes, outputs, log)
 
 
-def _plan(log: stage.logging.Logger, survey: Survey, scanner: SiteScanner, letters: str, where: str) -> None:
+def _plan(log: stage.logging.Logger, survey: CandidateSurvey, scanner: SiteScanner, letters: str, where: str) -> None:
     """Says what is to be done, on what, and for how long."""
     window, specials = scanner.bundle.window, scanner.bundle.loaded.family.specials
     tokens = survey.context + specials * survey.candidates if window else survey.residues + specials * survey.proteins
@@ -170,7 +170,7 @@ def _open_tables(
 
 
 def _scan(
-    args: Arguments, scanner: SiteScanner, letters: str, survey: Survey, tables: SiteTables, found: Found,
+    args: Arguments, scanner: SiteScanner, letters: str, survey: CandidateSurvey, tables: SiteTables, found: SiteCounts,
     truth: Truth | None, log: stage.logging.Logger,
 ) -> None:  # fmt: skip
     """Scores the file chunk by chunk and writes each protein as soon as it is known."""
@@ -202,7 +202,7 @@ def _scan(
 
 
 def _finish(
-    args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, found: Found, letters: str, model: str,
+    args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, found: SiteCounts, letters: str, model: str,
     notes: list[str], outputs: stage.Outputs, log: stage.logging.Logger,
 ) -> None:  # fmt: skip
     """Figure, report and the last lines of the log."""

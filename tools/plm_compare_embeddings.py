@@ -22,7 +22,7 @@ from plm import flags, stage
 
 if TYPE_CHECKING:
     from plm.data.embeddings.reference_and_queries import Side
-    from plm.jobs.compare_embeddings.checks import Findings
+    from plm.jobs.compare_embeddings.checks import EmbeddingFindings
 
 NAME = "plm_compare_embeddings"
 
@@ -78,12 +78,12 @@ def run(argv: Sequence[str] | None) -> None:
         log.info("%s", line)
 
 
-def compare(args: Arguments, log: Any) -> Findings:
+def compare(args: Arguments, log: Any) -> EmbeddingFindings:
     """Reads everything, measures the quality of each set, and compares them."""
     from plm.data.embeddings import reference_and_queries
     from plm.jobs.compare_embeddings import drift
     from plm.jobs.compare_embeddings import quality as embedding_quality
-    from plm.jobs.compare_embeddings.checks import Findings, Judged, label_change
+    from plm.jobs.compare_embeddings.checks import EmbeddingFindings, Judged, label_change
     from plm.scoring import separation
 
     notes: list[str] = []
@@ -114,7 +114,7 @@ def compare(args: Arguments, log: Any) -> Findings:
         proteins = drift.place(one, other, args.drift_share, half=half, validation=validation)
         tests, why_not = drift.compare_sets(one, other, proteins, permutations=args.permutations, seed=args.seed)
         label_p = label_change(judged[0].labels, judged[1].labels)
-    return Findings(
+    return EmbeddingFindings(
         judged[-1], judged[0] if reference is not None else None, proteins, tests, why_not, label_p, source, bundle,
         args.most_rows, args.seed, notes,
     )  # fmt: skip

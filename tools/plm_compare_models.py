@@ -24,7 +24,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.compare_models.report import Findings
+    from plm.jobs.compare_models.report import ModelFindings
 
 NAME = "plm_compare_models"
 RESERVED = ("unigram", "composition")
@@ -146,12 +146,12 @@ def run(argv: Sequence[str] | None) -> None:
         log.info("%s", line)
 
 
-def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: str) -> Findings:
+def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: str) -> ModelFindings:
     """Reads everything, then puts every question to one model after the other, then times them."""
     from plm.jobs.compare_models import job
     from plm.jobs.compare_models.held_out import read_held_out
     from plm.jobs.compare_models.probes import read_probe
-    from plm.jobs.compare_models.report import Findings
+    from plm.jobs.compare_models.report import ModelFindings
     from plm.model.checkpoint import resolve_model
 
     threads = stage.threads()
@@ -159,7 +159,7 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
         (name, resolve_model(source, workdir=workdir / f"model{number}", allow_hub=args.allow_hub))
         for number, (name, source) in enumerate(args.models)
     ]
-    found = Findings([name for name, _ in sources])
+    found = ModelFindings([name for name, _ in sources])
     probes = [read_probe(name, path, seed=args.seed, threads=threads) for name, path in args.datasets]
     for probe in probes:
         log.info("Probe %s: %s level, %d training and %d judged rows; %s", probe.name, probe.task.level, probe.learned,
@@ -171,7 +171,7 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
         )  # fmt: skip
         log.info("%s; clusters: %s", found.held.account, found.held.origin)
     masks = job.Masks(args.mask_rate, args.sets, args.mask_seed, args.max_length)
-    comparison = job.Comparison(found, probes, masks, resamples=args.resamples, seed=args.seed)
+    comparison = job.ModelComparison(found, probes, masks, resamples=args.resamples, seed=args.seed)
     log.info("Plan: %d models, %d residues for each", len(sources), comparison.residues)
     for name, files in sources:
         progress = stage.Progress(log, comparison.residues, "residues", every=10.0)

@@ -25,7 +25,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.classifier.compression import Cost, Labelled
+    from plm.jobs.classifier.compression import CompressionCost, JudgedRows
     from plm.model.bundles.classifier import ClassifierBundle
 
 NAME = "plm_compress_classifier"
@@ -78,7 +78,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     stage.require(needed | ({"torch": "2.6"} if args.tune_epochs else {}))
     log = stage.log(NAME)
     from plm.jobs.classifier import compression
-    from plm.jobs.classifier.compression_report import Findings, compression_report, compression_table, first_lines
+    from plm.jobs.classifier.compression_report import (
+        CompressionFindings,
+        compression_report,
+        compression_table,
+        first_lines,
+    )
     from plm.model.bundles.classifier import load_classifier_bundle
 
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as place, stage.Outputs() as out:
@@ -99,7 +104,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             files["onnx"], costs["onnx"] = export(args, before, after, valid, metric, out)
         log.info("Latency")
         measured = measure(before, after, files)
-        found = Findings(
+        found = CompressionFindings(
             args.compress, before, measured, costs, metric, args.most_loss, refused, args.prune_share, tuned,
             len(valid), compression.processor(), stage.threads(), notes,
         )  # fmt: skip
@@ -124,7 +129,7 @@ def choose_metric(args: Arguments, bundle: ClassifierBundle) -> str:
 
 def read_rows(
     args: Arguments, bundle: ClassifierBundle, workdir: Path, notes: list[str]
-) -> tuple[Labelled, Labelled | None]:
+) -> tuple[JudgedRows, JudgedRows | None]:
     """Validation rows, and training rows if fine-tuning wants them."""
     from plm.data.label_values import understand
     from plm.jobs.classifier.compression import labelled
@@ -163,9 +168,9 @@ def read_rows(
 
 
 def compress(
-    args: Arguments, before: ClassifierBundle, valid: Labelled, train: Labelled | None, metric: str,
+    args: Arguments, before: ClassifierBundle, valid: JudgedRows, train: JudgedRows | None, metric: str,
     out: stage.Outputs, notes: list[str], log: Any,
-) -> tuple[ClassifierBundle, Path, Cost, str, int]:  # fmt: skip
+) -> tuple[ClassifierBundle, Path, CompressionCost, str, int]:  # fmt: skip
     """Makes the smaller bundle and judges it: bundle, its file, its cost, why it should be refused, epoch tuned to."""
     from plm.jobs.classifier import compression
     from plm.jobs.classifier.finished import resamples
@@ -205,10 +210,10 @@ def export(
     args: Arguments,
     before: ClassifierBundle,
     bundle: ClassifierBundle,
-    valid: Labelled,
+    valid: JudgedRows,
     metric: str,
     out: stage.Outputs,
-) -> tuple[Path, Cost]:
+) -> tuple[Path, CompressionCost]:
     """Writes ONNX and checks that it answers as the bundle does; its cost against the original."""
     from plm.jobs.classifier import compression, onnx_export
     from plm.jobs.classifier.finished import resamples

@@ -25,7 +25,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.distill.job import Job
+    from plm.jobs.distill.job import DistillationJob
     from plm.jobs.distill.setup import Setup
     from plm.jobs.distill.teacher_cache import TeacherCache
     from plm.model.ranks import Ranks
@@ -202,11 +202,11 @@ def _setup(args: Arguments, scratch: Path, ranks: Ranks, log: logging.Logger) ->
     )
 
 
-def _prepare(args: Arguments, setup: Setup) -> Job:
+def _prepare(args: Arguments, setup: Setup) -> DistillationJob:
     """The student and the corpus, and what is planned."""
     import torch
     from plm.jobs.distill import setup as setups
-    from plm.jobs.distill.job import Job
+    from plm.jobs.distill.job import DistillationJob
     from plm.model.checkpoint import load_model
     from plm.training.row_training import RowSettings
 
@@ -230,7 +230,7 @@ def _prepare(args: Arguments, setup: Setup) -> Job:
         **setup.settings,
     )  # fmt: skip
     group: Any = "taxon" if args.batches == "taxon" else "none"
-    job = Job(setup, student, start, store, split, settings, group, args.smallest_taxon)
+    job = DistillationJob(setup, student, start, store, split, settings, group, args.smallest_taxon)
     job.announce()
     return job
 
@@ -254,7 +254,7 @@ def _ask_only(args: Arguments, setup: Setup, outputs: stage.Outputs) -> None:
 
 
 def _find_rate(
-    args: Arguments, job: Job, cache: TeacherCache | None, outputs: stage.Outputs, log: logging.Logger
+    args: Arguments, job: DistillationJob, cache: TeacherCache | None, outputs: stage.Outputs, log: logging.Logger
 ) -> None:
     from plm.jobs.distill import report as reports
 
@@ -272,7 +272,9 @@ def _find_rate(
     reports.write_rejected(args.rejected, job.store, outputs)
 
 
-def _distil(args: Arguments, job: Job, cache: TeacherCache | None, outputs: stage.Outputs, setup: Setup) -> bool:
+def _distil(
+    args: Arguments, job: DistillationJob, cache: TeacherCache | None, outputs: stage.Outputs, setup: Setup
+) -> bool:
     """Trains, judges once on test clusters, and writes what the user wants; whether training has finished."""
     from plm.jobs.distill import report as reports
     from plm.jobs.distill.tracking import Tracking

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from plm import flags, stage
 
 if TYPE_CHECKING:
-    from plm.data.protein_store import Spool
+    from plm.data.protein_store import ProteinStore
     from plm.model.embedding.representations import Pooling, Wanted
     from plm.model.embedding.sharded import EmbedJob
     from plm.model.loaded import LoadedModel, ModelFiles
@@ -102,7 +102,7 @@ def run(argv: Sequence[str] | None) -> None:
             spool = read(scratch / "as_x")  # the model's authors took them for X
         elif spool.own:
             log.info("%d records have U, Z, O or B, which this model knows as letters of their own", spool.own)
-        settings = setup.Settings(
+        settings = setup.EmbeddingSettings(
             args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory
         )
         if spool.warning:
@@ -182,7 +182,7 @@ def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, ou
         side_tables.write_contacts(outputs.path(args.contacts), spool, job.contacts())
 
 
-def _finish(spool: Spool, job: EmbedJob, log: stage.logging.Logger) -> None:
+def _finish(spool: ProteinStore, job: EmbedJob, log: stage.logging.Logger) -> None:
     records, accepted = len(spool.ids), len(spool.accepted)
     log.info(
         "%d records: %d embedded (%d different sequences), %d rejected",

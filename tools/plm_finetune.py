@@ -25,7 +25,7 @@ from plm import fingerprints, flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.finetune.job import Job
+    from plm.jobs.finetune.job import FineTuningJob
 
 NAME = "plm_finetune"
 METHODS = ("lora", "dora", "ia3", "head_lora", "head", "full")
@@ -212,11 +212,11 @@ def run(argv: Sequence[str] | None) -> None:
     log.info("Done%s: %s", "" if finished else " (unfinished)", traces.headline(bundle.manifest))
 
 
-def prepare(given: Arguments, workdir: Path) -> Job:
+def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     """Reads data and model and settles everything that decides the result."""
     from plm.data.dataset_table import labelled_rows, read_dataset
     from plm.jobs.finetune import objectives
-    from plm.jobs.finetune.job import Job, Settings
+    from plm.jobs.finetune.job import FineTuningJob, FineTuningSettings
     from plm.jobs.finetune.labelled_rows import check_numbers, read_rows
     from plm.jobs.finetune.training import TrainingSettings
     from plm.model import device
@@ -258,7 +258,7 @@ def prepare(given: Arguments, workdir: Path) -> Job:
     metric = given.metric
     if others and metric == "auto" and rows.task.target == "class":
         metric = "macro_f1"
-    settings = Settings(
+    settings = FineTuningSettings(
         adapter=adapter,
         others=tuple(others),
         rates={"full": FULL_LEARNING_RATE} if given.learning_rate is None and "full" in given.methods else {},
@@ -277,7 +277,7 @@ def prepare(given: Arguments, workdir: Path) -> Job:
     )  # fmt: skip
     files = resolve_model(given.model, workdir=workdir, allow_hub=given.allow_hub)
     log.info("Model: %s (sha256 %s...)", files.id, files.sha256[:12])
-    return Job(
+    return FineTuningJob(
         rows, splits, files, settings,
         device=chosen, workdir=workdir, data_sha256=fingerprints.file_sha256(given.dataset), log=log,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.predict.answers import Answers, Asker
+    from plm.jobs.predict.answers import Asker, BundleAnswers
     from plm.jobs.predict.queries import Queries
     from plm.jobs.predict.verdicts import Rules
     from plm.model.bundles.bundle import Bundle
@@ -160,7 +160,9 @@ def embed(
     if spool.own and not loaded.family.own_letters(loaded.vocabulary):
         spool = read(scratch / "as_x")
     check_wanted(loaded, wanted)
-    settings = setup.Settings(args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory)
+    settings = setup.EmbeddingSettings(
+        args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory
+    )
     alone = Ranks()
     store = setup.open_store(
         spool, files, wanted, settings, name=NAME, device=device.type, work_dir=args.work_dir, scratch=scratch,
@@ -233,17 +235,17 @@ def settle(args: Arguments, bundle: Bundle, reference: tuple, errors: object) ->
 
 
 def finish(
-    args: Arguments, bundle: Bundle, rules: Rules, queries: Queries, answers: Iterable[Answers],
+    args: Arguments, bundle: Bundle, rules: Rules, queries: Queries, answers: Iterable[BundleAnswers],
     about: list[str], notes: list[str], log: stage.logging.Logger, *, job: EmbedJob | Asker | None = None,
 ) -> None:  # fmt: skip
     """Judges and writes block by block, then figure, status and report."""
-    from plm.jobs.predict.report import Found, first_line, prediction_report, predictions_figure
+    from plm.jobs.predict.report import PredictionCounts, first_line, prediction_report, predictions_figure
     from plm.jobs.predict.tables import PredictionTables
     from plm.jobs.predict.verdicts import judge
 
     finished = bundle.finished
     model = bundle.signature(args.bundle)
-    found = Found(rules, records=len(queries))
+    found = PredictionCounts(rules, records=len(queries))
     with stage.Outputs() as outputs, ExitStack() as opened:
 
         def text(path: Path | None) -> TextIO | None:

@@ -168,7 +168,7 @@ def run(argv: Sequence[str] | None) -> None:
         method="mmseqs" if method == "cascade" else method, pairs=pairs,
     )  # fmt: skip
     near = width or 33
-    account = split_report.Account(len(records), made, journal, leaks, near, method, args)
+    account = split_report.SplitAccount(len(records), made, journal, leaks, near, method, args)
     for line in account.lines():
         log.info("%s", line)
     if args.fail_on_leakage and any(leak.leaks for leak in leaks):

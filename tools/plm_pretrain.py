@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from plm import flags, stage
 
 if TYPE_CHECKING:
-    from plm.masked_lm.training import Score
+    from plm.masked_lm.training import MaskedScore
 
 NAME = "plm_pretrain"
 
@@ -107,7 +107,7 @@ def run(argv: Sequence[str] | None) -> None:
         keeper = CheckpointKeeper.open(args.resume, NAME, settings, same, workdir, log)
         progress = stage.Progress(log, args.steps - keeper.step, "steps", every=10.0)
 
-        def judge(most: int | None = 200_000) -> Score:
+        def judge(most: int | None = 200_000) -> MaskedScore:
             return training.evaluate(
                 model, held_out, train_set.frequencies(), device=device, precision=precision,
                 budget=args.batch_tokens, crop=args.max_length, rate=args.mask_rate, most_residues=most,

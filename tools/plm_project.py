@@ -22,7 +22,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.project.findings import Findings
+    from plm.jobs.project.findings import ProjectionFindings
     from plm.jobs.project.projection import ProjectionSettings
 
 NAME = "plm_project"
@@ -122,11 +122,17 @@ def _settings(args: Arguments) -> ProjectionSettings:
 
 
 def _judge(
-    args: Arguments, references: Any, queries: Any, made: Any, source: str, settings: ProjectionSettings, notes: list[str]
-) -> Findings:
+    args: Arguments,
+    references: Any,
+    queries: Any,
+    made: Any,
+    source: str,
+    settings: ProjectionSettings,
+    notes: list[str],
+) -> ProjectionFindings:
     """Scores of every space, and what the report needs."""
     import numpy as np
-    from plm.jobs.project.findings import Findings
+    from plm.jobs.project.findings import ProjectionFindings
     from plm.scoring import separation
 
     count = len(references)
@@ -135,7 +141,7 @@ def _judge(
     names = [*references.groups, *([] if queries is None else queries.groups)]
     together = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
     groups = together[:count]
-    judge = separation.Judge(
+    judge = separation.SeparationJudge(
         both.part(slice(0, count)), groups, args.score_neighbours, args.resamples, args.seed, args.metric == "cosine"
     )
     spaces = [(separation.FULL, made.references, made.queries)]
@@ -150,7 +156,7 @@ def _judge(
     outlook = None
     if queries is not None:
         outlook = separation.novelty(made.references, made.queries, groups, args.seed)
-    return Findings(references, queries, both, made, scores, judge.why_not, source, settings, notes, outlook,
+    return ProjectionFindings(references, queries, both, made, scores, judge.why_not, source, settings, notes, outlook,
                     _grouped_by(references, len(np.unique(groups))))  # fmt: skip
 
 

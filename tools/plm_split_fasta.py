@@ -20,7 +20,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.split_merge.fasta_parts import Part, Survey
+    from plm.jobs.split_merge.fasta_parts import FastaPart, FastaSurvey
 
 NAME = "plm_split_fasta"
 COLUMNS = ("part", "records", "residues", "longest", "first_id", "last_id")
@@ -73,7 +73,7 @@ def run(argv: Sequence[str] | None) -> None:
     log.info("%d parts of %d to %d residues", len(parts), min(sizes), max(sizes))
 
 
-def _warn(found: Survey, log: stage.logging.Logger) -> None:
+def _warn(found: FastaSurvey, log: stage.logging.Logger) -> None:
     if found.repeated is None:
         return
     identifier, first, again = found.repeated
@@ -84,7 +84,7 @@ def _warn(found: Survey, log: stage.logging.Logger) -> None:
     )  # fmt: skip
 
 
-def _write_table(path: Path, parts: list[Part], ends: list[tuple[str, str]]) -> None:
+def _write_table(path: Path, parts: list[FastaPart], ends: list[tuple[str, str]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("\t".join(COLUMNS) + "\n")
         for part, (first, last) in zip(parts, ends, strict=True):

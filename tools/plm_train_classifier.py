@@ -26,7 +26,7 @@ from plm.errors import UserError
 
 if TYPE_CHECKING:
     from plm.jobs.classifier.material import Material
-    from plm.jobs.classifier.search import Journal
+    from plm.jobs.classifier.search import TrialJournal
     from plm.jobs.classifier.training import ClassifierSettings, Trained
 
 NAME = "plm_train_classifier"
@@ -216,9 +216,11 @@ def settle(args: Arguments, material: Material) -> ClassifierSettings:
     )  # fmt: skip
 
 
-def open_journal(args: Arguments, material: Material, settings: ClassifierSettings, digest: str, workdir: Path) -> Journal:
+def open_journal(
+    args: Arguments, material: Material, settings: ClassifierSettings, digest: str, workdir: Path
+) -> TrialJournal:
     """The file of the search's trials: in PLM_CHECKPOINT_DIR if there is one, so that a killed job goes on."""
-    from plm.jobs.classifier.search import Journal, search_key
+    from plm.jobs.classifier.search import TrialJournal, search_key
 
     key = search_key(settings.network, settings.standardise, material.metric, settings.seed, digest)
     kept = Path(os.environ.get("PLM_CHECKPOINT_DIR") or workdir)
@@ -227,7 +229,7 @@ def open_journal(args: Arguments, material: Material, settings: ClassifierSettin
         if not args.resume_study.is_file():
             raise UserError("The study does not exist", where=str(args.resume_study), fix="Check the path")
         shutil.copyfile(args.resume_study, path)
-    return Journal(path, key)
+    return TrialJournal(path, key)
 
 
 def _told(material: Material) -> str:

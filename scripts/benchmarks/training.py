@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from plm.jobs.finetune import objectives, training
-from plm.jobs.finetune.batches import Examples, StepSampler
-from plm.jobs.finetune.job import Job, Settings
-from plm.jobs.finetune.labelled_rows import Rows, read_rows
+from plm.jobs.finetune.batches import StepSampler, TrainingExamples
+from plm.jobs.finetune.job import FineTuningJob, FineTuningSettings
+from plm.jobs.finetune.labelled_rows import LabelledRows, read_rows
 from plm.masked_lm import training as pretraining
 from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
 from plm.model.adapters import AdapterSettings, add_adapters
@@ -30,7 +30,7 @@ from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import find_family
 from plm.model.heads import HeadConfig, Where, build_head
 from plm.model.loaded import LoadedModel
-from plm.training.folds import Part
+from plm.training.folds import TrainingPart
 from plm.training.row_training import RowSettings, Steering
 from torch import nn
 
@@ -150,7 +150,7 @@ def _resident(name: str) -> float:
 # ---------------------------------------------------------------------------------------------------------- fine-tuning
 
 
-def _rows(given: Work) -> tuple[Rows, Part]:
+def _rows(given: Work) -> tuple[LabelledRows, TrainingPart]:
     """A dataset with random labels, read as ``plm_finetune`` reads it; two of its rows only validate."""
     import pandas as pd
 
@@ -164,7 +164,7 @@ def _rows(given: Work) -> tuple[Rows, Part]:
     if given.task == "windows":
         table["position"] = [str(WINDOW // 2 + 1)] * (count + 2)
     rows = read_rows(pd.DataFrame(table, dtype=str), level="site" if given.task == "windows" else "sequence")
-    return rows, Part(None, list(range(count)), [count, count + 1], [])
+    return rows, TrainingPart(None, list(range(count)), [count, count + 1], [])
 
 
 def _proteins(given: Work) -> list[str]:
@@ -172,8 +172,8 @@ def _proteins(given: Work) -> list[str]:
     return proteins.evenly(given.steps * given.batch, CROP, Path(given.fasta) if given.fasta else None)
 
 
-def _settings(given: Work) -> Settings:
-    return Settings(
+def _settings(given: Work) -> FineTuningSettings:
+    return FineTuningSettings(
         adapter=AdapterSettings(dropout=0.05 if given.dropout else 0.0),
         training=training.TrainingSettings(
             epochs=1, batch_sequences=given.batch, warmup=0.0, schedule="constant", weight_decay=0.0,
@@ -191,7 +191,7 @@ def _finetune_ours(given: Work) -> Measured:
     settings = _settings(given)
     log = logging.getLogger("bench_train")
     with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
-        job = Job(
+        job = FineTuningJob(
             rows, [part], files, settings, device=torch.device("cpu"), workdir=Path(scratch), data_sha256="", log=log
         )
         loaded, network = job.network(settings.seeds[0])
@@ -252,7 +252,9 @@ def _moved(where: Where, place: torch.Tensor) -> Where:
 class PaddedNetwork(nn.Module):
     """The suite's adapters and head around the plain transformers class on padded batches."""
 
-    def __init__(self, loaded: LoadedModel, settings: Settings, rows: Rows, *, autocast: bool) -> None:
+    def __init__(
+        self, loaded: LoadedModel, settings: FineTuningSettings, rows: LabelledRows, *, autocast: bool
+    ) -> None:
         super().__init__()
         torch.manual_seed(settings.seeds[0])
         self.family, self.autocast = loaded.family, autocast
@@ -298,7 +300,7 @@ def _finetune_plain(given: Work) -> Measured:
     return meter.measured(examples.tokens)
 
 
-def _batches(examples: Examples, given: Work) -> Iterator[list[int]]:
+def _batches(examples: TrainingExamples, given: Work) -> Iterator[list[int]]:
     """The suite's own order, or batches of like length in random order."""
     count = len(examples.units)
     if given.way != "bucketed":

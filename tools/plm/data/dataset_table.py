@@ -41,9 +41,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "COLUMNS", "SPLITS", "UNLABELLED_RESIDUE", "Labelling", "Task", "check_dataset", "infer_task", "labelled_rows",
-    "read_dataset", "read_strings", "residue_labels", "sort_classes", "write_dataset",
-]  # fmt: skip
+    "COLUMNS",
+    "SPLITS",
+    "UNLABELLED_RESIDUE",
+    "DatasetTask",
+    "Labelling",
+    "check_dataset",
+    "infer_task",
+    "labelled_rows",
+    "read_dataset",
+    "read_strings",
+    "residue_labels",
+    "sort_classes",
+    "write_dataset",
+]
 
 COLUMNS = (
     "id", "sequence", "label", "position", "window", "protein", "protein_position", "group", "cluster",
@@ -63,7 +74,7 @@ _ALIKE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class DatasetTask:
     """What a dataset asks for.
 
     Attributes:
@@ -89,7 +100,7 @@ class Labelling:
         notes: What was changed or left out, in sentences.
     """
 
-    task: Task
+    task: DatasetTask
     labels: list[str]
     why: str
     notes: tuple[str, ...] = field(default=())
@@ -272,7 +283,7 @@ def labelled_rows(
     return made, found
 
 
-def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> Task:
+def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> DatasetTask:
     """Tells what a labelled dataset asks for; every row must have a label (:func:`labelled_rows` leaves others out).
 
     Raises:
@@ -358,7 +369,9 @@ def understand_labels(
             )
     what = {"sequence": "each sequence", "residue": "each residue", "site": "each site"}[level]
     names = sort_classes(classes) if reading.target == "class" else ()
-    return Labelling(Task(level, reading.target, names), values, f"{what} has a label; {reading.why}", tuple(notes))
+    return Labelling(
+        DatasetTask(level, reading.target, names), values, f"{what} has a label; {reading.why}", tuple(notes)
+    )
 
 
 def told_missing(count: int) -> str:

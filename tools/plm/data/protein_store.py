@@ -116,7 +116,7 @@ class Remarks(Mapping[int, str]):
 
 
 @dataclass(frozen=True)
-class Spool:
+class ProteinStore:
     """The records of a file. N records, U different sequences.
 
     Attributes:
@@ -169,7 +169,7 @@ class Spool:
 def read_spool(
     path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False, nucleotides: str = "reject",
     unusual: str = "x",
-) -> Spool:  # fmt: skip
+) -> ProteinStore:  # fmt: skip
     """Reads, cleans and lays out a file of proteins.
 
     Args:
@@ -246,7 +246,7 @@ def read_spool(
     unique[usable] = np.searchsorted(firsts, first)
     handle = os.dup(sequences.fileno())
     sequences.close()
-    return Spool(
+    return ProteinStore(
         name=name,
         digest=whole.hexdigest(),
         ids=ids.close(),

@@ -39,7 +39,7 @@ def parse_place(text: str) -> tuple[int, str] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SiteSource:
     """A cleaned record and what its header says.
 
     Attributes:
@@ -75,7 +75,7 @@ def sources(
     otherwise: str,
     protein: str,
     journal: Journal,
-) -> list[Source]:
+) -> list[SiteSource]:
     """Cleans records and reads their labels and proteins; what cannot be used goes to the journal.
 
     Args:
@@ -89,7 +89,7 @@ def sources(
     Raises:
         UserError: The rule finds a label in no record at all; names the rule and the first header.
     """
-    made: list[Source] = []
+    made: list[SiteSource] = []
     found = 0
     for record in records:
         marked: list[int] = []
@@ -128,7 +128,7 @@ def sources(
                 record.id, f"no protein: --protein {protein} finds nothing in the header {record.header!r}"
             )
             continue
-        made.append(Source(replace(record, sequence=sequence), cleaned, name, tuple(marked), label))
+        made.append(SiteSource(replace(record, sequence=sequence), cleaned, name, tuple(marked), label))
     if labels.kind in ("key", "regex", "field", "column", "hash") and not found:
         what = "'#' after a residue" if labels.kind == "hash" else labels.in_words
         shown = records[0].header if len(records[0].header) <= 80 else records[0].header[:80] + "…"
@@ -140,7 +140,7 @@ def sources(
     return made
 
 
-def whole_sequences(made: Iterable[Source], journal: Journal, *, residues: bool = False) -> list[Example]:
+def whole_sequences(made: Iterable[SiteSource], journal: Journal, *, residues: bool = False) -> list[Example]:
     """One example a record; with ``residues`` the labels of each residue follow the cleaning of the sequence."""
     examples = []
     for source in made:
@@ -163,7 +163,7 @@ def whole_sequences(made: Iterable[Source], journal: Journal, *, residues: bool 
     return examples
 
 
-def _residue_labels(source: Source, label: str) -> tuple[str | None, int]:
+def _residue_labels(source: SiteSource, label: str) -> tuple[str | None, int]:
     """The label as the cleaned sequence has it (None: another length), and the labels that were given."""
     parts = residue_labels(label)
     given = len(parts)
@@ -178,7 +178,7 @@ def _residue_labels(source: Source, label: str) -> tuple[str | None, int]:
 
 
 def centred(
-    made: Sequence[Source], width: int | None, residues: str, place: str, journal: Journal
+    made: Sequence[SiteSource], width: int | None, residues: str, place: str, journal: Journal
 ) -> tuple[list[Example], int]:
     """Sites given as windows: the site is the centre.
 
@@ -246,7 +246,7 @@ def centred(
 
 
 def positioned(
-    made: Sequence[Source], column: str, width: int | None, residues: str, place: str, journal: Journal
+    made: Sequence[SiteSource], column: str, width: int | None, residues: str, place: str, journal: Journal
 ) -> tuple[list[Example], int]:
     """Sites given as a table with a column of 1-based positions in the sequence.
 
@@ -291,7 +291,7 @@ def positioned(
     return examples, width if width is not None else longest if windows else 0
 
 
-def marked(made: Sequence[Source], width: int, residues: str, negatives: bool, journal: Journal) -> list[Example]:
+def marked(made: Sequence[SiteSource], width: int, residues: str, negatives: bool, journal: Journal) -> list[Example]:
     """Sites marked by ``#`` in full proteins (class 1); the other residues of the same letters are class 0.
 
     Args:
@@ -349,7 +349,7 @@ def check_counting(places: Sequence[tuple[str, int, str]], where: str) -> None:
 
 
 def listed(
-    made: Sequence[Source],
+    made: Sequence[SiteSource],
     listings: Sequence[SiteListing],
     width: int,
     residues: str,
@@ -392,7 +392,7 @@ def listed(
 
 
 def _joined(
-    made: Sequence[Source],
+    made: Sequence[SiteSource],
     listings: Sequence[SiteListing],
     width: int,
     residues: str,
@@ -400,7 +400,7 @@ def _joined(
     journal: Journal,
     by_record: bool,
 ) -> list[Example]:
-    by_name: dict[str, Source] = {}
+    by_name: dict[str, SiteSource] = {}
     for source in made:
         by_name[source.record.id] = source
     if not by_record:
@@ -448,7 +448,7 @@ def _joined(
 
 
 def _sites_of(
-    source: Source, mine: Sequence[SiteListing], width: int, residues: str, journal: Journal
+    source: SiteSource, mine: Sequence[SiteListing], width: int, residues: str, journal: Journal
 ) -> list[Example]:
     examples: list[Example] = []
     known: dict[int, str | None] = {}
@@ -467,7 +467,7 @@ def _sites_of(
 
 
 def _site(
-    source: Source,
+    source: SiteSource,
     place: int,
     label: str,
     width: int,
@@ -549,7 +549,7 @@ def _pick(table: Table, wanted: str, flag: str, usual: tuple[str, ...], number: 
 
 
 def _example(
-    source: Source, name: str, sequence: str, label: str, position0: int | None = None, place: int | None = None
+    source: SiteSource, name: str, sequence: str, label: str, position0: int | None = None, place: int | None = None
 ) -> Example:
     taxon = source.record.columns.get("taxon", "") or taxon_of(source.record)
     return Example(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from plm.errors import UserError
-from plm.model.batching import Batch, Layout, plan_batches
+from plm.model.batching import Batch, RowLayout, plan_batches
 from plm.model.families import AMINO_ACIDS, ModelFamily, prepare
 
 IGNORED = -100
@@ -158,7 +158,7 @@ class Corpus:
         lengths = tuple(len(residues) + len(before) + len(after) for residues in stretches)
         positions = np.concatenate([np.arange(length) for length in lengths])
         batch = Batch(
-            torch.from_numpy(np.concatenate(ids)), torch.from_numpy(positions), Layout(lengths), tuple(members)
+            torch.from_numpy(np.concatenate(ids)), torch.from_numpy(positions), RowLayout(lengths), tuple(members)
         )
         return batch, torch.from_numpy(np.concatenate(asked))
 

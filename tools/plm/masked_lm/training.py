@@ -17,15 +17,15 @@ from plm.errors import UserError
 from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
 from plm.masked_lm.presets import PRESETS, esm2_config, write_esm2_tokenizer
 from plm.model import encoder
-from plm.model.batching import Batch, Layout, plan_batches
+from plm.model.batching import Batch, RowLayout, plan_batches
 from plm.model.checkpoint import resolve_model
 from plm.model.loaded import ModelFiles
 from plm.model.ranks import Ranks
-from plm.training.row_training import Done, Outcome, RowSettings, Steering, train_rows
+from plm.training.row_training import Done, RowOutcome, RowSettings, Steering, train_rows
 
 
 @dataclass(frozen=True)
-class Score:
+class MaskedScore:
     """How well masked residues are predicted; sums over ``residues`` masked residues.
 
     Attributes:
@@ -99,7 +99,7 @@ class MaskedRowModel(nn.Module):
             ``loss``: mean negative log likelihood; ``logits``: ``(M, V)`` of the M masked residues; ``targets``:
             ``(M,)``.
         """
-        layout = Layout(tuple(lengths.tolist()))
+        layout = RowLayout(tuple(lengths.tolist()))
         batch = Batch(input_ids, position_ids, layout, tuple(range(len(layout.lengths))))
         model: Any = self.language_model
         hidden = encoder.hidden_states(model.esm, batch)
@@ -152,7 +152,7 @@ def evaluate(
     crop: int,
     rate: float,
     most_residues: int | None = None,
-) -> Score:
+) -> MaskedScore:
     """Scores the masked residues of held-out sequences; the masks are always the same.
 
     Args:
@@ -185,7 +185,7 @@ def score_rows(
     device: torch.device,
     precision: str,
     most_residues: int | None = None,
-) -> Score:
+) -> MaskedScore:
     """Scores the masked residues of rows; see :func:`evaluate`.
 
     Args:
@@ -217,7 +217,7 @@ def score_rows(
             if most_residues is not None and seen >= most_residues:
                 break
     model.train(training)
-    return Score(loss, correct, count, unigram, unigram_correct)
+    return MaskedScore(loss, correct, count, unigram, unigram_correct)
 
 
 def train(
@@ -229,7 +229,7 @@ def train(
     device: torch.device,
     resume: tuple[Path, Done] | None = None,
     ranks: Ranks | None = None,
-) -> Outcome:
+) -> RowOutcome:
     """Trains in place; see :func:`plm.training.row_training.train_rows`. One record a look at the held-out clusters."""
     rows = MaskedRows(
         corpus,

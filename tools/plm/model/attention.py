@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from plm.model.batching import Layout
+from plm.model.batching import RowLayout
 
 BLOCK = 1 << 20
 """Scores computed at a time, so that they stay in the cache (2 MiB in bfloat16)."""
@@ -41,7 +41,7 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    layout: Layout,
+    layout: RowLayout,
     *,
     scale: float,
     rotary: Tables | None = None,
@@ -118,7 +118,7 @@ def _in_blocks(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    layout: Layout,
+    layout: RowLayout,
     scale: float,
     rotary: Tables | None,
     bias: torch.Tensor | None,
@@ -141,7 +141,7 @@ def _in_blocks(
     return result
 
 
-def _steps(layout: Layout) -> Iterator[tuple[int, int, int]]:
+def _steps(layout: RowLayout) -> Iterator[tuple[int, int, int]]:
     """Sequences of equal length that are attended together, as ``(start token, how many, length)``."""
     for run, total, length in layout.runs():
         step = max(1, _TOKENS // length)
@@ -262,7 +262,7 @@ class _Blocks(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        layout: Layout,
+        layout: RowLayout,
         scale: float,
         rotary: Tables | None,
     ) -> torch.Tensor:
@@ -329,7 +329,7 @@ def _fused(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    layout: Layout,
+    layout: RowLayout,
     scale: float,
     bias: torch.Tensor | None,
     dropout: float,
@@ -355,7 +355,7 @@ def _fused(
 
 
 def _variable_length(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, scale: float
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """Where the sequences of a packed row lie.
 
     Attributes:
@@ -57,7 +57,7 @@ class Batch:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    layout: Layout
+    layout: RowLayout
     indices: tuple[int, ...]
 
     @property
@@ -86,7 +86,7 @@ def pack(token_ids: Sequence[Sequence[int]], indices: Sequence[int] | None = Non
     flat = [token for ids in token_ids for token in ids]
     positions = torch.cat([torch.arange(length) for length in lengths])
     chosen = tuple(range(len(lengths))) if indices is None else tuple(indices)
-    return Batch(torch.tensor(flat, dtype=torch.int64), positions, Layout(lengths), chosen)
+    return Batch(torch.tensor(flat, dtype=torch.int64), positions, RowLayout(lengths), chosen)
 
 
 def plan_batches(lengths: Sequence[int], budget: int, *, seed: int | None = None) -> list[list[int]]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from plm.errors import UserError
 from plm.model import attention
-from plm.model.batching import Batch, Layout, pack, plan_batches
+from plm.model.batching import Batch, RowLayout, pack, plan_batches
 from plm.model.families import ModelFamily
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    packing: Layout | None = None,
+    packing: RowLayout | None = None,
     position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -65,7 +65,7 @@ def packed_attention(
         query,
         key,
         value,
-        Layout((tokens,)) if packing is None else packing,
+        RowLayout((tokens,)) if packing is None else packing,
         scale=width**-0.5 if scaling is None else scaling,
         bias=position_bias,
         dropout=dropout,
@@ -127,7 +127,7 @@ def _esm_layers() -> dict[type[nn.Module], type[nn.Module]]:
             hidden_states: torch.Tensor,
             *args: Any,
             position_embeddings: Any = None,
-            packing: Layout | None = None,
+            packing: RowLayout | None = None,
             contacts: Callable[[torch.Tensor], None] | None = None,
             **kwargs: Any,
         ) -> Any:
@@ -137,7 +137,7 @@ def _esm_layers() -> dict[type[nn.Module], type[nn.Module]]:
             if contacts is not None:
                 contacts(attention.weights(query, key, scale=scale, rotary=position_embeddings))
             attended = attention.attend(
-                query, key, value, Layout(shape[:1]) if packing is None else packing,
+                query, key, value, RowLayout(shape[:1]) if packing is None else packing,
                 scale=scale, rotary=position_embeddings, dropout=self.dropout if self.training else 0.0,
             )  # fmt: skip
             return attended.view(1, shape[0], -1), None

@@ -110,7 +110,7 @@ def _walk(
                 yield path, one
 
 
-class Rows:
+class StoredRows:
     """A data set that is read by slices of its rows; damage is one line.
 
     Args:

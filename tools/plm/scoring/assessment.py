@@ -32,7 +32,7 @@ OVERALL = "all"
 
 
 @dataclass(frozen=True)
-class Line:
+class ScoreLine:
     """One row of the metrics table; NaN where a value is undefined or has no interval."""
 
     model: str
@@ -111,14 +111,14 @@ class Assessment:
 
     evaluation: Evaluation
     metric: str
-    lines: list[Line]
+    lines: list[ScoreLine]
     comparisons: list[Comparison]
     groups: int
     best_baseline: str = ""
     leaking: Leaking | None = None
-    _index: dict[tuple[str, str, str, str], Line] = field(default_factory=dict, repr=False)
+    _index: dict[tuple[str, str, str, str], ScoreLine] = field(default_factory=dict, repr=False)
 
-    def line(self, model: str, metric: str, name: str = ALL, stratum: str = OVERALL) -> Line:
+    def line(self, model: str, metric: str, name: str = ALL, stratum: str = OVERALL) -> ScoreLine:
         """One score."""
         if len(self._index) != len(self.lines):
             self._index = {(line.model, line.stratum, line.metric, line.name): line for line in self.lines}
@@ -234,7 +234,7 @@ def assess(
         seed: Of the resamples.
     """
     index, groups = intervals.group_index(list(evaluation.rows["group"]))
-    lines: list[Line] = []
+    lines: list[ScoreLine] = []
     resampled: dict[str, Floats] = {}
     draws = intervals.draw_groups(groups, resamples, seed) if groups >= intervals.FEWEST_GROUPS else None
     for model in evaluation.models:
@@ -280,10 +280,10 @@ def strata(identity: NDArray[np.float64], bins: Sequence[float]) -> list[tuple[s
 
 def _stratum(
     evaluation: Evaluation, name: str, inside: NDArray[np.bool_], index: NDArray[np.int64], resamples: int, seed: int
-) -> list[Line]:
+) -> list[ScoreLine]:
     if not inside.any():
         return [
-            Line(model.name, name, metric, ALL, math.nan, math.nan, math.nan, 0, 0, note="no rows")
+            ScoreLine(model.name, name, metric, ALL, math.nan, math.nan, math.nan, 0, 0, note="no rows")
             for model in evaluation.models
             for metric, at in score(model.scored)
             if at == ALL
@@ -291,7 +291,7 @@ def _stratum(
     _, own = np.unique(index[inside], return_inverse=True)
     groups = int(own.max()) + 1
     draws = intervals.draw_groups(groups, resamples, seed) if groups >= intervals.FEWEST_GROUPS else None
-    lines: list[Line] = []
+    lines: list[ScoreLine] = []
     for model in evaluation.models:
         part = model.scored.rows(inside)
         boot = None if draws is None else intervals.bootstrap(part, own.astype(np.int64), draws)
@@ -301,7 +301,7 @@ def _stratum(
 
 def _lines(
     model: Model, stratum: str, inside: NDArray[np.bool_], groups: int, boot: dict[Key, Floats] | None
-) -> list[Line]:
+) -> list[ScoreLine]:
     part = model.scored.rows(inside)
     values = score(part)
     by_seed = [score(member.rows(inside)) for member in model.members.values()]
@@ -316,7 +316,7 @@ def _lines(
             note = f"no interval: {few}"
         seeds = tuple(one[key] for one in by_seed)
         rows = int(inside.sum())
-        lines.append(Line(model.name, stratum, *key, value, low, high, rows, groups, seeds, note))
+        lines.append(ScoreLine(model.name, stratum, *key, value, low, high, rows, groups, seeds, note))
     return lines
 
 

@@ -34,7 +34,7 @@ Setting = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Examples:
+class BaselineExamples:
     """Rows to learn from or to answer.
 
     Attributes:
@@ -49,9 +49,11 @@ class Examples:
     groups: NDArray[np.str_]
     aligned: bool
 
-    def rows(self, chosen: NDArray[np.int64]) -> Examples:
+    def rows(self, chosen: NDArray[np.int64]) -> BaselineExamples:
         """The same for some of the rows."""
-        return Examples([self.texts[row] for row in chosen], self.target[chosen], self.groups[chosen], self.aligned)
+        return BaselineExamples(
+            [self.texts[row] for row in chosen], self.target[chosen], self.groups[chosen], self.aligned
+        )
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class Neighbour:
         return share
 
 
-def baselines_for(examples: Examples, numbers: bool) -> list[Baseline]:
+def baselines_for(examples: BaselineExamples, numbers: bool) -> list[Baseline]:
     """The baselines that make sense for these rows."""
     model = "ridge regression" if numbers else "logistic regression"
     longest = max(map(len, examples.texts))
@@ -278,7 +280,13 @@ def baselines_for(examples: Examples, numbers: bool) -> list[Baseline]:
 
 
 def answer_all(
-    train: Examples, new: Examples, classes: tuple[str, ...], metric: str, *, seed: int = 42, most_rows: int = 20_000
+    train: BaselineExamples,
+    new: BaselineExamples,
+    classes: tuple[str, ...],
+    metric: str,
+    *,
+    seed: int = 42,
+    most_rows: int = 20_000,
 ) -> list[Answer]:
     """Fits every baseline on ``train`` and answers ``new``.
 
@@ -321,7 +329,7 @@ def answer_all(
     return found
 
 
-def inner_folds(rows: Examples, stratify: bool, seed: int, most: int = INNER_FOLDS) -> list[tuple[Ints, Ints]]:
+def inner_folds(rows: BaselineExamples, stratify: bool, seed: int, most: int = INNER_FOLDS) -> list[tuple[Ints, Ints]]:
     """Up to ``most`` folds that never part a group, stratified by class if asked; none for a single group."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
@@ -336,7 +344,12 @@ def inner_folds(rows: Examples, stratify: bool, seed: int, most: int = INNER_FOL
 
 
 def _choose(
-    baseline: Baseline, seen: Any, rows: Examples, folds: list[tuple[Ints, Ints]], classes: tuple[str, ...], metric: str
+    baseline: Baseline,
+    seen: Any,
+    rows: BaselineExamples,
+    folds: list[tuple[Ints, Ints]],
+    classes: tuple[str, ...],
+    metric: str,
 ) -> tuple[Setting, float, float]:
     """The best setting by pooled out-of-fold answers, its score and the threshold they give."""
     default = baseline.settings[len(baseline.settings) // 2]

@@ -45,7 +45,7 @@ _MISSING = frozenset({"", "na", "n/a", "nan"})
 
 
 @dataclass(frozen=True)
-class Labels:
+class SpaceLabels:
     """The labels of N proteins.
 
     Attributes:
@@ -67,12 +67,12 @@ class Labels:
         """(N,) whether there is a label."""
         return np.array([bool(text) for text in self.texts], dtype=bool)
 
-    def part(self, rows: slice) -> Labels:
+    def part(self, rows: slice) -> SpaceLabels:
         """The same labels for a run of the rows."""
-        return Labels(self.texts[rows], self.kind, self.classes, self.codes[rows], self.numbers[rows])
+        return SpaceLabels(self.texts[rows], self.kind, self.classes, self.codes[rows], self.numbers[rows])
 
 
-def read_labels(texts: Sequence[str], kind: str, where: str) -> Labels:
+def read_labels(texts: Sequence[str], kind: str, where: str) -> SpaceLabels:
     """Labels as classes or as numbers.
 
     Args:
@@ -88,20 +88,20 @@ def read_labels(texts: Sequence[str], kind: str, where: str) -> Labels:
     none = np.full(len(kept), np.nan)
     absent = np.full(len(kept), -1, dtype=np.int64)
     if not given:
-        return Labels(kept, "none", (), absent, none)
+        return SpaceLabels(kept, "none", (), absent, none)
     values = [_number(text) for text in kept]
     wrong = next((text for text, value in zip(kept, values, strict=True) if text and not math.isfinite(value)), None)
     if kind == "number" and wrong is not None:
         raise UserError(f"The label {wrong!r} is no number", where=where, fix="Choose classes, or another column")
     if kind == "number" or (kind == "auto" and wrong is None and len(set(values) - {math.nan}) > MOST_NUMERIC_CLASSES
                             and len({value for value in values if value == value}) > MOST_NUMERIC_CLASSES):  # fmt: skip
-        return Labels(kept, "number", (), absent, np.array(values))
+        return SpaceLabels(kept, "number", (), absent, np.array(values))
     counts: dict[str, int] = {}
     for text in given:
         counts[text] = counts.get(text, 0) + 1
     classes = tuple(sorted(counts, key=lambda name: (-counts[name], name)))
     place = {name: index for index, name in enumerate(classes)}
-    return Labels(kept, "class", classes, np.array([place.get(text, -1) for text in kept], dtype=np.int64), none)
+    return SpaceLabels(kept, "class", classes, np.array([place.get(text, -1) for text in kept], dtype=np.int64), none)
 
 
 def _number(text: str) -> float:
@@ -112,7 +112,7 @@ def _number(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Score:
+class SeparationScore:
     """One row of the table of scores.
 
     Attributes:
@@ -141,7 +141,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Judge:
+class SeparationJudge:
     """Scores one space after the other under the same draws, so that they can be compared.
 
     Attributes:
@@ -153,7 +153,7 @@ class Judge:
         cosine: Whether the embedding space is compared by cosine distance (its rows have unit length).
     """
 
-    labels: Labels
+    labels: SpaceLabels
     groups: Ints
     neighbours: int
     resamples: int
@@ -208,7 +208,7 @@ class Judge:
         _, sizes = np.unique(self.groups[self._known], return_counts=True)
         return min(self.neighbours, len(self._known) - int(sizes.max()))
 
-    def space(self, name: str, points: Array) -> list[Score]:
+    def space(self, name: str, points: Array) -> list[SeparationScore]:
         """Scores of the references in one space.
 
         Args:
@@ -230,7 +230,9 @@ class Judge:
             scores.append(self._silhouette(name, points))
         return scores
 
-    def queries(self, name: str, references: Array, points: Array, labels: Labels, groups: Ints) -> list[Score]:
+    def queries(
+        self, name: str, references: Array, points: Array, labels: SpaceLabels, groups: Ints
+    ) -> list[SeparationScore]:
         """Whether labelled queries lie among references of their label, or of numbers like theirs.
 
         Args:
@@ -255,13 +257,13 @@ class Judge:
         low, high = _bootstrap(share, own, self.resamples, self.seed)
         value = float(share.mean())
         return [
-            Score(
+            SeparationScore(
                 name, "query", "neighbour_agreement", "all", value, low, high, _mean(shuffled),
                 _p_value(value, shuffled), len(asked), note,
             )
         ]  # fmt: skip
 
-    def trust(self, name: str, points: Array, full: Array) -> Score:
+    def trust(self, name: str, points: Array, full: Array) -> SeparationScore:
         """Trustworthiness of a projection.
 
         Args:
@@ -274,11 +276,11 @@ class Judge:
         each = trustworthiness(full[rows], points[rows], count)
         low, high = _bootstrap(each, self.groups[rows], self.resamples, self.seed)
         note = f"{count} nearest neighbours{self._among(rows, len(self.labels.texts))}"
-        return Score(
+        return SeparationScore(
             name, "reference", "trustworthiness", "all", float(each.mean()), low, high, rows=len(rows), note=note
         )
 
-    def _agreement(self, name: str, places: Ints) -> list[Score]:
+    def _agreement(self, name: str, places: Ints) -> list[SeparationScore]:
         codes, classes = self.labels.codes, self.labels.classes
         own = codes[self._scored]
         share = (codes[places] == own[:, None]).mean(axis=1)
@@ -293,7 +295,7 @@ class Judge:
         low, high = _bootstrap(share, self.groups[self._scored], self.resamples, self.seed)
         note = f"{places.shape[1]} nearest neighbours{self._among(self._scored, len(self._known))}"
         scores = [
-            Score(
+            SeparationScore(
                 name, "reference", "neighbour_agreement", "all", float(share.mean()), low, high, _mean(shuffled),
                 _p_value(float(share.mean()), shuffled), len(own), note,
             )
@@ -307,14 +309,14 @@ class Judge:
             ends = _bootstrap(share[chosen], self.groups[self._scored][chosen], self.resamples, self.seed)
             expected = by_class[index] / hits[index] if hits[index] else math.nan
             scores.append(
-                Score(
+                SeparationScore(
                     name, "reference", "neighbour_agreement", classes[index], float(share[chosen].mean()), *ends,
                     float(expected), rows=int(sizes[index]),
                 )
             )  # fmt: skip
         return scores
 
-    def _silhouette(self, name: str, points: Array) -> Score:
+    def _silhouette(self, name: str, points: Array) -> SeparationScore:
         from sklearn.metrics import euclidean_distances
 
         rows = self._compared
@@ -334,14 +336,14 @@ class Judge:
         shuffled = [
             float(silhouettes(distances, codes[rows]).mean()) for codes in self._shuffles(self.labels.codes, count)
         ]
-        return Score(
+        return SeparationScore(
             name, "reference", "silhouette", "all", value, low, high, _mean(shuffled), _p_value(value, shuffled),
             len(rows), f"classes of two or more{self._among(rows, len(self._known))}",
         )  # fmt: skip
 
     def _correlated(
         self, name: str, set: str, own: Floats, places: Ints, groups: Ints, note: str, asked: Ints | None = None
-    ) -> Score:
+    ) -> SeparationScore:
         """Correlation of numbers with the mean of their neighbours'.
 
         Args:
@@ -368,7 +370,7 @@ class Judge:
         shuffled = []
         for drawn in self._shuffles(self.labels.numbers, min(self.resamples, _SHUFFLES_NUMBER)):
             shuffled.append(_spearman(own if asked is None else drawn[asked], drawn[places].mean(axis=1)))
-        return Score(
+        return SeparationScore(
             name, set, "neighbour_correlation", "all", value, low, high, _mean(shuffled), _p_value(value, shuffled),
             len(own), note,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plm.scoring.assessment import OVERALL, Assessment, Line, interval_text
+from plm.scoring.assessment import OVERALL, Assessment, ScoreLine, interval_text
 from plm.scoring.calibration import chance_ece, ece
 from plm.scoring.intervals import FEWEST_GROUPS
 from plm.scoring.metrics import METRICS
@@ -214,7 +214,7 @@ def _seed_table(found: Assessment) -> tuple[list[str], list[list[str]]] | None:
     return (["Model", "Seeds", *map(metric_name, names)], cells) if cells else None
 
 
-def _cell(line: Line) -> str:
+def _cell(line: ScoreLine) -> str:
     return number(line.value) + interval_text(line.low, line.high, 2)
 
 

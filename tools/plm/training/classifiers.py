@@ -1,8 +1,8 @@
 """Heads on embeddings: logistic and ridge regression, nearest neighbours, a feed-forward network.
 
 Every head is fitted on training rows only; strengths and numbers of neighbours come from cross-validation within groups
-on (a sample of) those rows. What comes out is a :class:`plm.model.bundles.classifier.Head`: arrays that answer by plain
-numpy, the same in this process as in whatever loads the bundle.
+on (a sample of) those rows. What comes out is a :class:`plm.model.bundles.classifier.ClassifierHead`: arrays that answer
+by plain numpy, the same in this process as in whatever loads the bundle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from plm.errors import UserError
-from plm.model.bundles.classifier import Head, HeadKind, nearest_rows
+from plm.model.bundles.classifier import ClassifierHead, HeadKind, nearest_rows
 from plm.model.task import Task
 from plm.scoring import baselines, metrics
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Scored
@@ -41,7 +41,7 @@ _BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class Rows:
+class HeadRows:
     """Training rows.
 
     Attributes:
@@ -87,7 +87,7 @@ class Fitted:
         history: Rows of a training's history (feed-forward only).
     """
 
-    head: Head
+    head: ClassifierHead
     told: str
     inner_score: float = float("nan")
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -95,18 +95,18 @@ class Fitted:
 
 def make_rows(
     matrix: Singles, target: NDArray[Any], groups: Sequence[str], task: Task, *, standardise: bool = True
-) -> Rows:
+) -> HeadRows:
     """Training rows with their scaling, which is computed on them alone."""
     names = np.asarray(groups, dtype=object).astype(str)
     if not standardise:
         nothing = np.zeros(0, np.float32)
-        return Rows(matrix, matrix, nothing, nothing, target, names, task)
+        return HeadRows(matrix, matrix, nothing, nothing, target, names, task)
     mean, scale = scaling(matrix)
     scaled = np.empty(matrix.shape, np.float32)
     for start in range(0, len(matrix), _BLOCK):
         np.subtract(matrix[start : start + _BLOCK], mean, out=scaled[start : start + _BLOCK])
         scaled[start : start + _BLOCK] /= scale
-    return Rows(matrix, scaled, mean, scale, target, names, task)
+    return HeadRows(matrix, scaled, mean, scale, target, names, task)
 
 
 def scaling(matrix: Singles) -> tuple[Singles, Singles]:
@@ -134,7 +134,7 @@ def constant_columns(matrix: Singles) -> int:
     return int((low == high).sum())
 
 
-def row_weights(rows: Rows, balanced: bool) -> Floats | None:
+def row_weights(rows: HeadRows, balanced: bool) -> Floats | None:
     """(N,) weights that give every class that occurs the same total, mean 1; None if not wanted."""
     if not balanced or rows.task.target == "number":
         return None
@@ -197,13 +197,13 @@ class _Inner:
     weights: Floats | None
 
 
-def inner_rows(rows: Rows, seed: int, weights: Floats | None) -> _Inner:
+def inner_rows(rows: HeadRows, seed: int, weights: Floats | None) -> _Inner:
     """At most ``INNER_ROWS`` training rows with up to five folds that never part a group."""
     count = len(rows.target)
     chosen = np.arange(count)
     if count > INNER_ROWS:
         chosen = np.sort(np.random.default_rng(seed).permutation(count)[:INNER_ROWS])
-    examples = baselines.Examples([""] * len(chosen), rows.target[chosen], rows.groups[chosen], False)
+    examples = baselines.BaselineExamples([""] * len(chosen), rows.target[chosen], rows.groups[chosen], False)
     folds = baselines.inner_folds(examples, rows.task.target == "class", seed)
     folds = [(learn, judge) for learn, judge in folds if len(np.unique(examples.target[learn])) > 1]
     scaled = rows.scaled[chosen]
@@ -298,7 +298,7 @@ def fit_logistic(
     return np.ascontiguousarray(both[:, :dimension]), np.ascontiguousarray(both[:, dimension])
 
 
-def logistic(rows: Rows, metric: str, seed: int, *, balanced: bool = False) -> Fitted:
+def logistic(rows: HeadRows, metric: str, seed: int, *, balanced: bool = False) -> Fitted:
     """Logistic regression; C by inner cross-validation."""
     weights = row_weights(rows, balanced)
     inner = inner_rows(rows, seed, weights)
@@ -317,7 +317,9 @@ def logistic(rows: Rows, metric: str, seed: int, *, balanced: bool = False) -> F
     best, reached = _choose(inner, rows.task, metric, len(STRENGTHS), answers)
     strength = STRENGTHS[best]
     weight, bias = fit_logistic(rows.scaled, rows.target, classes, strength, weights)
-    head = Head("logistic", {"weight": weight, "bias": bias, **rows.arrays}, {"C": strength, "balanced": balanced})
+    head = ClassifierHead(
+        "logistic", {"weight": weight, "bias": bias, **rows.arrays}, {"C": strength, "balanced": balanced}
+    )
     return Fitted(head, f"C={strength:g}", reached)
 
 
@@ -377,7 +379,7 @@ def fit_ridge(
     return made
 
 
-def ridge(rows: Rows, metric: str, seed: int, *, balanced: bool = False) -> Fitted:
+def ridge(rows: HeadRows, metric: str, seed: int, *, balanced: bool = False) -> Fitted:
     """Ridge regression on -1 and 1 for each class, or on numbers; penalty and scaling by inner cross-validation."""
     task = rows.task
     weights = row_weights(rows, balanced)
@@ -402,7 +404,7 @@ def ridge(rows: Rows, metric: str, seed: int, *, balanced: bool = False) -> Fitt
         weight, bias = RIDGE_GAIN * weight, RIDGE_GAIN * bias
     arrays: dict[str, NDArray[Any]] = {"weight": weight, "bias": bias, **(rows.arrays if scaled else {})}
     told = f"alpha={alpha:g}, scaled={'yes' if scaled else 'no'}"
-    return Fitted(Head("ridge", arrays, {"alpha": alpha, "balanced": balanced}), told, reached)
+    return Fitted(ClassifierHead("ridge", arrays, {"alpha": alpha, "balanced": balanced}), told, reached)
 
 
 def _ridge_target(target: NDArray[Any], task: Task) -> Singles:
@@ -416,7 +418,7 @@ def _ridge_target(target: NDArray[Any], task: Task) -> Singles:
 # ---------------------------------------------------------------------------------------------------------- neighbours
 
 
-def neighbours(rows: Rows, metric: str, seed: int) -> Fitted:
+def neighbours(rows: HeadRows, metric: str, seed: int) -> Fitted:
     """The k nearest training rows; k and distance by inner cross-validation."""
     task = rows.task
     inner = inner_rows(rows, seed, None)
@@ -443,7 +445,7 @@ def neighbours(rows: Rows, metric: str, seed: int) -> Fitted:
         "targets": target,
         **rows.arrays,
     }
-    head = Head("neighbours", arrays, {"k": k, "metric": distance, "prior": rows.prior.tolist()})
+    head = ClassifierHead("neighbours", arrays, {"k": k, "metric": distance, "prior": rows.prior.tolist()})
     of = f" of {len(kept)} sampled rows" if len(kept) < len(rows.target) else ""
     return Fitted(head, f"k={k}, {distance}{of}", reached)
 
@@ -500,7 +502,7 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ValidationRows:
     """Validation rows, as read.
 
     Attributes:
@@ -513,8 +515,8 @@ class Judge:
 
 
 def feedforward(
-    rows: Rows,
-    judge: Judge | None,
+    rows: HeadRows,
+    judge: ValidationRows | None,
     settings: NetworkSettings,
     metric: str,
     seed: int,
@@ -614,16 +616,16 @@ def feedforward(
         for entry in history:
             entry["kept"] = int(entry["epoch"] == head_epoch)
     told = {**asdict(settings), "epochs_trained": head_epoch if judge is not None else settings.epochs}
-    return Fitted(Head(head.kind, head.arrays, told), settings.told(), history=history)
+    return Fitted(ClassifierHead(head.kind, head.arrays, told), settings.told(), history=history)
 
 
-def _network_head(network: Any, rows: Rows, settings: NetworkSettings) -> Head:
+def _network_head(network: Any, rows: HeadRows, settings: NetworkSettings) -> ClassifierHead:
     arrays: dict[str, NDArray[Any]] = dict(rows.arrays)
     linear = [layer for layer in network if hasattr(layer, "weight")]
     for number, layer in enumerate(linear):
         arrays[f"weight{number}"] = layer.weight.detach().numpy().copy()
         arrays[f"bias{number}"] = layer.bias.detach().numpy().copy()
-    return Head("feedforward", arrays, asdict(settings))
+    return ClassifierHead("feedforward", arrays, asdict(settings))
 
 
 LINEAR: tuple[HeadKind, ...] = ("logistic", "ridge")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainingPart:
     """Row numbers of one training: all splits of the table, or one fold as test.
 
     Attributes:
@@ -30,7 +30,7 @@ class Part:
     test: list[int]
 
 
-def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -> list[Part]:
+def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -> list[TrainingPart]:
     """The trainings that a table asks for.
 
     A ``split`` column gives one; a ``fold`` column one a fold, with the next fold (cyclically) as validation rows.
@@ -55,7 +55,7 @@ def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -
                     where=name,
                     fix="Split it with plm_preprocess, with a share for each of training, validation and test",
                 )
-        return [Part(None, found["train"], found["valid"], found["test"])]
+        return [TrainingPart(None, found["train"], found["valid"], found["test"])]
     if "fold" not in frame.columns:
         raise UserError(
             "The table has neither a column split nor a column fold",
@@ -78,5 +78,5 @@ def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -
         rows: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
         for row, value in enumerate(numbers):
             rows["test" if value == test else "valid" if value == following[test] else "train"].append(row)
-        made.append(Part(test, **rows))
+        made.append(TrainingPart(test, **rows))
     return made

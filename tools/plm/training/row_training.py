@@ -76,7 +76,7 @@ class Done:
     Attributes:
         step: Optimiser steps.
         tokens: Tokens seen.
-        history: Records so far, as in :class:`Outcome`.
+        history: Records so far, as in :class:`RowOutcome`.
     """
 
     step: int
@@ -85,7 +85,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RowOutcome:
     """What a training run did.
 
     Attributes:
@@ -105,7 +105,7 @@ class Outcome:
     undefined: Mapping[str, int]
 
 
-class Rows(Protocol):
+class PackedRows(Protocol):
     """A dataset whose row depends on its number only."""
 
     def __len__(self) -> int: ...
@@ -192,7 +192,7 @@ class _Tally:
 
 def train_rows(
     model: nn.Module,
-    rows: Rows,
+    rows: PackedRows,
     settings: RowSettings,
     steering: Steering,
     *,
@@ -204,7 +204,7 @@ def train_rows(
     every_step: bool = False,
     factor: Callable[[int], float] | None = None,
     enough: Callable[[Mapping[str, float]], bool] | None = None,
-) -> Outcome:
+) -> RowOutcome:
     """Trains in place.
 
     Args:
@@ -339,7 +339,7 @@ def train_rows(
         trainer.train()
     steps = int(trainer.state.global_step)
     seconds = time.monotonic() - started
-    return Outcome(history, steps, int(state_of["tokens"]), seconds, bool(state_of["finished"]), undefined)
+    return RowOutcome(history, steps, int(state_of["tokens"]), seconds, bool(state_of["finished"]), undefined)
 
 
 class _From(torch.utils.data.Sampler[int]):

@@ -192,7 +192,7 @@ def _open_own(file: h5py.File, name: str) -> Source:
     if description.level == "site":
         positions = check_positions(_numbers(file, POSITIONS, len(ids), name), len(ids), name)
     check_ids(ids, positions, name)
-    rows = hdf5.Rows(values, name)
+    rows = hdf5.StoredRows(values, name)
     return PackedSource(description, ids, rows, offsets, positions, suite_version=version, close=file.close)
 
 
@@ -265,7 +265,7 @@ class _Stacked:
     """Matrices one below the other, sliced as one."""
 
     def __init__(self, parts: list[h5py.Dataset], name: str) -> None:
-        self._parts = [(hdf5.Rows(part, name), len(part)) for part in parts]
+        self._parts = [(hdf5.StoredRows(part, name), len(part)) for part in parts]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         taken = []

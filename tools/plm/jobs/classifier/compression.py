@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.errors import UserError
-from plm.model.bundles.classifier import ClassifierBundle, Head
+from plm.model.bundles.classifier import ClassifierBundle, ClassifierHead
 from plm.model.task import Task
 from plm.scoring import calibration, intervals, metrics
 from plm.scoring.comparison import Comparison, compare
@@ -39,7 +39,7 @@ Masks = Mapping[str, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class JudgedRows:
     """Labelled rows.
 
     Attributes:
@@ -56,14 +56,14 @@ class Labelled:
         return len(self.matrix)
 
 
-def weights_of(head: Head) -> list[str]:
+def weights_of(head: ClassifierHead) -> list[str]:
     """Names of the arrays that are compressed."""
     if head.kind == "neighbours":
         return ["rows"]
     return [name for name in head.arrays if name.startswith("weight") and "." not in name]
 
 
-def magnitude_masks(head: Head, share: float) -> dict[str, NDArray[np.bool_]]:
+def magnitude_masks(head: ClassifierHead, share: float) -> dict[str, NDArray[np.bool_]]:
     """Which weights stay when ``share`` (0-1) of each matrix, the smallest, goes.
 
     Args:
@@ -84,14 +84,14 @@ def magnitude_masks(head: Head, share: float) -> dict[str, NDArray[np.bool_]]:
     return masks
 
 
-def masked(head: Head, masks: Masks) -> Head:
+def masked(head: ClassifierHead, masks: Masks) -> ClassifierHead:
     """The same head with zeros where the masks say so."""
     arrays = {name: array * masks[name] if name in masks else array for name, array in head.arrays.items()}
-    return Head(head.kind, arrays, head.settings)
+    return ClassifierHead(head.kind, arrays, head.settings)
 
 
-def packed(head: Head, masks: Masks, *, int8: bool) -> Head:
-    """A head as it is stored; :meth:`Head.decoded` undoes it.
+def packed(head: ClassifierHead, masks: Masks, *, int8: bool) -> ClassifierHead:
+    """A head as it is stored; :meth:`ClassifierHead.decoded` undoes it.
 
     Args:
         head: With arrays in float32, masked.
@@ -110,13 +110,19 @@ def packed(head: Head, masks: Masks, *, int8: bool) -> Head:
             arrays[f"{name}.columns"] = np.array([array.shape[1]], np.int64)
             array = array[masks[name]]
         arrays[name] = array
-    return Head(head.kind, arrays, head.settings)
+    return ClassifierHead(head.kind, arrays, head.settings)
 
 
 def fine_tuned(
-    bundle: ClassifierBundle, head: Head, masks: Masks, train: Labelled, valid: Labelled, epochs: int, seed: int,
+    bundle: ClassifierBundle,
+    head: ClassifierHead,
+    masks: Masks,
+    train: JudgedRows,
+    valid: JudgedRows,
+    epochs: int,
+    seed: int,
     say: Callable[[str], None],
-) -> tuple[Head, int]:  # fmt: skip
+) -> tuple[ClassifierHead, int]:
     """Trains the weights that are left; the epoch with the smallest validation loss is kept, perhaps none.
 
     Args:
@@ -156,7 +162,7 @@ def fine_tuned(
             return functional.cross_entropy(found / bundle.temperature, target)
         return functional.mse_loss(found[:, 0], target)
 
-    def tensors_of(rows: Labelled) -> tuple[Any, Any]:
+    def tensors_of(rows: JudgedRows) -> tuple[Any, Any]:
         numbers = rows.target if task.target == "class" else (rows.target - task.mean) / task.sd
         kind = np.int64 if task.target == "class" else np.float32
         return torch.from_numpy(head.standardised(rows.matrix)), torch.from_numpy(numbers.astype(kind))
@@ -188,13 +194,13 @@ def fine_tuned(
         if reached < best:
             best, best_epoch = reached, epoch
             best_arrays |= {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
-    return Head(head.kind, best_arrays, head.settings), best_epoch
+    return ClassifierHead(head.kind, best_arrays, head.settings), best_epoch
 
 
 # ------------------------------------------------------------------------------------------------------ what it costs
 
 
-def same_rows(bundle: ClassifierBundle, rows: Labelled) -> bool:
+def same_rows(bundle: ClassifierBundle, rows: JudgedRows) -> bool:
     """Whether rows are the validation rows whose scores the bundle keeps, so that these may be made anew."""
     stored, truth = bundle.validation_scores
     step = max(1, -(-len(rows) // 20_000))
@@ -204,7 +210,7 @@ def same_rows(bundle: ClassifierBundle, rows: Labelled) -> bool:
     return bool(np.abs(bundle.predict(rows.matrix[::step]) - stored).max() <= _SAME * scale)
 
 
-def calibrated(task: Task, raw: Floats, rows: Labelled, before: tuple[float, float]) -> tuple[float, float]:
+def calibrated(task: Task, raw: Floats, rows: JudgedRows, before: tuple[float, float]) -> tuple[float, float]:
     """Temperature and threshold for logits ``(N, K)`` of validation rows; those from ``before`` if they cannot be."""
     if task.target == "number" or len(np.unique(rows.target)) < 2:
         return before
@@ -216,7 +222,7 @@ def calibrated(task: Task, raw: Floats, rows: Labelled, before: tuple[float, flo
     return temperature, calibration.choose_threshold(found, rows.target == positive)
 
 
-def scored(bundle: ClassifierBundle, answers: Floats, rows: Labelled) -> Scored:
+def scored(bundle: ClassifierBundle, answers: Floats, rows: JudgedRows) -> Scored:
     """Answers in the form that metrics take."""
     if bundle.task.target == "number":
         return Scored("number", rows.target.astype(np.float64), answers[:, 0], np.zeros(len(rows), np.int64))
@@ -224,7 +230,7 @@ def scored(bundle: ClassifierBundle, answers: Floats, rows: Labelled) -> Scored:
 
 
 @dataclass(frozen=True)
-class Cost:
+class CompressionCost:
     """What a compression costs on validation rows.
 
     Attributes:
@@ -246,13 +252,13 @@ class Cost:
 def cost(
     before: ClassifierBundle,
     after: ClassifierBundle,
-    rows: Labelled,
+    rows: JudgedRows,
     metric: str,
     resamples: int,
     seed: int,
     *,
     answer: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
-) -> Cost:
+) -> CompressionCost:
     """Compares two bundles on the same rows, by the paired bootstrap over groups.
 
     Args:
@@ -280,11 +286,11 @@ def cost(
     number = before.task.target == "number"
     changed = float(np.abs(answers[0] - answers[1]).max() / (before.task.sd if number else 1.0))
     calls = float("nan") if number else float((one.calls != other.calls).mean())
-    return Cost(found, sign * found.difference + 0.0, ends[0], ends[1], changed, calls)
+    return CompressionCost(found, sign * found.difference + 0.0, ends[0], ends[1], changed, calls)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredForm:
     """One form of a classifier.
 
     Attributes:
@@ -304,7 +310,7 @@ class Measured:
     milliseconds: tuple[float, ...]
 
 
-def head_bytes(head: Head) -> int:
+def head_bytes(head: ClassifierHead) -> int:
     """Bytes of all arrays as stored."""
     return sum(int(array.nbytes) for array in head.arrays.values())
 
@@ -347,18 +353,18 @@ def processor() -> str:
     return named or platform.processor() or platform.machine()
 
 
-def measured(name: str, bundle: ClassifierBundle, path: Path, times: tuple[float, ...]) -> Measured:
+def measured(name: str, bundle: ClassifierBundle, path: Path, times: tuple[float, ...]) -> MeasuredForm:
     """What is told of one form, ``bundle`` being what answers in it."""
     weights = sum(int(bundle.head.arrays[of].size) for of in weights_of(bundle.head))
     kept = sum(int(bundle.stored.arrays[of].size) for of in weights_of(bundle.head))
     size = path.stat().st_size
     if name == "onnx":  # which stores the zeros
-        return Measured(name, size, size, weights, weights, times)
-    return Measured(name, head_bytes(bundle.stored), size, weights, kept, times)
+        return MeasuredForm(name, size, size, weights, weights, times)
+    return MeasuredForm(name, head_bytes(bundle.stored), size, weights, kept, times)
 
 
 def recalibrated(
-    before: ClassifierBundle, small: Head, rows: Labelled, notes: list[str]
+    before: ClassifierBundle, small: ClassifierHead, rows: JudgedRows, notes: list[str]
 ) -> tuple[dict[str, Any], tuple[Floats, NDArray[Any]]]:
     """Manifest and validation scores of a compressed bundle.
 
@@ -392,8 +398,8 @@ def recalibrated(
     return content, (again.predict(rows.matrix), rows.target)
 
 
-def labelled(data: Any, chosen: list[int], task: Task) -> Labelled:
-    """Rows of :class:`plm.jobs.classifier.labelled_embeddings.Labelled` with targets as a bundle's task has them.
+def labelled(data: Any, chosen: list[int], task: Task) -> JudgedRows:
+    """Rows of labelled embeddings with targets as a bundle's task has them.
 
     Raises:
         UserError: A label is no class of the bundle, or no number.
@@ -414,10 +420,10 @@ def labelled(data: Any, chosen: list[int], task: Task) -> Labelled:
     names = data.columns.get("group") or data.columns.get("cluster") or [""] * len(data.ids)
     groups = [names[row] or data.ids[row] for row in chosen]
     kind = np.int64 if task.target == "class" else np.float64
-    return Labelled(np.asarray(data.matrix[np.asarray(chosen, np.int64)]), np.array(target, kind), groups)
+    return JudgedRows(np.asarray(data.matrix[np.asarray(chosen, np.int64)]), np.array(target, kind), groups)
 
 
-def refusal(cost: Cost, metric: str, most_loss: float) -> str:
+def refusal(cost: CompressionCost, metric: str, most_loss: float) -> str:
     """Why a compression should be refused; empty if it should not."""
     if cost.loss <= most_loss:
         return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plm.jobs.classifier.compression import BATCHES, Cost, Measured
+from plm.jobs.classifier.compression import BATCHES, CompressionCost, MeasuredForm
 from plm.model.bundles.classifier import ClassifierBundle
 from plm.telling.report import Report, plain
 from plm.wording import counted, metric_name, number
@@ -18,7 +18,7 @@ _WORDS = {"int8": "weights as int8", "prune": "pruned", "both": "pruned, and wei
 
 
 @dataclass(frozen=True)
-class Findings:
+class CompressionFindings:
     """Everything that is told.
 
     Attributes:
@@ -39,8 +39,8 @@ class Findings:
 
     method: str
     original: ClassifierBundle
-    forms: list[Measured]
-    costs: dict[str, Cost]
+    forms: list[MeasuredForm]
+    costs: dict[str, CompressionCost]
     metric: str
     most_loss: float
     refused: str
@@ -51,12 +51,12 @@ class Findings:
     threads: int
     notes: list[str]
 
-    def form(self, name: str) -> Measured | None:
+    def form(self, name: str) -> MeasuredForm | None:
         """The form of that name, if there is one."""
         return next((one for one in self.forms if one.name == name), None)
 
 
-def compression_table(found: Findings) -> Iterator[str]:
+def compression_table(found: CompressionFindings) -> Iterator[str]:
     """Lines of the table."""
     yield "\t".join(COLUMNS)
     for one in found.forms:
@@ -71,7 +71,7 @@ def compression_table(found: Findings) -> Iterator[str]:
         yield "\t".join([*cells, str(found.rows), str(found.threads), " ".join(found.processor.split())])
 
 
-def first_lines(found: Findings) -> list[str]:
+def first_lines(found: CompressionFindings) -> list[str]:
     """The sentences that a reader must see first."""
     original, small, exported = (found.form(name) for name in ("original", "compressed", "onnx"))
     assert original is not None
@@ -111,7 +111,7 @@ def first_lines(found: Findings) -> list[str]:
     return lines
 
 
-def _lost(cost: Cost) -> str:
+def _lost(cost: CompressionCost) -> str:
     if abs(cost.loss) < 5e-5:
         return "loses nothing"
     return f"loses {number(cost.loss, 4)}" if cost.loss > 0 else f"gains {number(-cost.loss, 4)}"
@@ -127,7 +127,7 @@ def _size(times: float) -> str:
     )
 
 
-def compression_report(found: Findings, *, table: bool) -> Report:
+def compression_report(found: CompressionFindings, *, table: bool) -> Report:
     """The report.
 
     Args:

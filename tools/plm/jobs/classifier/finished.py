@@ -16,8 +16,8 @@ from scipy.special import softmax
 from plm import __version__
 from plm.data.embeddings.description import UNUSUAL
 from plm.data.predictions_table import BEFORE, PredictionsTable
-from plm.jobs.classifier.report import Findings
-from plm.model.bundles.classifier import Head, reference_sample
+from plm.jobs.classifier.report import ClassifierFindings
+from plm.model.bundles.classifier import ClassifierHead, reference_sample
 from plm.model.task import Task
 from plm.scoring import baselines, calibration, metrics, novelty
 from plm.scoring.assessment import assess
@@ -60,7 +60,7 @@ class Final:
         about: How it came to be, in a sentence.
     """
 
-    head: Head
+    head: ClassifierHead
     task: Task
     temperature: float
     threshold: float
@@ -321,10 +321,10 @@ def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answe
 
 def _examples(
     material: Material, texts: Sequence[str], target: NDArray[Any], rows: Sequence[int]
-) -> baselines.Examples:
+) -> baselines.BaselineExamples:
     chosen = [texts[row] for row in rows]
     groups = np.array([material.groups[row] for row in rows], dtype=object).astype(str)
-    return baselines.Examples(chosen, target[np.asarray(rows, np.int64)], groups, False)
+    return baselines.BaselineExamples(chosen, target[np.asarray(rows, np.int64)], groups, False)
 
 
 def _constant(target: NDArray[Any], count: int, classes: tuple[str, ...]) -> Answer:
@@ -363,7 +363,7 @@ def resamples(rows: int, wanted: int) -> int:
     return max(min(wanted, _RESAMPLED_ROWS // max(rows, 1)), min(wanted, FEWEST_RESAMPLES))
 
 
-def judge(trained: Trained, final: Final) -> Findings:
+def judge(trained: Trained, final: Final) -> ClassifierFindings:
     """Scores of all heads and baselines on the test rows, with what the report needs."""
     material, settings = trained.material, trained.settings
     answers = baseline_answers(trained)
@@ -393,7 +393,7 @@ def judge(trained: Trained, final: Final) -> Findings:
     if material.folds:
         counts = {"out-of-fold": len(rows), "valid": len(final.valid_rows)}
     few = few_rows.warning({"train": len(part.train), "valid": len(part.valid)})
-    return Findings(
+    return ClassifierFindings(
         found, names[trained.chosen], names[linear], names[other], settings.head != "auto",
         {names[kind]: value for kind, value in trained.validation.items()}, told, uncalibrated, valid, counts,
         material.split_by, final.about, final.threshold if material.task.binary else float("nan"), final.temperature,

@@ -34,7 +34,7 @@ _BLOCK = 4096
 
 
 @dataclass
-class Fate:
+class RowFate:
     """What became of one row of a file.
 
     Attributes:
@@ -43,7 +43,7 @@ class Fate:
         line: 1-based record of an embeddings file, or line of the table.
         id: Its id; at site level with the position after a tab.
         label: Its label, empty if there is none.
-        row: The row of :class:`Labelled` that it became, or -1.
+        row: The row of :class:`LabelledEmbeddings` that it became, or -1.
         status: Why it became none; empty otherwise.
     """
 
@@ -57,7 +57,7 @@ class Fate:
 
 
 @dataclass
-class Labelled:
+class LabelledEmbeddings:
     """N labelled embeddings.
 
     Attributes:
@@ -78,21 +78,21 @@ class Labelled:
     description: Description
     labels: list[str]
     columns: dict[str, list[str]]
-    fates: list[Fate]
+    fates: list[RowFate]
     notes: list[str] = field(default_factory=list)
     labels_from: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def keep(self, rows: Sequence[int], why: str) -> Labelled:
+    def keep(self, rows: Sequence[int], why: str) -> LabelledEmbeddings:
         """The same with some of the rows only; the others' fate is ``why``."""
         place = {row: number for number, row in enumerate(rows)}
         for fate in self.fates:
             if fate.row >= 0:
                 fate.status = fate.status if fate.row in place else why
                 fate.row = place.get(fate.row, -1)
-        return Labelled(
+        return LabelledEmbeddings(
             [self.ids[row] for row in rows],
             None if self.positions is None else [self.positions[row] for row in rows],
             self.matrix[np.asarray(rows, np.int64)],
@@ -124,7 +124,7 @@ def read_labelled(
     id_column: str = "",
     label_column: str = "",
     layer: int | None = None,
-) -> Labelled:
+) -> LabelledEmbeddings:
     """Reads embeddings and their labels.
 
     Args:
@@ -158,7 +158,7 @@ def read_labelled(
         else:
             each, source = _own_labels(files, paths, class_names, label_column, id_column)
         rows: list[_Row] = []
-        fates: list[Fate] = []
+        fates: list[RowFate] = []
         known: dict[str, int] = {}
         for number, file in enumerate(files):
             for index, (name, position) in enumerate(_keys(file)):
@@ -166,7 +166,7 @@ def read_labelled(
                 entry = -1 if table is None else table.find(key)
                 label = each[number][index] if table is None else table.labels[entry] if entry >= 0 else ""
                 label = "" if is_missing(label) else label
-                fate = Fate("embeddings", file.name, index + 1, key, label)
+                fate = RowFate("embeddings", file.name, index + 1, key, label)
                 fates.append(fate)
                 if not label:
                     unknown = table is not None and entry < 0
@@ -195,7 +195,7 @@ def read_labelled(
             if any(column):
                 columns[name] = column
     positions = [row.position or 0 for row in rows] if files[0].positions is not None else None
-    made = Labelled(
+    made = LabelledEmbeddings(
         [row.id for row in rows], positions, matrix, description, [row.label for row in rows], columns, fates, notes,
         source,
     )  # fmt: skip
@@ -203,7 +203,7 @@ def read_labelled(
     return made
 
 
-def _count(made: Labelled) -> None:
+def _count(made: LabelledEmbeddings) -> None:
     """Notes how many rows are left out, and why."""
     for status, told in (
         ("no label", "embeddings have no label (empty, NA, nan, ...) and are not used"),
@@ -288,7 +288,7 @@ def _key(name: str, position: int | None) -> str:
 
 
 def _read_numbers(
-    files: Sequence[Embeddings], fates: Sequence[Fate], rows: int, dimension: int, path: Path
+    files: Sequence[Embeddings], fates: Sequence[RowFate], rows: int, dimension: int, path: Path
 ) -> NDArray[np.float32]:
     """The numbers of the labelled rows, each file streamed once."""
     matrix = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, dimension))
@@ -408,12 +408,12 @@ class _Labels:
         """An id of the table."""
         return self._keys[0]
 
-    def fates(self, rows: Sequence[_Row], notes: list[str]) -> list[Fate]:
+    def fates(self, rows: Sequence[_Row], notes: list[str]) -> list[RowFate]:
         """What became of every row of the table."""
         became = {row.entry: number for number, row in enumerate(rows)}
         found = []
         for row, key in enumerate(self._keys):
-            fate = Fate("labels", self.name, self._lines[row], key, self.labels[row])
+            fate = RowFate("labels", self.name, self._lines[row], key, self.labels[row])
             if self._first[key] != row:
                 fate.status = "repeated"
             elif row in became:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from plm.data import dataset_table, homology, label_values, splits
 from plm.errors import UserError
-from plm.jobs.classifier.labelled_embeddings import Labelled
+from plm.jobs.classifier.labelled_embeddings import LabelledEmbeddings
 from plm.model.task import Task
 from plm.scoring import metrics
 from plm.training import classifiers
-from plm.training.classifiers import Judge, Rows
-from plm.training.folds import Part, parts
+from plm.training.classifiers import HeadRows, ValidationRows
+from plm.training.folds import TrainingPart, parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,10 +50,10 @@ class Material:
         notes: What a reader of the results should know.
     """
 
-    data: Labelled
+    data: LabelledEmbeddings
     task: Task
     target: NDArray[Any]
-    parts: list[Part]
+    parts: list[TrainingPart]
     groups: list[str]
     grouped_by: str
     metric: str
@@ -72,7 +72,7 @@ class Material:
     def folds(self) -> bool:
         return self.parts[0].fold is not None
 
-    def rows(self, chosen: Sequence[int], *, standardise: bool) -> Rows:
+    def rows(self, chosen: Sequence[int], *, standardise: bool) -> HeadRows:
         """Training rows; numbers standardised by them."""
         index = np.asarray(chosen, np.int64)
         task, target = self.scaled_task(chosen), self.target[index]
@@ -81,11 +81,13 @@ class Material:
         groups = [self.groups[row] for row in chosen]
         return classifiers.make_rows(self.data.matrix[index], target, groups, task, standardise=standardise)
 
-    def judge(self, chosen: Sequence[int], task: Task) -> Judge:
+    def judge(self, chosen: Sequence[int], task: Task) -> ValidationRows:
         """Validation rows, numbers standardised as ``task`` says."""
         index = np.asarray(chosen, np.int64)
         target = self.target[index]
-        return Judge(self.data.matrix[index], (target - task.mean) / task.sd if task.target == "number" else target)
+        return ValidationRows(
+            self.data.matrix[index], (target - task.mean) / task.sd if task.target == "number" else target
+        )
 
     def scaled_task(self, chosen: Sequence[int]) -> Task:
         """The task with mean and deviation of the numbers of some rows."""
@@ -102,7 +104,7 @@ class Material:
 
 
 def prepare(
-    data: Labelled,
+    data: LabelledEmbeddings,
     *,
     target: str = "auto",
     positive: str = "",
@@ -197,7 +199,7 @@ def _task(labels: Sequence[str], target: str, positive: str) -> Task:
         raise UserError(
             f"All labels are {classes[0]!r}: one class only", where="labels", fix="Give records of at least two classes"
         )
-    inferred = dataset_table.Task("sequence", target, classes)
+    inferred = dataset_table.DatasetTask("sequence", target, classes)
     binary = inferred.target == "class" and len(inferred.classes) == 2
     if positive and (not binary or positive not in inferred.classes):
         raise UserError(
@@ -216,7 +218,7 @@ def _targets(labels: Sequence[str], task: Task) -> NDArray[Any]:
     return np.array([place[label] for label in labels], np.int64)
 
 
-def _drop_small(data: Labelled, smallest: int) -> Labelled:
+def _drop_small(data: LabelledEmbeddings, smallest: int) -> LabelledEmbeddings:
     counts = Counter(data.labels)
     if smallest:
         small = sorted(name for name, count in counts.items() if count < smallest)
@@ -242,8 +244,8 @@ def _drop_small(data: Labelled, smallest: int) -> Labelled:
 
 
 def _with_split(
-    data: Labelled, frame: pd.DataFrame, values: NDArray[Any]
-) -> tuple[Labelled, pd.DataFrame, NDArray[Any]]:
+    data: LabelledEmbeddings, frame: pd.DataFrame, values: NDArray[Any]
+) -> tuple[LabelledEmbeddings, pd.DataFrame, NDArray[Any]]:
     """The rows that have a split or fold."""
     column = "split" if "split" in frame else "fold"
     given = frame[column].str.strip()
@@ -266,7 +268,12 @@ def _with_split(
 
 
 def _groups(
-    frame: pd.DataFrame, data: Labelled, splitting: bool, identity: float | None, threads: int, notes: list[str]
+    frame: pd.DataFrame,
+    data: LabelledEmbeddings,
+    splitting: bool,
+    identity: float | None,
+    threads: int,
+    notes: list[str],
 ) -> tuple[list[str], str]:
     """Group of each row and what groups are: the table's, else homology where rows are to be parted, else copies."""
     keys = [list(frame[name]) for name in ("group", "cluster", "protein") if name in frame]

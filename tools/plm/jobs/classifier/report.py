@@ -34,7 +34,7 @@ _PARTS = {"valid": "validation"}
 
 
 @dataclass(frozen=True)
-class Findings:
+class ClassifierFindings:
     """What a training found.
 
     Attributes:
@@ -103,12 +103,12 @@ class Findings:
         raise KeyError((first, second))
 
 
-def _has_network(found: Findings) -> bool:
+def _has_network(found: ClassifierFindings) -> bool:
     """Whether a feed-forward network was trained, whose epoch the validation rows choose."""
     return "feed-forward network" in found.validation
 
 
-def first_lines(found: Findings) -> list[str]:
+def first_lines(found: ClassifierFindings) -> list[str]:
     """The sentences that a reader must see: warning, score, whether the linear head is enough, the best baseline."""
     assessment = found.assessment
     line = assessment.line(found.chosen, assessment.metric)
@@ -134,7 +134,7 @@ def first_lines(found: Findings) -> list[str]:
     return [f"{text.rstrip('.')}." for text in lines]
 
 
-def linear_line(found: Findings) -> str:
+def linear_line(found: ClassifierFindings) -> str:
     """Whether the linear head is enough, with the paired interval of the difference."""
     one = found.compared(found.other, found.linear)
     scores = f"{one.first} against {one.second}: {_difference(one)}"
@@ -154,7 +154,7 @@ def _difference(one: Comparison) -> str:
     return f"{told}, difference {one.difference:+.3f}, 95 % interval {one.low:+.3f} to {one.high:+.3f}"
 
 
-def metrics_table(found: Findings) -> pd.DataFrame:
+def metrics_table(found: ClassifierFindings) -> pd.DataFrame:
     """Every score of heads and baselines, calibration errors before calibration, and the validation scores."""
     import pandas as pd
 
@@ -193,7 +193,7 @@ def metrics_table(found: Findings) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(rows, columns=list(METRIC_COLUMNS))], ignore_index=True)
 
 
-def heads_figure(found: Findings, path: str | Path) -> None:
+def heads_figure(found: ClassifierFindings, path: str | Path) -> None:
     """Main metric of every head and baseline with its interval; validation scores as open marks."""
     assessment = found.assessment
     models = assessment.evaluation.models
@@ -265,7 +265,9 @@ def search_figure(
     figures.save(figure, path)
 
 
-def write_up(found: Findings, *, images: Sequence[str], tables: Sequence[str], best_trial: str = "") -> Report:
+def write_up(
+    found: ClassifierFindings, *, images: Sequence[str], tables: Sequence[str], best_trial: str = ""
+) -> Report:
     """The report.
 
     Args:
@@ -330,7 +332,7 @@ def write_up(found: Findings, *, images: Sequence[str], tables: Sequence[str], b
     return report
 
 
-def _calibration(found: Findings) -> list[str]:
+def _calibration(found: ClassifierFindings) -> list[str]:
     if not found.uncalibrated:
         return []
     if found.why_uncalibrated:
@@ -347,7 +349,7 @@ def _calibration(found: Findings) -> list[str]:
     return lines
 
 
-def _coverage(found: Findings) -> list[str]:
+def _coverage(found: ClassifierFindings) -> list[str]:
     made = found.coverage
     if made is None:
         return []
@@ -364,7 +366,7 @@ def _coverage(found: Findings) -> list[str]:
     ]
 
 
-def _by_class(found: Findings) -> tuple[list[str], list[list[str]]]:
+def _by_class(found: ClassifierFindings) -> tuple[list[str], list[list[str]]]:
     evaluation = found.assessment.evaluation
     counts = np.bincount(evaluation.truth.astype(int), minlength=len(evaluation.classes))
     cells = []
@@ -378,7 +380,7 @@ def _by_class(found: Findings) -> tuple[list[str], list[list[str]]]:
     return ["Class", "Rows", "F1", "Sensitivity", "Precision"], cells
 
 
-def _method(found: Findings) -> list[str]:
+def _method(found: ClassifierFindings) -> list[str]:
     metric = found.assessment.metric
     chose = f" Chosen on the validation rows: {', '.join(found.decided)}." if found.decided else ""
     once = "" if found.assessment.evaluation.splits == "validation" else " The rows that judge were answered once."

@@ -18,7 +18,7 @@ from typing import Any
 from plm import __version__
 from plm.errors import UserError
 from plm.training import classifiers
-from plm.training.classifiers import Judge, NetworkSettings, Rows
+from plm.training.classifiers import HeadRows, NetworkSettings, ValidationRows
 
 PARAMETERS = ("learning_rate", "width", "depth", "dropout", "batch", "weight_decay")
 WIDTHS = (32, 64, 128, 256, 512, 1024)
@@ -44,7 +44,7 @@ class Searched:
     importance: Mapping[str, float]
 
 
-class Journal:
+class TrialJournal:
     """Where searches keep their trials.
 
     Args:
@@ -57,8 +57,8 @@ class Journal:
 
     def search(
         self,
-        rows: Rows,
-        judge: Judge,
+        rows: HeadRows,
+        judge: ValidationRows,
         base: NetworkSettings,
         metric: str,
         trials: int,

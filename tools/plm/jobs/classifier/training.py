@@ -19,22 +19,22 @@ from scipy.special import softmax
 
 from plm.errors import UserError
 from plm.jobs.classifier.material import Material
-from plm.jobs.classifier.search import Journal, Searched
+from plm.jobs.classifier.search import Searched, TrialJournal
 from plm.model.bundles.classifier import HeadKind
 from plm.model.task import Task
 from plm.scoring import calibration, metrics
 from plm.scoring.metrics import ALL
 from plm.scoring.quiet_threads import one_thread
 from plm.training import classifiers, few_rows
-from plm.training.classifiers import Fitted, Judge, NetworkSettings, Rows
-from plm.training.folds import Part
+from plm.training.classifiers import Fitted, HeadRows, NetworkSettings, ValidationRows
+from plm.training.folds import TrainingPart
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClassifierSettings:
     """What decides the result besides the data.
 
     Attributes:
@@ -61,7 +61,7 @@ class Settings:
 
 
 @dataclass
-class Member:
+class FittedHead:
     """One head of one part, calibrated.
 
     Attributes:
@@ -106,8 +106,8 @@ class Trained:
     """
 
     material: Material
-    settings: Settings
-    members: dict[HeadKind, list[Member]]
+    settings: ClassifierSettings
+    members: dict[HeadKind, list[FittedHead]]
     validation: dict[HeadKind, float]
     chosen: HeadKind
     searches: list[Searched] = field(default_factory=list)
@@ -154,7 +154,9 @@ class Trained:
         return np.concatenate(found), np.array(calls, np.int64)
 
 
-def train(material: Material, settings: Settings, log: logging.Logger, journal: Journal | None = None) -> Trained:
+def train(
+    material: Material, settings: ClassifierSettings, log: logging.Logger, journal: TrialJournal | None = None
+) -> Trained:
     """Fits every kind of head for every part, calibrates and chooses.
 
     Args:
@@ -170,7 +172,7 @@ def train(material: Material, settings: Settings, log: logging.Logger, journal: 
             where="--head",
             fix=f"Choose {', '.join(kinds)}",
         )
-    members: dict[HeadKind, list[Member]] = {kind: [] for kind in kinds}
+    members: dict[HeadKind, list[FittedHead]] = {kind: [] for kind in kinds}
     searches: list[Searched] = []
     for part in material.parts:
         rows = material.rows(part.train, standardise=settings.standardise)
@@ -205,7 +207,9 @@ def train(material: Material, settings: Settings, log: logging.Logger, journal: 
     return trained
 
 
-def fit(kind: HeadKind, rows: Rows, judge: Judge | None, metric: str, settings: Settings) -> Fitted:
+def fit(
+    kind: HeadKind, rows: HeadRows, judge: ValidationRows | None, metric: str, settings: ClassifierSettings
+) -> Fitted:
     """Fits one kind of head."""
     balanced = settings.balance != "none"
     if kind == "logistic":
@@ -223,14 +227,16 @@ def _member(
     fitted: Fitted,
     task: Task,
     material: Material,
-    part: Part,
-    judge: Judge,
+    part: TrainingPart,
+    judge: ValidationRows,
     test: NDArray[np.float32],
     seconds: float,
-) -> Member:
+) -> FittedHead:
     valid, answers = fitted.head.scores(judge.matrix), fitted.head.scores(test)
     if task.target == "number":
-        return Member(kind, fitted, task, 1.0, 0.5, valid * task.sd + task.mean, answers * task.sd + task.mean, seconds)
+        return FittedHead(
+            kind, fitted, task, 1.0, 0.5, valid * task.sd + task.mean, answers * task.sd + task.mean, seconds
+        )
     truth = material.target[np.asarray(part.valid, np.int64)]
     temperature, threshold = 1.0, 0.5
     if not few_rows.why_uncalibrated(truth):
@@ -238,7 +244,7 @@ def _member(
         if task.binary:
             positive = softmax(valid / temperature, axis=1)[:, task.positive_index]
             threshold = calibration.choose_threshold(positive, truth == task.positive_index)
-    return Member(kind, fitted, task, temperature, threshold, valid, answers, seconds)
+    return FittedHead(kind, fitted, task, temperature, threshold, valid, answers, seconds)
 
 
 def _metric(material: Material, probabilities: Floats, calls: Ints, rows: Ints, metric: str) -> float:

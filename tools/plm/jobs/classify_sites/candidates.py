@@ -45,7 +45,7 @@ class Protein:
 
 
 @dataclass
-class Survey:
+class CandidateSurvey:
     """What a file holds, counted before the work starts.
 
     Attributes:
@@ -122,7 +122,7 @@ def read_candidates(
         path: FASTA, or a table of proteins, plain, gzipped or Parquet (told by content).
         letters: Residues that are candidates.
         cleaning: How sequences are cleaned, and what counts them.
-        settled: By number of the record, what becomes of ids that came before; see :attr:`Survey.settled`.
+        settled: By number of the record, what becomes of ids that came before; see :attr:`CandidateSurvey.settled`.
 
     Raises:
         UserError: As :func:`plm.data.proteins.read_proteins`.
@@ -170,7 +170,7 @@ def _places(sites: tuple[int, ...], removed: tuple[int, ...]) -> tuple[int, ...]
 def survey(
     path: str | Path, letters: str, window: int, duplicates: str = "error", head: int = 4096,
     nucleotides: str = "reject",
-) -> Survey:  # fmt: skip
+) -> CandidateSurvey:  # fmt: skip
     """Reads the whole file once, so that every mistake in it is found before the work starts.
 
     Args:
@@ -178,14 +178,14 @@ def survey(
         letters: Candidate residues.
         window: Width of the context around a site; 0 is the whole protein.
         duplicates: Policy for an id that comes again; see :func:`plm.data.unique_ids.settle`.
-        head: Residues of context that the proteins kept in :attr:`Survey.head` are to have.
+        head: Residues of context that the proteins kept in :attr:`CandidateSurvey.head` are to have.
         nucleotides: Policy for records that are clearly DNA or RNA.
 
     Raises:
         UserError: As :func:`read_candidates`; also if every record is nucleotides, none can be used, or an id is
             repeated under ``error``.
     """
-    found, name = Survey(), Path(path).name
+    found, name = CandidateSurvey(), Path(path).name
     cleaning = Cleaning(name, CleaningRule(nucleotides=nucleotides))
     kept, half = 0, window // 2
     digests, lines, ids = bytearray(), array("q"), list[str]()

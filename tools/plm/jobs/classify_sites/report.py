@@ -24,7 +24,7 @@ TYPICAL_PREVALENCES = (0.1, 0.02)
 
 
 @dataclass
-class Found:
+class SiteCounts:
     """The findings so far; its size does not grow with the number of proteins.
 
     Attributes:
@@ -125,7 +125,7 @@ def height_name(task: Task) -> str:
     )
 
 
-def first_line(found: Found, point: OperatingPoint | None, letters: str, finished: bool) -> str:
+def first_line(found: SiteCounts, point: OperatingPoint | None, letters: str, finished: bool) -> str:
     """The sentence that a reader must see: what was called, at which threshold, and how much of it to believe."""
     where = f"{found.candidates:,} candidate {'/'.join(letters)} in {_proteins(found.classified)}"
     unfinished = "" if finished else "The bundle's training was cut short (unfinished). "
@@ -157,7 +157,7 @@ _YES_NO = (
 )  # fmt: skip
 
 
-def _trust(found: Found, point: OperatingPoint) -> str:
+def _trust(found: SiteCounts, point: OperatingPoint) -> str:
     """How many of the calls are false and true; the two always add up to the calls."""
     calls = found.called
     if not calls:
@@ -188,7 +188,7 @@ def _proteins(count: int) -> str:
 
 
 def site_report(
-    found: Found,
+    found: SiteCounts,
     point: OperatingPoint | None,
     *,
     letters: str,
@@ -249,7 +249,7 @@ def site_report(
     return report
 
 
-def _expectations(report: Report, found: Found, point: OperatingPoint) -> None:
+def _expectations(report: Report, found: SiteCounts, point: OperatingPoint) -> None:
     false_rate, true_rate = point.rates()
     report.heading("How far to believe the calls")
     if point.prevalence is not None:

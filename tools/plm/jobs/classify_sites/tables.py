@@ -136,7 +136,7 @@ def read_truth(path: Path, task: Task, otherwise: str) -> Truth:
 
 
 @dataclass(frozen=True)
-class Answers:
+class SiteAnswers:
     """What was predicted for the candidates of one protein.
 
     Attributes:
@@ -152,7 +152,7 @@ class Answers:
     called: NDArray[np.bool_]
 
 
-def judge(values: NDArray[np.float64], task: Task, point: OperatingPoint | None) -> Answers:
+def judge(values: NDArray[np.float64], task: Task, point: OperatingPoint | None) -> SiteAnswers:
     """Calls the sites.
 
     Args:
@@ -168,12 +168,12 @@ def judge(values: NDArray[np.float64], task: Task, point: OperatingPoint | None)
         shown[:, at], shown[:, 1 - at] = positive, np.round(1 - positive, DIGITS)
         called = point.called(positive)
         names = [task.classes[at if yes else 1 - at] for yes in called]
-        return Answers(shown, positive, names, called)
+        return SiteAnswers(shown, positive, names, called)
     if task.target == "class":
         shown = np.round(values, DIGITS)
         best = values.argmax(axis=1)
-        return Answers(shown, shown.max(axis=1), [task.classes[index] for index in best], everything)
-    return Answers(values, values[:, 0], [""] * len(values), everything)
+        return SiteAnswers(shown, shown.max(axis=1), [task.classes[index] for index in best], everything)
+    return SiteAnswers(values, values[:, 0], [""] * len(values), everything)
 
 
 @dataclass
@@ -215,7 +215,7 @@ class SiteTables:
         status = "rejected" if protein.rejected else "no candidate"
         self._status(protein, 0, status, protein.rejected or "; ".join(protein.changes))
 
-    def add(self, protein: Protein, answers: Answers, labels: Sequence[str]) -> None:
+    def add(self, protein: Protein, answers: SiteAnswers, labels: Sequence[str]) -> None:
         """A protein with an answer for each candidate."""
         self._write_sites(protein, answers, labels)
         chosen = [n for n in range(len(protein.places)) if self.gff_all or answers.called[n]]
@@ -226,7 +226,7 @@ class SiteTables:
                 self.gff.feature(protein.id, protein.places[number], score, self._attributes(protein, answers, number))
         self._status(protein, int(answers.called.sum()), "done", "; ".join(protein.changes))
 
-    def _write_sites(self, protein: Protein, answers: Answers, labels: Sequence[str]) -> None:
+    def _write_sites(self, protein: Protein, answers: SiteAnswers, labels: Sequence[str]) -> None:
         if self.sites is None:
             return
         threshold = [f"{self.point.threshold:.{DIGITS + 1}f}"] if self.point is not None else []
@@ -236,7 +236,7 @@ class SiteTables:
             cells = self._table.cells(row, answers.shown[number], answers.calls[number], threshold, self.model)
             self._table.write(self.sites, cells)
 
-    def _attributes(self, protein: Protein, answers: Answers, number: int) -> Mapping[str, str]:
+    def _attributes(self, protein: Protein, answers: SiteAnswers, number: int) -> Mapping[str, str]:
         place, residue = protein.places[number], protein.sequence[protein.sites[number]]
         fields = {"ID": f"{protein.id}|{place}", "Name": f"{residue}{place}", "residue": residue}
         if self.task.classes:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from plm.data.embeddings.reference_and_queries import Side
-from plm.jobs.compare_embeddings.drift import LIMIT, Proteins, Tests
+from plm.jobs.compare_embeddings.drift import LIMIT, ProteinSet, Tests
 from plm.jobs.compare_embeddings.quality import FEWEST_COMPONENTS, NEAR, Flags, Quality
-from plm.scoring.separation import Labels
+from plm.scoring.separation import SpaceLabels
 
 CHECK_COLUMNS = ("set", "check", "part", "result", "value", "low", "high", "expected", "p_value", "rows", "note")
 OK, LOOK, BAD = "fine", "look", "bad"
@@ -32,12 +32,12 @@ class Judged:
 
     name: str
     side: Side
-    labels: Labels
+    labels: SpaceLabels
     quality: Quality
 
 
 @dataclass(frozen=True)
-class Findings:
+class EmbeddingFindings:
     """Everything that is told.
 
     Attributes:
@@ -57,7 +57,7 @@ class Findings:
 
     new: Judged
     reference: Judged | None
-    proteins: Proteins | None
+    proteins: ProteinSet | None
     tests: Tests | None
     why_not: str
     label_p: float
@@ -90,7 +90,7 @@ class Check:
     note: str = ""
 
 
-def label_change(one: Labels, other: Labels) -> float:
+def label_change(one: SpaceLabels, other: SpaceLabels) -> float:
     """p value of equal class shares (chi-squared) or equally distributed numbers (Kolmogorov-Smirnov); NaN without."""
     from scipy.stats import chi2_contingency, ks_2samp
 
@@ -106,7 +106,7 @@ def label_change(one: Labels, other: Labels) -> float:
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def checks(found: Findings) -> list[Check]:
+def checks(found: EmbeddingFindings) -> list[Check]:
     """Everything that was measured of the sets, each with what to think of it."""
     rows = [check for one in found.sets for check in _quality_checks(one)]
     if found.label_p == found.label_p:
@@ -214,7 +214,7 @@ def _label_checks(one: Judged) -> Iterator[Check]:
         yield Check(one.name, "class", name, LOOK if note else OK, size, int(sizes.sum()), note=note)
 
 
-def _drift_checks(found: Findings) -> Iterator[Check]:
+def _drift_checks(found: EmbeddingFindings) -> Iterator[Check]:
     proteins, tests = found.proteins, found.tests
     if proteins is None or found.reference is None:
         return
@@ -303,7 +303,7 @@ def _drift_checks(found: Findings) -> Iterator[Check]:
     )
 
 
-def drifted_range(found: Findings) -> tuple[float, float]:
+def drifted_range(found: EmbeddingFindings) -> tuple[float, float]:
     """95 % interval (Wilson) of the share of new proteins that drifted."""
     from scipy.stats import binomtest
 
@@ -313,7 +313,7 @@ def drifted_range(found: Findings) -> tuple[float, float]:
     return float(ends.low), float(ends.high)
 
 
-def more_drifted(found: Findings) -> bool:
+def more_drifted(found: EmbeddingFindings) -> bool:
     """Whether more new proteins drifted than chance explains (one-sided, 2.5 %).
 
     The limit is an order statistic of the reference's own distances, so that of n proteins like the reference a
@@ -330,7 +330,7 @@ def more_drifted(found: Findings) -> bool:
     return bool(law.sf(int(proteins.drifted.sum()) - 1) < 0.025)
 
 
-def shared_ids(found: Findings) -> int:
+def shared_ids(found: EmbeddingFindings) -> int:
     assert found.reference is not None
     there, here = set(found.reference.side.keys()), found.new.side.keys()
     return sum(key in there for key in here)

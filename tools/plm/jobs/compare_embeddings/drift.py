@@ -104,7 +104,7 @@ class Tests:
 
 
 @dataclass(frozen=True)
-class Proteins:
+class ProteinSet:
     """Each of the N new proteins against the reference.
 
     Attributes:
@@ -136,7 +136,7 @@ class Proteins:
 
 def place(
     reference: Set, new: Set, share: float, *, half: bool, validation: tuple[int, float, int] | None = None
-) -> Proteins:
+) -> ProteinSet:
     """Compares each new protein with the reference.
 
     Args:
@@ -171,7 +171,7 @@ def place(
     same = _same(reference, new, half)
     near |= same >= 0
     beyond = np.nan_to_num(distance, nan=-1.0) > limit
-    return Proteins(
+    return ProteinSet(
         closest, distance, limit, share, beyond, near, same, len(sample), limit_rows, k, validation is not None
     )
 
@@ -221,7 +221,7 @@ def _chain(codes: NDArray[Any]) -> tuple[Ints, Ints]:
 
 
 def compare_sets(
-    reference: Set, new: Set, proteins: Proteins, *, permutations: int, seed: int
+    reference: Set, new: Set, proteins: ProteinSet, *, permutations: int, seed: int
 ) -> tuple[Tests | None, str]:
     """Tests two sets as wholes.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from plm.jobs.compare_embeddings.checks import Findings, Judged
+from plm.jobs.compare_embeddings.checks import EmbeddingFindings, Judged
 from plm.scoring.novelty import Space
 from plm.telling.figures import COLOURS, GREY, new_figure, save, share_axis
 
@@ -16,7 +16,7 @@ _NEW, _REFERENCE, _DRIFTED = COLOURS[0], GREY, COLOURS[1]
 _BINS = 40
 
 
-def drift_figure(found: Findings, path: str | Path) -> None:
+def drift_figure(found: EmbeddingFindings, path: str | Path) -> None:
     """Draws four panels: lengths of the vectors, PCA plane, components, and distances (or variance, without reference).
 
     Args:
@@ -38,7 +38,7 @@ def _colour(one: Judged) -> str:
     return _REFERENCE if one.name == "reference" else _NEW
 
 
-def _norms(panel: Any, found: Findings) -> None:
+def _norms(panel: Any, found: EmbeddingFindings) -> None:
     values = [one.quality.norm[one.quality.finite] for one in found.sets]
     together = np.concatenate(values)
     edges = np.linspace(together.min(), together.max() + 1e-9 * max(together.max(), 1), _BINS + 1)
@@ -57,7 +57,7 @@ def _norms(panel: Any, found: Findings) -> None:
     panel.legend(loc="best")
 
 
-def _plane(panel: Any, found: Findings) -> None:
+def _plane(panel: Any, found: EmbeddingFindings) -> None:
     """The two main directions of the reference, or of the set alone."""
     from sklearn.decomposition import PCA
 
@@ -83,7 +83,7 @@ def _plane(panel: Any, found: Findings) -> None:
     panel.legend(loc="best")
 
 
-def _components(panel: Any, found: Findings) -> None:
+def _components(panel: Any, found: EmbeddingFindings) -> None:
     new = found.new.quality
     if found.tests is None or found.reference is None:
         order = np.sort(new.sd)[::-1]
@@ -114,7 +114,7 @@ def _components(panel: Any, found: Findings) -> None:
     panel.legend(loc="best")
 
 
-def _distances(panel: Any, found: Findings) -> None:
+def _distances(panel: Any, found: EmbeddingFindings) -> None:
     proteins = found.proteins
     assert proteins is not None
     values = proteins.distance[np.isfinite(proteins.distance)]
@@ -139,7 +139,7 @@ def _distances(panel: Any, found: Findings) -> None:
     share_axis(panel.yaxis)
 
 
-def _variance(panel: Any, found: Findings) -> None:
+def _variance(panel: Any, found: EmbeddingFindings) -> None:
     from sklearn.decomposition import PCA
 
     panel.set(title="Variance")

@@ -10,7 +10,7 @@ import numpy as np
 from plm.jobs.compare_embeddings.checks import (
     CHECK_COLUMNS,
     IMBALANCE,
-    Findings,
+    EmbeddingFindings,
     Judged,
     checks,
     drifted_range,
@@ -35,7 +35,7 @@ _SHOWN = 5
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def checks_table(found: Findings) -> Iterator[str]:
+def checks_table(found: EmbeddingFindings) -> Iterator[str]:
     """Lines of the table of checks."""
     yield "\t".join(CHECK_COLUMNS)
     for one in checks(found):
@@ -48,7 +48,7 @@ def _cell(value: float) -> str:
     return "" if value != value else f"{value:.6g}"
 
 
-def components_table(found: Findings) -> Iterator[str]:
+def components_table(found: EmbeddingFindings) -> Iterator[str]:
     """Lines of the table of components; those of a comparison are empty without one."""
     yield "\t".join(COMPONENT_COLUMNS)
     new, tests = found.new.quality, found.tests
@@ -70,7 +70,7 @@ def components_table(found: Findings) -> Iterator[str]:
         yield "\t".join(cells)
 
 
-def proteins_table(found: Findings) -> Iterator[str]:
+def proteins_table(found: EmbeddingFindings) -> Iterator[str]:
     """Lines of the table of proteins: every row of both files, in their order."""
     yield "\t".join(PROTEIN_COLUMNS)
     for one in found.sets:
@@ -88,7 +88,7 @@ def proteins_table(found: Findings) -> Iterator[str]:
             yield "\t".join(" ".join(cell.split()) for cell in cells)
 
 
-def _place_cells(found: Findings, row: int) -> list[str]:
+def _place_cells(found: EmbeddingFindings, row: int) -> list[str]:
     proteins, reference = found.proteins, found.reference
     if proteins is None or reference is None or proteins.nearest[row] < 0:
         return [""] * 5
@@ -103,7 +103,7 @@ def _place_cells(found: Findings, row: int) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def first_lines(found: Findings) -> list[str]:
+def first_lines(found: EmbeddingFindings) -> list[str]:
     """The sentences that a reader must see first: drift, quality, relatives in both sets."""
     quality = _quality_line(found)
     if found.reference is None:
@@ -111,7 +111,7 @@ def first_lines(found: Findings) -> list[str]:
     return [line for line in (_drift_line(found), _protein_line(found), quality, _overlap_line(found)) if line]
 
 
-def _drift_line(found: Findings) -> str:
+def _drift_line(found: EmbeddingFindings) -> str:
     tests = found.tests
     if tests is None:
         return f"Whether the new set as a whole drifted cannot be judged: {found.why_not}."
@@ -141,7 +141,7 @@ def _p(value: float) -> str:
     return f"= {value:.2g}" if value >= 0.001 else f"= {value:.1g}"
 
 
-def _protein_line(found: Findings) -> str:
+def _protein_line(found: EmbeddingFindings) -> str:
     proteins = found.proteins
     assert proteins is not None
     total, drifted = int(found.new.quality.finite.sum()), int(proteins.drifted.sum())
@@ -167,7 +167,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
 
 
-def _quality_line(found: Findings) -> str:
+def _quality_line(found: EmbeddingFindings) -> str:
     troubles = [text for one in found.sets for text in _troubles(one, len(found.sets) > 1)]
     what = " and ".join(
         counted(len(one.side), f"{one.name} embedding" if len(found.sets) > 1 else "embedding") for one in found.sets
@@ -206,7 +206,7 @@ def _troubles(one: Judged, named: bool) -> Iterator[str]:
         yield f"the largest of {len(sizes)} classes has {times} the smallest's members{of}"
 
 
-def _overlap_line(found: Findings) -> str:
+def _overlap_line(found: EmbeddingFindings) -> str:
     proteins = found.proteins
     assert proteins is not None
     equal, near = int((proteins.same >= 0).sum()), int(proteins.near.sum())
@@ -226,7 +226,7 @@ def _overlap_line(found: Findings) -> str:
     return " ".join(lines)
 
 
-def drift_report(found: Findings, outputs: Sequence[str]) -> Report:
+def drift_report(found: EmbeddingFindings, outputs: Sequence[str]) -> Report:
     """The report.
 
     Args:
@@ -255,7 +255,7 @@ def drift_report(found: Findings, outputs: Sequence[str]) -> Report:
     return report
 
 
-def _farthest(found: Findings) -> Iterator[list[str]]:
+def _farthest(found: EmbeddingFindings) -> Iterator[list[str]]:
     proteins, reference = found.proteins, found.reference
     assert proteins is not None and reference is not None
     distance = np.where(proteins.drifted, np.nan_to_num(proteins.distance, nan=-1.0), -1.0)
@@ -266,7 +266,7 @@ def _farthest(found: Findings) -> Iterator[list[str]]:
         yield [*(plain(shortened(text, 40)) for text in texts), f"{proteins.distance[row]:.3g}"]
 
 
-def _reading(found: Findings) -> list[str]:
+def _reading(found: EmbeddingFindings) -> list[str]:
     lines = [
         "A reference that was picked (one family, resistance genes) and a whole genome always differ: then ask which "
         "proteins drifted, not whether the sets differ. Between two samples of one source drift is a warning.",
@@ -283,7 +283,7 @@ def _reading(found: Findings) -> list[str]:
     return lines
 
 
-def _done(found: Findings) -> list[str]:
+def _done(found: EmbeddingFindings) -> list[str]:
     one = found.new.side.description
     model = f"model {plain(one.model)}" if one.model else "model unknown"
     if one.layers:

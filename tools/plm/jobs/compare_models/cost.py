@@ -24,7 +24,7 @@ from plm.model.loaded import ModelFiles
 
 
 @dataclass(frozen=True)
-class Cost:
+class ModelCost:
     """What one model costs.
 
     Attributes:
@@ -54,7 +54,7 @@ class Cost:
 
         return float(np.median(self.speeds))
 
-    def times(self, other: Cost) -> tuple[float, float, float]:
+    def times(self, other: ModelCost) -> tuple[float, float, float]:
         """How many times as fast as another: median over the rounds, lowest, highest."""
         import numpy as np
 
@@ -137,7 +137,7 @@ def measure(
     precision: str,
     together: bool = True,
     told: Callable[[str], None] | None = None,
-) -> list[Cost]:
+) -> list[ModelCost]:
     """Measures models that encode the same proteins.
 
     Args:
@@ -164,7 +164,7 @@ def measure(
 def _rounds(
     models: Sequence[tuple[str, ModelFiles]], order: dict[str, Any], residues: int, turns: int, threads: int,
     tell: Callable[[str], None],
-) -> list[Cost]:  # fmt: skip
+) -> list[ModelCost]:  # fmt: skip
     with ExitStack() as stack:
         processes = [stack.enter_context(_Process(name, files, order, threads)) for name, files in models]
         speeds: list[list[float]] = [[] for _ in processes]
@@ -180,7 +180,15 @@ def _rounds(
             last, ready = process.end(), process.ready
             size = sum(path.stat().st_size for path in weight_files(process.files.directory))
             found.append(
-                Cost(process.name, int(ready["parameters"]), size, tuple(mine), last["peak_mib"], last["empty_mib"],
-                     last["cuda_mib"], ready["loading"])
-            )  # fmt: skip
+                ModelCost(
+                    process.name,
+                    int(ready["parameters"]),
+                    size,
+                    tuple(mine),
+                    last["peak_mib"],
+                    last["empty_mib"],
+                    last["cuda_mib"],
+                    ready["loading"],
+                )
+            )
     return found

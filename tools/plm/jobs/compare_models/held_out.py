@@ -17,7 +17,7 @@ _CLUSTER_COLUMNS = ("cluster", "group")
 
 
 @dataclass(frozen=True)
-class Fate:
+class ProteinFate:
     """What became of one input record.
 
     Attributes:
@@ -58,7 +58,7 @@ class HeldOut:
     domains: list[str]
     clusters: list[str]
     origin: str
-    fates: list[Fate]
+    fates: list[ProteinFate]
     has_domains: bool
 
     @property
@@ -110,7 +110,7 @@ def read_held_out(
         drawn = set(sorted(distinct, key=lambda sequence: hashlib.sha256(sequence.encode()).digest())[:most])
     place = {sequence: number for number, sequence in enumerate(s for s in distinct if s in drawn)}
     first: dict[str, str] = {}
-    fates: list[Fate] = []
+    fates: list[ProteinFate] = []
     domains, clusters, ids = [""] * len(place), [""] * len(place), [""] * len(place)
     for name, columns, cleaned in read:
         domain = (columns.get(domain_column, "") if domain_column else "") or UNKNOWN
@@ -127,7 +127,7 @@ def read_held_out(
             details = "; ".join(cleaned.changes) if number >= 0 else f"--most-proteins {most}"
             if number >= 0:
                 domains[number], clusters[number], ids[number] = domain, cluster, name
-        fates.append(Fate(name, status, details, number, domain, cluster, len(sequence)))
+        fates.append(ProteinFate(name, status, details, number, domain, cluster, len(sequence)))
     sequences = list(place)
     if cluster_column:
         empty = next((ids[row] for row, cluster in enumerate(clusters) if not cluster), None)

@@ -15,7 +15,7 @@ from plm.errors import UserError
 from plm.jobs.compare_models import cost, masked_scores, masked_scoring, probes
 from plm.jobs.compare_models.probe_scores import Draws, Resampled
 from plm.jobs.compare_models.probes import Probe
-from plm.jobs.compare_models.report import Findings, ProbeResult
+from plm.jobs.compare_models.report import ModelFindings, ProbeResult
 from plm.jobs.compare_models.representation import represent
 from plm.jobs.compare_models.similarity import linear_cka
 from plm.model.checkpoint import has_language_model, load_model
@@ -49,7 +49,7 @@ class Masks:
     crop: int = 1022
 
 
-class Comparison:
+class ModelComparison:
     """Collects what each model says; the first one is the reference.
 
     Args:
@@ -61,7 +61,7 @@ class Comparison:
     """
 
     def __init__(
-        self, found: Findings, datasets: Sequence[Probe], masks: Masks, *, resamples: int, seed: int
+        self, found: ModelFindings, datasets: Sequence[Probe], masks: Masks, *, resamples: int, seed: int
     ) -> None:  # fmt: skip
         self._found, self._probes, self._resamples, self._seed = found, datasets, resamples, seed
         self._put: masked_scoring.Questions | None = None
@@ -184,9 +184,9 @@ def _residue_sample(
 
 
 def measure_costs(
-    found: Findings, sources: Sequence[tuple[str, ModelFiles]], others: Sequence[Sequence[str]], *, residues: int,
+    found: ModelFindings, sources: Sequence[tuple[str, ModelFiles]], others: Sequence[Sequence[str]], *, residues: int,
     turns: int, threads: int, device: str, precision: str, told: Callable[[str], None],
-) -> list[cost.Cost]:  # fmt: skip
+) -> list[cost.ModelCost]:  # fmt: skip
     """Times the models on proteins of the comparison.
 
     Args:

@@ -47,7 +47,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answers:
+class MaskedAnswers:
     """What one model said of them.
 
     Attributes:
@@ -73,7 +73,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Line:
+class MaskedLine:
     """One score.
 
     Attributes:
@@ -119,7 +119,7 @@ class _Scope:
         drawn: Floats = self._draws.astype(np.float64) @ np.bincount(self._index, mine, self.clusters)
         return float(mine.sum()), drawn
 
-    def line(self, model: Answers, measure: str, top: Floats, *, exponent: bool = False) -> Line:
+    def line(self, model: MaskedAnswers, measure: str, top: Floats, *, exponent: bool = False) -> MaskedLine:
         """A sum over residues divided by the number of residues; its exponential for perplexities."""
         value, resampled = self.sums(top)
         residues, drawn = self.sums(self._counts)
@@ -128,8 +128,18 @@ class _Scope:
             low, high = interval(resampled / drawn)
         if exponent:
             score, low, high = (float(np.exp(each)) for each in (score, low, high))
-        return Line(model.name, model.baseline, self.domain, measure, score, low, high, len(self.rows), int(residues),
-                    self.clusters)  # fmt: skip
+        return MaskedLine(
+            model.name,
+            model.baseline,
+            self.domain,
+            measure,
+            score,
+            low,
+            high,
+            len(self.rows),
+            int(residues),
+            self.clusters,
+        )
 
 
 def _scopes(asked: Asked, resamples: int, seed: int) -> list[_Scope]:
@@ -142,10 +152,10 @@ def _scopes(asked: Asked, resamples: int, seed: int) -> list[_Scope]:
     return [scope for scope in made if len(scope.rows)]
 
 
-def scores(asked: Asked, models: Sequence[Answers], *, resamples: int = 1000, seed: int = 42) -> list[Line]:
+def scores(asked: Asked, models: Sequence[MaskedAnswers], *, resamples: int = 1000, seed: int = 42) -> list[MaskedLine]:
     """Masked perplexity and accuracy of each model, over all proteins and in each domain."""
     sums = {model.name: (asked.sums(model.loss(asked)), asked.sums(model.right(asked))) for model in models}
-    found: list[Line] = []
+    found: list[MaskedLine] = []
     for scope in _scopes(asked, resamples, seed):
         for model in models:
             loss, right = sums[model.name]
@@ -155,8 +165,8 @@ def scores(asked: Asked, models: Sequence[Answers], *, resamples: int = 1000, se
 
 
 def agreement(
-    asked: Asked, reference: Answers, models: Sequence[Answers], *, resamples: int = 1000, seed: int = 42
-) -> list[Line]:
+    asked: Asked, reference: MaskedAnswers, models: Sequence[MaskedAnswers], *, resamples: int = 1000, seed: int = 42
+) -> list[MaskedLine]:
     """How each model agrees with the reference on the same masked residues.
 
     ``top1_agreement``: share of residues for which both find the same amino acid likeliest. ``kl_divergence``: of the
@@ -165,7 +175,7 @@ def agreement(
     """
     theirs = log_softmax(reference.log_p.astype(np.float64), axis=1)
     their_top, their_loss, their_right = theirs.argmax(axis=1), reference.loss(asked), reference.right(asked)
-    found: list[Line] = []
+    found: list[MaskedLine] = []
     scopes = _scopes(asked, resamples, seed)
     for model in models:
         mine = log_softmax(model.log_p.astype(np.float64), axis=1)
@@ -181,15 +191,15 @@ def agreement(
     return found
 
 
-def unigram(asked: Asked) -> Answers:
+def unigram(asked: Asked) -> MaskedAnswers:
     """Always answers with the frequencies of the amino acids among these very residues: the best a constant can do."""
     counts = np.bincount(asked.truth, minlength=LETTERS) + 1.0
     log_p = np.log(counts / counts.sum()).astype(np.float32)
     called = np.full(len(asked.truth), int(counts.argmax()), np.int64)
-    return Answers("unigram", np.broadcast_to(log_p, (len(asked.truth), LETTERS)), called, baseline=True)
+    return MaskedAnswers("unigram", np.broadcast_to(log_p, (len(asked.truth), LETTERS)), called, baseline=True)
 
 
-def composition(asked: Asked, visible: NDArray[np.int64], weight: float = 100.0) -> Answers:
+def composition(asked: Asked, visible: NDArray[np.int64], weight: float = 100.0) -> MaskedAnswers:
     """Answers with the composition of the same protein's residues that are not masked, drawn towards that of all.
 
     Args:
@@ -201,4 +211,4 @@ def composition(asked: Asked, visible: NDArray[np.int64], weight: float = 100.0)
     overall = overall / overall.sum()
     own = visible + weight * overall
     log_p = np.log(own / own.sum(axis=1, keepdims=True)).astype(np.float32)[asked.owner]
-    return Answers("composition", log_p, log_p.argmax(axis=1).astype(np.int64), baseline=True)
+    return MaskedAnswers("composition", log_p, log_p.argmax(axis=1).astype(np.int64), baseline=True)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from plm.errors import UserError
-from plm.jobs.compare_models.masked_scores import LETTERS, Answers, Asked
+from plm.jobs.compare_models.masked_scores import LETTERS, Asked, MaskedAnswers
 from plm.masked_lm.corpus import IGNORED, Corpus
 from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
@@ -129,7 +129,7 @@ def has_head(loaded: LoadedModel) -> bool:
 def answer(
     name: str, loaded: LoadedModel, put: Questions, *, budget: int | None = None,
     advance: Callable[[int], None] | None = None,
-) -> Answers:  # fmt: skip
+) -> MaskedAnswers:  # fmt: skip
     """One pass of a model over all questions, in packed rows.
 
     The head runs in float32 on masked residues only, whatever the precision of the rest: bfloat16 would round logits to
@@ -183,4 +183,4 @@ def answer(
             advance(sum(len(put.items[index].codes) for index in row))
     if not np.isfinite(log_p).all():
         raise UserError("The model gives no finite numbers", where=name, fix="Use --precision fp32, else it is damaged")
-    return Answers(name, log_p, called)
+    return MaskedAnswers(name, log_p, called)

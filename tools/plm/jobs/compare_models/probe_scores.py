@@ -28,7 +28,7 @@ _NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Ratio:
+class KeptShare:
     """A ratio of scores with its 95 % interval; NaN where it is not defined."""
 
     value: float = _NAN
@@ -109,20 +109,20 @@ def _of_tables(tables: NDArray[np.float64]) -> dict[str, Floats]:
         return {"macro_f1": macro, "accuracy": correct / total, "mcc": mcc}
 
 
-def retention(model: Resampled, reference: Resampled, measure: str) -> Ratio:
+def retention(model: Resampled, reference: Resampled, measure: str) -> KeptShare:
     """The model's score over the reference's, both above what chance gives (:data:`CHANCE`).
 
     Undefined where the reference's score may well be chance: a ratio to nothing says nothing.
     """
     chance = CHANCE.get(measure, 0.0)
     if not reference.values[measure] > chance:
-        return Ratio()
+        return KeptShare()
     value = (model.values[measure] - chance) / (reference.values[measure] - chance)
     if measure not in model.draws:
-        return Ratio(value)
+        return KeptShare(value)
     if not interval(reference.draws[measure])[0] > chance:
-        return Ratio()
-    return Ratio(value, *interval(ratios(model, reference, measure)))
+        return KeptShare()
+    return KeptShare(value, *interval(ratios(model, reference, measure)))
 
 
 def ratios(model: Resampled, reference: Resampled, measure: str) -> Floats:
@@ -131,13 +131,13 @@ def ratios(model: Resampled, reference: Resampled, measure: str) -> Floats:
     return (model.draws[measure] - chance) / (reference.draws[measure] - chance)
 
 
-def gain_kept(model: Resampled, reference: Resampled, baseline: Resampled, measure: str) -> Ratio:
+def gain_kept(model: Resampled, reference: Resampled, baseline: Resampled, measure: str) -> KeptShare:
     """What is kept of the reference's gain over a baseline; undefined where that gain may well be none."""
     gain = reference.values[measure] - baseline.values[measure]
     if not gain > 0 or measure not in model.draws:
-        return Ratio()
+        return KeptShare()
     gains = reference.draws[measure] - baseline.draws[measure]
     if not interval(gains)[0] > 0:
-        return Ratio()
+        return KeptShare()
     own = model.draws[measure] - baseline.draws[measure]
-    return Ratio((model.values[measure] - baseline.values[measure]) / gain, *interval(own / gains))
+    return KeptShare((model.values[measure] - baseline.values[measure]) / gain, *interval(own / gains))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from plm.jobs.compare_models.cost import Cost
+from plm.jobs.compare_models.cost import ModelCost
 from plm.jobs.compare_models.figures import Boxes, Dots, box_figure, dot_figure
 from plm.jobs.compare_models.held_out import HeldOut
-from plm.jobs.compare_models.masked_scores import ALL, Answers, Asked, Line
-from plm.jobs.compare_models.probe_scores import MEASURES, Ratio, Resampled, gain_kept, ratios, retention
+from plm.jobs.compare_models.masked_scores import ALL, Asked, MaskedAnswers, MaskedLine
+from plm.jobs.compare_models.probe_scores import MEASURES, KeptShare, Resampled, gain_kept, ratios, retention
 from plm.jobs.compare_models.similarity import Similarity
 from plm.scoring.intervals import interval
 from plm.scoring.metrics import LOWER_IS_BETTER
@@ -79,17 +79,17 @@ class ProbeResult:
         """The baseline that scores highest, which makes gains over it the smallest."""
         return max(self.baselines, key=lambda name: self.scores[name].values[self.measure])
 
-    def kept(self, model: str, reference: str, measure: str = "") -> tuple[Ratio, Ratio]:
+    def kept(self, model: str, reference: str, measure: str = "") -> tuple[KeptShare, KeptShare]:
         """Retention, and what is kept of the gain over the best baseline."""
         measure = measure or self.measure
         if measure in LOWER_IS_BETTER:
-            return Ratio(), Ratio()
+            return KeptShare(), KeptShare()
         mine, theirs = self.scores[model], self.scores[reference]
         return retention(mine, theirs, measure), gain_kept(mine, theirs, self.scores[self.best_baseline], measure)
 
 
 @dataclass
-class Findings:
+class ModelFindings:
     """Everything that was found.
 
     Attributes:
@@ -111,12 +111,12 @@ class Findings:
     parameters: dict[str, int] = field(default_factory=dict)
     held: HeldOut | None = None
     asked: Asked | None = None
-    answers: list[Answers] = field(default_factory=list)
-    scores: list[Line] = field(default_factory=list)
-    agreement: list[Line] = field(default_factory=list)
+    answers: list[MaskedAnswers] = field(default_factory=list)
+    scores: list[MaskedLine] = field(default_factory=list)
+    agreement: list[MaskedLine] = field(default_factory=list)
     similarities: list[tuple[str, str, Similarity]] = field(default_factory=list)
     probes: list[ProbeResult] = field(default_factory=list)
-    costs: list[Cost] = field(default_factory=list)
+    costs: list[ModelCost] = field(default_factory=list)
     settings: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -124,11 +124,11 @@ class Findings:
     def reference(self) -> str:
         return self.models[0]
 
-    def line(self, lines: Sequence[Line], model: str, measure: str) -> Line | None:
+    def line(self, lines: Sequence[MaskedLine], model: str, measure: str) -> MaskedLine | None:
         """A score over all proteins, if it is there."""
         return next((x for x in lines if (x.model, x.domain, x.measure) == (model, ALL, measure)), None)
 
-    def mean_retention(self, model: str) -> tuple[Ratio, int]:
+    def mean_retention(self, model: str) -> tuple[KeptShare, int]:
         """Mean retention over the probes that define it, and how many do; rows of different probes are independent."""
         values, draws = [], []
         for probe in self.probes:
@@ -139,12 +139,12 @@ class Findings:
             mine, theirs = probe.scores[model], probe.scores[self.reference]
             draws.append(None if ratio.low != ratio.low else ratios(mine, theirs, probe.measure))
         if not values:
-            return Ratio(), 0
+            return KeptShare(), 0
         value = float(np.mean(values))
         known = [each for each in draws if each is not None]
         if len(known) < len(draws):
-            return Ratio(value), len(values)
-        return Ratio(value, *interval(np.mean(known, axis=0))), len(values)
+            return KeptShare(value), len(values)
+        return KeptShare(value, *interval(np.mean(known, axis=0))), len(values)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -154,7 +154,7 @@ def _cell(value: float) -> str:
     return "" if value != value else f"{value:.6g}"
 
 
-def scores_table(found: Findings) -> Iterator[str]:
+def scores_table(found: ModelFindings) -> Iterator[str]:
     """Lines of the table of masked perplexity and accuracy."""
     yield "\t".join(SCORE_COLUMNS)
     for line in found.scores:
@@ -162,7 +162,7 @@ def scores_table(found: Findings) -> Iterator[str]:
         yield "\t".join([line.model, kind, line.domain, line.measure, *_figures(line)])
 
 
-def agreement_table(found: Findings) -> Iterator[str]:
+def agreement_table(found: ModelFindings) -> Iterator[str]:
     """Lines of the table of agreement with the reference, CKA included."""
     yield "\t".join(AGREEMENT_COLUMNS)
     for line in found.agreement:
@@ -175,12 +175,12 @@ def agreement_table(found: Findings) -> Iterator[str]:
         yield "\t".join([model, found.reference, ALL, f"cka_{level}", *cells, *counts])
 
 
-def _figures(line: Line) -> list[str]:
+def _figures(line: MaskedLine) -> list[str]:
     cells = [_cell(value) for value in (line.value, line.low, line.high)]
     return [*cells, str(line.proteins), str(line.residues), str(line.clusters)]
 
 
-def proteins_table(found: Findings) -> Iterator[str]:
+def proteins_table(found: ModelFindings) -> Iterator[str]:
     """Lines of the table of proteins: every input record, judged ones once a model."""
     yield "\t".join(PROTEIN_COLUMNS)
     if found.held is None or found.asked is None:
@@ -203,7 +203,7 @@ def proteins_table(found: Findings) -> Iterator[str]:
             yield "\t".join([*start, model, str(asked), str(int(right[fate.protein])), *map(_cell, figures)])
 
 
-def per_protein(found: Findings) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def per_protein(found: ModelFindings) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Model -> summed loss, right answers and masked residues of each protein."""
     assert found.asked is not None
     count = found.asked.sums(np.ones(len(found.asked.owner)))
@@ -213,7 +213,7 @@ def per_protein(found: Findings) -> dict[str, tuple[np.ndarray, np.ndarray, np.n
     }
 
 
-def probes_table(found: Findings) -> Iterator[str]:
+def probes_table(found: ModelFindings) -> Iterator[str]:
     """Lines of the table of probes."""
     yield "\t".join(PROBE_COLUMNS)
     for probe in found.probes:
@@ -221,7 +221,7 @@ def probes_table(found: Findings) -> Iterator[str]:
         for name, scores in probe.scores.items():
             kind = "baseline" if name in probe.baselines else "model"
             for measure in MEASURES[probe.kind]:
-                kept = probe.kept(name, found.reference, measure) if kind == "model" else (Ratio(), Ratio())
+                kept = probe.kept(name, found.reference, measure) if kind == "model" else (KeptShare(), KeptShare())
                 ratios = [value for ratio in kept for value in (ratio.value, ratio.low, ratio.high)]
                 main = "yes" if measure == probe.measure else "no"
                 values = [scores.values[measure], *scores.interval(measure), *ratios]
@@ -230,7 +230,7 @@ def probes_table(found: Findings) -> Iterator[str]:
                                  probe.settings[name], *counts])  # fmt: skip
 
 
-def cost_table(found: Findings) -> Iterator[str]:
+def cost_table(found: ModelFindings) -> Iterator[str]:
     """Lines of the table of costs."""
     yield "\t".join(COST_COLUMNS)
     for cost in found.costs:
@@ -244,7 +244,7 @@ def cost_table(found: Findings) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def boxes(found: Findings, path: Path) -> None:
+def boxes(found: ModelFindings, path: Path) -> None:
     """Box plots of perplexity and accuracy of each protein."""
     assert found.held is not None and found.asked is not None
     names = [model.name for model in found.answers if not model.baseline]
@@ -265,7 +265,7 @@ def boxes(found: Findings, path: Path) -> None:
     box_figure(panels, names, found.held.domains, path)
 
 
-def dots(found: Findings, path: Path) -> None:
+def dots(found: ModelFindings, path: Path) -> None:
     """Scores of the probes with their intervals."""
     panels = []
     for probe in found.probes:
@@ -281,7 +281,7 @@ def dots(found: Findings, path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def sentence(found: Findings, model: str) -> str:
+def sentence(found: ModelFindings, model: str) -> str:
     """What one model keeps of the reference and what it costs."""
     parts = []
     ratio, count = found.mean_retention(model)
@@ -316,14 +316,14 @@ def _times(factor: float) -> str:
     return f"{factor:,.0f}" if factor >= 100 else f"{factor:.1f}" if factor >= 10 else f"{factor:.2f}"
 
 
-def _percent(ratio: Ratio) -> str:
+def _percent(ratio: KeptShare) -> str:
     told = f"{100 * ratio.value:.1f} %"
     if ratio.low != ratio.low:
         return told
     return f"{told} (95 % interval {100 * ratio.low:.1f} to {100 * ratio.high:.1f} %)"
 
 
-def first_lines(found: Findings) -> list[str]:
+def first_lines(found: ModelFindings) -> list[str]:
     """One sentence a model beside the reference."""
     if len(found.models) == 1:
         line = found.line(found.scores, found.reference, "masked_perplexity")
@@ -332,14 +332,14 @@ def first_lines(found: Findings) -> list[str]:
     return [sentence(found, model) for model in found.models[1:]]
 
 
-def _cell_of(line: Line | None, digits: int = 2) -> str:
+def _cell_of(line: MaskedLine | None, digits: int = 2) -> str:
     if line is None:
         return "none"
     told = number(line.value, digits)
     return told + (f" ({number(line.low, digits)} to {number(line.high, digits)})" if line.low == line.low else "")
 
 
-def side_by_side(found: Findings) -> tuple[list[str], list[list[str]]]:
+def side_by_side(found: ModelFindings) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of all models: what the README shows."""
     header = ["model", "parameters"]
     if found.costs:
@@ -393,7 +393,7 @@ def side_by_side(found: Findings) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def report(found: Findings, shown: Sequence[str]) -> Report:
+def report(found: ModelFindings, shown: Sequence[str]) -> Report:
     """The report.
 
     Args:
@@ -449,7 +449,7 @@ def report(found: Findings, shown: Sequence[str]) -> Report:
     return made
 
 
-def _probe_line(found: Findings, probe: ProbeResult) -> str:
+def _probe_line(found: ModelFindings, probe: ProbeResult) -> str:
     told = [f"{plain(probe.name)} - {probe.level} level, {probe.learned:,} training and {probe.judged:,} judged rows, "
             f"{probe.groups:,} groups; {plain(probe.split)}"]  # fmt: skip
     for model in found.models[1:]:

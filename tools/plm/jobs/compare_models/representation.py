@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from plm.errors import UserError
 from plm.model.capacity import capacity
-from plm.model.embedding.representations import Embedder, OutOfMemory, Part, UnfitNumber, Wanted
+from plm.model.embedding.representations import Embedder, OutOfMemory, SequencePart, UnfitNumber, Wanted
 from plm.model.embedding.work_plan import first_budget
 from plm.model.loaded import LoadedModel
 from plm.model.memory import too_small
@@ -52,11 +52,13 @@ def represent(
             used = 0
     found: list[NDArray[np.float32]] = []
 
-    def parts(first: int) -> Iterator[Part]:
+    def parts(first: int) -> Iterator[SequencePart]:
         for number in range(first, len(ends)):
             span = slice(ends[number - 1] if number else 0, ends[number])
             mine = list(sequences[span])
-            yield Part(number, mine, [] if places is None else [np.asarray(each, np.int64) for each in places[span]])
+            yield SequencePart(
+                number, mine, [] if places is None else [np.asarray(each, np.int64) for each in places[span]]
+            )
 
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     while len(found) < len(ends):

@@ -19,7 +19,7 @@ from plm.masked_lm.corpus import IGNORED
 from plm.masked_lm.corpus_store import CorpusStore
 from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
-from plm.model.batching import Batch, Layout, plan_batches
+from plm.model.batching import Batch, RowLayout, plan_batches
 from plm.model.families import ModelFamily
 from plm.model.loaded import LoadedModel
 
@@ -166,7 +166,7 @@ class DistillationModel(nn.Module):
             ``loss``, and in ``terms`` each term that the row defines, without its weight.
         """
         wanted = self._objective
-        batch = Batch(input_ids, position_ids, Layout(tuple(lengths.tolist())), tuple(members.tolist()))
+        batch = Batch(input_ids, position_ids, RowLayout(tuple(lengths.tolist())), tuple(members.tolist()))
         row = DistillationRow(batch, labels, members, set_number)
         found, anchor = self.terms(row, self._teach(row) if wanted.needs_logits or wanted.needs_states else None)
         # A row may define no term at all, and yet every process must have a gradient to add.

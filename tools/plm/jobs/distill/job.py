@@ -22,12 +22,12 @@ from plm.jobs.distill.tracking import Tracking
 from plm.masked_lm.cluster_split import ClusterSplit
 from plm.masked_lm.corpus_store import CorpusStore
 from plm.masked_lm.masks import MaskPlan
-from plm.masked_lm.training import MaskedRowModel, Score, score_rows
+from plm.masked_lm.training import MaskedRowModel, MaskedScore, score_rows
 from plm.model.checkpoint import load_model
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
 from plm.training.checkpoint_keeper import CheckpointKeeper
-from plm.training.row_training import Outcome, RowSettings, Steering, train_rows
+from plm.training.row_training import RowOutcome, RowSettings, Steering, train_rows
 
 LOOK_RESIDUES = 100_000
 """Residues of the validation clusters that a look during training takes."""
@@ -39,7 +39,7 @@ LOWEST_RATE, HIGHEST_RATE = 1e-6, 1.0
 
 
 @dataclass(frozen=True)
-class Job:
+class DistillationJob:
     """One distillation.
 
     Attributes:
@@ -110,7 +110,7 @@ class Job:
         )  # fmt: skip
 
     def facts(
-        self, outcome: Outcome, scores: Mapping[str, Score], *, title: str, recipe: str,
+        self, outcome: RowOutcome, scores: Mapping[str, MaskedScore], *, title: str, recipe: str,
         inputs: Sequence[str], data: str,
     ) -> Facts:  # fmt: skip
         """Everything that the reports say."""
@@ -185,7 +185,7 @@ class Job:
             most=TERM_RESIDUES, device=self.setup.device, precision=self.settings.precision,
         )  # fmt: skip
 
-    def judge(self, loaded: LoadedModel, part: int, most: int | None = None) -> Score:
+    def judge(self, loaded: LoadedModel, part: int, most: int | None = None) -> MaskedScore:
         """Masked residues of a part of the held-out clusters; the masks are the same for all models.
 
         Args:
@@ -201,7 +201,7 @@ class Job:
             device=self.setup.device, precision=settings.precision, most_residues=most,
         )  # fmt: skip
 
-    def train(self, network: DistillationModel, keeper: CheckpointKeeper, tracking: Tracking) -> Outcome:
+    def train(self, network: DistillationModel, keeper: CheckpointKeeper, tracking: Tracking) -> RowOutcome:
         """Trains the student in place; see :func:`plm.training.row_training.train_rows`."""
         terms, log = self.objective.terms, self.setup.log
         settings = replace(self.settings, time_limit=self.setup.minutes_left)
@@ -230,7 +230,7 @@ class Job:
             ranks=self.ranks, terms=terms, every_step=True,
         )  # fmt: skip
 
-    def find_rate(self, network: DistillationModel, steps: int) -> tuple[RangeTest, Outcome]:
+    def find_rate(self, network: DistillationModel, steps: int) -> tuple[RangeTest, RowOutcome]:
         """Trains at rates that rise from step to step; the student is worth nothing afterwards."""
         ramp = RateRamp(LOWEST_RATE, HIGHEST_RATE, steps)
         settings = replace(
@@ -249,9 +249,9 @@ class Job:
         )  # fmt: skip
         return ramp.result(), outcome
 
-    def scores(self) -> dict[str, Score]:
+    def scores(self) -> dict[str, MaskedScore]:
         """The last judgement: teacher, student and the student before, on the test clusters."""
-        found: dict[str, Score] = {}
+        found: dict[str, MaskedScore] = {}
         if hasattr(self.setup.teacher.model, "lm_head"):
             found["teacher"] = self.judge(self.setup.teacher, 1)
         found["student"] = self.judge(self.student, 1)

@@ -17,12 +17,12 @@ from plm.jobs.distill.distillation import Objective, RangeTest
 from plm.masked_lm.cluster_split import ClusterSplit, cluster_names
 from plm.masked_lm.corpus_store import CorpusStore
 from plm.masked_lm.masks import MaskPlan
-from plm.masked_lm.training import Score
+from plm.masked_lm.training import MaskedScore
 from plm.model.bundles.archive import write_zip
 from plm.model.checkpoint import save_checkpoint
 from plm.model.loaded import LoadedModel
 from plm.telling.report import Report, plain
-from plm.training.row_training import Outcome, RowSettings
+from plm.training.row_training import RowOutcome, RowSettings
 from plm.wording import counted, number
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class Facts:
     settings: RowSettings
     masks: MaskPlan
     batches: str
-    outcome: Outcome
-    scores: Mapping[str, Score]
+    outcome: RowOutcome
+    scores: Mapping[str, MaskedScore]
     processes: int
     device: str
     data_sha256: str
@@ -130,14 +130,14 @@ def history_table(history: Sequence[Mapping[str, float]], terms: Sequence[str]) 
     return table[[name for name in (*_FIRST, *terms, *_LAST, *looked, *_SCORES) if name in table]]
 
 
-def write_history(outcome: Outcome, objective: Objective, path: Path | None, outputs: stage.Outputs) -> None:
+def write_history(outcome: RowOutcome, objective: Objective, path: Path | None, outputs: stage.Outputs) -> None:
     """Writes the history of every step, if it is wanted."""
     if path is not None:
         table = history_table(outcome.history, objective.terms)
         write_table(table, outputs.path(path), "%.6g")
 
 
-def curves(outcome: Outcome, objective: Objective, path: Path) -> None:
+def curves(outcome: RowOutcome, objective: Objective, path: Path) -> None:
     """The figure of the loss, of each term and of the scores on validation families, a panel each.
 
     Training values are means over equal stretches of steps, so that a long training can be read.

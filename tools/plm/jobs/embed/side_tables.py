@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.fasta import STANDARD_RESIDUES
-from plm.data.protein_store import Spool
+from plm.data.protein_store import ProteinStore
 
 Ints = NDArray[np.int64]
 STATUS_COLUMNS = ("id", "line", "length", "encoded", "windows", "cleaned", "duplicate_of", "status", "details")
 _BLOCK = 100_000
 
 
-def write_status(path: Path, spool: Spool, windows: Ints) -> None:
+def write_status(path: Path, spool: ProteinStore, windows: Ints) -> None:
     """One row a record of the input, in its order.
 
     Args:
@@ -41,7 +41,7 @@ def write_status(path: Path, spool: Spool, windows: Ints) -> None:
             handle.write("\t".join(map(str, fields)) + "\n")
 
 
-def write_logits(path: Path, spool: Spool, rows: Iterable[NDArray[np.float32]]) -> None:
+def write_logits(path: Path, spool: ProteinStore, rows: Iterable[NDArray[np.float32]]) -> None:
     """One row a residue: id, position (from 1), residue, entropy (nats) and the twenty log-probabilities (nats).
 
     Args:
@@ -72,7 +72,7 @@ def write_logits(path: Path, spool: Spool, rows: Iterable[NDArray[np.float32]]) 
                 handle.write("".join(f"{line}\n" for line in lines.to_pylist()).encode())
 
 
-def write_perplexity(path: Path, spool: Spool, values: Iterable[tuple[float, int]], mode: str) -> None:
+def write_perplexity(path: Path, spool: ProteinStore, values: Iterable[tuple[float, int]], mode: str) -> None:
     """One row an embedded record: id, length, residues that were scored, pseudo-perplexity, how it was computed."""
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("id\tlength\tscored\tpseudo_perplexity\tmode\n")
@@ -82,7 +82,9 @@ def write_perplexity(path: Path, spool: Spool, values: Iterable[tuple[float, int
             handle.write(f"{spool.ids[record]}\t{length}\t{scored}\t{shown}\t{mode}\n")
 
 
-def write_contacts(path: Path, spool: Spool, values: Iterable[tuple[NDArray[np.int32], NDArray[np.float32]]]) -> None:
+def write_contacts(
+    path: Path, spool: ProteinStore, values: Iterable[tuple[NDArray[np.int32], NDArray[np.float32]]]
+) -> None:
     """One row a contact of an embedded record: id, i, j (from 1, i < j), probability."""
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("id\ti\tj\tprobability\n")

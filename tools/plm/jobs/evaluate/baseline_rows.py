@@ -13,7 +13,7 @@ from plm.data import dataset_table, homology
 from plm.data.predictions_table import PredictionsTable
 from plm.errors import UserError
 from plm.scoring import baselines
-from plm.scoring.baselines import Answer, Examples
+from plm.scoring.baselines import Answer, BaselineExamples
 from plm.scoring.metrics import Ints
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ RowKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Part:
+class BaselinePart:
     """Rows to answer and the rows to learn from for them: one for a split, one for each fold.
 
     Attributes:
@@ -35,8 +35,8 @@ class Part:
     """
 
     places: NDArray[np.int64]
-    train: Examples
-    new: Examples
+    train: BaselineExamples
+    new: BaselineExamples
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prepared:
         about: How the baselines see a row, in a sentence.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[BaselinePart, ...]
     rows: int
     width: int
     about: str
@@ -125,15 +125,15 @@ def prepare(
     _same_labels(sites.labels[found], labels, kind, keys, name)
     width = 0 if task.level == "sequence" else _width(labelled, window)
     targets = _targets(sites.labels, kind, classes, name)
-    parts: list[Part] = []
+    parts: list[BaselinePart] = []
     for places, learn in _partition(sites, found, has_split, name):
         train_rows = np.flatnonzero(learn)
         aligned = width > 0 or sites.one_length(np.concatenate([train_rows, found[places]]))
         train, new = (
-            Examples(sites.texts(rows, width), targets[rows], sites.groups[rows], aligned)
+            BaselineExamples(sites.texts(rows, width), targets[rows], sites.groups[rows], aligned)
             for rows in (train_rows, found[places])
         )
-        parts.append(Part(places, train, new))
+        parts.append(BaselinePart(places, train, new))
     about = f"windows of {width} residues around the {task.level}" if width else "whole sequences"
     return Prepared(tuple(parts), len(keys), width, about)
 

@@ -37,7 +37,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Examples:
+class TrainingExamples:
     """Units with the targets of their answers.
 
     Attributes:
@@ -58,7 +58,7 @@ class Examples:
         return MicroBatch(batch, where, torch.from_numpy(np.concatenate([self.targets[index] for index in chosen])))
 
 
-def make_examples(units: list[Unit], rows: Sequence[Array], level: Level) -> Examples:
+def make_examples(units: list[Unit], rows: Sequence[Array], level: Level) -> TrainingExamples:
     """Joins units to the targets of their rows.
 
     Args:
@@ -72,7 +72,7 @@ def make_examples(units: list[Unit], rows: Sequence[Array], level: Level) -> Exa
             found.append(rows[unit.rows[0]][unit.offset : unit.offset + unit.answers(level)])
         else:
             found.append(np.concatenate([rows[row] for row in unit.rows]))
-    return Examples(units, found)
+    return TrainingExamples(units, found)
 
 
 class StepSampler(Sampler[list[int]]):
@@ -111,7 +111,7 @@ class _Numbers(Dataset[int]):
 
 
 def step_loader(
-    examples: Examples, family: ModelFamily, sampler: StepSampler, budget: int
+    examples: TrainingExamples, family: ModelFamily, sampler: StepSampler, budget: int
 ) -> DataLoader[list[MicroBatch]]:
     """Yields one optimiser step at a time, as micro-batches of at most ``budget`` tokens each."""
 

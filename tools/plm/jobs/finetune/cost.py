@@ -10,7 +10,7 @@ import torch
 
 from plm import stage
 from plm.jobs.finetune import objectives
-from plm.jobs.finetune.batches import Examples
+from plm.jobs.finetune.batches import TrainingExamples
 from plm.model.loaded import LoadedModel
 from plm.model.network import Network
 from plm.model.task import Task
@@ -22,7 +22,7 @@ _SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainingCost:
     """What one training costs.
 
     Attributes:
@@ -77,7 +77,7 @@ def fitting_budget(
     return max(budget, min(wanted, SMALLEST_BUDGET))
 
 
-def measure(network: Network, task: Task, examples: Examples, budget: int, sequences: int) -> Cost:
+def measure(network: Network, task: Task, examples: TrainingExamples, budget: int, sequences: int) -> TrainingCost:
     """Runs the costliest step forward and backward and takes time and memory; weights and gradients stay as they were.
 
     Args:
@@ -115,4 +115,4 @@ def measure(network: Network, task: Task, examples: Examples, budget: int, seque
         peak = torch.cuda.max_memory_allocated(device)
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Cost(int(peak + 12 * trainable) // MIB, seconds / used)
+    return TrainingCost(int(peak + 12 * trainable) // MIB, seconds / used)

@@ -21,7 +21,7 @@ from plm import __version__
 from plm.data.dataset_table import residue_labels
 from plm.data.predictions_table import AFTER, BEFORE, PredictionsTable
 from plm.jobs.finetune import objectives
-from plm.jobs.finetune.job import Job, Run
+from plm.jobs.finetune.job import FineTuningJob, Run
 from plm.jobs.finetune.validation import Calibration
 from plm.model.bundles.fine_tuned import FineTunedBundle, MemberFiles, save_network, write_bundle
 from plm.model.network import Floats, answers
@@ -31,7 +31,7 @@ from plm.training import few_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-    from plm.jobs.finetune.method_choice import Way
+    from plm.jobs.finetune.method_choice import MethodResult
 
 REFERENCE_ROWS = 512
 ENSEMBLE = "ensemble"
@@ -39,7 +39,13 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "nump
 
 
 def manifest(
-    job: Job, calibration: Calibration, *, name: str, finished: bool, licence: str, compared: Sequence[Way] = ()
+    job: FineTuningJob,
+    calibration: Calibration,
+    *,
+    name: str,
+    finished: bool,
+    licence: str,
+    compared: Sequence[MethodResult] = (),
 ) -> dict[str, Any]:
     """The content of ``manifest.json``, less what :func:`plm.model.bundles.fine_tuned.write_bundle` adds.
 
@@ -109,7 +115,7 @@ def _plain(value: float) -> float | None:
 
 
 def release(
-    job: Job,
+    job: FineTuningJob,
     path: Path,
     calibration: Calibration,
     content: Mapping[str, Any],
@@ -121,7 +127,7 @@ def release(
     """Writes the bundle of a job's trainings.
 
     Args:
-        job: After :meth:`plm.jobs.finetune.job.Job.train`.
+        job: After :meth:`plm.jobs.finetune.job.FineTuningJob.train`.
         path: The zip to write.
         calibration: From :func:`calibrate`.
         content: From :func:`manifest`.
@@ -147,7 +153,9 @@ def release(
     )  # fmt: skip
 
 
-def _reference(job: Job, run: Run, loaded: Any, network: Any) -> tuple[NDArray[np.float32], list[str], list[str]]:
+def _reference(
+    job: FineTuningJob, run: Run, loaded: Any, network: Any
+) -> tuple[NDArray[np.float32], list[str], list[str]]:
     """Representations of an evenly spread sample of training rows (or residues) with their ids and labels."""
     assert job.budget is not None
     step = max(1, -(-len(run.part.train) // REFERENCE_ROWS))
@@ -174,7 +182,9 @@ def _reference(job: Job, run: Run, loaded: Any, network: Any) -> tuple[NDArray[n
     return together[::spread], names[::spread], told[::spread]
 
 
-def _distances(job: Job, run: Run, loaded: Any, network: Any, reference: NDArray[np.float32]) -> dict[str, Any]:
+def _distances(
+    job: FineTuningJob, run: Run, loaded: Any, network: Any, reference: NDArray[np.float32]
+) -> dict[str, Any]:
     """How far validation proteins lie from the reference; empty unless rows are proteins."""
     if job.rows.task.level != "sequence" or not run.part.valid:
         return {}
@@ -244,7 +254,11 @@ def _among(content: Mapping[str, Any]) -> str:
 
 
 def predictions(
-    bundle: FineTunedBundle, job: Job, calibration: Calibration, *, advance: Callable[[int], None] | None = None
+    bundle: FineTunedBundle,
+    job: FineTuningJob,
+    calibration: Calibration,
+    *,
+    advance: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """The predictions table of validation and test rows, by the reloaded bundle.
 
@@ -271,7 +285,7 @@ def predictions(
     return pd.concat(tables, ignore_index=True)
 
 
-def _row_columns(job: Job, rows: Sequence[int], valid: int, fold: int | None) -> pd.DataFrame:
+def _row_columns(job: FineTuningJob, rows: Sequence[int], valid: int, fold: int | None) -> pd.DataFrame:
     import pandas as pd
 
     frame = job.rows.frame.iloc[list(rows)].reset_index(drop=True)

@@ -23,8 +23,8 @@ import torch
 from plm import __version__, fingerprints, kept, stage
 from plm.errors import UserError
 from plm.jobs.finetune import objectives, training
-from plm.jobs.finetune.cost import Cost, fitting_budget, measure
-from plm.jobs.finetune.labelled_rows import Rows
+from plm.jobs.finetune.cost import TrainingCost, fitting_budget, measure
+from plm.jobs.finetune.labelled_rows import LabelledRows
 from plm.jobs.finetune.training import TrainingSettings
 from plm.model.adapters import (
     FROZEN,
@@ -45,7 +45,7 @@ from plm.received import tensors
 from plm.received.documents import one_line, read_object
 from plm.received.fields import Fields
 from plm.training import checkpointing
-from plm.training.folds import Part
+from plm.training.folds import TrainingPart
 
 STAGE = "plm_finetune"
 PERIOD_SECONDS = 300.0
@@ -53,7 +53,7 @@ PERIOD_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class FineTuningSettings:
     """Everything that decides what is learned; together with data and model it keys the checkpoint.
 
     Attributes:
@@ -107,10 +107,10 @@ class Run:
     """
 
     adapter: AdapterSettings
-    part: Part
+    part: TrainingPart
     seed: int
     folder: Path
-    outcome: training.Outcome
+    outcome: training.TrainingOutcome
 
     def valid_outputs(self) -> Floats:
         """Raw outputs ``(N, K)`` of the validation rows, unlabelled residues included."""
@@ -118,7 +118,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingBudget:
     """How the work is cut to fit the memory.
 
     Attributes:
@@ -137,7 +137,7 @@ _STATE = (
 """Files of the state of a training under way."""
 
 
-class Job:
+class FineTuningJob:
     """A fine-tuning job.
 
     Args:
@@ -153,10 +153,10 @@ class Job:
 
     def __init__(
         self,
-        rows: Rows,
-        parts: list[Part],
+        rows: LabelledRows,
+        parts: list[TrainingPart],
         files: ModelFiles,
-        settings: Settings,
+        settings: FineTuningSettings,
         *,
         device: torch.device,
         workdir: Path,
@@ -171,9 +171,9 @@ class Job:
         self.done: list[Run] = []
         self.unfinished: Run | None = None
         self.state: Path | None = None
-        self.budget: Budget | None = None
+        self.budget: TrainingBudget | None = None
         self.resumed = False
-        self.cost: Cost | None = None
+        self.cost: TrainingCost | None = None
         # Standardisation and the check for one class only come before any training.
         self.prepared = {part.fold: rows.for_part(part) for part in parts}
 
@@ -232,7 +232,7 @@ class Job:
                 checkpointing=checkpointing_on, bytes_per_value=size,
             )  # fmt: skip
             tokens = tokens if self.budget is None else min(tokens, self.budget.tokens)
-            self.budget = Budget(tokens, tokens - loaded.family.specials)
+            self.budget = TrainingBudget(tokens, tokens - loaded.family.specials)
         assert self.budget is not None
         if checkpointing_on:
             network.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -248,7 +248,7 @@ class Job:
                 tokens = self.budget.tokens // 2
                 if tokens < 64:
                     raise too_small("64 tokens of a training", loaded.device) from None
-                self.budget = Budget(tokens, tokens - loaded.family.specials)
+                self.budget = TrainingBudget(tokens, tokens - loaded.family.specials)
         trainings = len(self.runs) // len(self.settings.ways)
         # Validation and the closing predictions are forward passes: a third of a training pass.
         passes = wanted.epochs * trainings * (1 + len(part.valid) / (3 * len(part.train)))
@@ -303,7 +303,7 @@ class Job:
         budget = None
         if "budget" in fields:
             held = fields.inside("budget")
-            budget = Budget(held.whole("tokens", 1, 2**31), held.whole("residues", 1, 2**31))
+            budget = TrainingBudget(held.whole("tokens", 1, 2**31), held.whole("residues", 1, 2**31))
         finished = [self._read_run(number, folder / "runs" / str(number)) for number in range(done)]
         missing = [name for name in _STATE if under_way and not (folder / "state" / name).is_file()]
         if missing:
@@ -436,7 +436,7 @@ class Job:
         )
         return self._write_run(number, network, validation, outcome)
 
-    def _write_run(self, number: int, network: Network, validation: Any, outcome: training.Outcome) -> Run:
+    def _write_run(self, number: int, network: Network, validation: Any, outcome: training.TrainingOutcome) -> Run:
         assert self.budget is not None
         folder = self.workdir / "runs" / str(number)
         folder.mkdir(parents=True, exist_ok=True)
@@ -452,7 +452,7 @@ class Job:
         again = checkpointing.AGAIN
         fields = Fields(read_object(folder / "run.json", fix=again), "run.json", f"runs/{number}", again)
         best = fields.content.get("best")
-        outcome = training.Outcome(
+        outcome = training.TrainingOutcome(
             fields.text("status", choices=("finished", "time limit")),  # type: ignore[arg-type]
             checkpointing.history_of(fields.content.get("history"), "run.json"),
             None if best is None else checkpointing.history_of([best], "run.json")[0],

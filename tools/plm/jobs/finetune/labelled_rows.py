@@ -12,13 +12,13 @@ from plm.data import dataset_table
 from plm.data.windows import check_width
 from plm.errors import UserError
 from plm.jobs.finetune import objectives
-from plm.jobs.finetune.batches import Examples, make_examples
+from plm.jobs.finetune.batches import TrainingExamples, make_examples
 from plm.jobs.finetune.objectives import Array
 from plm.model.encoder_inputs import make_units
 from plm.model.loaded import LoadedModel
 from plm.model.task import Task
 from plm.training import few_rows
-from plm.training.folds import Part
+from plm.training.folds import TrainingPart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ WIDEST_INFERRED = 129
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelledRows:
     """The rows of a dataset table.
 
     Attributes:
@@ -49,7 +49,7 @@ class Rows:
     window: int
     notes: tuple[str, ...] = ()
 
-    def examples(self, loaded: LoadedModel, chosen: Sequence[int], limit: int | None) -> Examples:
+    def examples(self, loaded: LoadedModel, chosen: Sequence[int], limit: int | None) -> TrainingExamples:
         """The chosen rows as training or validation examples."""
         positions = None if self.positions is None else [self.positions[row] for row in chosen]
         units = make_units(
@@ -62,7 +62,7 @@ class Rows:
         """The targets of the chosen rows, end to end, unlabelled residues included."""
         return np.concatenate([self.targets[row] for row in chosen])
 
-    def for_part(self, part: Part) -> Rows:
+    def for_part(self, part: TrainingPart) -> LabelledRows:
         """The rows with numbers standardised by the training rows of ``part``.
 
         Raises:
@@ -105,7 +105,7 @@ def read_rows(
     positive: str = "",
     window: int | None = None,
     name: str = "dataset",
-) -> Rows:
+) -> LabelledRows:
     """Prepares a checked dataset table for training.
 
     Args:
@@ -132,7 +132,7 @@ def read_rows(
     sequences = [str(sequence) for sequence in frame["sequence"]]
     positions = [int(place) - 1 for place in frame["position"]] if task.level == "site" else None
     width = _window(frame, sequences, positions, window)
-    return Rows(frame, task, sequences, positions, objectives.targets(list(frame["label"]), task), width)
+    return LabelledRows(frame, task, sequences, positions, objectives.targets(list(frame["label"]), task), width)
 
 
 def _window(frame: pd.DataFrame, sequences: list[str], positions: list[int] | None, wanted: int | None) -> int:
@@ -170,7 +170,7 @@ def inferred_window(sequences: Sequence[str], positions: Sequence[int]) -> int:
 
 
 
-def check_numbers(rows: Rows, parts: Sequence[Part], where: str) -> str:
+def check_numbers(rows: LabelledRows, parts: Sequence[TrainingPart], where: str) -> str:
     """Refuses trainings on next to nothing, and says what must be said first of trainings on few rows.
 
     Args:

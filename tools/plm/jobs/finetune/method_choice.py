@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm.jobs.finetune import objectives
-from plm.jobs.finetune.job import Job, Run
+from plm.jobs.finetune.job import FineTuningJob, Run
 from plm.jobs.finetune.validation import calibrate
 from plm.model.adapters import AdapterSettings
 from plm.scoring import intervals
@@ -26,7 +26,7 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Way:
+class MethodResult:
     """One way of fine-tuning and what validation rows say about it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Way:
         return {"method": self.adapter.method, "parameters": self.parameters, "chosen": self.chosen, "scores": scores}
 
 
-def choose(job: Job) -> list[Way]:
+def choose(job: FineTuningJob) -> list[MethodResult]:
     """Compares the ways of a job by its metric on validation rows and sets ``job.chosen``; ties go to the first.
 
     Ways whose trainings are not all finished are left out; if none is, the one under way is the choice.
@@ -89,11 +89,13 @@ def choose(job: Job) -> list[Way]:
             behind = compare(names, metric, values, both)
         parameters = job.network(job.settings.seeds[0], way)[1].parameter_counts()[1]
         epochs = tuple(run.outcome.best_epoch for run in job.runs_of(way))
-        ways.append(Way(way, parameters, epochs, scores[number], float(low), float(high), number == best, behind))
+        ways.append(
+            MethodResult(way, parameters, epochs, scores[number], float(low), float(high), number == best, behind)
+        )
     return ways
 
 
-def _resampled(job: Job, ways: Sequence[Sequence[Run]], metric: str) -> list[Floats] | None:
+def _resampled(job: FineTuningJob, ways: Sequence[Sequence[Run]], metric: str) -> list[Floats] | None:
     """``(R,)`` values of a metric for each way under the same draws of groups; None if it or the groups allow none."""
     part = job.runs[0][1]
     truth = job.rows.values(part.valid)
@@ -113,7 +115,7 @@ def _resampled(job: Job, ways: Sequence[Sequence[Run]], metric: str) -> list[Flo
     return found
 
 
-def _scored(job: Job, raw: Sequence[Floats], truth: NDArray[Any], metric: str) -> Scored:
+def _scored(job: FineTuningJob, raw: Sequence[Floats], truth: NDArray[Any], metric: str) -> Scored:
     task = job.prepared[job.runs[0][1].fold].task
     if task.target == "number":
         return Scored("number", truth, np.mean(raw, axis=0)[:, 0] * task.sd + task.mean, np.zeros(0, np.int64))
@@ -128,7 +130,7 @@ def _scored(job: Job, raw: Sequence[Floats], truth: NDArray[Any], metric: str) -
     return Scored("binary" if binary else "multiclass", index, scores, scores.argmax(axis=1), names)
 
 
-def _groups(job: Job, rows: Sequence[int]) -> list[str]:
+def _groups(job: FineTuningJob, rows: Sequence[int]) -> list[str]:
     """The group of each validation row (or residue): the column group, else the row itself."""
     frame = job.rows.frame.iloc[list(rows)]
     names = frame["group" if "group" in frame.columns else "id"].tolist()

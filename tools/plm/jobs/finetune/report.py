@@ -12,7 +12,7 @@ import numpy as np
 
 from plm import wording
 from plm.jobs.finetune.finished import validation_chose
-from plm.jobs.finetune.method_choice import NAMES, Way
+from plm.jobs.finetune.method_choice import NAMES, MethodResult
 from plm.telling import figures
 from plm.telling.report import Report, plain
 from plm.training import few_rows
@@ -21,7 +21,7 @@ from plm.wording import counted, number
 if TYPE_CHECKING:
     import pandas as pd
 
-    from plm.jobs.finetune.job import Job
+    from plm.jobs.finetune.job import FineTuningJob
     from plm.jobs.finetune.validation import Calibration
 
 FIRST = ("step", "epoch", "train_loss", "valid_loss")
@@ -41,7 +41,7 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return frame[[*FIRST, *metrics, *(name for name in LAST if name in frame)]]
 
 
-def curves(history: pd.DataFrame, job: Job, path: Path) -> None:
+def curves(history: pd.DataFrame, job: FineTuningJob, path: Path) -> None:
     """The figure of losses and of the metric that chose the epoch, with the epoch that was kept."""
     kept = [int(row["epoch"] == run.outcome.best_epoch) for run in job.trained for row in run.outcome.history]
     wanted = dict.fromkeys((*FIRST, f"valid_{job.settings.training.metric}", *LAST))  # the metric may be the loss
@@ -96,7 +96,7 @@ class Events:
             shutil.move(str(written[0]), self.path)
 
 
-def _compared(page: Report, ways: Sequence[Way], metric: str, rows: int, tested: bool) -> None:
+def _compared(page: Report, ways: Sequence[MethodResult], metric: str, rows: int, tested: bool) -> None:
     name = wording.metric_name(metric)
     page.heading("Ways compared")
     page.paragraph(
@@ -156,10 +156,10 @@ def headline(manifest: Mapping[str, Any]) -> str:
 
 def report(
     manifest: Mapping[str, Any],
-    job: Job,
+    job: FineTuningJob,
     calibration: Calibration,
     predictions: pd.DataFrame,
-    ways: Sequence[Way] = (),
+    ways: Sequence[MethodResult] = (),
 ) -> Report:
     """The report of a fine-tuning job; test rows are left to plm_evaluate."""
     mark = "" if manifest["finished"] else "UNFINISHED (stopped by its time limit): "

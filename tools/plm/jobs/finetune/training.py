@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback
 
 from plm.errors import UserError
 from plm.jobs.finetune import objectives
-from plm.jobs.finetune.batches import Examples, MicroBatch, StepSampler, step_loader
+from plm.jobs.finetune.batches import MicroBatch, StepSampler, TrainingExamples, step_loader
 from plm.kept import SoftEnd
 from plm.model.adapters import load_trainable_state, trainable_state
 from plm.model.network import Network, answers
@@ -94,7 +94,7 @@ class Interruption:
 
 
 @dataclass
-class Outcome:
+class TrainingOutcome:
     """What training left.
 
     Attributes:
@@ -117,8 +117,8 @@ class Outcome:
 def train(
     network: Network,
     task: Task,
-    training: Examples,
-    validation: Examples,
+    training: TrainingExamples,
+    validation: TrainingExamples,
     settings: TrainingSettings,
     *,
     seed: int,
@@ -129,7 +129,7 @@ def train(
     on_checkpoint: Callable[[Path], None] | None = None,
     on_step: Callable[[int, int, float, float], None] | None = None,
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Trains a network in place and leaves it at its best validation epoch.
 
     Args:
@@ -165,8 +165,8 @@ class _PackedTrainer(Trainer):
         self,
         network: Network,
         task: Task,
-        training: Examples,
-        validation: Examples,
+        training: TrainingExamples,
+        validation: TrainingExamples,
         settings: TrainingSettings,
         seed: int,
         folder: Path,
@@ -289,7 +289,7 @@ class _PackedTrainer(Trainer):
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def finish(self) -> Outcome:
+    def finish(self) -> TrainingOutcome:
         if self.best_weights is not None:
             load_trainable_state(self.model, self.best_weights)
         status: Status = "time limit" if self.stopped else "finished"
@@ -297,7 +297,9 @@ class _PackedTrainer(Trainer):
             epoch = self.state.global_step / len(self.sampler)
             row = {"step": self.state.global_step, "epoch": epoch, "train_loss": self.step_loss}
             self.history.append({**row, "learning_rate": self._rate()})
-        return Outcome(status, self.history, self.best, self.best_epoch, self.epochs_done, self.state.global_step)
+        return TrainingOutcome(
+            status, self.history, self.best, self.best_epoch, self.epochs_done, self.state.global_step
+        )
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
@@ -411,13 +413,13 @@ class _Flow(TrainerCallback):
             control.should_save = True
 
 
-def steps_in_epoch(examples: Examples, settings: TrainingSettings) -> int:
+def steps_in_epoch(examples: TrainingExamples, settings: TrainingSettings) -> int:
     """Optimiser steps in an epoch."""
     return -(-len(examples.units) // settings.batch_sequences)
 
 
 def validate(
-    network: Network, task: Task, examples: Examples, budget: int, class_weights: torch.Tensor | None = None
+    network: Network, task: Task, examples: TrainingExamples, budget: int, class_weights: torch.Tensor | None = None
 ) -> dict[str, float]:
     """Loss and metrics of a network on labelled examples; a loss of NaN alone where an output is not finite."""
     outputs, _ = answers(network, examples.units, budget)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm.jobs.finetune import objectives
-from plm.jobs.finetune.job import Job, Run
+from plm.jobs.finetune.job import FineTuningJob, Run
 from plm.model.network import Floats
 from plm.scoring.calibration import choose_threshold, fit_temperature
 from plm.scoring.conformal import Errors
@@ -65,7 +65,7 @@ class Calibration:
         return "; ".join(told)
 
 
-def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
+def calibrate(job: FineTuningJob, runs: Sequence[Run] | None = None) -> Calibration:
     """Fits a temperature for each training and a threshold for each fold.
 
     Args:
@@ -121,7 +121,7 @@ def calibrate(job: Job, runs: Sequence[Run] | None = None) -> Calibration:
 
 
 
-def _threshold(probabilities: Floats, truth: NDArray[Any], job: Job) -> float:
+def _threshold(probabilities: Floats, truth: NDArray[Any], job: FineTuningJob) -> float:
     positive = job.rows.task.positive_index
     labels = (truth == positive).astype(int)
     if few_rows.why_uncalibrated(labels):

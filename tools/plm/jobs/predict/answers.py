@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from plm import stage
-from plm.data.protein_store import Spool
+from plm.data.protein_store import ProteinStore
 from plm.errors import UserError
 from plm.jobs.predict.queries import BATCH_ROWS
 from plm.model.bundles.classifier import ClassifierBundle
@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Answers:
+class BundleAnswers:
     """What a bundle says of some records.
 
     Attributes:
@@ -105,10 +105,10 @@ def embedded_batches(job: EmbedJob) -> Iterator[tuple[Ints, Singles]]:
         yield accepted[done:], np.stack(rows).astype(np.float32)
 
 
-def ask_classifier(bundle: ClassifierBundle, batches: Iterable[tuple[Ints, Singles]]) -> Iterator[Answers]:
+def ask_classifier(bundle: ClassifierBundle, batches: Iterable[tuple[Ints, Singles]]) -> Iterator[BundleAnswers]:
     """Embeddings through a classifier of embeddings."""
     for records, matrix in batches:
-        yield Answers(records, bundle.predict(matrix), matrix)
+        yield BundleAnswers(records, bundle.predict(matrix), matrix)
 
 
 class Asker:
@@ -123,7 +123,7 @@ class Asker:
     """
 
     def __init__(
-        self, bundle: FineTunedBundle, spool: Spool, budget: int, log: logging.Logger, *, longest: int = 0
+        self, bundle: FineTunedBundle, spool: ProteinStore, budget: int, log: logging.Logger, *, longest: int = 0
     ) -> None:
         if longest:
             budget = min(budget, longest + bundle.loaded.family.specials)
@@ -137,7 +137,7 @@ class Asker:
         """Segments that each sequence went in, (U,)."""
         return self._windows
 
-    def answers(self) -> Iterator[Answers]:
+    def answers(self) -> Iterator[BundleAnswers]:
         """Everything, block by block.
 
         Raises:
@@ -155,7 +155,7 @@ class Asker:
         if block:
             yield self._block(block)
 
-    def _block(self, records: list[int]) -> Answers:
+    def _block(self, records: list[int]) -> BundleAnswers:
         numbers = [int(self._spool.unique[record]) for record in records]
         new = [number for number in dict.fromkeys(numbers) if number not in self._known]
         fresh = dict(zip(new, self._ask(new), strict=True)) if new else {}
@@ -164,8 +164,8 @@ class Asker:
         values = np.concatenate([one for one, _ in found])
         where = np.array(records, np.int64)
         if self._bundle.task.level == "residue":
-            return Answers(where, values, None, tuple(self._spool.sequences[number] for number in numbers))
-        return Answers(where, values, np.concatenate([states for _, states in found]))
+            return BundleAnswers(where, values, None, tuple(self._spool.sequences[number] for number in numbers))
+        return BundleAnswers(where, values, np.concatenate([states for _, states in found]))
 
     def _ask(self, numbers: list[int]) -> list[tuple[Floats, Singles]]:
         texts = [self._spool.sequences[number] for number in numbers]

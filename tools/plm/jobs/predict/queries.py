@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from plm.data.embeddings.files import Embeddings
 from plm.data.label_values import is_missing
-from plm.data.protein_store import Spool
+from plm.data.protein_store import ProteinStore
 from plm.data.proteins import kind_of
 from plm.data.tables import plain_field, stream_table, visible
 from plm.errors import UserError
@@ -66,13 +66,13 @@ class Queries:
     ids: Sequence[str]
     columns: dict[str, list[str]]
     positions: Sequence[int] | None = None
-    spool: Spool | None = None
+    spool: ProteinStore | None = None
     lengths: Sequence[int] | None = None
     rejected: dict[int, str] = field(default_factory=dict)
     windows: Ints | None = None
 
     @classmethod
-    def of_proteins(cls, path: Path, spool: Spool, *, sites: bool) -> Queries:
+    def of_proteins(cls, path: Path, spool: ProteinStore, *, sites: bool) -> Queries:
         """From proteins that were read."""
         positions = [int(place) for place in spool.positions] if sites else None
         return cls(spool.name, spool.ids, passed_columns(path), positions, spool)

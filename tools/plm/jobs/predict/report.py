@@ -28,7 +28,7 @@ _BINS = 30
 
 
 @dataclass
-class Found:
+class PredictionCounts:
     """The findings, gathered block by block.
 
     Attributes:
@@ -147,7 +147,7 @@ def _unit(rules: Rules) -> str:
 # --------------------------------------------------------------------------------------------------------- figure
 
 
-def predictions_figure(found: Found, path: str | Path) -> None:
+def predictions_figure(found: PredictionCounts, path: str | Path) -> None:
     """Histograms: how sure the calls are (or the numbers), and how far from the training proteins."""
     rules = found.rules
     panels = 2 if rules.novelty is not None and len(found.distance) else 1
@@ -158,7 +158,7 @@ def predictions_figure(found: Found, path: str | Path) -> None:
     save(figure, path)
 
 
-def _confidence_panel(panel: Any, found: Found) -> None:
+def _confidence_panel(panel: Any, found: PredictionCounts) -> None:
     rules, values = found.rules, found.confidence
     if rules.task.target == "number":
         panel.hist(values, bins=_BINS, color=colour(0))
@@ -180,7 +180,7 @@ def _confidence_panel(panel: Any, found: Found) -> None:
     panel.legend(loc="upper left", frameon=False)
 
 
-def _distance_panel(panel: Any, found: Found) -> None:
+def _distance_panel(panel: Any, found: PredictionCounts) -> None:
     novelty = found.rules.novelty
     assert novelty is not None
     distance = found.distance
@@ -204,7 +204,7 @@ def _distance_panel(panel: Any, found: Found) -> None:
 # --------------------------------------------------------------------------------------------------------- report
 
 
-def first_line(found: Found, finished: bool) -> str:
+def first_line(found: PredictionCounts, finished: bool) -> str:
     """The sentence that a reader must see."""
     rules = found.rules
     lead = "" if finished else "The bundle's training was cut short (unfinished). "
@@ -230,7 +230,13 @@ def first_line(found: Found, finished: bool) -> str:
 
 
 def prediction_report(
-    found: Found, *, model: str, finished: bool, about: Sequence[str], notes: Sequence[str], outputs: Sequence[str]
+    found: PredictionCounts,
+    *,
+    model: str,
+    finished: bool,
+    about: Sequence[str],
+    notes: Sequence[str],
+    outputs: Sequence[str],
 ) -> Report:
     """The report.
 
@@ -284,7 +290,7 @@ def prediction_report(
     return report
 
 
-def _counts(report: Report, found: Found) -> None:
+def _counts(report: Report, found: PredictionCounts) -> None:
     rules = found.rules
     place = {name: index for index, name in enumerate(rules.task.classes)}
     report.heading("Calls")
@@ -305,7 +311,7 @@ def _counts(report: Report, found: Found) -> None:
         report.paragraph(f"Not shown here: {rest}.")
 
 
-def _coverage(report: Report, found: Found) -> None:
+def _coverage(report: Report, found: PredictionCounts) -> None:
     rules, sets = found.rules, found.rules.uncertainty
     if sets is None:
         report.paragraph(
@@ -340,7 +346,7 @@ def _coverage(report: Report, found: Found) -> None:
         )
 
 
-def _sets(report: Report, found: Found, sets: LabelSets) -> None:
+def _sets(report: Report, found: PredictionCounts, sets: LabelSets) -> None:
     rules = found.rules
     several = sum(count for size, count in found.sizes.items() if size > 1)
     report.paragraph(
@@ -371,7 +377,7 @@ def _sets(report: Report, found: Found, sets: LabelSets) -> None:
         )
 
 
-def _novelty(report: Report, found: Found) -> None:
+def _novelty(report: Report, found: PredictionCounts) -> None:
     novelty = found.rules.novelty
     if novelty is None:
         report.paragraph("The bundle has no training proteins to compare with, so nothing is said of novelty.")

@@ -19,7 +19,7 @@ from plm.wording import counted
 _MOST_CLASSES = 12
 
 
-class Settings(Protocol):
+class SplitOptions(Protocol):
     """What the account needs to know of the options."""
 
     @property
@@ -39,7 +39,7 @@ class Settings(Protocol):
 
 
 @dataclass(frozen=True)
-class Account:
+class SplitAccount:
     """The account of one run.
 
     Attributes:
@@ -58,7 +58,7 @@ class Account:
     leaks: Sequence[Leak]
     near: int
     method: str
-    settings: Settings
+    settings: SplitOptions
 
     @property
     def _unit(self) -> str:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.jobs.project.projection import METHOD_NAMES, Projection
-from plm.scoring.separation import FULL, Labels
+from plm.scoring.separation import FULL, SpaceLabels
 from plm.telling.figures import COLOURS, named, new_figure, save, shortened
 
 if TYPE_CHECKING:
-    from plm.jobs.project.findings import Findings
+    from plm.jobs.project.findings import ProjectionFindings
 
 MOST_CLASSES = 12
 OTHER, UNLABELLED = "#8a8a8a", "#c8c8c8"
@@ -41,7 +41,7 @@ class Look:
     codes: tuple[int, ...]
 
 
-def looks(labels: Labels) -> list[Look]:
+def looks(labels: SpaceLabels) -> list[Look]:
     """The classes as they are drawn: the twelve most frequent, the others as one, proteins without label.
 
     Numbers have no classes; their proteins without label have a look all the same.
@@ -62,7 +62,7 @@ def looks(labels: Labels) -> list[Look]:
     return drawn
 
 
-def projection_figure(found: Findings, path: str | Path) -> None:
+def projection_figure(found: ProjectionFindings, path: str | Path) -> None:
     """Draws the panels; with three the legend takes the fourth place.
 
     Args:
@@ -92,7 +92,7 @@ def projection_figure(found: Findings, path: str | Path) -> None:
     save(figure, path)
 
 
-def _draw(panel: Any, made: Projection, found: Findings) -> Any:
+def _draw(panel: Any, made: Projection, found: ProjectionFindings) -> Any:
     """Points of one panel; returns the colour scale of numbers."""
     count = len(found.references)
     labels, queries = found.labels.part(slice(0, count)), found.labels.part(slice(count, None))
@@ -121,7 +121,7 @@ def _draw(panel: Any, made: Projection, found: Findings) -> Any:
 
 
 def _classes(
-    panel: Any, points: NDArray[np.float32], labels: Labels, found: Findings, size: float, alpha: float
+    panel: Any, points: NDArray[np.float32], labels: SpaceLabels, found: ProjectionFindings, size: float, alpha: float
 ) -> None:
     drawn = [look for look in looks(found.labels) if -1 not in look.codes]
     shade = np.zeros(len(labels.classes), dtype=int)
@@ -139,7 +139,9 @@ def _classes(
         )  # fmt: skip
 
 
-def _queries(panel: Any, points: NDArray[np.float32], labels: Labels, found: Findings, size: float) -> None:
+def _queries(
+    panel: Any, points: NDArray[np.float32], labels: SpaceLabels, found: ProjectionFindings, size: float
+) -> None:
     edges = np.full(len(points), "#000000", dtype=object)
     if labels.kind == "class":
         for look in looks(found.labels):
@@ -161,7 +163,7 @@ def _queries(panel: Any, points: NDArray[np.float32], labels: Labels, found: Fin
     panel.scatter(*points.T, s=big, facecolors="none", edgecolors=list(edges), marker="D", linewidths=line, zorder=4)
 
 
-def number_range(labels: Labels) -> tuple[float, float]:
+def number_range(labels: SpaceLabels) -> tuple[float, float]:
     """Ends of the colour scale: the middle 96 % of the numbers, so that single ones do not take all the colours."""
     values = labels.numbers[np.isfinite(labels.numbers)]
     low, high = np.quantile(values, [0.02, 0.98])
@@ -174,7 +176,7 @@ def _size(count: int) -> tuple[float, float]:
     return size, float(np.clip(40 / np.sqrt(max(count, 1)), 0.45, 0.85))
 
 
-def _label(panel: Any, made: Projection, found: Findings) -> None:
+def _label(panel: Any, made: Projection, found: ProjectionFindings) -> None:
     name = METHOD_NAMES[made.method]
     facts = []
     agreement = found.score(made.method, "neighbour_agreement")
@@ -199,7 +201,7 @@ def _label(panel: Any, made: Projection, found: Findings) -> None:
     panel.grid(visible=False)
 
 
-def _legend(figure: Any, spare: Any, found: Findings) -> None:
+def _legend(figure: Any, spare: Any, found: ProjectionFindings) -> None:
     from matplotlib.lines import Line2D
 
     entries = []
@@ -231,7 +233,7 @@ def _legend(figure: Any, spare: Any, found: Findings) -> None:
         figure.legend(handles=entries, loc="outside right center", **options)
 
 
-def _headline(found: Findings) -> str:
+def _headline(found: ProjectionFindings) -> str:
     """What the picture is of, and the score of the space that it was made from."""
     text = f"{len(found.references):,} embeddings of {found.references.description.dimension:,} dimensions"
     agreement = found.score(FULL, "neighbour_agreement")

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.embeddings.reference_and_queries import Side
-from plm.jobs.project.projection import Projected, Settings
-from plm.scoring.separation import Labels, Score
+from plm.jobs.project.projection import Projected, ProjectionSettings
+from plm.scoring.separation import SeparationScore, SpaceLabels
 
 
 @dataclass(frozen=True)
-class Findings:
+class ProjectionFindings:
     """Everything that is told.
 
     Attributes:
@@ -33,17 +33,17 @@ class Findings:
 
     references: Side
     queries: Side | None
-    labels: Labels
+    labels: SpaceLabels
     made: Projected
-    scores: list[Score]
+    scores: list[SeparationScore]
     why_not: str
     source: str
-    settings: Settings
+    settings: ProjectionSettings
     notes: list[str]
     outlook: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]] | None
     grouped: str = ""
 
-    def score(self, space: str, measure: str, set: str = "reference") -> Score | None:
+    def score(self, space: str, measure: str, set: str = "reference") -> SeparationScore | None:
         """The score of all proteins, if there is one."""
         for one in self.scores:
             if (one.space, one.measure, one.set, one.part) == (space, measure, set, "all"):

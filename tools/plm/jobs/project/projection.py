@@ -30,7 +30,7 @@ FEWEST_FOR_NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProjectionSettings:
     """How to project.
 
     Attributes:
@@ -92,7 +92,7 @@ def project(
     references: Array,
     queries: Array | None,
     methods: Sequence[str],
-    settings: Settings,
+    settings: ProjectionSettings,
     say: Callable[[str], None] = lambda line: None,
 ) -> Projected:
     """Fits every method to the references and lays the queries over them.
@@ -156,7 +156,7 @@ def _check(references: Array, methods: Sequence[str]) -> None:
         )
 
 
-def prepare(references: Array, queries: Array, settings: Settings) -> None:
+def prepare(references: Array, queries: Array, settings: ProjectionSettings) -> None:
     """Scales and centres both in place, as the references ask for.
 
     Args:
@@ -181,7 +181,7 @@ def prepare(references: Array, queries: Array, settings: Settings) -> None:
     queries -= mean
 
 
-def _reduce(found: Projected, settings: Settings) -> tuple[Array, Array]:
+def _reduce(found: Projected, settings: ProjectionSettings) -> tuple[Array, Array]:
     """Scores on the leading principal components, (N, K) and (Q, K)."""
     from sklearn.decomposition import PCA
 
@@ -195,7 +195,7 @@ def _reduce(found: Projected, settings: Settings) -> tuple[Array, Array]:
     return np.ascontiguousarray(reduced, np.float32), np.ascontiguousarray(queries, np.float32)
 
 
-def _tsne(reduced: Array, queries: Array, settings: Settings, notes: list[str]) -> tuple[Array, Array]:
+def _tsne(reduced: Array, queries: Array, settings: ProjectionSettings, notes: list[str]) -> tuple[Array, Array]:
     import openTSNE
     from openTSNE.affinity import PerplexityBasedNN
     from openTSNE.initialization import rescale
@@ -228,7 +228,7 @@ def _tsne(reduced: Array, queries: Array, settings: Settings, notes: list[str]) 
     return np.asarray(fitted, np.float32), np.asarray(placed, np.float32)
 
 
-def _umap(reduced: Array, queries: Array, settings: Settings, notes: list[str]) -> tuple[Array, Array]:
+def _umap(reduced: Array, queries: Array, settings: ProjectionSettings, notes: list[str]) -> tuple[Array, Array]:
     from scipy.sparse import csr_matrix
     from sklearn.neighbors import NearestNeighbors
 
@@ -277,5 +277,5 @@ def _with_itself_first(distances: NDArray[Any], places: NDArray[Any]) -> tuple[N
     return distances, places
 
 
-def _seed(settings: Settings) -> int:
+def _seed(settings: ProjectionSettings) -> int:
     return settings.seed % 2**32

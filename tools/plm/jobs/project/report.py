@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from plm.data.identifiers import accession
 from plm.jobs.project.figure import SCALE, Look, looks, number_range
-from plm.jobs.project.findings import Findings
+from plm.jobs.project.findings import ProjectionFindings
 from plm.jobs.project.projection import METHOD_NAMES
-from plm.scoring.separation import FULL, Score
+from plm.scoring.separation import FULL, SeparationScore
 from plm.telling.figures import shortened
 from plm.telling.report import Report, plain
 from plm.wording import number
@@ -26,7 +26,7 @@ _FEWEST_POINTS = 20
 _VEGA_SHAPES = {"o": "circle", "^": "triangle-up", "s": "square"}
 
 
-def coordinates_table(found: Findings) -> Iterator[str]:
+def coordinates_table(found: ProjectionFindings) -> Iterator[str]:
     """Lines of the table of coordinates: every id of both files, in their order."""
     sides = [(found.references, "reference")] + ([(found.queries, "query")] if found.queries else [])
     sited = any(side.positions is not None for side, _ in sides)
@@ -49,13 +49,13 @@ def coordinates_table(found: Findings) -> Iterator[str]:
             row += 1
 
 
-def _outlook_cells(found: Findings, index: int) -> list[str]:
+def _outlook_cells(found: ProjectionFindings, index: int) -> list[str]:
     assert found.outlook is not None
     places, far, outside = found.outlook
     return [found.references.ids[places[index]], f"{far[index]:.6g}", "yes" if outside[index] else "no"]
 
 
-def scores_table(found: Findings) -> Iterator[str]:
+def scores_table(found: ProjectionFindings) -> Iterator[str]:
     """Lines of the table of scores."""
     yield "\t".join(SCORE_COLUMNS)
     for one in [*found.scores, *_variance(found), *_outside(found)]:
@@ -65,24 +65,26 @@ def scores_table(found: Findings) -> Iterator[str]:
         yield "\t".join(" ".join(cell.split()) for cell in cells)
 
 
-def _variance(found: Findings) -> list[Score]:
+def _variance(found: ProjectionFindings) -> list[SeparationScore]:
     explained, rows = found.made.explained, len(found.references)
     scores = []
     if any(one.method == "pca" for one in found.made.projections):
         for axis in range(min(2, len(explained))):
             scores.append(
-                Score("pca", "reference", "explained_variance", f"PC{axis + 1}", float(explained[axis]), rows=rows)
+                SeparationScore(
+                    "pca", "reference", "explained_variance", f"PC{axis + 1}", float(explained[axis]), rows=rows
+                )
             )
     if any(one.method != "pca" for one in found.made.projections):
         part = f"PC1 to PC{len(explained)}"
         note = "what t-SNE and UMAP see"
         scores.append(
-            Score(FULL, "reference", "explained_variance", part, float(explained.sum()), rows=rows, note=note)
+            SeparationScore(FULL, "reference", "explained_variance", part, float(explained.sum()), rows=rows, note=note)
         )
     return scores
 
 
-def _outside(found: Findings) -> list[Score]:
+def _outside(found: ProjectionFindings) -> list[SeparationScore]:
     if found.outlook is None or not len(found.outlook[2]):
         return []
     outside = found.outlook[2]
@@ -90,10 +92,10 @@ def _outside(found: Findings) -> list[Score]:
         return []
     note = "farther from every reference than 95 % of references from their nearest"
     share = float(outside.mean())
-    return [Score(FULL, "query", "outside", "all", share, expected=0.05, rows=len(outside), note=note)]
+    return [SeparationScore(FULL, "query", "outside", "all", share, expected=0.05, rows=len(outside), note=note)]
 
 
-def first_lines(found: Findings) -> list[str]:
+def first_lines(found: ProjectionFindings) -> list[str]:
     """The sentences that a reader must see first: verdict, queries, what not to read into the picture."""
     lines = [_verdict(found)]
     if not found.why_not:
@@ -109,7 +111,7 @@ def first_lines(found: Findings) -> list[str]:
     return lines
 
 
-def _judged_by(found: Findings) -> str:
+def _judged_by(found: ProjectionFindings) -> str:
     if found.grouped:
         return (
             f"Judged by groups ({found.grouped}): members of a group do not count as neighbours and are drawn and "
@@ -121,7 +123,7 @@ def _judged_by(found: Findings) -> str:
     )
 
 
-def _verdict(found: Findings) -> str:
+def _verdict(found: ProjectionFindings) -> str:
     if found.why_not:
         return f"Whether labels separate cannot be judged: {found.why_not}."
     agreement, correlation = found.score(FULL, "neighbour_agreement"), found.score(FULL, "neighbour_correlation")
@@ -152,7 +154,7 @@ def _verdict(found: Findings) -> str:
     return f"No sign that the labels vary with the place in the full embedding space: {what}."
 
 
-def _query_line(found: Findings) -> str:
+def _query_line(found: ProjectionFindings) -> str:
     assert found.queries is not None and found.outlook is not None
     total, outside = len(found.queries), int(found.outlook[2].sum())
     if len(set(found.references.groups)) < 2:
@@ -188,13 +190,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
 
 
-def _range(score: Score, write: Any) -> str:
+def _range(score: SeparationScore, write: Any) -> str:
     if score.low != score.low:
         return ""
     return f" (95 % interval {write(score.low)} to {write(score.high)})"
 
 
-def projection_report(found: Findings, outputs: Sequence[str]) -> Report:
+def projection_report(found: ProjectionFindings, outputs: Sequence[str]) -> Report:
     """The report; its interactive plot shows as many points as fit into what Galaxy renders.
 
     Args:
@@ -206,7 +208,7 @@ def projection_report(found: Findings, outputs: Sequence[str]) -> Report:
     return _report(found, outputs, plot)
 
 
-def _report(found: Findings, outputs: Sequence[str], plot: str) -> Report:
+def _report(found: ProjectionFindings, outputs: Sequence[str], plot: str) -> Report:
     first, *others = first_lines(found)
     report = Report(plain(first.rstrip(".")))
     for line in others:
@@ -228,7 +230,7 @@ def _report(found: Findings, outputs: Sequence[str], plot: str) -> Report:
     return report
 
 
-def _compare(report: Report, found: Findings) -> None:
+def _compare(report: Report, found: ProjectionFindings) -> None:
     """One line a space, so that a picture can be held against the space that it shows."""
     numbers = found.labels.kind == "number"
     measure = "neighbour_correlation" if numbers else "neighbour_agreement"
@@ -264,13 +266,13 @@ def _two(value: float) -> str:
     return number(0.0 if abs(value) < 0.005 else value, 2)  # never -0.00
 
 
-def _with_range(score: Score, write: Any) -> str:
+def _with_range(score: SeparationScore, write: Any) -> str:
     if score.low != score.low:
         return str(write(score.value))
     return f"{write(score.value)} ({write(score.low)} to {write(score.high)})"
 
 
-def _done(found: Findings) -> list[str]:
+def _done(found: ProjectionFindings) -> list[str]:
     """What was computed and from what, in a few lines."""
     settings, one = found.settings, found.references.description
     model = f"model {plain(one.model)}" if one.model else "model unknown"
@@ -308,7 +310,7 @@ def _done(found: Findings) -> list[str]:
     return lines
 
 
-def _shown(found: Findings, plot: str) -> str:
+def _shown(found: ProjectionFindings, plot: str) -> str:
     count = json.loads(plot)["data"]["values"].count("\n")
     total = len(_stratified(found))
     method = METHOD_NAMES[found.made.projections[-1].method]
@@ -321,7 +323,7 @@ def _shown(found: Findings, plot: str) -> str:
     return f"{method} of {some}. Point at one for its name, drag and zoom{single}."
 
 
-def interactive(found: Findings, room: int) -> str:
+def interactive(found: ProjectionFindings, room: int) -> str:
     """A Vega-Lite plot of the last projection with its data inside; empty if too few points fit ``room`` bytes.
 
     Points are drawn from classes and from queries in proportion.
@@ -339,7 +341,7 @@ def interactive(found: Findings, room: int) -> str:
     return _plot(found, rows[:low])
 
 
-def _stratified(found: Findings) -> NDArray[np.int64]:
+def _stratified(found: ProjectionFindings) -> NDArray[np.int64]:
     """All rows in an order of which every beginning holds the classes in proportion.
 
     If labels are numbers, rows without are left out: a scale of colours has no place for them.
@@ -358,7 +360,7 @@ def _stratified(found: Findings) -> NDArray[np.int64]:
     return rows[found.labels.known[rows]] if found.labels.kind == "number" else rows
 
 
-def _plot(found: Findings, rows: NDArray[np.int64]) -> str:
+def _plot(found: ProjectionFindings, rows: NDArray[np.int64]) -> str:
     made = found.made.projections[-1]
     points = np.concatenate([made.references, made.queries])
     digits = max(0, 2 - math.floor(math.log10(max(float(np.ptp(made.references, axis=0).max()), 1e-6))))
@@ -375,7 +377,7 @@ def _plot(found: Findings, rows: NDArray[np.int64]) -> str:
     return json.dumps(_spec("\n".join(lines), found, drawn), separators=(",", ":"))
 
 
-def _spec(values: str, found: Findings, drawn: list[Look]) -> dict[str, Any]:
+def _spec(values: str, found: ProjectionFindings, drawn: list[Look]) -> dict[str, Any]:
     name = METHOD_NAMES[found.made.projections[-1].method]
     numbers = found.labels.kind == "number"
     axis = {"type": "quantitative", "scale": {"zero": False}}

@@ -21,7 +21,7 @@ MOST_PARTS = 9999
 
 
 @dataclass(frozen=True)
-class Survey:
+class FastaSurvey:
     """What a FASTA file holds.
 
     Attributes:
@@ -36,7 +36,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class Part:
+class FastaPart:
     """Consecutive records.
 
     Attributes:
@@ -54,7 +54,7 @@ class Part:
     longest: int
 
 
-def survey(path: Path) -> Survey:
+def survey(path: Path) -> FastaSurvey:
     """Counts the residues of every record; memory is 16 bytes a record.
 
     Raises:
@@ -65,7 +65,7 @@ def survey(path: Path) -> Survey:
         residues.append(sum(len("".join(line.split())) for line in lines))
         hashes.append(hash(header.split(None, 1)[0]))
     repeated, repeats = _repeated(path, np.frombuffer(hashes, np.int64))
-    return Survey(np.frombuffer(residues, np.int64), repeated, repeats)
+    return FastaSurvey(np.frombuffer(residues, np.int64), repeated, repeats)
 
 
 def _repeated(path: Path, hashes: np.ndarray) -> tuple[tuple[str, int, int] | None, int]:
@@ -85,7 +85,7 @@ def _repeated(path: Path, hashes: np.ndarray) -> tuple[tuple[str, int, int] | No
     return first, repeats
 
 
-def parts_of(residues: np.ndarray, count: int) -> list[Part]:
+def parts_of(residues: np.ndarray, count: int) -> list[FastaPart]:
     """Consecutive records in ``count`` parts (fewer only if there are fewer records).
 
     The fullest part is as small as any division into consecutive records allows; below that limit each part takes its
@@ -104,7 +104,7 @@ def parts_of(residues: np.ndarray, count: int) -> list[Part]:
     latest = [total]
     for _ in range(count):
         latest.append(int(np.searchsorted(before, before[latest[-1]] - limit, side="left")))
-    parts: list[Part] = []
+    parts: list[FastaPart] = []
     start = 0
     for left in range(count, 0, -1):
         low = max(start + 1, latest[left - 1])
@@ -115,12 +115,12 @@ def parts_of(residues: np.ndarray, count: int) -> list[Part]:
             stop -= 1
         stop = total if left == 1 else min(max(stop, low), high)
         held = residues[start:stop]
-        parts.append(Part(f"part_{len(parts) + 1:04d}", start, stop, int(held.sum()), int(held.max())))
+        parts.append(FastaPart(f"part_{len(parts) + 1:04d}", start, stop, int(held.sum()), int(held.max())))
         start = stop
     return parts
 
 
-def parts_up_to(residues: np.ndarray, most: int) -> list[Part]:
+def parts_up_to(residues: np.ndarray, most: int) -> list[FastaPart]:
     """As few parts as possible of at most ``most`` residues; a longer record is a part of its own.
 
     Raises:
@@ -137,7 +137,7 @@ def parts_up_to(residues: np.ndarray, most: int) -> list[Part]:
     if (residues <= most).all():
         return parts_of(residues, count)
     # A long record is alone; what lies between two of them is divided evenly.
-    parts: list[Part] = []
+    parts: list[FastaPart] = []
     long = np.flatnonzero(residues > most).tolist()
     for begin, end in zip([-1, *long], [*long, len(residues)], strict=True):
         stretch = [(begin + 1, end)] if begin + 1 < end else []
@@ -147,12 +147,12 @@ def parts_up_to(residues: np.ndarray, most: int) -> list[Part]:
                 parts.append(_renamed(part, len(parts), start))
         if end < len(residues):
             alone = int(residues[end])
-            parts.append(Part(f"part_{len(parts) + 1:04d}", end, end + 1, alone, alone))
+            parts.append(FastaPart(f"part_{len(parts) + 1:04d}", end, end + 1, alone, alone))
     return parts
 
 
-def _renamed(part: Part, index: int, offset: int) -> Part:
-    return Part(f"part_{index + 1:04d}", part.start + offset, part.stop + offset, part.residues, part.longest)
+def _renamed(part: FastaPart, index: int, offset: int) -> FastaPart:
+    return FastaPart(f"part_{index + 1:04d}", part.start + offset, part.stop + offset, part.residues, part.longest)
 
 
 def _smallest_limit(before: np.ndarray, count: int) -> int:
@@ -177,7 +177,9 @@ def _needed(before: np.ndarray, limit: int) -> int:
     return parts
 
 
-def write_parts(path: Path, parts: list[Part], folder: Path, written: Callable[[int], None]) -> list[tuple[str, str]]:
+def write_parts(
+    path: Path, parts: list[FastaPart], folder: Path, written: Callable[[int], None]
+) -> list[tuple[str, str]]:
     """Writes ``folder/<name>.fasta`` for every part.
 
     Args:

@@ -28,7 +28,7 @@ PART = "part"
 
 
 @dataclass(frozen=True)
-class Part:
+class EmbeddingsPart:
     """What is known of one file before its numbers are read.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part:
 
 
 @dataclass
-class Settled:
+class MergedIds:
     """Names under which the records go into the merged file.
 
     Attributes:
@@ -63,7 +63,7 @@ class Settled:
     remarks: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
-def read_parts(paths: Sequence[Path]) -> list[Part]:
+def read_parts(paths: Sequence[Path]) -> list[EmbeddingsPart]:
     """Reads all but the numbers; files are opened one after the other, since there may be thousands.
 
     Raises:
@@ -79,12 +79,14 @@ def read_parts(paths: Sequence[Path]) -> list[Part]:
                     fix="Merge embeddings files of plm_embed, or remove the columns",
                 )
             parts.append(
-                Part(path, path.name, read.description, read.ids, read.lengths, read.positions, read.suite_version)
+                EmbeddingsPart(
+                    path, path.name, read.description, read.ids, read.lengths, read.positions, read.suite_version
+                )
             )
     return parts
 
 
-def common_description(parts: Sequence[Part]) -> tuple[Description, list[str]]:
+def common_description(parts: Sequence[EmbeddingsPart]) -> tuple[Description, list[str]]:
     """What the merged file says of itself, and remarks for the log.
 
     Raises:
@@ -141,7 +143,7 @@ def common_description(parts: Sequence[Part]) -> tuple[Description, list[str]]:
     return replace(first.description, notes=notes, model_sha256=weakest), remarks
 
 
-def settle_ids(parts: Sequence[Part], policy: str) -> Settled:
+def settle_ids(parts: Sequence[EmbeddingsPart], policy: str) -> MergedIds:
     """Decides what becomes of ids (at site level: ids with the same position) that come again.
 
     Args:
@@ -153,7 +155,7 @@ def settle_ids(parts: Sequence[Part], policy: str) -> Settled:
     """
     owners: dict[tuple[str, int], int] = {}
     taken = {identifier for part in parts for identifier in part.ids}
-    settled = Settled([])
+    settled = MergedIds([])
     for number, part in enumerate(parts):
         names: list[str | None] = []
         for index, identifier in enumerate(part.ids):
@@ -183,7 +185,9 @@ def settle_ids(parts: Sequence[Part], policy: str) -> Settled:
     return settled
 
 
-def write_merged(path: Path, format: str, description: Description, parts: Sequence[Part], settled: Settled) -> int:
+def write_merged(
+    path: Path, format: str, description: Description, parts: Sequence[EmbeddingsPart], settled: MergedIds
+) -> int:
     """Writes the kept records of all parts in their order; one part is open at a time.
 
     Returns:
@@ -207,7 +211,7 @@ def write_merged(path: Path, format: str, description: Description, parts: Seque
     return len(kept)
 
 
-def _rows(parts: Sequence[Part], settled: Settled) -> Iterator[np.ndarray]:
+def _rows(parts: Sequence[EmbeddingsPart], settled: MergedIds) -> Iterator[np.ndarray]:
     for part, names in zip(parts, settled.ids, strict=True):
         with read_embeddings(part.path) as read:
             for name, array in zip(names, read.records(), strict=True):
@@ -215,7 +219,9 @@ def _rows(parts: Sequence[Part], settled: Settled) -> Iterator[np.ndarray]:
                     yield array
 
 
-def merge_status(path: Path, tables: Sequence[Path], parts: Sequence[Part], settled: Settled) -> tuple[int, int]:
+def merge_status(
+    path: Path, tables: Sequence[Path], parts: Sequence[EmbeddingsPart], settled: MergedIds
+) -> tuple[int, int]:
     """Joins the status tables of the parts and adds the column ``part``: line numbers are those of the part.
 
     Args:

@@ -42,8 +42,13 @@ from plm.received.documents import as_object, cleaned, has_breaks, one_line, rea
 from plm.received.fields import Fields
 
 __all__ = [
-    "ClassifierBundle", "Head", "bundle_kind", "check_embeddings", "load_classifier_bundle", "write_classifier_bundle",
-]  # fmt: skip
+    "ClassifierBundle",
+    "ClassifierHead",
+    "bundle_kind",
+    "check_embeddings",
+    "load_classifier_bundle",
+    "write_classifier_bundle",
+]
 
 HeadKind = Literal["logistic", "ridge", "neighbours", "feedforward"]
 KINDS: tuple[HeadKind, ...] = ("logistic", "ridge", "neighbours", "feedforward")
@@ -65,7 +70,7 @@ Singles = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Head:
+class ClassifierHead:
     """What stands on the embeddings: arrays, and how they answer.
 
     ==============  ===================================================================================================
@@ -97,7 +102,7 @@ class Head:
         """Whether embeddings are scaled to mean 0 and deviation 1 of the training rows."""
         return "scale" in self.arrays
 
-    def decoded(self) -> Head:
+    def decoded(self) -> ClassifierHead:
         """The same with compressed arrays expanded, in float32; class numbers stay."""
         arrays: dict[str, NDArray[Any]] = {}
         for name, array in self.arrays.items():
@@ -110,7 +115,7 @@ class Head:
                 arrays[name] = array.astype(np.float32) * (scale[:, None] if array.ndim == 2 and scale.ndim else scale)
             else:
                 arrays[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
-        return Head(self.kind, arrays, self.settings)
+        return ClassifierHead(self.kind, arrays, self.settings)
 
     def standardised(self, matrix: NDArray[Any]) -> Singles:
         """``(N, D) float32`` as the head sees it."""
@@ -217,7 +222,7 @@ class ClassifierBundle(Bundle):
     def __init__(
         self,
         manifest: Mapping[str, Any],
-        head: Head,
+        head: ClassifierHead,
         reference: tuple[list[str], list[str], Singles],
         validation_scores: tuple[Floats, NDArray[Any]],
     ) -> None:
@@ -407,7 +412,7 @@ def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
     names = _names(folder, manifest["task"]["level"])
     kind = manifest["head"]["kind"]
     _check_arrays(kind, arrays, int(manifest["embedding"]["dimension"]))
-    head = Head(kind, arrays, {key: value for key, value in manifest["head"].items() if key != "kind"})
+    head = ClassifierHead(kind, arrays, {key: value for key, value in manifest["head"].items() if key != "kind"})
     bundle = ClassifierBundle(
         manifest, head, (names["ids"], names["labels"], rows),
         (validation["scores"].astype(np.float64), validation["truth"]),
@@ -464,7 +469,7 @@ def _check_arrays(kind: str, arrays: Mapping[str, NDArray[Any]], dimension: int)
 def write_classifier_bundle(
     path: str | Path,
     manifest: Mapping[str, Any],
-    head: Head,
+    head: ClassifierHead,
     *,
     reference: tuple[Sequence[str], Sequence[str], NDArray[Any]],
     validation_scores: tuple[NDArray[Any], NDArray[Any]],

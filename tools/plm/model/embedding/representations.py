@@ -62,7 +62,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Budget:
+class EncodingBudget:
     """What the memory holds.
 
     Attributes:
@@ -77,7 +77,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Part:
+class SequencePart:
     """Some sequences that are finished and kept together.
 
     Attributes:
@@ -99,7 +99,7 @@ class OutOfMemory(Exception):
         tokens: Tokens of the row.
     """
 
-    def __init__(self, smaller: Budget | None, tokens: int) -> None:
+    def __init__(self, smaller: EncodingBudget | None, tokens: int) -> None:
         super().__init__(f"{tokens} tokens do not fit")
         self.smaller, self.tokens = smaller, tokens
 
@@ -220,8 +220,8 @@ class Embedder:
 
     def compute(
         self,
-        parts: Iterable[Part],
-        budget: Budget,
+        parts: Iterable[SequencePart],
+        budget: EncodingBudget,
         *,
         rows: int = 1,
         advance: Callable[[int], None] | None = None,
@@ -280,7 +280,7 @@ class Embedder:
                     self._contacts(work, budget, tell)
                 yield work.part.number, work.collector.arrays()
 
-    def rows_at_once(self, lengths: Ints, budget: Budget) -> int:
+    def rows_at_once(self, lengths: Ints, budget: EncodingBudget) -> int:
         """How many rows of these sequences fit the memory together."""
         specials = self._before + self._after
         longest = int(min(lengths.max(), budget.whole)) + specials
@@ -346,7 +346,7 @@ class Embedder:
         """Log-probabilities among the twenty amino acids, (T, 20) float32."""
         return logits[:, self._amino_acids].float().log_softmax(-1)
 
-    def _masked(self, work: _Work, budget: Budget, rows: int, tell: Callable[[int], None]) -> None:
+    def _masked(self, work: _Work, budget: EncodingBudget, rows: int, tell: Callable[[int], None]) -> None:
         """Hides one residue at a time: a row holds many copies of a sequence, each with another residue hidden."""
         mask = self.loaded.vocabulary[self.loaded.family.mask]
         pieces = work.pieces
@@ -389,7 +389,7 @@ class Embedder:
         if row:
             yield row
 
-    def _contacts(self, work: _Work, budget: Budget, tell: Callable[[int], None]) -> None:
+    def _contacts(self, work: _Work, budget: EncodingBudget, tell: Callable[[int], None]) -> None:
         pieces = cut(work.part.sequences, min(budget.contacts, budget.whole))
         need = contact_bytes(self.loaded, max(self._tokens(piece) for piece in pieces))
         rows = max(1, min(encoder.workers(self.loaded.device), self.capacity.room // need))
@@ -425,7 +425,7 @@ def cut(sequences: Sequence[str], whole: int) -> list[Piece]:
 class _Work:
     """A part under way: its pieces and where their answers gather."""
 
-    def __init__(self, part: Part, wanted: Wanted, width: int, whole: int) -> None:
+    def __init__(self, part: SequencePart, wanted: Wanted, width: int, whole: int) -> None:
         self.part = part
         self.collector = _Collector(wanted, width, part.sequences, part.sites)
         self.pieces = cut(part.sequences, whole)
@@ -436,7 +436,7 @@ class _Work:
 class _Watch:
     """Turns a full memory into the next smaller budget."""
 
-    def __init__(self, budget: Budget, pieces: list[Piece], contacts: bool = False) -> None:
+    def __init__(self, budget: EncodingBudget, pieces: list[Piece], contacts: bool = False) -> None:
         self._budget, self._pieces, self._contacts = budget, pieces, contacts
 
     def __enter__(self) -> None:
@@ -448,15 +448,15 @@ class _Watch:
         tokens = sum(len(piece.letters) for piece in self._pieces)
         raise OutOfMemory(self._smaller(tokens), tokens) from error
 
-    def _smaller(self, tokens: int) -> Budget | None:
+    def _smaller(self, tokens: int) -> EncodingBudget | None:
         """Half the row; if it was a single piece, windows of half its length."""
         now = self._budget
         if self._contacts:
             half = tokens // 2
-            return None if half < SMALLEST else Budget(now.tokens, now.whole, half)
+            return None if half < SMALLEST else EncodingBudget(now.tokens, now.whole, half)
         row = max(SMALLEST, min(now.tokens, tokens) // 2)
         whole = now.whole if len(self._pieces) > 1 else max(SMALLEST, tokens // 2)
-        smaller = Budget(row, min(now.whole, whole), min(now.contacts, whole))
+        smaller = EncodingBudget(row, min(now.whole, whole), min(now.contacts, whole))
         return None if (smaller.tokens, smaller.whole) == (now.tokens, now.whole) else smaller
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from plm import __version__, kept, stage
-from plm.data.protein_store import Spool
+from plm.data.protein_store import ProteinStore
 from plm.data.shards import Lock, ShardStore, key
 from plm.model.capacity import capacity
 from plm.model.checkpoint import read_config, read_vocabulary
@@ -25,7 +25,7 @@ from plm.model.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Settings:
+class EmbeddingSettings:
     """What the numbers of an embedding job depend on beside input and model.
 
     Attributes:
@@ -44,10 +44,10 @@ class Settings:
 
 
 def open_store(
-    spool: Spool,
+    spool: ProteinStore,
     files: ModelFiles,
     wanted: Wanted,
-    settings: Settings,
+    settings: EmbeddingSettings,
     *,
     name: str,
     device: str,
@@ -94,10 +94,10 @@ def open_store(
 
 
 def begin(
-    spool: Spool,
+    spool: ProteinStore,
     loaded: LoadedModel,
     wanted: Wanted,
-    settings: Settings,
+    settings: EmbeddingSettings,
     store: ShardStore,
     ranks: Ranks,
     log: logging.Logger,

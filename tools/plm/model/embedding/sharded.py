@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from plm import stage
-from plm.data.protein_store import Spool
+from plm.data.protein_store import ProteinStore
 from plm.data.shards import ShardStore
 from plm.errors import UserError
 from plm.model.embedding import work_plan
 from plm.model.embedding.representations import (
-    Budget,
     Embedder,
+    EncodingBudget,
     OutOfMemory,
-    Part,
+    SequencePart,
     UnfitNumber,
     windows,
 )
@@ -54,7 +54,13 @@ class EmbedJob:
     """
 
     def __init__(
-        self, spool: Spool, embedder: Embedder, store: ShardStore, budget: Budget, ranks: Ranks, log: logging.Logger
+        self,
+        spool: ProteinStore,
+        embedder: Embedder,
+        store: ShardStore,
+        budget: EncodingBudget,
+        ranks: Ranks,
+        log: logging.Logger,
     ) -> None:
         self.spool, self.embedder, self.store, self._ranks, self._log = spool, embedder, store, ranks, log
         wanted = embedder.wanted
@@ -67,12 +73,12 @@ class EmbedJob:
         ranks.meet()
         plan = store.notes("plan")["plan"]
         self.ends: list[int] = plan.pop("ends")
-        self.budget = Budget(**plan)
+        self.budget = EncodingBudget(**plan)
         # Where each sequence's residues begin in its shard.
         starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
         self._starts = starts
         self._offsets = np.concatenate([[0], np.cumsum(spool.lengths)])
-        self._halved: dict[int, Budget] = {}
+        self._halved: dict[int, EncodingBudget] = {}
 
     def planned_windows(self) -> Ints:
         """Windows that each sequence will go in, (U,), unless memory runs out."""
@@ -119,7 +125,7 @@ class EmbedJob:
         ranks = ranks or self._ranks
         left = list(shards[ranks.rank :: ranks.world])
         noted = self.store.notes("budget_*")
-        self._halved = {int(name.rpartition("_")[2]): Budget(**content) for name, content in noted.items()}
+        self._halved = {int(name.rpartition("_")[2]): EncodingBudget(**content) for name, content in noted.items()}
         residues = sum(int(self._work_lengths(number).sum()) for number in left)
         progress = stage.Progress(self._log, residues, "residues", every=_EVERY_SECONDS)
         while left:
@@ -154,18 +160,18 @@ class EmbedJob:
         lengths = self.spool.lengths[self._starts[number] : self.ends[number]]
         return work_plan.work_lengths(self.embedder.wanted, lengths)
 
-    def _rows(self, number: int, budget: Budget) -> int:
+    def _rows(self, number: int, budget: EncodingBudget) -> int:
         return self.embedder.rows_at_once(self.spool.lengths[self._starts[number] : self.ends[number]], budget)
 
-    def _part(self, number: int) -> Part:
+    def _part(self, number: int) -> SequencePart:
         span = range(int(self._starts[number]), self.ends[number])
         sites: list[Ints] = []
         if len(self._edges):
             records = [self._order[self._edges[u] : self._edges[u + 1]] for u in span]
             sites = [self.spool.places[mine].astype(np.int64) for mine in records]
-        return Part(number, [self.spool.sequences[u] for u in span], sites)
+        return SequencePart(number, [self.spool.sequences[u] for u in span], sites)
 
-    def _budget_of(self, number: int) -> Budget:
+    def _budget_of(self, number: int) -> EncodingBudget:
         """What a shard is computed with: the last halving at or before it, else what the job began with."""
         earlier = [at for at in self._halved if at <= number]
         return self._halved[max(earlier)] if earlier else self.budget
@@ -250,7 +256,7 @@ class EmbedJob:
 _NONE: Ints = np.empty(0, np.int64)
 
 
-def _sites_by_sequence(spool: Spool) -> tuple[Ints, Ints]:
+def _sites_by_sequence(spool: ProteinStore) -> tuple[Ints, Ints]:
     """Records by their sequence, and where each sequence's records begin: (records,), (U + 1,)."""
     records = spool.accepted
     order = records[np.argsort(spool.unique[records], kind="stable")]

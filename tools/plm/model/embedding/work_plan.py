@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.protein_store import Spool
+from plm.data.protein_store import ProteinStore
 from plm.errors import UserError
 from plm.model import encoder
 from plm.model.capacity import Capacity
-from plm.model.embedding.representations import SMALLEST, Budget, Embedder, Part, Wanted, contact_bytes
+from plm.model.embedding.representations import SMALLEST, Embedder, EncodingBudget, SequencePart, Wanted, contact_bytes
 from plm.model.loaded import LoadedModel
 
 Ints = NDArray[np.int64]
@@ -25,7 +25,7 @@ _SAMPLED = 20_000
 
 
 @dataclass(frozen=True)
-class Cost:
+class EncodingCost:
     """Floating-point operations of a forward pass.
 
     Attributes:
@@ -37,7 +37,7 @@ class Cost:
     pair: float
 
     @classmethod
-    def of(cls, loaded: LoadedModel) -> Cost:
+    def of(cls, loaded: LoadedModel) -> EncodingCost:
         """Counts the weights outside the embedding tables: two operations each; attention four a pair and width."""
         weights = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if "embed" not in name)
         return cls(2.0 * weights, 4.0 * loaded.layers * loaded.hidden_size)
@@ -50,7 +50,7 @@ class Cost:
 
 def first_budget(
     capacity: Capacity, loaded: LoadedModel, wanted: Wanted, *, batch_tokens: int = 0, max_residues: int = 0
-) -> Budget:
+) -> EncodingBudget:
     """What to begin with.
 
     Args:
@@ -81,7 +81,7 @@ def first_budget(
     if wanted.contacts is not None:
         contacts = min(whole, int((capacity.room / contact_bytes(loaded, 1)) ** 0.5) - specials)
         contacts = max(SMALLEST, contacts)
-    return Budget(tokens, whole, contacts)
+    return EncodingBudget(tokens, whole, contacts)
 
 
 def shard_ends(lengths: Ints, sizes: Ints, tokens: int) -> list[int]:
@@ -127,7 +127,7 @@ def work_lengths(wanted: Wanted, lengths: Ints) -> Ints:
     return found
 
 
-def expected_seconds(embedder: Embedder, spool: Spool, budget: Budget, numbers: Ints) -> float:
+def expected_seconds(embedder: Embedder, spool: ProteinStore, budget: EncodingBudget, numbers: Ints) -> float:
     """How long some sequences will take, from timing a few of middle length on this machine.
 
     Args:
@@ -142,7 +142,7 @@ def expected_seconds(embedder: Embedder, spool: Spool, budget: Budget, numbers: 
     step = -(-len(numbers) // _SAMPLED)
     numbers = numbers[::step]
     lengths = spool.lengths[numbers]
-    cost = Cost.of(embedder.loaded)
+    cost = EncodingCost.of(embedder.loaded)
     simple = Embedder(embedder.loaded, Wanted(embedder.wanted.layers, "mean"), embedder.capacity)
     middle = numbers[np.argsort(lengths, kind="stable")][len(numbers) // 2 :]
     rows = simple.rows_at_once(np.minimum(lengths, 2 * budget.tokens), budget)
@@ -154,7 +154,7 @@ def expected_seconds(embedder: Embedder, spool: Spool, budget: Budget, numbers: 
             text = spool.sequences[int(middle[len(chosen) % len(middle)])]
             chosen.append(text[: min(tokens, budget.whole)])
         start = time.perf_counter()
-        for _ in simple.compute([Part(0, chosen)], budget, rows=rows):
+        for _ in simple.compute([SequencePart(0, chosen)], budget, rows=rows):
             pass
         sizes = np.array([len(text) + specials for text in chosen], np.int64)
         return (time.perf_counter() - start) / cost.total(sizes)
