@@ -1,8 +1,8 @@
 """Heads on embeddings: logistic and ridge regression, nearest neighbours, a feed-forward network.
 
 Every head is fitted on training rows only; strengths and numbers of neighbours come from cross-validation within groups
-on (a sample of) those rows. What comes out is a :class:`plm.model.bundles.classifier.ClassifierHead`: arrays that answer
-by plain numpy, the same in this process as in whatever loads the bundle.
+on (a sample of) those rows. What comes out is a :class:`plm.model.bundles.classifier.ClassifierHead`: arrays that
+answer by plain numpy, the same in this process as in whatever loads the bundle.
 """
 
 from __future__ import annotations
