@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plm.data.fasta import read_fasta
 from plm.data.proteins import Cleaning
+from plm.data.task import Task
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.jobs.classify_sites.candidates import check_letters, read_candidates, survey
@@ -28,7 +29,6 @@ from plm.model.bundles.fine_tuned import FineTunedBundle, MemberFiles, load_bund
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.heads import HeadConfig, build_head
 from plm.model.network import as_network
-from plm.model.task import Task
 from plm.scoring.calibration import adjust_prevalence
 from plm.scoring.operating_point import MOST_SCORES, OperatingPoint, score_summary
 

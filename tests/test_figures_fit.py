@@ -21,6 +21,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from plm.data.examples import Example, Journal
 from plm.data.leakage import Leak
+from plm.data.task import Task
 from plm.jobs.classifier.report import ClassifierFindings as HeadFindings
 from plm.jobs.classifier.report import heads_figure, search_figure
 from plm.jobs.classify_sites.figure import NUMBER, Track, sites_figure
@@ -30,7 +31,6 @@ from plm.jobs.distill.report import curves, range_figure
 from plm.jobs.predict.report import PredictionCounts, predictions_figure
 from plm.jobs.predict.verdicts import Verdicts, make_rules
 from plm.jobs.preprocess.report import SplitAccount
-from plm.model.task import Task
 from plm.scoring.assessment import Assessment, assess
 from plm.scoring.conformal import Errors
 from plm.scoring.metrics import Scored

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from plm.data.sites import SiteListing
+from plm.data.task import Task
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.tables import Truth
-from plm.model.task import Task
 
 
 def _protein(sequence: str, letters: str = "Y", name: str = "P1") -> Protein:

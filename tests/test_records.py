@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from plm.data.dataset_table import DatasetTask, infer_task, read_dataset, residue_labels, sort_classes, write_dataset
+from plm.data.dataset_table import infer_task, read_dataset, residue_labels, sort_classes, write_dataset
+from plm.data.task import Task
 from plm.errors import UserError
 
 SITES = "id\tsequence\tlabel\tposition\twindow\tsplit\tmine\na\tMKYVA\t1\t3\t5\ttrain\tNA\nb\tKYVA\t0\t2\t5\ttest\t\n"
@@ -72,15 +73,15 @@ def test_a_value_with_a_tab_is_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "task"),
     [
-        (SITES, DatasetTask("site", "class", ("0", "1"))),
-        ("id\tsequence\tlabel\na\tMKV\t10\nb\tMKVA\t9\n", DatasetTask("sequence", "class", ("9", "10"))),
-        ("id\tsequence\tlabel\na\tMKV\tx\nb\tMKVA\ty\n", DatasetTask("sequence", "class", ("x", "y"))),
-        ("id\tsequence\tlabel\na\tMKV\t1\nb\tMKVA\t2.5\n", DatasetTask("sequence", "number")),
-        ("id\tsequence\tlabel\na\tMKV\tHH-\nb\tMKVA\tCCHH\n", DatasetTask("residue", "class", ("C", "H"))),
-        ("id\tsequence\tlabel\na\tMKV\t0.1,,2\nb\tMK\t1,2\n", DatasetTask("residue", "number")),
+        (SITES, Task("site", "class", ("0", "1"))),
+        ("id\tsequence\tlabel\na\tMKV\t10\nb\tMKVA\t9\n", Task("sequence", "class", ("9", "10"))),
+        ("id\tsequence\tlabel\na\tMKV\tx\nb\tMKVA\ty\n", Task("sequence", "class", ("x", "y"))),
+        ("id\tsequence\tlabel\na\tMKV\t1\nb\tMKVA\t2.5\n", Task("sequence", "number")),
+        ("id\tsequence\tlabel\na\tMKV\tHH-\nb\tMKVA\tCCHH\n", Task("residue", "class", ("C", "H"))),
+        ("id\tsequence\tlabel\na\tMKV\t0.1,,2\nb\tMK\t1,2\n", Task("residue", "number")),
     ],
 )
-def test_the_task_is_inferred(tmp_path: Path, text: str, task: DatasetTask) -> None:
+def test_the_task_is_inferred(tmp_path: Path, text: str, task: Task) -> None:
     assert infer_task(_read(tmp_path, text)) == task
 
 

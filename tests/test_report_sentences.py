@@ -28,6 +28,7 @@ import test_evaluation_report as evaluation_cases
 import test_site_report as site_cases
 from plm.data import leakage
 from plm.data.examples import Example, Journal
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.classifier import compression_report, report
 from plm.jobs.classifier.compression import CompressionCost, MeasuredForm
@@ -47,7 +48,6 @@ from plm.jobs.finetune import report as traces
 from plm.jobs.predict import report as prediction_report
 from plm.jobs.predict.verdicts import judge, make_rules
 from plm.jobs.preprocess.report import SplitAccount
-from plm.model.task import Task
 from plm.scoring.assessment import assess
 from plm.scoring.comparison import compare
 from plm.scoring.conformal import Errors, coverage_on

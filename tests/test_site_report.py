@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plm.data.task import Task
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.report import SiteCounts, first_line, site_report
-from plm.model.task import Task
 from plm.scoring import expected_calls as law
 from plm.scoring.calibration import choose_threshold, threshold_for_fpr
 from plm.scoring.expected_calls import expected_calls

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plm.data.dataset_table import DatasetTask, labelled_rows, read_dataset, sort_classes
+from plm.data.dataset_table import labelled_rows, read_dataset, sort_classes
 from plm.data.fasta import ProteinRecord
 from plm.data.header_rules import parse_rule
 from plm.data.label_values import (
@@ -21,6 +21,7 @@ from plm.data.label_values import (
     understand,
 )
 from plm.data.sites import check_counting, parse_place
+from plm.data.task import Task
 from plm.errors import UserError
 
 NUMBERS = [f"{index / 7:.3f}" for index in range(40)]
@@ -146,7 +147,7 @@ def _table(tmp_path: Path, rows: list[tuple[str, str]]) -> pd.DataFrame:
 
 def test_residue_labels_of_another_length_never_switch_the_task(tmp_path: Path) -> None:
     good = [("MKVLAYWE" * 2 + "M" * n, "HHHHEEEE" * 2 + "C" * n) for n in range(10)]
-    assert labelled_rows(_table(tmp_path, good))[1].task == DatasetTask("residue", "class", ("C", "E", "H"))
+    assert labelled_rows(_table(tmp_path, good))[1].task == Task("residue", "class", ("C", "E", "H"))
     with pytest.raises(UserError, match=r"17 labels for 18 residues \(10 of 11 rows fit\) \[dataset, line 12, id 'p10"):
         labelled_rows(_table(tmp_path, [*good, ("MKVLAYWE" * 2 + "MM", "HHHHEEEE" * 2 + "C")]))
     shifted = [("MKVLA" + "K" * n, str([0, 1] * 3 + [1] * n)) for n in range(8)]
@@ -159,7 +160,7 @@ def test_residue_labels_of_another_length_never_switch_the_task(tmp_path: Path) 
 def test_unlabelled_residues_and_rows(tmp_path: Path) -> None:
     rows = [("MKV", "0.5,nan,1.5"), ("MKVA", "1,2,NA,4"), ("MK", "nan,nan"), ("MKVLA", "NA")]
     frame, found = labelled_rows(_table(tmp_path, rows))
-    assert found.task == DatasetTask("residue", "number")
+    assert found.task == Task("residue", "number")
     assert list(frame["label"]) == ["0.5,,1.5", "1,2,,4"]
     assert any("residues have no label" in note for note in found.notes)
     assert any("2 of 4 rows have no label at all" in note for note in found.notes)
@@ -167,7 +168,7 @@ def test_unlabelled_residues_and_rows(tmp_path: Path) -> None:
 
 def test_classes_named_after_whole_floats_are_written_as_they_are_read(tmp_path: Path) -> None:
     frame, found = labelled_rows(_table(tmp_path, [("MKV", "0.0"), ("MKA", "1.0"), ("MKL", "NA")]))
-    assert found.task == DatasetTask("sequence", "class", ("0", "1"))
+    assert found.task == Task("sequence", "class", ("0", "1"))
     assert list(frame["label"]) == ["0", "1"]
 
 

@@ -14,11 +14,11 @@ import pandas as pd
 import plm_train_classifier
 import pytest
 from plm.data.embeddings.files import Description, write_embeddings
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.classifier.labelled_embeddings import read_labelled
 from plm.jobs.classifier.material import prepare
 from plm.model.bundles.classifier import load_classifier_bundle
-from plm.model.task import Task
 from plm.scoring.predictions import gather, read_predictions
 from plm.training import classifiers
 from plm.training.classifiers import NetworkSettings, ValidationRows, fit_logistic, fit_ridge, make_rows

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.batches import StepSampler, make_examples, step_loader
@@ -17,7 +18,6 @@ from plm.jobs.finetune.job import in_row_order
 from plm.jobs.finetune.labelled_rows import inferred_window, read_rows
 from plm.model.adapters import METHODS, trainable_state
 from plm.model.encoder_inputs import make_units
-from plm.model.task import Task
 from plm.training.folds import parts
 
 BINARY = Task("sequence", "class", ("a", "b"), "b")

@@ -120,7 +120,7 @@ def choose_metric(args: Arguments, bundle: ClassifierBundle) -> str:
     """The metric that is judged."""
     from plm.scoring import metrics
 
-    kind = "number" if bundle.task.target == "number" else "binary" if bundle.task.binary else "multiclass"
+    kind = bundle.task.kind
     wanted = args.metric
     if wanted == "auto" and bundle.manifest.get("selection_metric") in metrics.METRICS[kind]:
         wanted = str(bundle.manifest["selection_metric"])

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 from plm.data import label_values, own_tables
 from plm.data.label_values import residue_labels
 from plm.data.tables import BREAKS, stream_table, write_table
+from plm.data.task import Task
 from plm.data.text_files import start_of
 from plm.errors import UserError
 
@@ -44,7 +45,6 @@ __all__ = [
     "COLUMNS",
     "SPLITS",
     "UNLABELLED_RESIDUE",
-    "DatasetTask",
     "Labelling",
     "check_dataset",
     "infer_task",
@@ -73,22 +73,6 @@ _ALIKE = 0.5
 """Labels of this share of the rows are as long as their sequences: then they are labels of residues."""
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetTask:
-    """What a dataset asks for.
-
-    Attributes:
-        level: ``sequence``, ``residue`` or ``site``.
-        target: ``class`` or ``number``.
-        classes: Class names, sorted (:func:`sort_classes`); empty for numbers. The last is the positive class of a
-            binary task unless the user says otherwise.
-    """
-
-    level: str
-    target: str
-    classes: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True)
 class Labelling:
     """How the labels of a dataset were understood.
@@ -100,7 +84,7 @@ class Labelling:
         notes: What was changed or left out, in sentences.
     """
 
-    task: DatasetTask
+    task: Task
     labels: list[str]
     why: str
     notes: tuple[str, ...] = field(default=())
@@ -283,7 +267,7 @@ def labelled_rows(
     return made, found
 
 
-def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> DatasetTask:
+def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> Task:
     """Tells what a labelled dataset asks for; every row must have a label (:func:`labelled_rows` leaves others out).
 
     Raises:
@@ -370,7 +354,7 @@ def understand_labels(
     what = {"sequence": "each sequence", "residue": "each residue", "site": "each site"}[level]
     names = sort_classes(classes) if reading.target == "class" else ()
     return Labelling(
-        DatasetTask(level, reading.target, names), values, f"{what} has a label; {reading.why}", tuple(notes)
+        Task(level, reading.target, names), values, f"{what} has a label; {reading.why}", tuple(notes)  # type: ignore[arg-type]
     )
 
 

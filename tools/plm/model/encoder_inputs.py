@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from plm.data.task import Level
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.model.batching import Batch, pack
 from plm.model.families import ModelFamily
 from plm.model.heads import Where
 from plm.model.loaded import LoadedModel
-from plm.model.task import Level
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from plm.model.task import Level
+from plm.data.task import Level
 
 
 @dataclass(frozen=True)

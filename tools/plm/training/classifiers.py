@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.model.bundles.classifier import ClassifierHead, HeadKind, nearest_rows
-from plm.model.task import Task
 from plm.scoring import baselines, metrics
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Scored
 

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.model.bundles.classifier import ClassifierBundle, ClassifierHead
-from plm.model.task import Task
 from plm.scoring import calibration, intervals, metrics
 from plm.scoring.comparison import Comparison, compare
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Scored

@@ -16,9 +16,9 @@ from scipy.special import softmax
 from plm import __version__
 from plm.data.embeddings.description import UNUSUAL
 from plm.data.predictions_table import BEFORE, PredictionsTable
+from plm.data.task import Task
 from plm.jobs.classifier.report import ClassifierFindings
 from plm.model.bundles.classifier import ClassifierHead, reference_sample
-from plm.model.task import Task
 from plm.scoring import baselines, calibration, metrics, novelty
 from plm.scoring.assessment import assess
 from plm.scoring.baselines import Answer

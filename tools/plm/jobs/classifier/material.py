@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data import dataset_table, homology, label_values, splits
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.classifier.labelled_embeddings import LabelledEmbeddings
-from plm.model.task import Task
 from plm.scoring import metrics
 from plm.training import classifiers
 from plm.training.classifiers import HeadRows, ValidationRows
@@ -64,9 +64,7 @@ class Material:
     @property
     def kind(self) -> str:
         """``binary``, ``multiclass`` or ``number``."""
-        if self.task.target == "number":
-            return "number"
-        return "binary" if self.task.binary else "multiclass"
+        return self.task.kind
 
     @property
     def folds(self) -> bool:
@@ -180,7 +178,7 @@ def prepare(
             column = "split" if "split" in frame else "fold"
             fate.status = f"used: {'' if column == 'split' else 'fold '}{frame[column].iloc[fate.row]}"
     chosen = metrics.main_metric(
-        "number" if task.target == "number" else "binary" if task.binary else "multiclass", metric
+        task.kind, metric
     )
     material = Material(data, task, values, made, groups, grouped_by, chosen, split_by, loud, notes)
     _check_parts(material)
@@ -199,16 +197,7 @@ def _task(labels: Sequence[str], target: str, positive: str) -> Task:
         raise UserError(
             f"All labels are {classes[0]!r}: one class only", where="labels", fix="Give records of at least two classes"
         )
-    inferred = dataset_table.DatasetTask("sequence", target, classes)
-    binary = inferred.target == "class" and len(inferred.classes) == 2
-    if positive and (not binary or positive not in inferred.classes):
-        raise UserError(
-            f"{positive!r} is not one of two classes ({', '.join(inferred.classes) or 'the labels are numbers'})",
-            where="--positive-class",
-            fix="Give one of the classes of a task with two",
-        )
-    chosen = (positive or inferred.classes[-1]) if binary else ""
-    return Task("sequence", inferred.target, inferred.classes, chosen)  # type: ignore[arg-type]
+    return Task("sequence", target, classes).with_positive(positive)  # type: ignore[arg-type]
 
 
 def _targets(labels: Sequence[str], task: Task) -> NDArray[Any]:

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.classifier.material import Material
 from plm.jobs.classifier.search import Searched, TrialJournal
 from plm.model.bundles.classifier import HeadKind
-from plm.model.task import Task
 from plm.scoring import calibration, metrics
 from plm.scoring.metrics import ALL
 from plm.scoring.quiet_threads import one_thread

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.task import Task
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.figure import NUMBER, Track
-from plm.model.task import Task
 from plm.scoring.expected_calls import Expected
 from plm.scoring.operating_point import OWN_THRESHOLD, OperatingPoint
 from plm.telling.report import Report, plain

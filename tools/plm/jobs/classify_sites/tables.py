@@ -15,10 +15,10 @@ from plm.data.label_values import whole
 from plm.data.predictions_table import PredictionsTable
 from plm.data.sites import SiteListing, read_listings
 from plm.data.tables import read_table
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.gff import GffWriter
-from plm.model.task import Task
 from plm.scoring.operating_point import DIGITS, OperatingPoint
 
 STATUS_COLUMNS = ("id", "line", "length", "candidates", "called", "status", "details")

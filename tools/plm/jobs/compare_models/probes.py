@@ -19,10 +19,10 @@ from scipy.special import softmax
 
 from plm.data import dataset_table, homology, splits
 from plm.data.dataset_table import UNLABELLED_RESIDUE, residue_labels
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.compare_models.representation import represent
 from plm.model.loaded import LoadedModel
-from plm.model.task import Task
 from plm.scoring import baselines
 from plm.scoring.metrics import MAIN_METRIC, Scored
 from plm.training import classifiers
@@ -82,9 +82,7 @@ class Probe:
     @property
     def kind(self) -> str:
         """``binary``, ``multiclass`` or ``number``."""
-        if self.task.target == "number":
-            return "number"
-        return "binary" if self.task.binary else "multiclass"
+        return self.task.kind
 
     @property
     def measure(self) -> str:
@@ -123,8 +121,7 @@ def read_probe(name: str, path: Path, *, seed: int, threads: int) -> Probe:
         UserError: No dataset table, labels that make no task, or nothing to learn from or to judge.
     """
     frame, labelling = dataset_table.labelled_rows(dataset_table.read_dataset(path), name=path.name)
-    found = labelling.task
-    task = Task(found.level, found.target, found.classes)  # type: ignore[arg-type]
+    task = labelling.task
     notes: list[str] = list(labelling.notes)
     # Rows of the table first: their split, and which of them to leave out.
     unit_column = next((name for name in _UNITS if name in frame.columns and (frame[name] != "").all()), "")

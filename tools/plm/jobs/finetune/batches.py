@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from plm.data.task import Level
 from plm.jobs.finetune.objectives import Array
 from plm.model.batching import Batch, plan_batches
 from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import ModelFamily
 from plm.model.heads import Where
-from plm.model.task import Level
 
 
 @dataclass(frozen=True)

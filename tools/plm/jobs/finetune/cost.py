@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from plm import stage
+from plm.data.task import Task
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.batches import TrainingExamples
 from plm.model.loaded import LoadedModel
 from plm.model.network import Network
-from plm.model.task import Task
 
 MIB = 2**20
 SMALLEST_BUDGET = 256

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plm.data import dataset_table
+from plm.data.task import Task
 from plm.data.windows import check_width
 from plm.errors import UserError
 from plm.jobs.finetune import objectives
@@ -16,7 +17,6 @@ from plm.jobs.finetune.batches import TrainingExamples, make_examples
 from plm.jobs.finetune.objectives import Array
 from plm.model.encoder_inputs import make_units
 from plm.model.loaded import LoadedModel
-from plm.model.task import Task
 from plm.training import few_rows
 from plm.training.folds import TrainingPart
 
@@ -119,16 +119,7 @@ def read_rows(
     Raises:
         UserError: The labels do not fit the task, ``positive`` is no class, or the window is wider than the table's.
     """
-    inferred = dataset_table.infer_task(frame, level, target, name)
-    binary = inferred.target == "class" and len(inferred.classes) == 2
-    if positive and (not binary or positive not in inferred.classes):
-        raise UserError(
-            f"{positive!r} is not one of two classes ({', '.join(inferred.classes) or 'the labels are numbers'})",
-            where="--positive-class",
-            fix="Give one of the classes of a task with two",
-        )
-    chosen = (positive or inferred.classes[-1]) if binary else ""
-    task = Task(inferred.level, inferred.target, inferred.classes, chosen)  # type: ignore[arg-type]
+    task = dataset_table.infer_task(frame, level, target, name).with_positive(positive)
     sequences = [str(sequence) for sequence in frame["sequence"]]
     positions = [int(place) - 1 for place in frame["position"]] if task.level == "site" else None
     width = _window(frame, sequences, positions, window)

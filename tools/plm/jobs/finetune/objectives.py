@@ -16,8 +16,8 @@ from scipy.special import log_softmax, softmax
 from torch.nn import functional
 
 from plm.data.dataset_table import UNLABELLED_RESIDUE, residue_labels
+from plm.data.task import Task
 from plm.errors import UserError
-from plm.model.task import Task
 
 UNLABELLED = -100
 ClassWeights = Literal["none", "balanced"]

@@ -20,13 +20,13 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.batches import MicroBatch, StepSampler, TrainingExamples, step_loader
 from plm.kept import SoftEnd
 from plm.model.adapters import load_trainable_state, trainable_state
 from plm.model.network import Network, answers
-from plm.model.task import Task
 from plm.received.documents import read_object
 from plm.received.fields import Fields
 from plm.training import checkpointing

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.predict.queries import visible
-from plm.model.task import Task
 from plm.scoring.conformal import Errors, Intervals, LabelSets
 from plm.scoring.novelty import Novelty
 

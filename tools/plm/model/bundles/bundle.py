@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm import fingerprints
+from plm.data.task import Task
 from plm.errors import UserError
-from plm.model.task import Task
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]

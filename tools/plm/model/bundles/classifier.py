@@ -32,11 +32,11 @@ from scipy.special import softmax
 from plm import fingerprints
 from plm.data.embeddings.description import UNUSUAL
 from plm.data.embeddings.files import Description
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.model.bundles import archive, manifests
 from plm.model.bundles.archive import SCHEMA_VERSION, bundle_kind, json_text, write_zip
 from plm.model.bundles.bundle import Bundle, check_self_test
-from plm.model.task import Task
 from plm.received import tensors
 from plm.received.documents import as_object, cleaned, has_breaks, one_line, read_json
 from plm.received.fields import Fields

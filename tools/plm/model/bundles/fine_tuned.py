@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from plm import fingerprints, stage
+from plm.data.task import Level, Task
 from plm.errors import UserError
 from plm.model import adapters
 from plm.model import device as devices
@@ -41,7 +42,6 @@ from plm.model.encoder_inputs import make_units
 from plm.model.heads import Head, HeadConfig, build_head
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.network import Network, answers, as_network
-from plm.model.task import Level, Task
 from plm.received import tensors
 from plm.received.documents import cleaned, read_json
 from plm.received.fields import Fields

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plm.data.task import LEVELS, TARGETS
 from plm.errors import UserError
-from plm.model.task import LEVELS, TARGETS
 from plm.received.documents import cleaned
 from plm.received.fields import Fields, shown
 

@@ -1,9 +1,9 @@
-"""What a fine-tuned model answers: for which unit of a protein, and with classes or a number."""
+"""What is asked of proteins: an answer for which unit of them, and with classes or a number."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,8 @@ class Task:
         level: One answer a sequence, a residue or a labelled site.
         target: Classes or a number.
         classes: Names of the classes in the order of the outputs; empty for numbers.
-        positive: Of two classes, the one whose probability the threshold judges; else empty.
+        positive: Of two classes, the one whose probability the threshold judges; else empty. Datasets leave it open:
+            the last class is positive unless the user says otherwise (:meth:`with_positive`).
         mean: Mean of the training numbers; outputs are standardised.
         sd: Their standard deviation, above 0.
     """
@@ -50,6 +51,27 @@ class Task:
     def positive_index(self) -> int:
         """Column of the positive class."""
         return self.classes.index(self.positive) if self.positive else len(self.classes) - 1
+
+    @property
+    def kind(self) -> str:
+        """``binary``, ``multiclass`` or ``number``."""
+        if self.target == "number":
+            return "number"
+        return "binary" if self.binary else "multiclass"
+
+    def with_positive(self, positive: str) -> Task:
+        """The task with its positive class settled: the one named, else the last of two; none of other tasks.
+
+        Raises:
+            UserError: ``positive`` is not one of two classes.
+        """
+        if positive and (not self.binary or positive not in self.classes):
+            raise UserError(
+                f"{positive!r} is not one of two classes ({', '.join(self.classes) or 'the labels are numbers'})",
+                where="--positive-class",
+                fix="Give one of the classes of a task with two",
+            )
+        return replace(self, positive=(positive or self.classes[-1]) if self.binary else "")
 
     def calls(self, probabilities: NDArray[np.float64], threshold: float) -> list[str]:
         """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
