@@ -25,7 +25,7 @@ from plm.data.unique_ids import check_id, digest_of, first_equal, settle
 from plm.errors import UserError
 from plm.masked_lm.corpus import Corpus
 from plm.masked_lm.presets import ESM2_VOCABULARY
-from plm.model.families import FAMILIES, MODEL_LETTERS, ModelFamily
+from plm.model.families import ESM2, MODEL_LETTERS, ModelFamily
 
 TAXON_COLUMNS = (
     "taxon", "taxid", "taxon_id", "tax_id", "taxonomy_id", "ncbi_taxon", "ncbi_taxon_id", "organism_id", "ox",
@@ -34,7 +34,6 @@ DOMAIN_COLUMNS = ("domain", "superkingdom", "kingdom")
 CLUSTER_COLUMNS = ("cluster",)
 DIGEST_BYTES = 16
 
-_ESM2 = next(family for family in FAMILIES if family.name == "esm2")
 _ESM2_IDS = {token: number for number, token in enumerate(ESM2_VOCABULARY)}
 _COPY = 2**24  # residues
 _BREAKS = str.maketrans("\t\r\n\x00", "    ")
@@ -154,7 +153,7 @@ def _encoding(family: ModelFamily, vocabulary: Mapping[str, int]) -> dict[str, A
 def open_corpus(
     paths: str | Path | Sequence[str | Path],
     workdir: Path,
-    family: ModelFamily = _ESM2,
+    family: ModelFamily = ESM2,
     vocabulary: Mapping[str, int] = _ESM2_IDS,
     *,
     taxon_column: str | None = None,
@@ -205,7 +204,7 @@ def open_corpus(
     return load_corpus(workdir, family, vocabulary)
 
 
-def load_corpus(workdir: Path, family: ModelFamily = _ESM2, vocabulary: Mapping[str, int] = _ESM2_IDS) -> CorpusStore:
+def load_corpus(workdir: Path, family: ModelFamily = ESM2, vocabulary: Mapping[str, int] = _ESM2_IDS) -> CorpusStore:
     """Opens what :func:`open_corpus` laid out, such as by another process of the same job."""
     folder = workdir / "corpus"
     known = json.loads((folder / "corpus.json").read_text())

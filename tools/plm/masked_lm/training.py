@@ -78,7 +78,7 @@ class MaskedScore:
 
 
 class MaskedRowModel(nn.Module):
-    """ESM with its language-model head over a packed row; the head runs on masked residues only."""
+    """An encoder with its language-model head over a packed row; the head runs on masked residues only."""
 
     def __init__(self, language_model: nn.Module) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ class MaskedRowModel(nn.Module):
         layout = RowLayout(tuple(lengths.tolist()))
         batch = Batch(input_ids, position_ids, layout, tuple(range(len(layout.lengths))))
         model: Any = self.language_model
-        hidden = encoder.hidden_states(model.esm, batch)
+        hidden = encoder.hidden_states(model, batch)
         asked = labels != IGNORED
-        logits = model.lm_head(hidden[asked])
+        logits = encoder.language_head(model)(hidden[asked])
         targets = labels[asked]
         # A row without a known residue teaches nothing; a mean over nothing would be no number.
         loss = functional.cross_entropy(logits.float(), targets, reduction="sum") / max(1, len(targets))

@@ -10,13 +10,6 @@ import torch
 from plm import stage
 from plm.model.loaded import LoadedModel
 
-_VALUES_PER_TOKEN = 26
-"""Values of the hidden width that live at once at the widest place of a layer, temporaries included (24 measured)."""
-_VALUES_PER_PAIR = {"cpu": 1.5, "cuda": 3.0}
-"""Values that each head keeps for a pair of tokens where attention has a bias (T5): the bias (1.1 measured on
-processors, where scores are made block by block), on CUDA perhaps scores and weights too."""
-_BUCKET_BYTES = 40
-"""Of each pair of tokens while T5 sorts distances into buckets, whole numbers of 8 bytes."""
 _SHARE = 0.5
 """Part of the free memory to plan with."""
 
@@ -69,11 +62,12 @@ def capacity(
     if limit_mib is not None:
         free = min(free, limit_mib * 2**20 - fixed)
     each = 2 if loaded.dtype == torch.bfloat16 else 4
-    states = _VALUES_PER_TOKEN + (loaded.layers + 1 if inner_layers else 0)
+    law = loaded.family.memory
+    states = law.per_token + (loaded.layers + 1 if inner_layers else 0)
     token = states * loaded.hidden_size * each + kept_per_token
-    pair = 0
-    if loaded.family.name == "prott5":
-        pair = int(_VALUES_PER_PAIR[loaded.device.type] * loaded.model.config.num_heads * each) + _BUCKET_BYTES
+    pair = law.bytes_per_pair
+    if law.per_pair:
+        pair += int(law.per_pair[loaded.device.type] * loaded.model.config.num_attention_heads * each)
     return Capacity(max(0, int(_SHARE * free)), token, pair, fixed)
 
 

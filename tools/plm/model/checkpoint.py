@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from plm import fingerprints
 from plm.errors import UserError
 from plm.model import configuration
-from plm.model.families import find_family
+from plm.model.families import ModelFamily, find_family
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.received import offline, tensors
 from plm.received.archives import Archive
@@ -169,7 +170,7 @@ def _inspect(folder: Path, name: str, workdir: Path, roots: tuple[Path, ...]) ->
     merged = {key: shape for part in shapes for key, shape in part.items()}
     if len(merged) < sum(map(len, shapes)):
         raise UserError("The weight files hold the same weights twice", where=name, fix="Give the files of one model")
-    configuration.check_weights(settings, merged, name)
+    configuration.check_weights(settings, family, merged, name)
     digest = hashlib.sha256()
     for _, path in weights:
         with path.open("rb") as opened:
@@ -276,10 +277,22 @@ def has_language_model(files: ModelFiles) -> bool:
     Raises:
         UserError: A weight file is damaged.
     """
+    beginning = family_of(files).head_weights
+    if not beginning:
+        return False
     for path in weight_files(files.directory):
-        if any(name.startswith("lm_head.dense.") for name in _shapes(path.resolve(), path.suffix, files.id)):
+        if any(name.startswith(beginning) for name in _shapes(path.resolve(), path.suffix, files.id)):
             return True
     return False
+
+
+def family_of(files: ModelFiles) -> ModelFamily:
+    """The family of a resolved checkpoint.
+
+    Raises:
+        UserError: No family of the suite fits.
+    """
+    return find_family(read_config(files.directory), read_vocabulary(files.directory), where=files.id)
 
 
 def read_config(folder: Path, where: str = "") -> dict[str, Any]:
@@ -334,7 +347,7 @@ def load_model(
 
     Args:
         files: From :func:`resolve_model`.
-        purpose: ``encoder`` for representations, ``masked_lm`` for ESM with its language-model head.
+        purpose: ``encoder`` for representations, ``masked_lm`` for the encoder with its language-model head.
         dtype: ``float32`` or ``bfloat16`` (rotary frequencies stay float32).
         device: Where to put it.
 
@@ -350,6 +363,11 @@ def load_model(
     vocabulary = read_vocabulary(files.directory)
     family = find_family(config, vocabulary, where=files.id)
     settings = configuration.settings_of(config, family, files.id)
+    family = dataclasses.replace(family, max_residues=family.limit(settings))
+    if purpose == "masked_lm" and not family.language_model_class:
+        raise UserError(
+            f"{family.title} has no masked language model here", where=files.id, fix="Use an ESM-2 model"
+        )
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "attn_implementation": encoder.ATTENTION,
@@ -357,17 +375,9 @@ def load_model(
         "trust_remote_code": False,
         "output_loading_info": True,
         "use_safetensors": weight_files(files.directory)[0].suffix == ".safetensors",
+        **(family.encoder_options if purpose == "encoder" else {}),
     }
-    if family.name == "prott5":
-        if purpose != "encoder":
-            raise UserError(
-                "ProtT5 has no masked language model here", where=files.id, fix="Use an ESM-2 model"
-            )
-        kind = "T5EncoderModel"
-    else:
-        kind = "EsmForMaskedLM" if purpose == "masked_lm" else "EsmModel"
-    if kind == "EsmModel":
-        options["add_pooling_layer"] = False
+    kind = family.encoder_class if purpose == "encoder" else family.language_model_class
     with _without_scikit_learn():
         encoder.register()
         loader: Any = getattr(transformers, kind)
@@ -375,7 +385,7 @@ def load_model(
     transformers.logging.set_verbosity_error()
     try:
         # The configuration is made of the fields that are acted on; the folder holds weights and nothing of others.
-        model, report = loader.from_pretrained(files.directory, config=configuration.build(settings), **options)
+        model, report = loader.from_pretrained(files.directory, config=configuration.build(settings, family), **options)
     except (
         Exception
     ) as error:  # damaged files surface as OSError, SafetensorError, UnpicklingError, RuntimeError, ...
@@ -389,33 +399,30 @@ def load_model(
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
-    _check_complete(model, report, files, purpose)
-    encoder.adapt(model)
+    _check_complete(model, report, files)
+    encoder.adapt(model, family)
     model.eval().to(device)
-    hidden = int(getattr(model.config, "hidden_size", 0) or model.config.d_model)
-    depth = int(getattr(model.config, "num_hidden_layers", 0) or model.config.num_layers)
     return LoadedModel(
         model=model,
         vocabulary=vocabulary,
         family=family,
         files=files,
-        hidden_size=hidden,
-        layers=depth,
+        hidden_size=int(model.config.hidden_size),
+        layers=int(model.config.num_hidden_layers),
         device=torch.device(device),
         dtype=getattr(torch, dtype),
-        has_contacts=_has_contacts(model, report["missing_keys"]),
+        has_contacts=_has_contacts(encoder.contact_head(model), report["missing_keys"]),
     )
 
 
-def _has_contacts(model: Any, missing: Iterable[str]) -> bool:
+def _has_contacts(head: Any, missing: Iterable[str]) -> bool:
     """Whether a contact regression was loaded; one that was never trained still has the zero bias of its making."""
-    head = getattr(getattr(model, "esm", model), "contact_head", None)
     if head is None or any("contact_head." in key for key in missing):
         return False
     return bool(head.regression.bias.detach().abs().max() > 0)
 
 
-def _check_complete(model: Any, report: Mapping[str, Any], files: ModelFiles, purpose: Purpose) -> None:
+def _check_complete(model: Any, report: Mapping[str, Any], files: ModelFiles) -> None:
     import torch
 
     optional = ("contact_head.", "position_ids", "inv_freq", "pooler.")
@@ -428,6 +435,7 @@ def _check_complete(model: Any, report: Mapping[str, Any], files: ModelFiles, pu
             where=files.id,
             fix="Give a complete checkpoint: the suite never fills weights at random",
         )
+    configuration.check_used(report["unexpected_keys"], files.id)
     for name, value in model.named_parameters():
         if not bool(torch.isfinite(value).all()):
             raise UserError(

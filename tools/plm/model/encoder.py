@@ -1,9 +1,9 @@
 """Padding-free encoding through the Hugging Face model classes.
 
 A packed row holds many sequences. An attention function registered with transformers keeps each sequence to itself,
-positions restart in each sequence, and the few places where the classes assume one sequence a row (ESM's token dropout
-and learned positions, T5's relative bias) are told where the sequences lie. Gradients, PEFT wrappers and gradient
-checkpointing work as with the plain classes.
+positions restart in each sequence, and the few places where the classes assume one sequence a row are told where the
+sequences lie (:mod:`plm.model.families`). Gradients, PEFT wrappers and gradient checkpointing work as with the plain
+classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from plm.errors import UserError
 from plm.model import attention
@@ -24,11 +23,10 @@ if TYPE_CHECKING:
     from plm.model.loaded import LoadedModel
 
 ATTENTION = "plm_packed"
+_HARMLESS = ("position_ids", "output_attentions", "output_hidden_states", "return_dict", "use_cache", "past_key_values")
+"""What transformers hands down to attention that changes nothing here."""
 ROW_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a row where nobody says otherwise: on processors what the caches hold, on CUDA what fills the device."""
-
-_TRAINED_MASK_RATIO = 0.15 * 0.8
-"""ESM-2 scales embeddings by the share of tokens that were visible in its training (fair-esm, esm2.py)."""
 
 Result = TypeVar("Result")
 
@@ -55,10 +53,18 @@ def packed_attention(
         dropout: Dropout probability of the attention weights.
         packing: Where the sequences lie; one sequence fills the row if None.
         position_bias: T5's relative bias ``(1, H, L, L)`` of the longest sequence, sliced for the others.
+        kwargs: What else the layer asks for.
 
     Returns:
         ``(1, T, H, D)`` and None (no attention weights are kept).
+
+    Raises:
+        NotImplementedError: The layer asks for attention of another kind (windows, causal, capped scores, ...): a
+            family whose record leaves its layers out.
     """
+    other = [name for name, value in kwargs.items() if value is not None and name not in _HARMLESS]
+    if other or attention_mask is not None or getattr(module, "is_causal", False):
+        raise NotImplementedError(f"{type(module).__name__} asks for {', '.join(other) or 'a mask'}, which rows lack")
     tokens, width = query.shape[2:]
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     attended = attention.attend(
@@ -88,143 +94,37 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
-def adapt(model: nn.Module) -> None:
+def adapt(model: Any, family: ModelFamily) -> None:
     """Tells the layers of a loaded model how to work on packed rows. Parameters and their names stay as they are."""
-    replaced = _esm_layers() if unwrap(model).config.model_type == "esm" else _t5_layers()
+    replaced = family.layers()
     for module in model.modules():
         if type(module) in replaced:
             module.__class__ = replaced[type(module)]
-
-
-_LAYERS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {}
-
-
-def _esm_layers() -> dict[type[nn.Module], type[nn.Module]]:
-    """ESM's layers and what takes their place; made once, when transformers is loaded anyway."""
-    if "esm" in _LAYERS:
-        return _LAYERS["esm"]
-    from transformers.models.esm import modeling_esm as esm
-
-    class FusedIntermediate(esm.EsmIntermediate):
-        """The first feed-forward layer with the exact GELU in one kernel instead of four."""
-
-        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-            return functional.gelu(self.dense(hidden_states))
-
-    class RotaryTables(esm.EsmRotaryEmbedding):
-        """Cosines and sines ``(T, D / 2)``, float32 whatever the type of the weights, once a row."""
-
-        def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: Any = None) -> Any:
-            with torch.no_grad():
-                angles = torch.outer(position_ids[0].float(), self.inv_freq.float().to(x.device))
-                return angles.cos(), angles.sin()
-
-    class PackedSelfAttention(esm.EsmSelfAttention):
-        """Rotation and attention within each sequence, without head-first copies of the whole row."""
-
-        def forward(
-            self,
-            hidden_states: torch.Tensor,
-            *args: Any,
-            position_embeddings: Any = None,
-            packing: RowLayout | None = None,
-            contacts: Callable[[torch.Tensor], None] | None = None,
-            **kwargs: Any,
-        ) -> Any:
-            shape = (hidden_states.shape[1], self.num_attention_heads, self.attention_head_size)
-            query, key, value = (layer(hidden_states)[0].view(shape) for layer in (self.query, self.key, self.value))
-            scale = self.attention_head_size**-0.5
-            if contacts is not None:
-                contacts(attention.weights(query, key, scale=scale, rotary=position_embeddings))
-            attended = attention.attend(
-                query, key, value, RowLayout(shape[:1]) if packing is None else packing,
-                scale=scale, rotary=position_embeddings, dropout=self.dropout if self.training else 0.0,
-            )  # fmt: skip
-            return attended.view(1, shape[0], -1), None
-
-    _LAYERS["esm"] = {
-        esm.EsmIntermediate: FusedIntermediate,
-        esm.EsmRotaryEmbedding: RotaryTables,
-        esm.EsmSelfAttention: PackedSelfAttention,
-    }
-    return _LAYERS["esm"]
-
-
-def _t5_layers() -> dict[type[nn.Module], type[nn.Module]]:
-    if "t5" in _LAYERS:
-        return _LAYERS["t5"]
-    from transformers.models.t5 import modeling_t5 as t5
-
-    class PackedBiasAttention(t5.T5Attention):
-        """The first layer's relative bias is as wide as the longest sequence, not as the whole row."""
-
-        def forward(
-            self, hidden_states: torch.Tensor, *args: Any, position_bias: torch.Tensor | None = None, **kwargs: Any
-        ) -> Any:
-            packing = kwargs.get("packing")
-            if position_bias is None and packing is not None and self.has_relative_attention_bias:
-                position_bias = self._bias(packing.longest, hidden_states.device)
-            return super().forward(hidden_states, *args, position_bias=position_bias, **kwargs)
-
-        def _bias(self, length: int, device: torch.device) -> torch.Tensor:
-            """``(1, H, L, L)``, contiguous: looked up once a distance instead of once a pair."""
-            distance = torch.arange(1 - length, length, device=device)
-            bucket = self._relative_position_bucket(
-                distance, bidirectional=not self.is_decoder, num_buckets=self.relative_attention_num_buckets,
-                max_distance=self.relative_attention_max_distance,
-            )  # fmt: skip
-            by_distance = self.relative_attention_bias(bucket).T.contiguous()
-            return by_distance.unfold(1, length, 1).flip(1).unsqueeze(0)
-
-    class RootMeanSquareNorm(t5.T5LayerNorm):
-        """The same norm, float32 inside, in fewer passes over the states."""
-
-        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-            length = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=torch.float32)
-            factor = torch.rsqrt(length.square() / hidden_states.shape[-1] + self.variance_epsilon)
-            return self.weight * (hidden_states * factor).to(self.weight.dtype)
-
-    _LAYERS["t5"] = {t5.T5Attention: PackedBiasAttention, t5.T5LayerNorm: RootMeanSquareNorm}
-    return _LAYERS["t5"]
-
-
-def embed_tokens(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Token embeddings of a packed row, with ESM's token dropout counted per sequence, not per row.
-
-    ESM-1b's learned positions and first layer norm are applied here too: transformers skips them where embeddings are
-    given instead of ids.
-
-    Args:
-        model: The (wrapped) transformers model.
-        batch: The packed row.
-
-    Returns:
-        ``(1, T, D)``.
-    """
-    base = unwrap(model)
-    embedded = base.get_input_embeddings()(batch.input_ids)
-    config = base.config
-    if config.model_type != "esm":
-        return embedded.unsqueeze(0)
-    if config.token_dropout:
-        hidden = batch.input_ids == config.mask_token_id
-        lengths = torch.tensor(batch.lengths, device=embedded.device)
-        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=embedded.device), lengths)
-        masked = torch.zeros(len(lengths), device=embedded.device).index_add_(0, sequence, hidden.float())
-        scale = (1 - _TRAINED_MASK_RATIO) / (1 - masked / lengths)
-        embedded = embedded.masked_fill(hidden[:, None], 0.0)
-        embedded = (embedded * scale[sequence][:, None]).to(embedded.dtype)
-    layers = (base.esm if hasattr(base, "esm") else base).embeddings
-    if config.position_embedding_type == "absolute":
-        embedded = embedded + layers.position_embeddings(batch.position_ids + config.pad_token_id + 1)
-    if layers.layer_norm is not None:
-        embedded = layers.layer_norm(embedded)
-    return embedded.unsqueeze(0)
+    for whole in (model, model.base_model):
+        whole.packed_family = family
 
 
 def unwrap(model: nn.Module) -> Any:
     """The transformers model inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def body(model: nn.Module) -> Any:
+    """The encoder alone: without a language-model head, but with its PEFT wrapper."""
+    base = unwrap(model)
+    return model if base.base_model is base else base.base_model
+
+
+def language_head(model: nn.Module) -> Any:
+    """What makes logits ``(T, V)`` of the last hidden states ``(T, D)``; None if the model was loaded without it."""
+    base = unwrap(model)
+    return getattr(base, base.packed_family.head, None) if base.packed_family.head else None
+
+
+def contact_head(model: nn.Module) -> Any:
+    """The regression from attention maps to contacts; None if the family has none."""
+    base = unwrap(model)
+    return getattr(base.base_model, base.packed_family.contact_head) if base.packed_family.contact_head else None
 
 
 def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
@@ -234,16 +134,19 @@ def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
         model: Loaded by :func:`plm.model.checkpoint.load_model`, possibly wrapped by PEFT.
         batch: The packed row, on the model's device.
         options: Passed on to the model.
+
+    Raises:
+        UserError: A sequence is longer than the family's position embedding.
     """
-    arguments: dict[str, Any] = {"inputs_embeds": embed_tokens(model, batch), "packing": batch.layout}
-    if unwrap(model).config.model_type == "esm":
-        arguments["position_ids"] = batch.position_ids.unsqueeze(0)
-    return model(**arguments, **options)
+    base = unwrap(model)
+    family: ModelFamily = base.packed_family
+    family.check_length(batch.layout.longest - family.specials)
+    return model(**family.inputs(base.base_model, batch), packing=batch.layout, **options)
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The last hidden state of every token, ``(T, D)`` in the model's dtype; gradients flow."""
-    return forward(model, batch).last_hidden_state[0]
+    return forward(body(model), batch).last_hidden_state[0]
 
 
 def layer_states(loaded: LoadedModel, batch: Batch, layers: Sequence[int]) -> list[torch.Tensor]:
@@ -255,12 +158,10 @@ def layer_states(loaded: LoadedModel, batch: Batch, layers: Sequence[int]) -> li
         layers: 0 for the token embeddings, n for the states after block n; the last one comes after the final layer
             norm (as fair-esm's ``repr_layers``).
     """
-    model = unwrap(loaded.model)
-    body = model.esm if hasattr(model, "esm") else loaded.model
     if set(layers) <= {loaded.layers}:
-        last = hidden_states(body, batch)
+        last = hidden_states(loaded.model, batch)
         return [last for _ in layers]
-    states = forward(body, batch, output_hidden_states=True).hidden_states
+    states = forward(body(loaded.model), batch, output_hidden_states=True).hidden_states
     return [states[layer][0] for layer in layers]
 
 
@@ -299,7 +200,7 @@ def contacts(loaded: LoadedModel, sequence: str) -> torch.Tensor:
     The regression is summed layer by layer, so that the attention maps of one layer are all that memory must hold.
 
     Args:
-        loaded: An ESM model with the weights of its contact regression.
+        loaded: A model with the weights of its contact regression.
         sequence: The residues.
 
     Returns:
@@ -308,14 +209,12 @@ def contacts(loaded: LoadedModel, sequence: str) -> torch.Tensor:
     Raises:
         UserError: The family or the checkpoint has no contact regression.
     """
-    model = unwrap(loaded.model)
-    body = model.esm if hasattr(model, "esm") else model
     if not loaded.has_contacts:
         raise UserError(
             "The checkpoint has no contact regression", where=loaded.files.id,
             fix="Use a published ESM-2 or ESM-1b checkpoint, or leave contacts out",
         )  # fmt: skip
-    regression = body.contact_head.regression
+    regression = contact_head(loaded.model).regression
     batch = pack([loaded.token_ids(sequence)]).to(loaded.device)
     factors = regression.weight.float().view(loaded.layers, -1)
     total = torch.zeros((len(sequence), len(sequence)), device=loaded.device)
@@ -329,7 +228,7 @@ def contacts(loaded: LoadedModel, sequence: str) -> torch.Tensor:
         total.add_(torch.einsum("hij,h->ij", corrected, factors[next(layer)]))
 
     with torch.inference_mode():
-        forward(body, batch, contacts=add)
+        forward(body(loaded.model), batch, contacts=add)
         return (total + regression.bias.float()).sigmoid().cpu()
 
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plm.errors import UserError
 from plm.model.families import ModelFamily, prepare
 
 if TYPE_CHECKING:
     import torch
-
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,7 @@ class LoadedModel:
         Raises:
             UserError: The family's position embedding cannot hold the sequence.
         """
-        limit = self.family.max_residues
-        if limit is not None and len(sequence) > limit:
-            raise UserError(
-                f"{self.family.title} takes at most {limit} residues and a sequence has {len(sequence)}",
-                fix="Cut windows (plm_preprocess) or use ESM-2 or ProtT5, which have no such limit",
-            )
+        self.family.check_length(len(sequence))
         own = self.family.own_letters(self.vocabulary)
         letters = self.family.letter_ids(self.vocabulary) | own
         before = [self.vocabulary[token] for token in self.family.before]

@@ -18,6 +18,7 @@ from plm.jobs.compare_models.probes import Probe
 from plm.jobs.compare_models.report import ModelFindings, ProbeResult
 from plm.jobs.compare_models.representation import represent
 from plm.jobs.compare_models.similarity import linear_cka
+from plm.model import encoder
 from plm.model.checkpoint import has_language_model, load_model
 from plm.model.families import AMINO_ACIDS
 from plm.model.loaded import LoadedModel, ModelFiles
@@ -167,8 +168,9 @@ class ModelComparison:
 
 def parameters_of(loaded: LoadedModel) -> int:
     """Parameters of the encoder, without the language-model head and a regression of contacts."""
-    named = loaded.model.named_parameters()
-    return sum(value.numel() for name, value in named if "lm_head" not in name and "contact_head" not in name)
+    head = encoder.contact_head(loaded.model)
+    regression = 0 if head is None else sum(value.numel() for value in head.parameters())
+    return sum(value.numel() for value in encoder.body(loaded.model).parameters()) - regression
 
 
 def _residue_sample(

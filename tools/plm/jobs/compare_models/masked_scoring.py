@@ -18,7 +18,7 @@ from plm.masked_lm.corpus import IGNORED, Corpus
 from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
 from plm.model.batching import Batch, pack, plan_batches
-from plm.model.families import FAMILIES, MODEL_LETTERS
+from plm.model.families import ESM2, MODEL_LETTERS
 from plm.model.loaded import LoadedModel
 
 _MASK = len(MODEL_LETTERS)
@@ -75,7 +75,7 @@ class LetterCorpus(Corpus):
     @classmethod
     def of(cls, sequences: Sequence[str]) -> LetterCorpus:
         """From cleaned sequences."""
-        made = Corpus.build(sequences, FAMILIES[0], CODES)
+        made = Corpus.build(sequences, ESM2, CODES)
         start = b"".join(sha256(sequence.encode("ascii")).digest()[:16] for sequence in sequences)
         digests = np.frombuffer(start, dtype=np.uint8).reshape(len(sequences), 16)
         return cls(**{each.name: getattr(made, each.name) for each in fields(made)}, digests=digests)
@@ -123,7 +123,7 @@ def questions(
 
 def has_head(loaded: LoadedModel) -> bool:
     """Whether a model was loaded with its language-model head."""
-    return hasattr(encoder.unwrap(loaded.model), "lm_head")
+    return encoder.language_head(loaded.model) is not None
 
 
 def answer(
@@ -150,10 +150,9 @@ def answer(
     ids = np.array([letters[letter] for letter in MODEL_LETTERS] + [vocabulary[family.mask]], np.int64)
     before = [vocabulary[token] for token in family.before]
     after = [vocabulary[token] for token in family.after]
-    model: Any = encoder.unwrap(loaded.model)
-    head = copy.deepcopy(model.lm_head).float()
+    head = copy.deepcopy(encoder.language_head(loaded.model)).float()
     amino_acids = torch.from_numpy(ids[:LETTERS]).to(loaded.device)
-    code_of = np.full(int(model.config.vocab_size), -1, np.int64)
+    code_of = np.full(int(encoder.unwrap(loaded.model).config.vocab_size), -1, np.int64)
     code_of[ids[:LETTERS]] = np.arange(LETTERS)
     plan = plan_batches([len(item.codes) + family.specials for item in put.items],
                         budget or encoder.ROW_TOKENS[loaded.device.type])  # fmt: skip
@@ -167,7 +166,7 @@ def answer(
             for start, index in zip(batch.layout.starts, batch.indices, strict=True)
         ]
         asked = torch.from_numpy(np.concatenate(places)).to(loaded.device)
-        hidden = encoder.hidden_states(model.esm, batch)[asked]
+        hidden = encoder.hidden_states(loaded.model, batch)[asked]
         found = head(hidden.float()).log_softmax(-1)
         return found[:, amino_acids].cpu().numpy(), code_of[found.argmax(-1).cpu().numpy()]
 

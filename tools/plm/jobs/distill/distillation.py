@@ -118,7 +118,7 @@ RECIPES = {
 
 
 class DistillationModel(nn.Module):
-    """ESM with its language-model head, and the projection onto the teacher's width where the loss asks for it.
+    """A student with its language-model head, and the projection onto the teacher's width where the loss asks for it.
 
     Args:
         student: The transformers model.
@@ -188,10 +188,10 @@ class DistillationModel(nn.Module):
         found: dict[str, torch.Tensor] = {}
         predicts = wanted.needs_logits or bool(wanted.mlm)
         both = wanted.needs_states and wanted.represent == "masked"
-        hidden = encoder.hidden_states(model.esm, batch) if predicts or both else None
+        hidden = encoder.hidden_states(model, batch) if predicts or both else None
         if hidden is not None and predicts and bool(asked.any()):
             with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would round logits to a thirtieth
-                logits = model.lm_head(hidden[asked].to(model.dtype))
+                logits = encoder.language_head(model)(hidden[asked].to(model.dtype))
                 if wanted.mlm:
                     found["mlm"] = losses.masked_language_model(logits, labels[asked])
                 if taught is not None and wanted.needs_logits:
@@ -201,7 +201,7 @@ class DistillationModel(nn.Module):
             if hidden is None or not both:
                 ids = torch.where(asked, labels, batch.input_ids)
                 intact = Batch(ids, batch.position_ids, batch.layout, batch.indices)
-                states = encoder.hidden_states(model.esm, intact)
+                states = encoder.hidden_states(model, intact)
             assert states is not None
             found |= self._state_terms(states, batch, taught)
         anchor = hidden if hidden is not None else states

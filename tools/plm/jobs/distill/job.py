@@ -23,6 +23,7 @@ from plm.masked_lm.cluster_split import ClusterSplit
 from plm.masked_lm.corpus_store import CorpusStore
 from plm.masked_lm.masks import MaskPlan
 from plm.masked_lm.training import MaskedRowModel, MaskedScore, score_rows
+from plm.model import encoder
 from plm.model.checkpoint import load_model
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
@@ -252,7 +253,7 @@ class DistillationJob:
     def scores(self) -> dict[str, MaskedScore]:
         """The last judgement: teacher, student and the student before, on the test clusters."""
         found: dict[str, MaskedScore] = {}
-        if hasattr(self.setup.teacher.model, "lm_head"):
+        if encoder.language_head(self.setup.teacher.model) is not None:
             found["teacher"] = self.judge(self.setup.teacher, 1)
         found["student"] = self.judge(self.student, 1)
         found["student before distillation"] = self.judge(self.undistilled(), 1)

@@ -25,13 +25,14 @@ from plm.masked_lm.cluster_split import ClusterSplit, hold_out_clusters
 from plm.masked_lm.corpus_store import CorpusStore, load_corpus, open_corpus
 from plm.masked_lm.masks import MaskPlan
 from plm.masked_lm.presets import ESM2_VOCABULARY
-from plm.model.checkpoint import load_model, read_config, read_vocabulary, resolve_model
-from plm.model.families import FAMILIES, ModelFamily, find_family
+from plm.model import encoder
+from plm.model.checkpoint import family_of, load_model, resolve_model
+from plm.model.families import ESM2, ModelFamily
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
 from plm.training import checkpointing
 
-STUDENT_FAMILY = FAMILIES[0]
+STUDENT_FAMILY = ESM2
 STUDENT_VOCABULARY = {token: number for number, token in enumerate(ESM2_VOCABULARY)}
 """ESM-2's, for a corpus where no student is named yet: masked places do not depend on it."""
 
@@ -135,8 +136,7 @@ def load_teacher(files: ModelFiles, *, precision: str, device: torch.device, log
         UserError: It cannot be loaded.
     """
     dtype = "bfloat16" if precision == "bf16" else "float32"
-    config, vocabulary = read_config(files.directory), read_vocabulary(files.directory)
-    if find_family(config, vocabulary, where=files.id).name == "prott5":
+    if not family_of(files).language_model_class:
         return load_model(files, dtype=dtype, device=device)
     try:
         return load_model(files, purpose="masked_lm", dtype=dtype, device=device)
@@ -155,7 +155,7 @@ def check_pair(teacher: LoadedModel, student: LoadedModel, objective: Objective)
     """
     asked = [f"--weight-{name.replace('_', '-')}" for name in ("logit_mse", "kl") if getattr(objective, name)]
     fix = f"Set {' and '.join(asked)} to 0 and weigh --weight-kernel, --weight-hidden or --weight-mlm"
-    if asked and not hasattr(teacher.model, "lm_head"):
+    if asked and encoder.language_head(teacher.model) is None:
         raise UserError(
             f"{teacher.family.title} has no language-model head, so it has no logits to learn from",
             where=teacher.files.id, fix=fix,

@@ -12,7 +12,7 @@ import torch
 
 from plm.errors import UserError
 from plm.masked_lm.presets import PRESETS, Preset, esm2_config, write_esm2_tokenizer
-from plm.model import configuration
+from plm.model import configuration, encoder
 from plm.model.checkpoint import TOKENIZER_FILES, read_config, resolve_model, save_checkpoint
 from plm.model.loaded import LoadedModel, ModelFiles
 
@@ -103,28 +103,28 @@ def from_teacher(teacher: LoadedModel, layers: Sequence[int], folder: Path) -> M
     """Writes a checkpoint with some layers of the teacher, and all that is around them.
 
     Args:
-        teacher: ESM-2 with its language-model head.
+        teacher: A model with its language-model head.
         layers: Which, from 1, in the student's order.
         folder: Where to, created.
 
     Raises:
         UserError: The teacher is of a family that has no head here.
     """
-    if teacher.family.name == "prott5" or not hasattr(teacher.model, "lm_head"):
+    family = teacher.family
+    if encoder.language_head(teacher.model) is None:
         raise UserError(
-            f"Layers of {teacher.family.title} make no student, for it has no language-model head",
+            f"Layers of {family.title} make no student, for it has no language-model head",
             where=teacher.files.id, fix=_NEEDS_HEAD,
         )  # fmt: skip
-    from transformers import EsmForMaskedLM
+    import transformers
 
     stored = read_config(teacher.files.directory, teacher.files.id)
-    config = configuration.build(configuration.settings_of(stored, teacher.family, teacher.files.id))
-    config.num_hidden_layers = len(layers)
-    student = EsmForMaskedLM(config)
+    settings = configuration.settings_of(stored, family, teacher.files.id) | {family.depth: len(layers)}
+    student = getattr(transformers, family.language_model_class)(configuration.build(settings, family))
     place = {layer - 1: number for number, layer in enumerate(layers)}
     taken: dict[str, torch.Tensor] = {}
     for name, value in teacher.model.state_dict().items():
-        match = re.match(r"(esm\.encoder\.layer\.)(\d+)(\..*)", name)
+        match = re.match(r"(.*encoder\.layer\.)(\d+)(\..*)", name)
         if match is None:
             taken[name] = value
         elif int(match[2]) in place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -74,8 +74,8 @@ class Teacher:
     """
 
     def __init__(self, loaded: LoadedModel, store: CorpusStore, masks: MaskPlan, wants: Wants) -> None:
-        model: Any = encoder.unwrap(loaded.model)
-        if wants.logits and not hasattr(model, "lm_head"):
+        head = encoder.language_head(loaded.model)
+        if wants.logits and head is None:
             raise UserError(
                 f"{loaded.family.title} has no language-model head, so it has no logits to learn from",
                 where=loaded.files.id, fix="Weigh only --weight-kernel, --weight-hidden and --weight-mlm",
@@ -97,7 +97,7 @@ class Teacher:
             for name in ("table", "before", "after", "mask")
         )
         # bfloat16 would round logits to a thirtieth and with them small divergences.
-        self._head = copy.deepcopy(model.lm_head).float() if wants.logits else None
+        self._head = copy.deepcopy(head).float() if wants.logits else None
 
     def answer(self, row: DistillationRow) -> TeacherTargets:
         """What the teacher says of a row, without gradients, float32 on the model's device.

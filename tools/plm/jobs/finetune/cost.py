@@ -37,14 +37,14 @@ class TrainingCost:
 def activation_bytes(loaded: LoadedModel, longest: int, *, checkpointing: bool, bytes_per_value: int) -> int:
     """Estimated memory for the backward pass, per token of a packed row.
 
-    About 34 values of the hidden width are kept per layer and token (Korthikanti et al. 2022, attention weights
-    apart), 2 with gradient checkpointing. T5's attention keeps its weights: one value per head and token of the
-    sequence.
+    Gradient checkpointing keeps 2 widths a layer and token, and the attention weights (of families that keep them: one
+    value per head and token of the sequence) of one layer only.
     """
-    values = loaded.layers * loaded.hidden_size * (2 if checkpointing else 34)
-    if loaded.family.name == "prott5":
-        heads = int(loaded.model.config.num_heads)
-        values += 3 * heads * longest * (1 if checkpointing else loaded.layers)
+    law = loaded.family.memory
+    values = loaded.layers * loaded.hidden_size * (2 if checkpointing else law.trained_per_token)
+    if law.trained_per_pair:
+        heads = int(loaded.model.config.num_attention_heads)
+        values += law.trained_per_pair * heads * longest * (1 if checkpointing else loaded.layers)
     return values * bytes_per_value
 
 

@@ -316,7 +316,7 @@ class Embedder:
             values = torch.stack([self._pool(layer, batch, pieces) for layer in chosen], dim=1)
         head = None
         if self.wanted.logits or self.wanted.perplexity == "single":
-            logits = encoder.unwrap(self.loaded.model).lm_head(states[layers.index(last)])
+            logits = encoder.language_head(self.loaded.model)(states[layers.index(last)])
             head = self._log_probabilities(logits).cpu().numpy()
         return _Answer(batch.layout.starts, values.cpu().numpy(), head, overflow)
 

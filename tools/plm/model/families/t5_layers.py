@@ -1,0 +1,46 @@
+"""T5's layers for packed rows. Loaded when transformers' models are loaded anyway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.t5 import modeling_t5 as t5
+
+
+class PackedBiasAttention(t5.T5Attention):
+    """The first layer's relative bias is as wide as the longest sequence, not as the whole row."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, position_bias: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        packing = kwargs.get("packing")
+        if position_bias is None and packing is not None and self.has_relative_attention_bias:
+            position_bias = self._bias(packing.longest, hidden_states.device)
+        return super().forward(hidden_states, *args, position_bias=position_bias, **kwargs)
+
+    def _bias(self, length: int, device: torch.device) -> torch.Tensor:
+        """``(1, H, L, L)``, contiguous: looked up once a distance instead of once a pair."""
+        distance = torch.arange(1 - length, length, device=device)
+        bucket = self._relative_position_bucket(
+            distance, bidirectional=not self.is_decoder, num_buckets=self.relative_attention_num_buckets,
+            max_distance=self.relative_attention_max_distance,
+        )  # fmt: skip
+        by_distance = self.relative_attention_bias(bucket).T.contiguous()
+        return by_distance.unfold(1, length, 1).flip(1).unsqueeze(0)
+
+
+class RootMeanSquareNorm(t5.T5LayerNorm):
+    """The same norm, float32 inside, in fewer passes over the states."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=torch.float32)
+        factor = torch.rsqrt(length.square() / hidden_states.shape[-1] + self.variance_epsilon)
+        return self.weight * (hidden_states * factor).to(self.weight.dtype)
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    t5.T5Attention: PackedBiasAttention,
+    t5.T5LayerNorm: RootMeanSquareNorm,
+}
