@@ -157,9 +157,9 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
     """
     for column in ("id", "sequence"):
         if column not in frame.columns:
-            found = ", ".join(map(str, list(frame.columns)[:8]))
+            present = ", ".join(map(str, list(frame.columns)[:8]))
             raise UserError(
-                f"The column {column} is missing (found: {found})",
+                f"The column {column} is missing (found: {present})",
                 where=name,
                 fix="Make the table with plm_preprocess",
             )
@@ -260,11 +260,11 @@ def labelled_rows(
     Raises:
         UserError: As :func:`understand`; no row has a label.
     """
-    found = understand(frame, level, target, name)
-    kept = [row for row, label in enumerate(found.labels) if label]
+    labelling = understand(frame, level, target, name)
+    kept = [row for row, label in enumerate(labelling.labels) if label]
     made = frame.iloc[kept].reset_index(drop=True)
-    made["label"] = [found.labels[row] for row in kept]
-    return made, found
+    made["label"] = [labelling.labels[row] for row in kept]
+    return made, labelling
 
 
 def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> Task:
@@ -273,11 +273,11 @@ def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", n
     Raises:
         UserError: As :func:`understand`; a row without a label.
     """
-    found = understand(frame, level, target, name)
-    if "" in found.labels:
+    labelling = understand(frame, level, target, name)
+    if "" in labelling.labels:
         empty = frame["label"].map(label_values.is_missing)
         raise _at(frame, empty, name, "A row without a label", "Leave the row out, or fill its label")
-    return found.task
+    return labelling.task
 
 
 def understand(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> Labelling:
@@ -354,7 +354,10 @@ def understand_labels(
     what = {"sequence": "each sequence", "residue": "each residue", "site": "each site"}[level]
     names = sort_classes(classes) if reading.target == "class" else ()
     return Labelling(
-        Task(level, reading.target, names), values, f"{what} has a label; {reading.why}", tuple(notes)  # type: ignore[arg-type]
+        Task(level, reading.target, names),  # type: ignore[arg-type]
+        values,
+        f"{what} has a label; {reading.why}",
+        tuple(notes),
     )
 
 
@@ -450,8 +453,8 @@ def _understand_residues(
     whole = sum(not value for value in values)
     if whole:
         notes.append(f"{whole} of {len(values)} rows have no label at all and are unlabelled.")
-    found = dataclasses.replace(reading, notes=tuple(notes), why=reading.why.replace(" rows", " residues"))
-    return found, values, set(reading.values) - {""}
+    of_residues = dataclasses.replace(reading, notes=tuple(notes), why=reading.why.replace(" rows", " residues"))
+    return of_residues, values, set(reading.values) - {""}
 
 
 def sort_classes(values: set[str]) -> tuple[str, ...]:

@@ -111,8 +111,26 @@ def _number(text: str) -> float:
         return math.nan
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What stands beside a score.
+
+    Attributes:
+        low, high: Its 95 % interval; NaN where undefined.
+        expected: Its value under chance, such as random labels; NaN where that means nothing.
+        p_value: Share of chance that scores as high (with one added); NaN where not asked.
+        note: What to know about it.
+    """
+
+    low: float = math.nan
+    high: float = math.nan
+    expected: float = math.nan
+    p_value: float = math.nan
+    note: str = ""
+
+
 @dataclass(frozen=True)
-class SeparationScore:
+class SeparationScore(Bounds):
     """One row of the table of scores.
 
     Attributes:
@@ -120,11 +138,8 @@ class SeparationScore:
         set: ``reference`` or ``query``.
         measure: E.g. ``neighbour_agreement``.
         part: Class or component that it is about; ``all`` for the whole.
-        value, low, high: Score and its 95 % interval; NaN where undefined.
-        expected: Under random labels; NaN where that means nothing.
-        p_value: Share of random labels that score as high (with one added); NaN where not asked.
+        value: The score; NaN where undefined.
         rows: Proteins judged.
-        note: What to know about it.
     """
 
     space: str
@@ -132,12 +147,7 @@ class SeparationScore:
     measure: str
     part: str
     value: float
-    low: float = math.nan
-    high: float = math.nan
-    expected: float = math.nan
-    p_value: float = math.nan
     rows: int = 0
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -258,8 +268,8 @@ class SeparationJudge:
         value = float(share.mean())
         return [
             SeparationScore(
-                name, "query", "neighbour_agreement", "all", value, low, high, _mean(shuffled),
-                _p_value(value, shuffled), len(asked), note,
+                name, "query", "neighbour_agreement", "all", value, low=low, high=high, expected=_mean(shuffled),
+                p_value=_p_value(value, shuffled), rows=len(asked), note=note,
             )
         ]  # fmt: skip
 
@@ -277,7 +287,15 @@ class SeparationJudge:
         low, high = _bootstrap(each, self.groups[rows], self.resamples, self.seed)
         note = f"{count} nearest neighbours{self._among(rows, len(self.labels.texts))}"
         return SeparationScore(
-            name, "reference", "trustworthiness", "all", float(each.mean()), low, high, rows=len(rows), note=note
+            name,
+            "reference",
+            "trustworthiness",
+            "all",
+            float(each.mean()),
+            low=low,
+            high=high,
+            rows=len(rows),
+            note=note,
         )
 
     def _agreement(self, name: str, places: Ints) -> list[SeparationScore]:
@@ -296,10 +314,19 @@ class SeparationJudge:
         note = f"{places.shape[1]} nearest neighbours{self._among(self._scored, len(self._known))}"
         scores = [
             SeparationScore(
-                name, "reference", "neighbour_agreement", "all", float(share.mean()), low, high, _mean(shuffled),
-                _p_value(float(share.mean()), shuffled), len(own), note,
+                name,
+                "reference",
+                "neighbour_agreement",
+                "all",
+                float(share.mean()),
+                low=low,
+                high=high,
+                expected=_mean(shuffled),
+                p_value=_p_value(float(share.mean()), shuffled),
+                rows=len(own),
+                note=note,
             )
-        ]  # fmt: skip
+        ]
         if name != FULL or len(classes) < 2:
             return scores
         for index in range(min(len(classes), MOST_CLASS_ROWS)):
@@ -310,10 +337,17 @@ class SeparationJudge:
             expected = by_class[index] / hits[index] if hits[index] else math.nan
             scores.append(
                 SeparationScore(
-                    name, "reference", "neighbour_agreement", classes[index], float(share[chosen].mean()), *ends,
-                    float(expected), rows=int(sizes[index]),
+                    name,
+                    "reference",
+                    "neighbour_agreement",
+                    classes[index],
+                    float(share[chosen].mean()),
+                    low=ends[0],
+                    high=ends[1],
+                    expected=float(expected),
+                    rows=int(sizes[index]),
                 )
-            )  # fmt: skip
+            )
         return scores
 
     def _silhouette(self, name: str, points: Array) -> SeparationScore:
@@ -337,9 +371,18 @@ class SeparationJudge:
             float(silhouettes(distances, codes[rows]).mean()) for codes in self._shuffles(self.labels.codes, count)
         ]
         return SeparationScore(
-            name, "reference", "silhouette", "all", value, low, high, _mean(shuffled), _p_value(value, shuffled),
-            len(rows), f"classes of two or more{self._among(rows, len(self._known))}",
-        )  # fmt: skip
+            name,
+            "reference",
+            "silhouette",
+            "all",
+            value,
+            low=low,
+            high=high,
+            expected=_mean(shuffled),
+            p_value=_p_value(value, shuffled),
+            rows=len(rows),
+            note=f"classes of two or more{self._among(rows, len(self._known))}",
+        )
 
     def _correlated(
         self, name: str, set: str, own: Floats, places: Ints, groups: Ints, note: str, asked: Ints | None = None
@@ -371,9 +414,18 @@ class SeparationJudge:
         for drawn in self._shuffles(self.labels.numbers, min(self.resamples, _SHUFFLES_NUMBER)):
             shuffled.append(_spearman(own if asked is None else drawn[asked], drawn[places].mean(axis=1)))
         return SeparationScore(
-            name, set, "neighbour_correlation", "all", value, low, high, _mean(shuffled), _p_value(value, shuffled),
-            len(own), note,
-        )  # fmt: skip
+            name,
+            set,
+            "neighbour_correlation",
+            "all",
+            value,
+            low=low,
+            high=high,
+            expected=_mean(shuffled),
+            p_value=_p_value(value, shuffled),
+            rows=len(own),
+            note=note,
+        )
 
     def _shuffles(self, values: NDArray[Any], count: int) -> Iterator[NDArray[Any]]:
         """The labels of all proteins, shuffled among the labelled ones, whole groups at a time.

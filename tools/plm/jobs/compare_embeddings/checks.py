@@ -11,7 +11,7 @@ import numpy as np
 from plm.data.embeddings.reference_and_queries import Side
 from plm.jobs.compare_embeddings.drift import LIMIT, ProteinSet, Tests
 from plm.jobs.compare_embeddings.quality import FEWEST_COMPONENTS, NEAR, Flags, Quality
-from plm.scoring.separation import SpaceLabels
+from plm.scoring.separation import Bounds, SpaceLabels
 
 CHECK_COLUMNS = ("set", "check", "part", "result", "value", "low", "high", "expected", "p_value", "rows", "note")
 OK, LOOK, BAD = "fine", "look", "bad"
@@ -74,7 +74,7 @@ class EmbeddingFindings:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Bounds):
     """One row of the table of checks; NaN stands for undefined."""
 
     set: str
@@ -83,11 +83,6 @@ class Check:
     result: str
     value: float
     rows: int
-    low: float = math.nan
-    high: float = math.nan
-    expected: float = math.nan
-    p_value: float = math.nan
-    note: str = ""
 
 
 def label_change(one: SpaceLabels, other: SpaceLabels) -> float:
@@ -146,7 +141,15 @@ def _quality_checks(one: Judged) -> Iterator[Check]:
     low, high = quality.norm_limits
     middle = float(np.median(quality.norm[quality.finite]))
     yield Check(
-        one.name, "norm", "all", OK, middle, finite, low, high, note="median length; low and high bound the usual"
+        one.name,
+        "norm",
+        "all",
+        OK,
+        middle,
+        finite,
+        low=low,
+        high=high,
+        note="median length; low and high bound the usual",
     )
     yield count("norm_outliers", quality.odd, LOOK, "embeddings of unusual length", finite)
     dimension = one.side.description.dimension
@@ -190,8 +193,8 @@ def _label_checks(one: Judged) -> Iterator[Check]:
             OK,
             float(np.median(values)),
             len(values),
-            float(values.min()),
-            float(values.max()),
+            low=float(values.min()),
+            high=float(values.max()),
             note="median, smallest and largest label",
         )
         return
@@ -259,9 +262,9 @@ def _drift_checks(found: EmbeddingFindings) -> Iterator[Check]:
         result,
         drifted / finite,
         finite,
-        low,
-        high,
-        proteins.share,
+        low=low,
+        high=high,
+        expected=proteins.share,
         note=f"share beyond distance {proteins.limit:.4g} to the {proteins.k} nearest of {proteins.compared}",
     )
     if tests is None:
@@ -274,11 +277,11 @@ def _drift_checks(found: EmbeddingFindings) -> Iterator[Check]:
         LOOK if tests.auroc_p < LIMIT else OK,
         tests.auroc,
         used,
-        tests.low,
-        tests.high,
-        0.5,
-        tests.auroc_p,
-        "cross-validated logistic regression",
+        low=tests.low,
+        high=tests.high,
+        expected=0.5,
+        p_value=tests.auroc_p,
+        note="cross-validated logistic regression",
     )
     yield Check(
         "both",

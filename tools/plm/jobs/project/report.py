@@ -26,56 +26,56 @@ _FEWEST_POINTS = 20
 _VEGA_SHAPES = {"o": "circle", "^": "triangle-up", "s": "square"}
 
 
-def coordinates_table(found: ProjectionFindings) -> Iterator[str]:
+def coordinates_table(findings: ProjectionFindings) -> Iterator[str]:
     """Lines of the table of coordinates: every id of both files, in their order."""
-    sides = [(found.references, "reference")] + ([(found.queries, "query")] if found.queries else [])
+    sides = [(findings.references, "reference")] + ([(findings.queries, "query")] if findings.queries else [])
     sited = any(side.positions is not None for side, _ in sides)
     columns = ["id", *(["position"] if sited else []), "set", "label"]
-    columns += [f"{one.method}_{axis}" for one in found.made.projections for axis in (1, 2)]
-    columns += ["nearest_reference", "distance", "outside"] if found.outlook else []
+    columns += [f"{one.method}_{axis}" for one in findings.made.projections for axis in (1, 2)]
+    columns += ["nearest_reference", "distance", "outside"] if findings.outlook else []
     yield "\t".join(columns)
     row = 0
     for side, name in sides:
-        points = [one.queries if name == "query" else one.references for one in found.made.projections]
+        points = [one.queries if name == "query" else one.references for one in findings.made.projections]
         for index, identifier in enumerate(side.ids):
             cells = [identifier]
             if sited:
                 cells.append("" if side.positions is None else str(side.positions[index]))
-            cells += [name, found.labels.texts[row]]
+            cells += [name, findings.labels.texts[row]]
             cells += [f"{value:.6g}" for one in points for value in one[index]]
-            if found.outlook:
-                cells += _outlook_cells(found, index) if name == "query" else ["", "", ""]
+            if findings.outlook:
+                cells += _outlook_cells(findings, index) if name == "query" else ["", "", ""]
             yield "\t".join(" ".join(cell.split()) for cell in cells)
             row += 1
 
 
-def _outlook_cells(found: ProjectionFindings, index: int) -> list[str]:
-    assert found.outlook is not None
-    places, far, outside = found.outlook
-    return [found.references.ids[places[index]], f"{far[index]:.6g}", "yes" if outside[index] else "no"]
+def _outlook_cells(findings: ProjectionFindings, index: int) -> list[str]:
+    assert findings.outlook is not None
+    places, far, outside = findings.outlook
+    return [findings.references.ids[places[index]], f"{far[index]:.6g}", "yes" if outside[index] else "no"]
 
 
-def scores_table(found: ProjectionFindings) -> Iterator[str]:
+def scores_table(findings: ProjectionFindings) -> Iterator[str]:
     """Lines of the table of scores."""
     yield "\t".join(SCORE_COLUMNS)
-    for one in [*found.scores, *_variance(found), *_outside(found)]:
+    for one in [*findings.scores, *_variance(findings), *_outside(findings)]:
         cells = [one.space, one.set, one.measure, one.part]
         cells += ["" if value != value else f"{value:.4f}" for value in (one.value, one.low, one.high, one.expected)]
         cells += ["" if one.p_value != one.p_value else f"{one.p_value:.4g}", str(one.rows), one.note]
         yield "\t".join(" ".join(cell.split()) for cell in cells)
 
 
-def _variance(found: ProjectionFindings) -> list[SeparationScore]:
-    explained, rows = found.made.explained, len(found.references)
+def _variance(findings: ProjectionFindings) -> list[SeparationScore]:
+    explained, rows = findings.made.explained, len(findings.references)
     scores = []
-    if any(one.method == "pca" for one in found.made.projections):
+    if any(one.method == "pca" for one in findings.made.projections):
         for axis in range(min(2, len(explained))):
             scores.append(
                 SeparationScore(
                     "pca", "reference", "explained_variance", f"PC{axis + 1}", float(explained[axis]), rows=rows
                 )
             )
-    if any(one.method != "pca" for one in found.made.projections):
+    if any(one.method != "pca" for one in findings.made.projections):
         part = f"PC1 to PC{len(explained)}"
         note = "what t-SNE and UMAP see"
         scores.append(
@@ -84,25 +84,25 @@ def _variance(found: ProjectionFindings) -> list[SeparationScore]:
     return scores
 
 
-def _outside(found: ProjectionFindings) -> list[SeparationScore]:
-    if found.outlook is None or not len(found.outlook[2]):
+def _outside(findings: ProjectionFindings) -> list[SeparationScore]:
+    if findings.outlook is None or not len(findings.outlook[2]):
         return []
-    outside = found.outlook[2]
-    if len(set(found.references.groups)) < 2:
+    outside = findings.outlook[2]
+    if len(set(findings.references.groups)) < 2:
         return []
     note = "farther from every reference than 95 % of references from their nearest"
     share = float(outside.mean())
     return [SeparationScore(FULL, "query", "outside", "all", share, expected=0.05, rows=len(outside), note=note)]
 
 
-def first_lines(found: ProjectionFindings) -> list[str]:
+def first_lines(findings: ProjectionFindings) -> list[str]:
     """The sentences that a reader must see first: verdict, queries, what not to read into the picture."""
-    lines = [_verdict(found)]
-    if not found.why_not:
-        lines.append(_judged_by(found))
-    if found.queries is not None:
-        lines.append(_query_line(found))
-    methods = [METHOD_NAMES[one.method] for one in found.made.projections if one.method != "pca"]
+    lines = [_verdict(findings)]
+    if not findings.why_not:
+        lines.append(_judged_by(findings))
+    if findings.queries is not None:
+        lines.append(_query_line(findings))
+    methods = [METHOD_NAMES[one.method] for one in findings.made.projections if one.method != "pca"]
     if methods:
         lines.append(
             f"Distances between far clusters, sizes of clusters and empty space mean nothing in "
@@ -111,10 +111,10 @@ def first_lines(found: ProjectionFindings) -> list[str]:
     return lines
 
 
-def _judged_by(found: ProjectionFindings) -> str:
-    if found.grouped:
+def _judged_by(findings: ProjectionFindings) -> str:
+    if findings.grouped:
         return (
-            f"Judged by groups ({found.grouped}): members of a group do not count as neighbours and are drawn and "
+            f"Judged by groups ({findings.grouped}): members of a group do not count as neighbours and are drawn and "
             "shuffled as a whole."
         )
     return (
@@ -123,16 +123,16 @@ def _judged_by(found: ProjectionFindings) -> str:
     )
 
 
-def _verdict(found: ProjectionFindings) -> str:
-    if found.why_not:
-        return f"Whether labels separate cannot be judged: {found.why_not}."
-    agreement, correlation = found.score(FULL, "neighbour_agreement"), found.score(FULL, "neighbour_correlation")
+def _verdict(findings: ProjectionFindings) -> str:
+    if findings.why_not:
+        return f"Whether labels separate cannot be judged: {findings.why_not}."
+    agreement, correlation = findings.score(FULL, "neighbour_agreement"), findings.score(FULL, "neighbour_correlation")
     score = agreement or correlation
     if score is None or score.value != score.value:
         return "Whether labels separate cannot be judged: the score is undefined."
     beyond = score.p_value < 0.05 and score.value > score.expected
     chance = f"p = {score.p_value:.2g}" if score.p_value >= 0.001 else "p < 0.001"
-    one = "protein" if found.references.positions is None else "site"
+    one = "protein" if findings.references.positions is None else "site"
     count = int(score.note.split()[0])
     if score is agreement:
         what = (
@@ -154,10 +154,10 @@ def _verdict(found: ProjectionFindings) -> str:
     return f"No sign that the labels vary with the place in the full embedding space: {what}."
 
 
-def _query_line(found: ProjectionFindings) -> str:
-    assert found.queries is not None and found.outlook is not None
-    total, outside = len(found.queries), int(found.outlook[2].sum())
-    if len(set(found.references.groups)) < 2:
+def _query_line(findings: ProjectionFindings) -> str:
+    assert findings.queries is not None and findings.outlook is not None
+    total, outside = len(findings.queries), int(findings.outlook[2].sum())
+    if len(set(findings.references.groups)) < 2:
         line = "Whether queries lie outside of what the references span cannot be told: the references are one group."
     else:
         lie = "query lies" if total == 1 else "queries lies" if outside == 1 else "queries lie"
@@ -165,19 +165,19 @@ def _query_line(found: ProjectionFindings) -> str:
             f"{outside:,} of {total:,} {lie} outside of what the references span (farther from every reference than "
             "95 % of the references from their nearest)"
         )
-        drawn = [METHOD_NAMES[one.method] for one in found.made.projections if one.method != "pca"]
+        drawn = [METHOD_NAMES[one.method] for one in findings.made.projections if one.method != "pca"]
         if outside and drawn:
             among = f"{' and '.join(drawn)} {'draw' if len(drawn) > 1 else 'draws'}"
             line += f"; {among} such among the references all the same."
         else:
             line += "."
-    score = found.score(FULL, "neighbour_agreement", "query")
+    score = findings.score(FULL, "neighbour_agreement", "query")
     if score is not None:
         line += (
             f" {_percent(score.value)} of the labelled queries' nearest references carry their label"
             f"{_range(score, _percent)}, {_percent(score.expected)} under random labels."
         )
-    score = found.score(FULL, "neighbour_correlation", "query")
+    score = findings.score(FULL, "neighbour_correlation", "query")
     if score is not None and score.value == score.value:
         line += (
             f" The numbers of the labelled queries correlate with the mean of their nearest references by "
@@ -196,20 +196,20 @@ def _range(score: SeparationScore, write: Any) -> str:
     return f" (95 % interval {write(score.low)} to {write(score.high)})"
 
 
-def projection_report(found: ProjectionFindings, outputs: Sequence[str]) -> Report:
+def projection_report(findings: ProjectionFindings, outputs: Sequence[str]) -> Report:
     """The report; its interactive plot shows as many points as fit into what Galaxy renders.
 
     Args:
-        found: What was found.
+        findings: What was found.
         outputs: Names of the outputs there are: ``figure``, ``scores``, ``coordinates``.
     """
-    spare = ROOM - len(_report(found, outputs, "").text().encode())
-    plot = interactive(found, spare - 300)
-    return _report(found, outputs, plot)
+    spare = ROOM - len(_report(findings, outputs, "").text().encode())
+    plot = interactive(findings, spare - 300)
+    return _report(findings, outputs, plot)
 
 
-def _report(found: ProjectionFindings, outputs: Sequence[str], plot: str) -> Report:
-    first, *others = first_lines(found)
+def _report(findings: ProjectionFindings, outputs: Sequence[str], plot: str) -> Report:
+    first, *others = first_lines(findings)
     report = Report(plain(first.rstrip(".")))
     for line in others:
         report.paragraph(plain(line))
@@ -217,42 +217,42 @@ def _report(found: ProjectionFindings, outputs: Sequence[str], plot: str) -> Rep
     if "figure" in outputs:
         report.image("figure")
     report.heading("Scores")
-    _compare(report, found)
+    _compare(report, findings)
     if "scores" in outputs:
         footer = "Expected is what random labels give; part is a class or a component"
         report.table("scores", title="All scores", footer=footer)
     if plot:
         report.heading("Look closer")
-        report.paragraph(_shown(found, plot))
+        report.paragraph(_shown(findings, plot))
         report.vega(plot)
     report.heading("What was done")
-    report.bullets([*_done(found), *map(plain, found.notes[:8])])
+    report.bullets([*_done(findings), *map(plain, findings.notes[:8])])
     return report
 
 
-def _compare(report: Report, found: ProjectionFindings) -> None:
+def _compare(report: Report, findings: ProjectionFindings) -> None:
     """One line a space, so that a picture can be held against the space that it shows."""
-    numbers = found.labels.kind == "number"
+    numbers = findings.labels.kind == "number"
     measure = "neighbour_correlation" if numbers else "neighbour_agreement"
     header = ["Space", "Neighbour correlation" if numbers else "Neighbour agreement"]
     header += ([] if numbers else ["Silhouette"]) + ["Trustworthiness"]
     rows = []
-    for space in [FULL, *(one.method for one in found.made.projections)]:
+    for space in [FULL, *(one.method for one in findings.made.projections)]:
         name = "Full space" if space == FULL else METHOD_NAMES[space]
-        trust = found.score(space, "trustworthiness")
+        trust = findings.score(space, "trustworthiness")
         cells = [name]
         for key in [measure] if numbers else [measure, "silhouette"]:
-            score = found.score(space, key)
+            score = findings.score(space, key)
             write = _percent if key == "neighbour_agreement" else _two
             cells.append("" if score is None else f"{_with_range(score, write)}, chance {write(score.expected)}")
         cells.append("" if trust is None else number(trust.value, 2))
         rows.append(cells)
-    if found.why_not:
+    if findings.why_not:
         header, rows = ["Space", "Trustworthiness"], [[row[0], row[-1]] for row in rows]
     report.rows(header, rows)
-    full, tight = found.score(FULL, "silhouette"), []
-    for one in found.made.projections:
-        shown = found.score(one.method, "silhouette")
+    full, tight = findings.score(FULL, "silhouette"), []
+    for one in findings.made.projections:
+        shown = findings.score(one.method, "silhouette")
         if one.method != "pca" and full and shown and shown.value > full.high:
             tight.append(f"{METHOD_NAMES[one.method]} ({_two(shown.value)})")
     if full and tight:
@@ -272,84 +272,86 @@ def _with_range(score: SeparationScore, write: Any) -> str:
     return f"{write(score.value)} ({write(score.low)} to {write(score.high)})"
 
 
-def _done(found: ProjectionFindings) -> list[str]:
+def _done(findings: ProjectionFindings) -> list[str]:
     """What was computed and from what, in a few lines."""
-    settings, one = found.settings, found.references.description
+    settings, one = findings.settings, findings.references.description
     model = f"model {plain(one.model)}" if one.model else "model unknown"
     if one.layers:
         model += f", layer {', '.join(map(str, one.layers))}"
     if one.pooling:
         model += f", pooling {one.pooling}"
-    labelled = int(found.labels.known[: len(found.references)].sum())
-    total = len(found.references)
-    lines = [f"{total:,} reference{'' if total == 1 else 's'} of {plain(found.references.name)} ({model})."]
-    if found.queries is not None:
-        asked, name = len(found.queries), plain(found.queries.name)
+    labelled = int(findings.labels.known[: len(findings.references)].sum())
+    total = len(findings.references)
+    lines = [f"{total:,} reference{'' if total == 1 else 's'} of {plain(findings.references.name)} ({model})."]
+    if findings.queries is not None:
+        asked, name = len(findings.queries), plain(findings.queries.name)
         lines.append(
             f"{asked:,} {'query' if asked == 1 else 'queries'} of {name}, placed by transform; nothing was fitted "
             "to them."
         )
-    if found.source:
+    if findings.source:
         have = "reference has" if labelled == 1 else "references have"
-        lines.append(f"{labelled:,} {have} a label ({plain(found.source)}).")
+        lines.append(f"{labelled:,} {have} a label ({plain(findings.source)}).")
     scaled = "each dimension scaled to standard deviation 1" if settings.standardise else "dimensions as they are"
     lines.append(f"{settings.metric.capitalize()} distance, {scaled}.")
-    methods = [made.method for made in found.made.projections]
+    methods = [made.method for made in findings.made.projections]
     told = []
     if "tsne" in methods:
-        told.append(f"t-SNE: perplexity {min(settings.perplexity, (len(found.references) - 1) / 3):.3g}")
+        told.append(f"t-SNE: perplexity {min(settings.perplexity, (len(findings.references) - 1) / 3):.3g}")
     if "umap" in methods:
-        count = min(settings.neighbours, len(found.references) - 1)
+        count = min(settings.neighbours, len(findings.references) - 1)
         told.append(f"UMAP: {count} neighbours, minimal distance {settings.min_dist:g}")
     if told:
-        share = found.made.explained.sum()
-        told.append(f"both started from and saw {len(found.made.explained)} principal components")
+        share = findings.made.explained.sum()
+        told.append(f"both started from and saw {len(findings.made.explained)} principal components")
         if len(told) == 2:
             told[-1] = told[-1].replace("both ", "")
         lines.append(f"{'; '.join(told)} ({_percent(share)} of the variance); seed {settings.seed}.")
     return lines
 
 
-def _shown(found: ProjectionFindings, plot: str) -> str:
+def _shown(findings: ProjectionFindings, plot: str) -> str:
     count = json.loads(plot)["data"]["values"].count("\n")
-    total = len(_stratified(found))
-    method = METHOD_NAMES[found.made.projections[-1].method]
-    how = "from the classes in proportion" if found.labels.kind == "class" else "at random"
-    what = "proteins with a label" if found.labels.kind == "number" and not found.labels.known.all() else "proteins"
+    total = len(_stratified(findings))
+    method = METHOD_NAMES[findings.made.projections[-1].method]
+    how = "from the classes in proportion" if findings.labels.kind == "class" else "at random"
+    what = (
+        "proteins with a label" if findings.labels.kind == "number" and not findings.labels.known.all() else "proteins"
+    )
     some = f"{count:,} of {total:,} {what}, drawn {how}"
     if count == total:
         some = f"all {total:,} {what}"
-    single = ", click on a class in the legend to single it out" if found.labels.kind == "class" else ""
+    single = ", click on a class in the legend to single it out" if findings.labels.kind == "class" else ""
     return f"{method} of {some}. Point at one for its name, drag and zoom{single}."
 
 
-def interactive(found: ProjectionFindings, room: int) -> str:
+def interactive(findings: ProjectionFindings, room: int) -> str:
     """A Vega-Lite plot of the last projection with its data inside; empty if too few points fit ``room`` bytes.
 
     Points are drawn from classes and from queries in proportion.
     """
-    rows = _stratified(found)
+    rows = _stratified(findings)
     low, high = 0, len(rows)
     while low < high:  # the largest number of points that fits
         middle = (low + high + 1) // 2
-        if len(_plot(found, rows[:middle]).encode()) <= room:
+        if len(_plot(findings, rows[:middle]).encode()) <= room:
             low = middle
         else:
             high = middle - 1
     if low < min(_FEWEST_POINTS, len(rows)):
         return ""
-    return _plot(found, rows[:low])
+    return _plot(findings, rows[:low])
 
 
-def _stratified(found: ProjectionFindings) -> NDArray[np.int64]:
+def _stratified(findings: ProjectionFindings) -> NDArray[np.int64]:
     """All rows in an order of which every beginning holds the classes in proportion.
 
     If labels are numbers, rows without are left out: a scale of colours has no place for them.
     """
-    count = len(found.references)
-    stratum = found.labels.codes + 1
-    stratum[count:] += len(found.labels.classes) + 1
-    generator = np.random.default_rng(found.settings.seed)
+    count = len(findings.references)
+    stratum = findings.labels.codes + 1
+    stratum[count:] += len(findings.labels.classes) + 1
+    generator = np.random.default_rng(findings.settings.seed)
     chance = generator.permutation(len(stratum))
     place = np.empty(len(stratum))
     for index in np.unique(stratum):
@@ -357,29 +359,29 @@ def _stratified(found: ProjectionFindings) -> NDArray[np.int64]:
         rows = rows[np.argsort(chance[rows])]
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     rows = np.lexsort((chance, place)).astype(np.int64)
-    return rows[found.labels.known[rows]] if found.labels.kind == "number" else rows
+    return rows[findings.labels.known[rows]] if findings.labels.kind == "number" else rows
 
 
-def _plot(found: ProjectionFindings, rows: NDArray[np.int64]) -> str:
-    made = found.made.projections[-1]
+def _plot(findings: ProjectionFindings, rows: NDArray[np.int64]) -> str:
+    made = findings.made.projections[-1]
     points = np.concatenate([made.references, made.queries])
     digits = max(0, 2 - math.floor(math.log10(max(float(np.ptp(made.references, axis=0).max()), 1e-6))))
-    count, drawn = len(found.references), looks(found.labels)
+    count, drawn = len(findings.references), looks(findings.labels)
     place = {code: index for index, look in enumerate(drawn) for code in look.codes}
-    numbers = found.labels.kind == "number"
-    ids = [*found.references.ids, *(found.queries.ids if found.queries else [])]
+    numbers = findings.labels.kind == "number"
+    ids = [*findings.references.ids, *(findings.queries.ids if findings.queries else [])]
     lines = ["x,y,l,q,n"]
     for row in rows:
         x, y = (f"{value:.{digits}f}" for value in points[row])
-        label = f"{found.labels.numbers[row]:.4g}" if numbers else str(place[int(found.labels.codes[row])])
+        label = f"{findings.labels.numbers[row]:.4g}" if numbers else str(place[int(findings.labels.codes[row])])
         name = accession(ids[row])[:40].replace('"', "'").replace(",", ";").replace("\n", " ")
         lines.append(f"{x},{y},{label},{'1' if row >= count else ''},{name}")
-    return json.dumps(_spec("\n".join(lines), found, drawn), separators=(",", ":"))
+    return json.dumps(_spec("\n".join(lines), findings, drawn), separators=(",", ":"))
 
 
-def _spec(values: str, found: ProjectionFindings, drawn: list[Look]) -> dict[str, Any]:
-    name = METHOD_NAMES[found.made.projections[-1].method]
-    numbers = found.labels.kind == "number"
+def _spec(values: str, findings: ProjectionFindings, drawn: list[Look]) -> dict[str, Any]:
+    name = METHOD_NAMES[findings.made.projections[-1].method]
+    numbers = findings.labels.kind == "number"
     axis = {"type": "quantitative", "scale": {"zero": False}}
     if name != "PCA":
         axis["axis"] = {"labels": False, "ticks": False, "grid": False}
@@ -401,7 +403,7 @@ def _spec(values: str, found: ProjectionFindings, drawn: list[Look]) -> dict[str
         "data": {"values": values, "format": {"type": "csv"}},
     }
     if numbers:
-        low, high = number_range(found.labels)
+        low, high = number_range(findings.labels)
         domain = [float(f"{low:.4g}"), float(f"{high:.4g}")]
         colour = {"field": "l", "type": "quantitative", "scale": {"scheme": SCALE, "domain": domain, "clamp": True}}
         encoding["fillOpacity"] = {"condition": {"test": "datum.q", "value": 0}, "value": 0.7}
