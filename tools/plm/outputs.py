@@ -81,14 +81,14 @@ def _check_shape(flag: str, kind: str, path: Path) -> None:
     if path.name in ("", "..") or not path.name.isprintable():
         raise UserError("This names no new file or folder", where=where, fix="Give a name for the output")
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"The output cannot be written: {reason}", where=where, fix="Choose another name") from None
     if kind == "folder":
-        if not stat.S_ISDIR(found.st_mode):
+        if not stat.S_ISDIR(status.st_mode):
             raise UserError("A file stands where a folder is to be written", where=where, fix="Choose another name")
         if any(path.iterdir()):
             raise UserError(
@@ -96,9 +96,9 @@ def _check_shape(flag: str, kind: str, path: Path) -> None:
                 where=where,
                 fix="Give a new folder or an empty one",
             )
-    elif stat.S_ISDIR(found.st_mode):
+    elif stat.S_ISDIR(status.st_mode):
         raise UserError("A folder stands where a file is to be written", where=where, fix="Give the name of a file")
-    elif not stat.S_ISREG(found.st_mode):
+    elif not stat.S_ISREG(status.st_mode):
         raise UserError("The output is no ordinary file", where=where, fix="Give the name of a file, or leave it out")
 
 
@@ -145,16 +145,16 @@ def _try(flag: str, path: Path) -> None:
 def written_by_the_suite(path: Path) -> bool:
     """Whether the suite wrote this very file and nobody changed it since; False where that cannot be known."""
     try:
-        found = path.lstat()
-        return os.getxattr(path, _MARK, follow_symlinks=False) == f"{found.st_size}:{found.st_mtime_ns}".encode()
+        status = path.lstat()
+        return os.getxattr(path, _MARK, follow_symlinks=False) == f"{status.st_size}:{status.st_mtime_ns}".encode()
     except (OSError, AttributeError):  # systems without extended attributes
         return False
 
 
 def _mark(path: Path) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        found = path.lstat()
-        os.setxattr(path, _MARK, f"{found.st_size}:{found.st_mtime_ns}".encode(), follow_symlinks=False)
+        status = path.lstat()
+        os.setxattr(path, _MARK, f"{status.st_size}:{status.st_mtime_ns}".encode(), follow_symlinks=False)
 
 
 class Outputs:

@@ -311,10 +311,10 @@ def clean(sequence: str, rule: CleaningRule | None = None) -> Cleaned:
             text = text.upper()
     unusual = sorted(set(text) - (_RESIDUE_SET | _OWN if rule.unusual == "own" else _RESIDUE_SET))
     if unusual:
-        found = ", ".join(f"{letter} x{text.count(letter)}" for letter in unusual)
+        counts = ", ".join(f"{letter} x{text.count(letter)}" for letter in unusual)
         if rule.unusual == "reject":
-            return Cleaned("", f"unusual residues {found}")
-        changes.append(f"unusual residues {found} -> X")
+            return Cleaned("", f"unusual residues {counts}")
+        changes.append(f"unusual residues {counts} -> X")
         text = text.translate({ord(letter): UNKNOWN_RESIDUE for letter in unusual})
     return Cleaned(text, "" if text else "no residues", tuple(changes), removed)
 
@@ -394,12 +394,12 @@ class NucleotideTally:
         Raises:
             UserError: They are.
         """
-        found = self.nucleotides + self.short
-        if (rule and rule.nucleotides == "keep") or not found or found < 0.9 * self.records:
+        count = self.nucleotides + self.short
+        if (rule and rule.nucleotides == "keep") or not count or count < 0.9 * self.records:
             return
         if not self.nucleotides and (self.records < 5 or self.letters < 100):
             return
-        many = "All sequences are" if found == self.records else f"{found} of {self.records} sequences are"
+        many = "All sequences are" if count == self.records else f"{count} of {self.records} sequences are"
         raise UserError(
             f"{many} nucleotides (A, C, G, T, U, N)",
             where=name,

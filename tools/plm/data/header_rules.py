@@ -68,10 +68,10 @@ class Rule:
             return (fields[place].strip() or None) if 0 <= place < len(fields) else None
         if self.kind == "key":
             return _value_of(self.argument, record.header)
-        found = search(self.argument, record)
-        if found is None:
+        match = search(self.argument, record)
+        if match is None:
             return None
-        return (found.group(1) if found.re.groups else found.group(0)) or None
+        return (match.group(1) if match.re.groups else match.group(0)) or None
 
     @property
     def in_words(self) -> str:
@@ -87,14 +87,14 @@ class Rule:
 
 def _value_of(key: str, header: str) -> str | None:
     """The whole word after ``key`` (which ends in ``=``); it is never cut in its middle."""
-    found = re.search(rf"(?:^|(?P<mark>[\s|;,])){re.escape(key)}", header)
-    if found is None:
+    match = re.search(rf"(?:^|(?P<mark>[\s|;,])){re.escape(key)}", header)
+    if match is None:
         return None
-    rest = header[found.end() :]
+    rest = header[match.end() :]
     if rest[:1] in ('"', "'") and rest.find(rest[0], 1) > 0:
         return rest[1 : rest.find(rest[0], 1)].strip() or None
     word = rest.split(None, 1)[0] if rest and not rest[0].isspace() else ""
-    mark = found["mark"]
+    mark = match["mark"]
     if mark and not mark.isspace():
         word = word.split(mark, 1)[0]
     following = re.search(r"[|;,][A-Za-z][\w.-]*=", word)
@@ -180,9 +180,9 @@ def column_name(record: ProteinRecord, column: str) -> str:
     names = list(record.columns)
     if column.isdigit() and 1 <= int(column) <= len(names):
         return names[int(column) - 1]
-    found = f"columns: {', '.join(names[:12])}" if names else "FASTA has no columns"
+    choices = f"columns: {', '.join(names[:12])}" if names else "FASTA has no columns"
     raise UserError(
-        f"There is no column {column!r} ({found})", fix="Give a column's name from the header line, or its number"
+        f"There is no column {column!r} ({choices})", fix="Give a column's name from the header line, or its number"
     )
 
 
@@ -216,9 +216,9 @@ def protein_of(record: ProteinRecord, rule: str) -> str | None:
             this module.
     """
     if rule in ("auto", "uniprot"):
-        found = _UNIPROT.match(record.header)
-        if found:
-            return found.group(1)
+        match = _UNIPROT.match(record.header)
+        if match:
+            return match.group(1)
         return record.id if rule == "auto" else None
     if rule == "word":
         return record.id
@@ -238,12 +238,12 @@ def place_of(record: ProteinRecord, rule: str) -> tuple[int | None, int | None]:
         return None, None
     if rule == "auto" or rule.startswith("regex:"):
         if rule == "auto":
-            found = _START_SITE.search(record.header)
+            match = _START_SITE.search(record.header)
         else:
-            found = search(parse_rule(rule, "--protein-position").argument, record)
-        if found is None:
+            match = search(parse_rule(rule, "--protein-position").argument, record)
+        if match is None:
             return None, None
-        groups: Mapping[str, str | None] = found.groupdict()
+        groups: Mapping[str, str | None] = match.groupdict()
         if "site" not in groups:
             raise UserError("--protein-position: the pattern has no group named site", fix=r"Write (?P<site>\d+) in it")
         return _whole(groups.get("start")), _whole(groups["site"])
@@ -252,14 +252,14 @@ def place_of(record: ProteinRecord, rule: str) -> tuple[int | None, int | None]:
 
 def without_isoform(protein: str) -> str:
     """A UniProt accession without its isoform number (``Q14790-4`` -> ``Q14790``); other names stay."""
-    found = _ISOFORM.fullmatch(protein)
-    return found.group(1) if found else protein
+    match = _ISOFORM.fullmatch(protein)
+    return match.group(1) if match else protein
 
 
 def taxon_of(record: ProteinRecord) -> str:
     """NCBI taxonomy id from ``OX=`` of a UniProt header, or empty."""
-    found = _TAXON.search(record.header)
-    return found.group(1) if found else ""
+    match = _TAXON.search(record.header)
+    return match.group(1) if match else ""
 
 
 def _whole(text: str | None) -> int | None:

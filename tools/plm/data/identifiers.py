@@ -50,9 +50,9 @@ class Matches:
         if key in self._known:
             return key
         for form in short_forms(key):
-            if self._asked.get(form) == key and (found := self._short.get(form)) is not None:
+            if self._asked.get(form) == key and (name := self._short.get(form)) is not None:
                 self.translated.add(key)
-                return found
+                return name
         return None
 
     def told(self) -> str:
@@ -67,8 +67,8 @@ class Matches:
 
 def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str | None]:
     """What each form stands for; None where it stands for several."""
-    found: dict[str, str | None] = {}
+    keys: dict[str, str | None] = {}
     for form, key in pairs:
-        if found.setdefault(form, key) != key:
-            found[form] = None
-    return found
+        if keys.setdefault(form, key) != key:
+            keys[form] = None
+    return keys

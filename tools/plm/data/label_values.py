@@ -162,11 +162,11 @@ def _mostly_numbers(
     """Whether labels that are not all numbers are meant as numbers."""
     if target == "number":
         return True
-    strange = [value for value, found in parsed.items() if found is None]
+    strange = [value for value, as_number in parsed.items() if as_number is None]
     alike = plain + sum(present[value] for value in strange if _numeric(value))
     if alike < 0.5 * total or (not any(map(_numeric, strange)) and plain < 0.5 * total):
         return False
-    real = {value for value, found in parsed.items() if found is not None}
+    real = {value for value, as_number in parsed.items() if as_number is not None}
     if real and (
         not all(map(whole, real)) or not _counts_classes({int(float(_with_minus(value))) for value in real}, plain)
     ):
@@ -189,10 +189,10 @@ def _decimal_commas(
     Raises:
         UserError: The commas may part thousands, too.
     """
-    found = [match for value in odd if (match := _DECIMAL_COMMA.fullmatch(value))]
-    if len(found) < len(odd) or any("." in value for value in plain):
+    matches = [match for value in odd if (match := _DECIMAL_COMMA.fullmatch(value))]
+    if len(matches) < len(odd) or any("." in value for value in plain):
         return False
-    if any(len(match[3]) != 3 or match[2].startswith("0") or len(match[2]) > 3 for match in found):
+    if any(len(match[3]) != 3 or match[2].startswith("0") or len(match[2]) > 3 for match in matches):
         return True
     first = next(row for row, value in enumerate(values) if value in set(odd))
     raise UserError(
@@ -252,10 +252,10 @@ def _inside(text: str) -> str | None:
     if called := _CALL.fullmatch(text):
         text = called[1].strip()
         text = text[: text.rfind("]") + 1] or text  # what follows is the type of the numbers
-    found = _BRACKETS.fullmatch(text)
-    if found is None:
+    match = _BRACKETS.fullmatch(text)
+    if match is None:
         return None
-    inside = next(group for group in found.groups() if group is not None).strip()
+    inside = next(group for group in match.groups() if group is not None).strip()
     parted = any(mark in inside for mark in ",;") or any(map(str.isspace, inside))
     return inside if parted or re.fullmatch(r"\[[^\[\](){}]*\]", text) else None
 
@@ -325,8 +325,8 @@ def positive_last(first: str, second: str) -> tuple[str, str]:
 def _negative(name: str, other: str) -> int:
     """How surely a name is the negative of another: 2, 1, 0, or -1 for a positive word."""
     low, high = name.strip().lower(), other.strip().lower()
-    found = _NEGATION.match(low)
-    rest = low[found.end() :] if found else ""
+    match = _NEGATION.match(low)
+    rest = low[match.end() :] if match else ""
     if rest and (rest == high or rest == high.removeprefix("pos_").removeprefix("positive_")):
         return 2
     if low in _NEGATIVE_WORDS:
@@ -355,11 +355,11 @@ def several_at_once(labels: Iterable[str]) -> dict[str, int]:
 
 def told_several(labels: Iterable[str]) -> str:
     """A sentence about labels that look like several classes; empty if there are none."""
-    found = several_at_once(labels)
-    if not found:
+    names = several_at_once(labels)
+    if not names:
         return ""
-    example = max(found, key=lambda name: (found[name], name))
+    example = max(names, key=lambda name: (names[name], name))
     return (
-        f"{sum(found.values())} labels name several classes, such as {example!r}: several labels a protein are not "
+        f"{sum(names.values())} labels name several classes, such as {example!r}: several labels a protein are not "
         "supported, so each combination is a class of its own."
     )

@@ -88,9 +88,9 @@ def measure(
         )
     for judged, others in sides:
         if pairs is not None:
-            found = _nearest_of(pairs, sequences, judged, others)
+            nearest = _nearest_of(pairs, sequences, judged, others)
         else:
-            found = homology.nearest(
+            nearest = homology.nearest(
                 [sequences[row] for row in judged],
                 [sequences[row] for row in others],
                 coverage=coverage,
@@ -106,7 +106,7 @@ def measure(
             if place is not None:
                 places[examples[row].protein].append(place)
         stretches = _stretches(sequences[row] for row in others) if method == "exact" else set()
-        for row, (other, score) in zip(judged, found, strict=True):
+        for row, (other, score) in zip(judged, nearest, strict=True):
             example = examples[row]
             place = example.protein_position
             distances = [abs(place - there) for there in places.get(example.protein, [])] if place is not None else []

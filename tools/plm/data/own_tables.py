@@ -132,11 +132,11 @@ def refuse_other(header: Sequence[str], name: str, wanted: str, kinds: Collectio
     Raises:
         UserError: Names what was given, what is wanted, and where that comes from.
     """
-    found = recognise(header)
-    if found is None or found.kind in kinds:
+    table = recognise(header)
+    if table is None or table.kind in kinds:
         return
     raise UserError(
-        f"This is the {found.name} of {found.tool}, not {WANTED[wanted].split(' (')[0]}",
+        f"This is the {table.name} of {table.tool}, not {WANTED[wanted].split(' (')[0]}",
         where=name,
         fix=f"Give {WANTED[wanted]}",
     )

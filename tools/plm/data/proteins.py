@@ -115,8 +115,8 @@ def _table_records(
             if place not in (named, sequence) or name not in ("id", "sequence")
         }  # fmt: skip
     else:
-        found = {names[0]: find_column(header, names) for names in (*wanted, (POSITION,))}
-        columns = {name: place for name, place in found.items() if place is not None}
+        places = {names[0]: find_column(header, names) for names in (*wanted, (POSITION,))}
+        columns = {name: place for name, place in places.items() if place is not None}
     needed = {place for place in (named, sequence, *columns.values()) if place is not None}
     for number, (line, fields) in enumerate(stream_table(path, only=needed)[1], start=1):
         identifier = f"row{number}" if named is None else fields[named]

@@ -89,8 +89,8 @@ class ShardStore:
                 told = opened.metadata() or {}
         except UserError:
             told, arrays = {}, {}
-        found = {"key": self.key, "shard": str(number), "sha256": _digest(arrays)}
-        if told == found:
+        expected = {"key": self.key, "shard": str(number), "sha256": _digest(arrays)}
+        if told == expected:
             return True
         self.forget(number)
         return False
@@ -106,14 +106,14 @@ class ShardStore:
         if start == stop == rows.get_shape()[0]:  # safetensors refuses to cut nothing off the end
             whole: NDArray[Any] = self._opened[number].get_tensor(name)
             return whole[start:stop]
-        found: NDArray[Any] = rows[start:stop]
-        return found
+        values: NDArray[Any] = rows[start:stop]
+        return values
 
     def whole(self, number: int, name: str) -> NDArray[Any]:
         """A whole array of a part."""
         with tensors.opened(self.path(number)) as opened:
-            found: NDArray[Any] = opened.get_tensor(name)
-        return found
+            array: NDArray[Any] = opened.get_tensor(name)
+        return array
 
     def forget(self, number: int) -> None:
         """Deletes a part."""
@@ -128,13 +128,13 @@ class ShardStore:
 
     def notes(self, pattern: str) -> dict[str, dict[str, Any]]:
         """What :meth:`note` wrote under names that match a shell's pattern, by name; broken ones are left out."""
-        found = {}
+        notes = {}
         for path in sorted(self.folder.glob(f"{pattern}.json")):
             try:
-                found[path.stem] = read_object(path)
+                notes[path.stem] = read_object(path)
             except UserError:
                 continue
-        return found
+        return notes
 
     def remove(self) -> None:
         """Deletes the folder with all parts."""
@@ -143,12 +143,12 @@ class ShardStore:
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
-        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+        hasher.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()
 
 
 class Lock:

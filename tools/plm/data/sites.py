@@ -32,10 +32,10 @@ _THREE_LETTERS = {
 def parse_place(text: str) -> tuple[int, str] | None:
     """(1-based place, stated residue or empty) of ``614``, ``614.0``, ``Y614``, ``pY614``, ``Tyr614`` or, as
     PhosphoSitePlus writes it, ``Y614-p``; None for all else."""
-    found = _PLACE.fullmatch(text.strip())
-    if found is None or (found[2] and found[2] not in _THREE_LETTERS):
+    match = _PLACE.fullmatch(text.strip())
+    if match is None or (match[2] and match[2] not in _THREE_LETTERS):
         return None
-    return int(found[3]), found[1] or (_THREE_LETTERS[found[2]] if found[2] else "")
+    return int(match[3]), match[1] or (_THREE_LETTERS[match[2]] if match[2] else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def sources(
         UserError: The rule finds a label in no record at all; names the rule and the first header.
     """
     made: list[SiteSource] = []
-    found = 0
+    labelled = 0
     for record in records:
         marked: list[int] = []
         sequence = record.sequence
@@ -100,11 +100,11 @@ def sources(
             except ValueError as error:
                 journal.rejected(record.id, str(error))
                 continue
-            found += len(marked)
+            labelled += len(marked)
         label: str | None = None
         if labels.kind in ("key", "regex", "field", "column"):
             label = labels.find(record)
-            found += label is not None
+            labelled += label is not None
             if label is not None and is_missing(label):
                 if not otherwise:
                     journal.left_out(record.id, f"no label: {label!r} says that there is none")
@@ -129,7 +129,7 @@ def sources(
             )
             continue
         made.append(SiteSource(replace(record, sequence=sequence), cleaned, name, tuple(marked), label))
-    if labels.kind in ("key", "regex", "field", "column", "hash") and not found:
+    if labels.kind in ("key", "regex", "field", "column", "hash") and not labelled:
         what = "'#' after a residue" if labels.kind == "hash" else labels.in_words
         shown = records[0].header if len(records[0].header) <= 80 else records[0].header[:80] + "…"
         raise UserError(
@@ -544,8 +544,8 @@ def read_listings(table: Table, columns: tuple[str, str, str], default: str | No
 def _pick(table: Table, wanted: str, flag: str, usual: tuple[str, ...], number: int) -> int:
     if wanted:
         return table.column(wanted, flag)
-    found = table.find(*usual)
-    return number if found is None else found
+    column = table.find(*usual)
+    return number if column is None else column
 
 
 def _example(

@@ -138,7 +138,7 @@ class Archive:
         return written
 
     def _write(self, member: zipfile.ZipInfo, target: Path, digest: bool) -> str:
-        found = hashlib.sha256()
+        hasher = hashlib.sha256()
         target.parent.mkdir(parents=True, exist_ok=True)
         left = member.file_size
         with self._zip.open(member) as source, target.open("xb") as out:
@@ -147,11 +147,11 @@ class Archive:
                 if left < 0:
                     raise zipfile.BadZipFile(f"{member.filename!r} is longer than it says")
                 if digest:
-                    found.update(block)
+                    hasher.update(block)
                 out.write(block)
         if left:
             raise zipfile.BadZipFile(f"{member.filename!r} is shorter than it says")
-        return found.hexdigest() if digest else ""
+        return hasher.hexdigest() if digest else ""
 
     def _judge(self) -> dict[str, zipfile.ZipInfo]:
         where = self.path.name
@@ -159,7 +159,7 @@ class Archive:
         most = limit("PLM_MAX_MEMBERS")
         if len(listed) > most:
             raise UserError(f"The {self._what} holds {len(listed)} files", where=where, fix=f"At most {most} are read")
-        found: dict[str, zipfile.ZipInfo] = {}
+        members: dict[str, zipfile.ZipInfo] = {}
         for member in listed:
             name = member.filename
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -170,12 +170,12 @@ class Archive:
                 )
             if member.is_dir():
                 continue
-            if name in found:
+            if name in members:
                 raise UserError(f"The {self._what} holds {name} twice", where=where, fix=self._fix)
-            found[name] = member
-        whole, packed = sum(one.file_size for one in found.values()), self.path.stat().st_size
+            members[name] = member
+        whole, packed = sum(one.file_size for one in members.values()), self.path.stat().st_size
         check_growth(whole, packed, f"The {self._what}", where)
-        for name, member in found.items():
+        for name, member in members.items():
             check_growth(member.file_size, member.compress_size, name, where)
         most = limit("PLM_MAX_UNPACKED_GIB") * 2**30
         if whole > most:
@@ -183,7 +183,7 @@ class Archive:
                 f"The {self._what} would become {size(whole)}", where=where,
                 fix=f"At most {size(most)} are read; an administrator can raise PLM_MAX_UNPACKED_GIB",
             )  # fmt: skip
-        return found
+        return members
 
     def _broken(self, error: Exception) -> UserError:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:

@@ -104,13 +104,13 @@ def texts(array: np.ndarray, name: str, what: str = "ids") -> list[str]:
     if array.ndim != 1 or array.dtype.kind not in "USiu":
         raise UserError(f"The {what} are no list of text", where=name, fix="Make the file again")
     try:
-        found = [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in array.tolist()]
+        decoded = [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in array.tolist()]
     except (UnicodeDecodeError, ValueError) as error:  # half a code point surfaces as ValueError
         raise UserError(f"The {what} are not UTF-8 text", where=name, fix="Make the file again") from error
-    for text in found:
+    for text in decoded:
         if has_breaks(text):
             raise UserError(
                 f"One of the {what}, {one_line(text, 60)!r}, holds a tab, a line end or another character that no "
                 "table can hold", where=name, fix="Rename it",
             )  # fmt: skip
-    return found
+    return decoded

@@ -94,8 +94,8 @@ def read_bytes(path: Path, most: int, what: str, where: str, fix: str = _AGAIN) 
 def one_line(text: str, most: int = 200) -> str:
     """Text that can stand in a table or a message: no tabs, line ends or control characters, not endless."""
     # A slice first: a name of a gigabyte is not searched through.
-    found = " ".join(_CONTROL.sub(" ", text[: 4 * most]).split(" ")).strip()
-    return found if len(found) <= most else found[: most - 1] + "…"
+    line = " ".join(_CONTROL.sub(" ", text[: 4 * most]).split(" ")).strip()
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def has_breaks(text: str) -> bool:
@@ -115,12 +115,12 @@ def cleaned(content: Any) -> Any:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the field {one_line(twice, 40)!r} comes twice")
-    return found
+    return content
 
 
 def _whole(text: str) -> int:

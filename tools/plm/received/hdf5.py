@@ -123,13 +123,13 @@ class StoredRows:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         try:
-            found: np.ndarray = self._data_set[rows]
+            values: np.ndarray = self._data_set[rows]
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"The HDF5 file is damaged in the middle ({one_line(str(error), 100)})", where=self._name,
                 fix="Transfer or make the file again",
             ) from error  # fmt: skip
-        return found
+        return values
 
 
 def file_size(file: h5py.File) -> int:
@@ -205,12 +205,12 @@ def attributes(holder: h5py.File | h5py.Dataset, name: str) -> dict[str, Any]:
     Raises:
         UserError: One is too large.
     """
-    found = {}
+    values = {}
     for key in holder.attrs:
         value = attribute(holder, key, name)
         if value is not None:
-            found[key] = value
-    return found
+            values[key] = value
+    return values
 
 
 def attribute(holder: h5py.File | h5py.Dataset, key: str, name: str) -> Any:
@@ -253,7 +253,7 @@ def texts(data_set: h5py.Dataset, name: str, what: str = "ids") -> list[str]:
         return [str(value) for value in data_set[()].tolist()]
     if h5py.check_string_dtype(data_set.dtype) is None:
         raise UserError(f"The {what} are no text", where=name, fix=_AGAIN)
-    found: list[str] = []
+    decoded: list[str] = []
     # Many ids may be one and the same text of a gigabyte: what is read at once stays small all the same.
     step = max(4, min(1024, 2**31 // max(1, file_size(data_set.file))))
     for start in range(0, len(data_set), step):
@@ -262,8 +262,8 @@ def texts(data_set: h5py.Dataset, name: str, what: str = "ids") -> list[str]:
                 raise UserError(
                     f"One of the {what} is longer than {LONGEST_ID:,} letters", where=name, fix="Shorten it"
                 )
-            found.append(as_text(value, name, what))
-    return found
+            decoded.append(as_text(value, name, what))
+    return decoded
 
 
 def as_text(value: bytes | str, name: str, what: str = "ids") -> str:

@@ -34,7 +34,7 @@ def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> di
         UserError: Missing, cut short, no safetensors, or of a type that is never used here.
     """
     with opened(path, what, where, fix) as file:
-        found = {}
+        by_name = {}
         for name in file.keys():  # noqa: SIM118
             part = file.get_slice(name)
             if part.get_dtype() not in _DTYPES:
@@ -43,8 +43,8 @@ def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> di
                     where=where or path.name,
                     fix="Store weights as float32, float16 or bfloat16",
                 )
-            found[name] = tuple(part.get_shape())
-    return found
+            by_name[name] = tuple(part.get_shape())
+    return by_name
 
 
 def opened(path: Path, what: str = "", where: str = "", fix: str = _AGAIN, framework: str = "numpy") -> Any:
@@ -95,19 +95,19 @@ def load_torch(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -
 
 
 def check_shapes(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], what: str, where: str, fix: str
+    present: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], what: str, where: str, fix: str
 ) -> None:
     """Compares the tensors of a file with those that a description asks for, before anything is built.
 
     Raises:
         UserError: Names the first that is missing, not wanted, or of another shape.
     """
-    for name in sorted(set(wanted) | set(found)):
-        if found.get(name) != wanted.get(name):
-            if name not in found or name not in wanted:
+    for name in sorted(set(wanted) | set(present)):
+        if present.get(name) != wanted.get(name):
+            if name not in present or name not in wanted:
                 reason = f"{one_line(name, 80)} is {'missing' if name in wanted else 'not expected'}"
             else:
-                reason = f"{one_line(name, 80)} is {found[name]} instead of {wanted[name]}"
+                reason = f"{one_line(name, 80)} is {present[name]} instead of {wanted[name]}"
             raise UserError(f"{what} does not fit its description ({reason})", where=where, fix=fix)
 
 
@@ -148,9 +148,7 @@ def pickled_shapes(path: Path, where: str) -> dict[str, tuple[int, ...]]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     )
     if not good:
-        raise UserError(
-            f"The weights cannot be loaded: {path.name} holds no tensors by name", where=where, fix=fix
-        )
+        raise UserError(f"The weights cannot be loaded: {path.name} holds no tensors by name", where=where, fix=fix)
     return {name: tuple(value.shape) for name, value in content.items()}
 
 

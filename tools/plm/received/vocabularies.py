@@ -63,31 +63,31 @@ def _tokenizer(data: bytes, where: str) -> list[tuple[str, int]]:
     content = as_object(parse_json(data, "tokenizer.json", where, _FIX), "tokenizer.json", where, _FIX)
     model = content.get("model")
     held = model.get("vocab") if isinstance(model, dict) else None
-    found: list[tuple[Any, Any]]
+    tokens: list[tuple[Any, Any]]
     if isinstance(held, dict):
-        found = list(held.items())
+        tokens = list(held.items())
     elif isinstance(held, list):  # of pairs: token and how likely it is
-        found = [(each[0] if isinstance(each, list) and each else None, index) for index, each in enumerate(held)]
+        tokens = [(each[0] if isinstance(each, list) and each else None, index) for index, each in enumerate(held)]
     else:
         raise UserError("tokenizer.json holds no vocabulary", where=where, fix=_FIX)
-    known = {token for token, _ in found if isinstance(token, str)}
+    known = {token for token, _ in tokens if isinstance(token, str)}
     added = content.get("added_tokens")
     for each in added if isinstance(added, list) else []:
         if isinstance(each, dict) and each.get("content") not in known:
-            found.append((each.get("content"), each.get("id")))
-    return found
+            tokens.append((each.get("content"), each.get("id")))
+    return tokens
 
 
 def _told_apart(tokens: list[tuple[Any, Any]], name: str, where: str) -> dict[str, int]:
     if len(tokens) > _MOST_TOKENS:
         raise UserError(f"{name} names {len(tokens)} tokens", where=where, fix=_FIX)
-    found: dict[str, int] = {}
+    vocabulary: dict[str, int] = {}
     owners: dict[int, str] = {}
     for token, index in tokens:
         if not isinstance(token, str) or isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise UserError(f"{name} cannot be read: an entry is no token with its number", where=where, fix=_FIX)
-        if token in found or index in owners:
-            twice = f"the token {one_line(token, 40)!r}" if token in found else f"the number {index}"
+        if token in vocabulary or index in owners:
+            twice = f"the token {one_line(token, 40)!r}" if token in vocabulary else f"the number {index}"
             raise UserError(f"{name} gives {twice} twice", where=where, fix=_FIX)
-        found[token], owners[index] = index, token
-    return found
+        vocabulary[token], owners[index] = index, token
+    return vocabulary

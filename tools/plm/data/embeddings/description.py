@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -444,3 +445,18 @@ class PackedSource:
         """Closes the file."""
         if self._close is not None:
             self._close()
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a file of formats registers.
+
+    Attributes:
+        writers: By the name of the format.
+        signature: First bytes of the files that it reads.
+        open: Opens a file: path, what messages call it, and what two-dimensional data sets of others hold.
+    """
+
+    writers: Mapping[str, Callable[[Path, Records], None]]
+    signature: bytes
+    open: Callable[[Path, str, str], Source]

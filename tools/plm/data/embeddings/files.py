@@ -14,18 +14,22 @@ Equal input gives equal bytes. Memory does not grow with the number of records w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from plm.data.embeddings.description import Counts, Description, Level, Records, Source, make_records
+from plm.data.embeddings import hdf5, npz, tabular
+from plm.data.embeddings.description import Counts, Description, Level, Source, make_records
 from plm.errors import UserError
 
 __all__ = ["FORMATS", "Description", "Embeddings", "read_embeddings", "write_embeddings"]
 
-FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
+_REGISTERED = (hdf5.FORMAT, npz.FORMAT, tabular.FORMAT)
+"""One a file of formats; the last reads whatever no other claims."""
+_WRITERS = {name: write for form in _REGISTERED for name, write in form.writers.items()}
+FORMATS = tuple(_WRITERS)
 
 
 def write_embeddings(
@@ -57,25 +61,7 @@ def write_embeddings(
     if format not in FORMATS:
         raise ValueError(f"{format!r} is none of {FORMATS}")
     records = make_records(description, ids, rows, lengths, positions)
-    _writer(format)(Path(path), records)
-
-
-def _writer(format: str) -> Callable[[Path, Records], None]:
-    if format == "hdf5":
-        from plm.data.embeddings.hdf5 import write_packed
-
-        return write_packed
-    if format == "hdf5-uniprot":
-        from plm.data.embeddings.hdf5 import write_uniprot
-
-        return write_uniprot
-    if format == "npz":
-        from plm.data.embeddings.npz import write_npz
-
-        return write_npz
-    from plm.data.embeddings.tabular import write_parquet, write_tabular
-
-    return write_parquet if format == "parquet" else write_tabular
+    _WRITERS[format](Path(path), records)
 
 
 def read_embeddings(
@@ -104,24 +90,12 @@ def read_embeddings(
         start = handle.read(8)
     if not start:
         raise UserError("The embeddings file is empty", where=name, fix="Make the file again")
-    if start == b"\x89HDF\r\n\x1a\n":
-        from plm.data.embeddings.hdf5 import open_hdf5
-
-        source = open_hdf5(path, name, matrices)
-    elif start.startswith(b"PK"):
-        from plm.data.embeddings.npz import open_npz
-
-        source = open_npz(path, name)
-    else:
-        if start.startswith((b"\x80", b"\x93NUMPY")):
-            raise UserError(
-                "This is a pickle or a bare numpy array",
-                where=name,
-                fix="Give HDF5, npz (with ids), Parquet or a table",
-            )
-        from plm.data.embeddings.tabular import open_table
-
-        source = open_table(path, name, start.startswith(b"PAR1"))
+    if start.startswith((b"\x80", b"\x93NUMPY")):
+        raise UserError(
+            "This is a pickle or a bare numpy array", where=name, fix="Give HDF5, npz (with ids), Parquet or a table"
+        )
+    form = next(form for form in _REGISTERED if start.startswith(form.signature))
+    source = form.open(path, name, matrices)
     try:
         return Embeddings(source, name, layer)
     except BaseException:

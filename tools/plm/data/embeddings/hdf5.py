@@ -14,6 +14,7 @@ from plm import stage
 from plm.data.embeddings.description import (
     FORMAT_NAME,
     Description,
+    Format,
     PackedSource,
     Pooling,
     Records,
@@ -48,12 +49,12 @@ def data_set_name(identifier: str) -> str:
 
     ``/`` parts groups and ``.`` alone is the group itself, so both are written with ``%``, as is ``%``.
     """
-    return "%2E" if identifier == "." else re.sub("[%/]", lambda found: _ESCAPED[found[0]], identifier)
+    return "%2E" if identifier == "." else re.sub("[%/]", lambda match: _ESCAPED[match[0]], identifier)
 
 
 def identifier_of(name: str) -> str:
     """The inverse of :func:`data_set_name`."""
-    return re.sub("%25|%2F|%2E", lambda found: _UNESCAPED[found[0]], name)
+    return re.sub("%25|%2F|%2E", lambda match: _UNESCAPED[match[0]], name)
 
 
 # -- writing --------------------
@@ -197,14 +198,14 @@ def _open_own(file: h5py.File, name: str) -> Source:
 
 
 def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
-    found = dict(hdf5.walk(file, name))
-    lowered = {key.lower(): key for key in found}
+    data_sets = dict(hdf5.walk(file, name))
+    lowered = {key.lower(): key for key in data_sets}
     for ids_name in ("ids", "id", "names", "accessions"):
         for values_name in ("values", "embeddings", "vectors", "representations", "features", "x"):
-            if ids_name in lowered and values_name in lowered and found[lowered[values_name]].ndim == 2:
-                values, names = found[lowered[values_name]], found[lowered[ids_name]]
-                return _matrices(file, name, {values_name: values}, hdf5.texts(names, name), found)
-    numeric = {key: one for key, one in found.items() if one.dtype.kind == "f" and one.ndim > 0}
+            if ids_name in lowered and values_name in lowered and data_sets[lowered[values_name]].ndim == 2:
+                values, names = data_sets[lowered[values_name]], data_sets[lowered[ids_name]]
+                return _matrices(file, name, {values_name: values}, hdf5.texts(names, name), data_sets)
+    numeric = {key: one for key, one in data_sets.items() if one.dtype.kind == "f" and one.ndim > 0}
     if not numeric:
         raise UserError(
             "The HDF5 file holds no embeddings (no data set of floating-point numbers)",
@@ -216,7 +217,7 @@ def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
         generic = all(key.rsplit("/", 1)[-1].lower() in _MATRIX_NAMES for key in numeric)
         matrices = "proteins" if first.ndim == 2 and generic else "residues"
     if matrices == "proteins" and all(one.ndim == 2 for one in numeric.values()):
-        return _matrices(file, name, numeric, None, found)
+        return _matrices(file, name, numeric, None, data_sets)
     # UniProt's layout; bio_embeddings keeps the id in an attribute and may leave an axis of length one in front.
     single = first.ndim == 1 or all(one.ndim == 2 and one.shape[0] == 1 for one in numeric.values())
     pooling: Pooling = "" if single else "residues"
@@ -232,7 +233,11 @@ def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
 
 
 def _matrices(
-    file: h5py.File, name: str, numeric: dict[str, h5py.Dataset], ids: list[str] | None, found: dict[str, h5py.Dataset]
+    file: h5py.File,
+    name: str,
+    numeric: dict[str, h5py.Dataset],
+    ids: list[str] | None,
+    data_sets: dict[str, h5py.Dataset],
 ) -> Source:
     """Data sets whose rows are proteins: their names and row numbers become ids, the names a label."""
     parts = list(numeric.items())
@@ -252,7 +257,7 @@ def _matrices(
             labels["group"] = [one_line(key) for key, part in parts for _ in range(len(part))]
     if len(ids) != total:
         raise UserError(f"There are {len(ids)} ids for {total} vectors", where=name, fix="Make the file again")
-    for key, other in found.items():
+    for key, other in data_sets.items():
         if key.lower() in _LABEL_NAMES and other.shape == (total,):
             labels[one_line(key)] = [_label(value, name) for value in other[()].tolist()]
     check_ids(ids, None, name)
@@ -359,7 +364,7 @@ class _Datasets:
 
     def _shape(self, shape: tuple[int, ...], dtype: np.dtype, index: int) -> tuple[int, ...]:
         """``(K, D)`` or ``(L, K, D)``, checked; an axis of length one in front is dropped from files of others."""
-        found = shape
+        given = shape
         depth, dimension = self.description.depth, self.description.dimension
         tail = (depth, dimension) if depth > 1 else (dimension,)
         residue = self.description.level == "residue"
@@ -369,7 +374,7 @@ class _Datasets:
         if not fits:
             wanted = ("L", *tail) if residue else tail
             raise UserError(
-                f"The embedding of {self.ids[index]!r} has shape {found} ({dtype}) where the file "
+                f"The embedding of {self.ids[index]!r} has shape {given} ({dtype}) where the file "
                 f"has ({', '.join(map(str, wanted))})",
                 where=self._name,
                 fix="Give embeddings of one model and one level",
@@ -382,8 +387,8 @@ def _numbers(file: h5py.File, key: str, count: int, name: str) -> np.ndarray:
     one = hdf5.own_data_set(file, key, name)
     if one.shape != (count,):
         return np.empty(one.shape if np.prod(one.shape) < 10**6 else 0, one.dtype)
-    found: np.ndarray = one[()]
-    return found
+    numbers: np.ndarray = one[()]
+    return numbers
 
 
 def _label(value: Any, name: str) -> str:
@@ -392,3 +397,6 @@ def _label(value: Any, name: str) -> str:
 
 def _stored(dtype: np.dtype) -> Any:
     return "float16" if dtype.itemsize == 2 else "float32"
+
+
+FORMAT = Format({"hdf5": write_packed, "hdf5-uniprot": write_uniprot}, b"\x89HDF\r\n\x1a\n", open_hdf5)

@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from plm.data.embeddings.description import (
     FORMAT_NAME,
     Description,
+    Format,
     PackedSource,
     Records,
     Source,
@@ -66,8 +67,10 @@ def _member(
             handle.write(np.ascontiguousarray(part, dtype).tobytes())
 
 
-def open_npz(path: Path, name: str) -> Source:
+def open_npz(path: Path, name: str, matrices: str = "") -> Source:
     """Opens an archive of ours, or one of others with ids and values, one matrix, or one vector an id.
+
+    ``matrices`` says nothing of archives.
 
     Raises:
         UserError: No zip, arrays that need pickle, damaged content, or nothing like embeddings.
@@ -149,3 +152,6 @@ def _foreign(arrays: dict[str, np.ndarray], name: str) -> Source:
 
 def _labels(array: np.ndarray, name: str) -> list[str]:
     return texts(array, name, "labels") if array.dtype.kind in "US" else [str(value) for value in array.tolist()]
+
+
+FORMAT = Format({"npz": write_npz}, b"PK", open_npz)

@@ -208,9 +208,9 @@ def _group(sides: Sequence[Side], names: Sequence[str], keys: Sequence[Sequence[
     if not told:
         return
     ids = [name for side in sides for name in side.ids]
-    found = iter(joined_groups(ids, *keys))
+    joined = iter(joined_groups(ids, *keys))
     for side in sides:
-        side.groups = [next(found) for _ in side.ids]
+        side.groups = [next(joined) for _ in side.ids]
         side.grouped_by = f"column{'' if len(told) == 1 else 's'} {' and '.join(told)}"
 
 
@@ -242,11 +242,11 @@ def _from_table(
     groups = _group_columns(table, group_column, labels)
     # At site level an id comes with several positions; a table without positions labels whole proteins.
     places = table.find("position") if any(side.positions is not None for side in sides) else None
-    found: dict[str, tuple[str, tuple[str, ...], int]] = {}
+    by_id: dict[str, tuple[str, tuple[str, ...], int]] = {}
     for row, line in zip(table.rows, table.lines, strict=True):
         key = row[ids] if places is None else f"{row[ids]}\t{row[places]}"
         entry = (row[labels], tuple(row[group] for group in groups), line)
-        before = found.setdefault(key, entry)
+        before = by_id.setdefault(key, entry)
         if before[:2] != entry[:2]:
             what = "labels" if before[0] != entry[0] else "groups"
             one, other = (old[0] if what == "labels" else old[1] for old in (before, entry))
@@ -257,33 +257,33 @@ def _from_table(
                 fix="Give each id once",
             )
     asked = [side.ids if places is None else side.keys() for side in sides]
-    matches = Matches(found, [key for keys in asked for key in keys])
+    matches = Matches(by_id, [key for keys in asked for key in keys])
     used: set[str] = set()
     keys: list[list[str]] = [[] for _ in groups]
     for side, own in zip(sides, asked, strict=True):
         for index, key in enumerate(own):
             name = matches.find(key) or ""
             for place, column in enumerate(keys):
-                column.append(found[name][1][place] if name else "")
+                column.append(by_id[name][1][place] if name else "")
             if not name:
                 continue
             used.add(name)
-            side.labels[index] = "" if is_missing(found[name][0]) else found[name][0]
+            side.labels[index] = "" if is_missing(by_id[name][0]) else by_id[name][0]
     if not used:
         raise UserError(
-            f"None of the {len(found)} ids of the table is among the embeddings: it has e.g. {next(iter(found))!r}, "
+            f"None of the {len(by_id)} ids of the table is among the embeddings: it has e.g. {next(iter(by_id))!r}, "
             f"they have e.g. {sides[0].ids[0]!r}",
             where=table.name,
             fix="Check the column of the ids (--id-column)",
         )
     if told := matches.told():
         notes.append(told)
-    unknown = [name for name in found if name not in used]
+    unknown = [name for name in by_id if name not in used]
     if unknown:
         shown = ", ".join(name.replace("\t", " position ") for name in unknown[:_SHOWN])
         more = " and more" if len(unknown) > _SHOWN else ""
         have = "has" if len(unknown) == 1 else "have"
-        notes.append(f"{len(unknown)} of {len(found)} ids of the table of labels {have} no embedding: {shown}{more}.")
+        notes.append(f"{len(unknown)} of {len(by_id)} ids of the table of labels {have} no embedding: {shown}{more}.")
     _group(sides, [table.header[group] for group in groups], keys)
     return f"column {table.header[labels]} of {table.name}"
 

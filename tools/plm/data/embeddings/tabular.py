@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from plm.data.embeddings.description import FORMAT_NAME, Description, PackedSource, Records, Source, check_ids
+from plm.data.embeddings.description import FORMAT_NAME, Description, Format, PackedSource, Records, Source, check_ids
 from plm.data.own_tables import refuse_other
-from plm.data.text_files import raw_lines, start_of
+from plm.data.text_files import is_parquet, raw_lines, start_of
 from plm.errors import UserError
 from plm.received.documents import as_object, cleaned, has_breaks, one_line, parse_json
 from plm.received.parquet import open_parquet
@@ -260,13 +260,13 @@ class _Columns:
     labels: list[str]
 
 
-def open_table(path: Path, name: str, parquet: bool) -> Source:
+def open_table(path: Path, name: str, matrices: str = "") -> Source:
     """Opens a table of ours or of others.
 
     Args:
         path: The file.
         name: What messages call it.
-        parquet: Parquet, else text (plain or gzipped).
+        matrices: Says nothing of tables.
 
     Raises:
         UserError: Broken file, no columns of numbers, repeated ids, rows of different width: with the row where known.
@@ -274,7 +274,7 @@ def open_table(path: Path, name: str, parquet: bool) -> Source:
     import pyarrow as pa
 
     try:
-        table = _ParquetTable(path, name) if parquet else _TextTable(path)
+        table = _ParquetTable(path, name) if is_parquet(path) else _TextTable(path)
         return _TableSource(table, name, Path(name).stem)
     except UserError as error:
         raise error if error.where else UserError(error.what, where=name, fix=error.fix) from error
@@ -299,8 +299,8 @@ def _choose(names: list[str], numeric: list[str]) -> _Columns:
     numbers = set(numeric)
     series: dict[str, list[tuple[int, str]]] = {}
     for column in names:
-        if column in numbers and (found := _NUMBERED.fullmatch(column)):
-            series.setdefault(found[1], []).append((int(found[2]), column))
+        if column in numbers and (match := _NUMBERED.fullmatch(column)):
+            series.setdefault(match[1], []).append((int(match[2]), column))
     best: list[str] = []
     for prefix, members in series.items():
         follows = all(later[0] == before[0] + 1 for before, later in itertools.pairwise(members))
@@ -505,3 +505,6 @@ def _whole(texts: list[str]) -> np.ndarray | None:
         return np.array([int(text) for text in texts], np.int64)
     except (ValueError, OverflowError):
         return None
+
+
+FORMAT = Format({"parquet": write_parquet, "tabular": write_tabular}, b"", open_table)
