@@ -27,7 +27,8 @@ from plm.jobs.classify_sites.candidates import check_letters, read_candidates, s
 from plm.model import adapters
 from plm.model.bundles.fine_tuned import FineTunedBundle, MemberFiles, load_bundle, save_network, write_bundle
 from plm.model.checkpoint import load_model, resolve_model
-from plm.model.heads import HeadConfig, build_head
+from plm.model.heads import build_head
+from plm.model.heads.head import HeadConfig
 from plm.model.network import as_network
 from plm.scoring.calibration import adjust_prevalence
 from plm.scoring.operating_point import MOST_SCORES, OperatingPoint, score_summary

@@ -302,3 +302,10 @@ def test_a_flag_may_be_like_another_with_another_default() -> None:
     assert flags.flags_of(Other)["rate"] == replace(flags.flags_of(Common)["rate"], default=None)
     with pytest.raises(UserError, match="Choose 0 to below 1"):
         flags.read(Other, "x", "", ["--rate", "2"])
+
+
+def test_formats_on_the_command_line_are_those_that_are_registered() -> None:
+    from plm import flags
+    from plm.data.embeddings.files import FORMATS
+
+    assert flags.EMBEDDING_FORMATS == FORMATS

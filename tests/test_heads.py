@@ -13,7 +13,8 @@ from plm.errors import UserError
 from plm.model import adapters
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder_inputs import make_units, segments
-from plm.model.heads import HeadConfig, Where, build_head
+from plm.model.heads import build_head
+from plm.model.heads.head import HeadConfig, Where
 from plm.model.loaded import LoadedModel
 from plm.model.network import Network, answers, as_network
 

@@ -28,7 +28,8 @@ from plm.model.batching import Batch
 from plm.model.checkpoint import load_model, read_config, read_vocabulary, resolve_model
 from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import find_family
-from plm.model.heads import HeadConfig, Where, build_head
+from plm.model.heads import build_head
+from plm.model.heads.head import HeadConfig, Where
 from plm.model.loaded import LoadedModel
 from plm.training.folds import TrainingPart
 from plm.training.row_training import RowSettings, Steering

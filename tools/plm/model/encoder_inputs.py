@@ -17,7 +17,7 @@ from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.model.batching import Batch, pack
 from plm.model.families import ModelFamily
-from plm.model.heads import Where
+from plm.model.heads.head import Where
 from plm.model.loaded import LoadedModel
 
 

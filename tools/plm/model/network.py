@@ -16,7 +16,7 @@ from plm.model import encoder
 from plm.model.batching import Batch, plan_batches
 from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import ModelFamily
-from plm.model.heads import Head, Where
+from plm.model.heads.head import Head, Where
 from plm.model.loaded import LoadedModel
 
 Floats = NDArray[np.float64]

@@ -15,7 +15,7 @@ from plm.jobs.finetune.objectives import Array
 from plm.model.batching import Batch, plan_batches
 from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import ModelFamily
-from plm.model.heads import Where
+from plm.model.heads.head import Where
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def make_examples(units: list[Unit], rows: Sequence[Array], level: Level) -> Tra
         rows: From :func:`plm.jobs.finetune.objectives.targets`.
         level: Of the task.
     """
-    found: list[Array] = []
+    targets: list[Array] = []
     for unit in units:
         if level == "residue":
-            found.append(rows[unit.rows[0]][unit.offset : unit.offset + unit.answers(level)])
+            targets.append(rows[unit.rows[0]][unit.offset : unit.offset + unit.answers(level)])
         else:
-            found.append(np.concatenate([rows[row] for row in unit.rows]))
-    return TrainingExamples(units, found)
+            targets.append(np.concatenate([rows[row] for row in unit.rows]))
+    return TrainingExamples(units, targets)
 
 
 class StepSampler(Sampler[list[int]]):

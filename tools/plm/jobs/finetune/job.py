@@ -37,7 +37,8 @@ from plm.model.adapters import (
 )
 from plm.model.bundles.fine_tuned import write_zip
 from plm.model.checkpoint import load_model
-from plm.model.heads import HeadConfig, build_head
+from plm.model.heads import build_head
+from plm.model.heads.head import HeadConfig
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.memory import too_small
 from plm.model.network import Floats, Network, answers, as_network
@@ -59,7 +60,7 @@ class FineTuningSettings:
     Attributes:
         adapter: What of the encoder is trained.
         training: How.
-        head: Fields of :class:`plm.model.heads.HeadConfig` other than its sizes.
+        head: Fields of :class:`plm.model.heads.head.HeadConfig` other than its sizes.
         class_weights: ``none`` or ``balanced``.
         seeds: One training each.
         precision: ``fp32`` or ``bf16``.
@@ -275,11 +276,11 @@ class FineTuningJob:
 
     def checkpoint_files(self) -> dict[str, Path]:
         """The members of a checkpoint of the job as it stands."""
-        found: dict[str, Path] = {}
+        members: dict[str, Path] = {}
         for number, run in enumerate(self.done):
-            found.update({f"runs/{number}/{file.name}": file for file in run.folder.iterdir()})
+            members.update({f"runs/{number}/{file.name}": file for file in run.folder.iterdir()})
         if self.state is not None:
-            found.update({f"state/{file.name}": file for file in self.state.iterdir()})
+            members.update({f"state/{file.name}": file for file in self.state.iterdir()})
         content = {
             "schema_version": checkpointing.SCHEMA_VERSION, "stage": STAGE, "identity": self.identity,
             "done": len(self.done), "under_way": self.state is not None,
@@ -287,7 +288,7 @@ class FineTuningJob:
         }  # fmt: skip
         index = self.workdir / "checkpoint.json"
         index.write_text(json.dumps(content, indent=1))
-        return {**found, "checkpoint.json": index}
+        return {**members, "checkpoint.json": index}
 
     def resume(self, path: Path) -> None:
         """Takes back a checkpoint.
@@ -443,8 +444,8 @@ class FineTuningJob:
         checkpointing.save_tensors(trainable_state(network), folder / "weights.safetensors")
         outputs, _ = answers(network, validation.units, self.budget.tokens)
         # In the order of rows, whatever the order in which they were encoded.
-        found = in_row_order(outputs, [unit.rows for unit in validation.units], self.rows.task.level)
-        checkpointing.save_tensors({"outputs": torch.from_numpy(found)}, folder / "valid.safetensors")
+        ordered = in_row_order(outputs, [unit.rows for unit in validation.units], self.rows.task.level)
+        checkpointing.save_tensors({"outputs": torch.from_numpy(ordered)}, folder / "valid.safetensors")
         (folder / "run.json").write_text(json.dumps(asdict(outcome)))
         return Run(*self.runs[number], folder, outcome)
 

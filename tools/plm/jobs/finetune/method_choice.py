@@ -105,14 +105,14 @@ def _resampled(job: FineTuningJob, ways: Sequence[Sequence[Run]], metric: str) -
     if count < intervals.FEWEST_GROUPS:
         return None
     draws = intervals.draw_groups(count, RESAMPLES, job.settings.seeds[0])
-    found = []
+    resampled = []
     for runs in ways:
         raw = [run.valid_outputs()[known] for run in runs]
         values = intervals.bootstrap(_scored(job, raw, truth[known], metric), index, draws).get((metric, ALL))
         if values is None:  # the loss has no interval
             return None
-        found.append(values)
-    return found
+        resampled.append(values)
+    return resampled
 
 
 def _scored(job: FineTuningJob, raw: Sequence[Floats], truth: NDArray[Any], metric: str) -> Scored:

@@ -150,31 +150,31 @@ def validation_scores(outputs: Array, values: Array, task: Task, weights: Array 
         return _number_scores(outputs[:, 0], values, task)
     each = -log_softmax(outputs, axis=1)[np.arange(len(values)), values]
     scale = np.ones(len(values)) if weights is None else weights[values]
-    found = {"loss": float((each * scale).sum() / max(scale.sum(), 1e-12))}
+    scores = {"loss": float((each * scale).sum() / max(scale.sum(), 1e-12))}
     probabilities = softmax(outputs, axis=1)
     called = probabilities.argmax(axis=1)
-    found["mcc"] = float(metrics.matthews_corrcoef(values, called))
-    found["macro_f1"] = float(metrics.f1_score(values, called, average="macro", zero_division=0))
-    found["accuracy"] = float((values == called).mean())
+    scores["mcc"] = float(metrics.matthews_corrcoef(values, called))
+    scores["macro_f1"] = float(metrics.f1_score(values, called, average="macro", zero_division=0))
+    scores["accuracy"] = float((values == called).mean())
     if task.binary:
         truth = values == task.positive_index
         both = 0 < truth.sum() < len(truth)
         score = probabilities[:, task.positive_index]
-        found["auroc"] = float(metrics.roc_auc_score(truth, score)) if both else float("nan")
-        found["auprc"] = float(metrics.average_precision_score(truth, score)) if both else float("nan")
-    return found
+        scores["auroc"] = float(metrics.roc_auc_score(truth, score)) if both else float("nan")
+        scores["auprc"] = float(metrics.average_precision_score(truth, score)) if both else float("nan")
+    return scores
 
 
 def _number_scores(outputs: Array, values: Array, task: Task) -> dict[str, float]:
     from scipy import stats
 
     predicted = outputs * task.sd + task.mean
-    found = {"loss": float(np.mean((outputs - (values - task.mean) / task.sd) ** 2))}
-    found["rmse"] = float(np.sqrt(np.mean((predicted - values) ** 2)))
+    scores = {"loss": float(np.mean((outputs - (values - task.mean) / task.sd) ** 2))}
+    scores["rmse"] = float(np.sqrt(np.mean((predicted - values) ** 2)))
     varied = len(values) > 2 and np.ptp(values) > 0 and np.ptp(predicted) > 0
-    found["spearman"] = float(stats.spearmanr(predicted, values).statistic) if varied else float("nan")
-    found["pearson"] = float(stats.pearsonr(predicted, values).statistic) if varied else float("nan")
-    return found
+    scores["spearman"] = float(stats.spearmanr(predicted, values).statistic) if varied else float("nan")
+    scores["pearson"] = float(stats.pearsonr(predicted, values).statistic) if varied else float("nan")
+    return scores
 
 
 def better(scores: Mapping[str, float], best: Mapping[str, float] | None, metric: str) -> bool:

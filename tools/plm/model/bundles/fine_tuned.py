@@ -39,7 +39,8 @@ from plm.model.bundles.archive import SCHEMA_VERSION, json_text, write_zip
 from plm.model.bundles.bundle import Bundle, check_self_test
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder_inputs import make_units
-from plm.model.heads import Head, HeadConfig, build_head
+from plm.model.heads import build_head
+from plm.model.heads.head import Head, HeadConfig
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.network import Network, answers, as_network
 from plm.received import tensors
@@ -138,11 +139,11 @@ class FineTunedBundle(Bundle):
     ) -> Floats:
         """As :meth:`predict`, for each member: ``(S, N, K)`` float64."""
         chosen = range(len(self.members)) if members is None else members
-        found = []
+        outputs = []
         for number in chosen:
             member = self.members[number]
-            found.append(self._calibrated(member, self._raw(member, sequences, positions, budget, advance)))
-        return np.stack(found)
+            outputs.append(self._calibrated(member, self._raw(member, sequences, positions, budget, advance)))
+        return np.stack(outputs)
 
     def _calibrated(self, member: Member, raw: Floats) -> Floats:
         if self.task.target == "number":
@@ -161,15 +162,15 @@ class FineTunedBundle(Bundle):
             ``(N, K)`` float64 answers, and ``(N, D)`` float32 representations by the first member: the space of
             :attr:`reference`.
         """
-        found, states = [], np.empty((0, 0), np.float32)
+        outputs, states = [], np.empty((0, 0), np.float32)
         for number, member in enumerate(self.members):
             self._choose(member)
             raw, seen = answers_with_states(
                 self.loaded, member.network, self.task, sequences, None, window=0, budget=budget, represent=number == 0
             )
             states = states if number else seen
-            found.append(self._calibrated(member, raw))
-        return np.mean(found, axis=0), states
+            outputs.append(self._calibrated(member, raw))
+        return np.mean(outputs, axis=0), states
 
     @property
     def reference(self) -> tuple[list[str], list[str], Singles]:
@@ -217,10 +218,10 @@ def raw_answers(
     advance: Callable[[int], None] | None = None,
 ) -> Floats:
     """Uncalibrated outputs ``(N, K)`` in input order; equal inputs are computed once."""
-    found, _ = answers_with_states(
+    outputs, _ = answers_with_states(
         loaded, network, task, sequences, positions, window=window, budget=budget, advance=advance
     )
-    return found
+    return outputs
 
 
 def answers_with_states(
@@ -245,14 +246,14 @@ def answers_with_states(
         back = [number[sequence] for sequence in sequences]
     limit = max(budget - loaded.family.specials, 8)
     units = make_units(loaded, task.level, asked, positions, window=window, limit=limit)
-    found, seen = answers(network, units, budget, represent=represent, advance=advance)
+    outputs, seen = answers(network, units, budget, represent=represent, advance=advance)
     if back is None:
         filled = np.empty((len(asked), task.outputs))
-        for unit, values in zip(units, found, strict=True):
+        for unit, values in zip(units, outputs, strict=True):
             filled[list(unit.rows)] = values
         return filled, states
     parts: list[list[Floats]] = [[] for _ in asked]
-    for unit, values in zip(units, found, strict=True):
+    for unit, values in zip(units, outputs, strict=True):
         parts[unit.rows[0]].append(values)
     if seen:
         states = np.concatenate(seen)[back]  # a unit a sequence
@@ -447,10 +448,10 @@ def _self_test(bundle: FineTunedBundle, where: str, precision: str) -> None:
     if not sequences or (positions is not None and len(positions) != len(sequences)):
         raise UserError("The bundle's self-test has no sequences", where=where, fix=again)
     expected = numbers_of(stored.content.get("expected"), where)
-    found = bundle.predict(sequences, positions)
+    outputs = bundle.predict(sequences, positions)
     tolerance = max(_TOLERANCE[precision], _TOLERANCE[stored.text("precision", choices=tuple(_TOLERANCE))])
     fix = "The base model is damaged, or the libraries differ from the versions in the manifest"
-    check_self_test(found, expected, tolerance, bundle.task, where, fix)
+    check_self_test(outputs, expected, tolerance, bundle.task, where, fix)
 
 
 def numbers_of(content: Any, where: str) -> Floats:
@@ -461,12 +462,12 @@ def numbers_of(content: Any, where: str) -> Floats:
     """
     good = isinstance(content, list) and all(isinstance(row, list) and len(row) == len(content[0]) for row in content)
     try:
-        found = np.array(content, np.float64) if good else np.empty(0)
+        numbers = np.array(content, np.float64) if good else np.empty(0)
     except (TypeError, ValueError, OverflowError):
-        found = np.empty(0)
-    if found.ndim != 2 or not found.size or not np.isfinite(found).all():
+        numbers = np.empty(0)
+    if numbers.ndim != 2 or not numbers.size or not np.isfinite(numbers).all():
         raise UserError("The bundle's self-test holds no table of numbers", where=where, fix=manifests.AGAIN)
-    return found
+    return numbers
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

@@ -1,0 +1,96 @@
+"""Heads: from the encoder's residue representations to the outputs of a task.
+
+All heads work on a packed row ``(T, D)`` and never see padding or special tokens: :class:`Where` says which tokens
+count. They begin with a LayerNorm, since the scale of hidden states differs between model families by orders of
+magnitude.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from plm.data.task import Level
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a head is built from; stored in the bundle's manifest.
+
+    Attributes:
+        level: What it answers for.
+        hidden_size: D of the encoder.
+        outputs: K, classes or 1.
+        width: Units of the hidden layer.
+        reach: Residues on each side of a site that the site head reads.
+        neighbour_width: Dimensions into which each neighbour is projected by the site head.
+        dropout: Before each linear layer.
+    """
+
+    level: Level
+    hidden_size: int
+    outputs: int
+    width: int = 64
+    reach: int = 7
+    neighbour_width: int = 32
+    dropout: float = 0.1
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which tokens of a packed row a head reads.
+
+    Attributes:
+        residues: ``(R,)`` int64 token index of each residue that counts, sequence after sequence.
+        owner: ``(R,)`` int64 number of the sequence that each of them belongs to.
+        sequences: Number of sequences.
+        sites: ``(S,)`` int64 token index of each site (site tasks).
+        first: ``(S,)`` int64 token index of the first residue of the site's sequence.
+        last: ``(S,)`` int64 token index of its last residue.
+    """
+
+    residues: torch.Tensor
+    owner: torch.Tensor
+    sequences: int
+    sites: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Where:
+        return Where(
+            self.residues.to(device), self.owner.to(device), self.sequences,
+            self.sites.to(device), self.first.to(device), self.last.to(device),
+        )  # fmt: skip
+
+
+class Head(nn.Module):
+    """A head; subclasses differ in what they read.
+
+    ``represent`` gives the ``(N, D)`` float32 encoder representations that the answers rest on (for neighbours and
+    out-of-distribution checks); ``forward`` the ``(N, K)`` float32 outputs: logits, or standardised numbers.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def represent(self, hidden: torch.Tensor, where: Where) -> torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, hidden: torch.Tensor, where: Where) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def perceptron(inputs: int, config: HeadConfig) -> nn.Sequential:
+    """One hidden layer from ``inputs`` numbers to the K outputs."""
+    return nn.Sequential(
+        nn.Dropout(config.dropout), nn.Linear(inputs, config.width), nn.GELU(),
+        nn.Dropout(config.dropout), nn.Linear(config.width, config.outputs),
+    )  # fmt: skip
