@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from plm.errors import UserError
@@ -12,7 +11,6 @@ from plm.errors import UserError
 ENVIRONMENTS = ("tools", "dev", "galaxy", "planemo", "shed")
 
 
-@dataclass(frozen=True)
 class Layout:
     """The folders of one checkout. Nothing outside ``root`` is ever written.
 
@@ -20,52 +18,19 @@ class Layout:
         root: Absolute path of the checkout.
     """
 
-    root: Path
-
-    def __post_init__(self) -> None:
-        if any(character in str(self.root) for character in " '\"\\$:"):
+    def __init__(self, root: Path) -> None:
+        if any(character in str(root) for character in " '\"\\$:"):
             raise UserError(
                 "The path of the checkout holds a space, quote, colon, $ or backslash, which Python's"
                 " environments and Galaxy's job scripts do not survive",
-                where=str(self.root),
+                where=str(root),
                 fix="Move the checkout",
             )
-
-    @property
-    def state(self) -> Path:
-        return self.root / ".plm"
-
-    @property
-    def envs(self) -> Path:
-        return self.state / "envs"
-
-    @property
-    def cache(self) -> Path:
-        return self.state / "cache"
-
-    @property
-    def locks(self) -> Path:
-        return self.root / "locks"
-
-    @property
-    def tools(self) -> Path:
-        return self.root / "tools"
-
-    @property
-    def workflows(self) -> Path:
-        return self.root / "workflows"
-
-    @property
-    def galaxy(self) -> Path:
-        return self.state / "galaxy"
-
-    @property
-    def config(self) -> Path:
-        return self.galaxy / "config"
-
-    @property
-    def logs(self) -> Path:
-        return self.galaxy / "log"
+        self.root = root
+        self.locks, self.tools, self.workflows = root / "locks", root / "tools", root / "workflows"
+        self.state = root / ".plm"
+        self.envs, self.cache, self.galaxy = self.state / "envs", self.state / "cache", self.state / "galaxy"
+        self.config, self.logs = self.galaxy / "config", self.galaxy / "log"
 
     def env(self, name: str) -> Path:
         return self.envs / name
