@@ -198,7 +198,7 @@ def fasta(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     from Bio import SeqIO
 
     rows = list(SeqIO.parse(path, "fasta"))
-    labels = np.array([int(row.header.split("LABEL=")[1]) for row in rows])
+    labels = np.array([int(row.description.split("LABEL=")[1]) for row in rows])
     return [str(row.seq) for row in rows], labels, np.array([row.id.split("|")[1] for row in rows])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +28,15 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(source: str) -> Iterator[str]:
-    """Modules of the library that the source imports, wherever in the file."""
+def imports(source: str, known: Container[str] = MODULES, package: str = "plm") -> Iterator[str]:
+    """Modules of a package that the source imports, wherever in the file."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "plm")
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0].startswith("plm"):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == package)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0].startswith(package):
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                yield inner if inner in MODULES else node.module
+                yield inner if inner in known else node.module
 
 
 ARROWS = {name: set(imports(path.read_text(encoding="utf-8"))) for name, path in MODULES.items()}
@@ -99,6 +99,12 @@ def test_arrows_run_downwards_and_no_job_imports_a_job() -> None:
 
 def test_no_two_modules_import_each_other() -> None:
     assert circles(ARROWS) == []
+
+
+def test_nor_do_the_commands_behind_the_scripts() -> None:
+    folder = ROOT / "scripts" / "harness"
+    named = {f"harness.{path.stem}": path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    assert circles({name: set(imports(source, named, "harness")) for name, source in named.items()}) == []
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from plm.errors import UserError
 from plm.stage import duration
 
 from harness import planemo
-from harness.galaxy_command import start
 from harness.install import Installer
 from harness.layout import Layout, child_environment
 from harness.server import GalaxyServer
+from harness.starting import start
 
 PARTS = ("ruff", "mypy", "pytest", "lint", "tools", "workflows")
 QUICK = ("ruff", "mypy", "pytest")

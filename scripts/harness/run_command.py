@@ -26,10 +26,10 @@ from plm.errors import UserError
 from plm.stage import duration
 
 from harness import tutorial
-from harness.galaxy_command import called_from
 from harness.install import Installer
 from harness.layout import Layout
 from harness.server import GalaxyServer
+from harness.starting import called_from
 
 WORKFLOW = "site-prediction"
 TRAINING, QUERY, TEST = "Labelled sites", "Query proteins", "Published test sites"

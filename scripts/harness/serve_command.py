@@ -14,9 +14,9 @@ from plm import stage
 from plm.errors import UserError
 
 from harness import welcome
-from harness.galaxy_command import start
 from harness.layout import Layout
 from harness.server import GalaxyServer
+from harness.starting import start
 
 
 def say(line: str) -> None:

@@ -28,9 +28,9 @@ from plm import stage
 from plm.errors import UserError
 
 from harness import workflow_files
-from harness.galaxy_command import called_from, start
 from harness.layout import Layout
 from harness.server import GalaxyServer
+from harness.starting import called_from, start
 from harness.workflow_files import ShedRepository
 
 
