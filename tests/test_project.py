@@ -509,7 +509,7 @@ def test_one_class_is_drawn_but_not_judged(execute: Callable[..., Any], tmp_path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--methods", "pca,mds"], "--methods 'pca,mds' are not some of pca, tsne, umap"),
+        (["--methods", "pca,mds"], "'pca,mds' are not some of pca, tsne, umap"),
         (["--methods", "pca,pca"], "each once"),
         (["--perplexity", "0"], "[--perplexity]"),
         (["--min-dist", "2"], "[--min-dist]"),
