@@ -242,18 +242,18 @@ def assess(
         lines += _lines(model, OVERALL, np.full(len(index), True), groups, boot)
         if boot is not None:
             resampled[model.name] = boot[metric, ALL]
-    found = Assessment(evaluation, metric, lines, [], groups, best_baseline, leaking)
+    assessment = Assessment(evaluation, metric, lines, [], groups, best_baseline, leaking)
     for first, second in _pairs(evaluation.models, best_baseline):
-        values = (found.line(first, metric).value, found.line(second, metric).value)
+        values = (assessment.line(first, metric).value, assessment.line(second, metric).value)
         pair = (resampled[first], resampled[second]) if draws is not None else None
-        found.comparisons.append(compare((first, second), metric, values, pair))
+        assessment.comparisons.append(compare((first, second), metric, values, pair))
     if identity is not None:
         for name, inside in strata(identity, identity_bins):
-            found.lines += _stratum(evaluation, name, inside, index, resamples, seed)
+            assessment.lines += _stratum(evaluation, name, inside, index, resamples, seed)
     if leaking is not None and leaking.rows.any():
         for name, inside in ((LEAKING, leaking.rows), (ALONE, ~leaking.rows)):
-            found.lines += _stratum(evaluation, name, inside, index, resamples, seed)
-    return found
+            assessment.lines += _stratum(evaluation, name, inside, index, resamples, seed)
+    return assessment
 
 
 def strata(identity: NDArray[np.float64], bins: Sequence[float]) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -267,15 +267,15 @@ def strata(identity: NDArray[np.float64], bins: Sequence[float]) -> list[tuple[s
     """
     percent = identity * 100
     alone = percent <= 0
-    found = [("no relative in training", alone)] if alone.any() else []
+    masks = [("no relative in training", alone)] if alone.any() else []
     for low, high in itertools.pairwise([0.0, *bins, 101.0]):
         name = f"identity {low:g}-{high:g} %"
         if low <= 0:
             name = f"identity up to {high:g} %"
         elif high > 100:
             name = f"identity over {low:g} %"
-        found.append((name, (percent > (low + 1e-9 if low else 0)) & (percent <= high + 1e-9)))
-    return found
+        masks.append((name, (percent > (low + 1e-9 if low else 0)) & (percent <= high + 1e-9)))
+    return masks
 
 
 def _stratum(

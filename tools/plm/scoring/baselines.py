@@ -121,13 +121,13 @@ def dipeptides(texts: Sequence[str]) -> Floats:
     size = len(RESIDUES)
     code = np.full(256, -1, dtype=np.int64)
     code[[ord(residue) for residue in RESIDUES]] = np.arange(size)
-    found = np.zeros((len(texts), size * size))
+    shares = np.zeros((len(texts), size * size))
     for row, text in enumerate(texts):
         places = code[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
         both = (places[:-1] >= 0) & (places[1:] >= 0)
         pairs = (places[:-1] * size + places[1:])[both]
-        found[row] = np.bincount(pairs, minlength=size * size) / max(len(pairs), 1)
-    return found
+        shares[row] = np.bincount(pairs, minlength=size * size) / max(len(pairs), 1)
+    return shares
 
 
 _MOST_ROUNDS, _FEWER_ROUNDS, _LARGE = 1000, 100, 1_000_000
@@ -253,8 +253,8 @@ class Neighbour:
 
     def _similarity(self, new: Any, seen: Any) -> NDArray[np.float32]:
         if self._short:
-            found: NDArray[np.float32] = homology.identities(list(new), list(seen))
-            return found
+            identity: NDArray[np.float32] = homology.identities(list(new), list(seen))
+            return identity
         shared = np.asarray((new @ seen.T).todense(), dtype=np.float32)
         own = np.asarray(new.sum(axis=1), dtype=np.float32)
         share: NDArray[np.float32] = (shared / np.maximum(own, 1)).astype(np.float32)
@@ -316,7 +316,7 @@ def answer_all(
         inner = train.rows(np.sort(generator.permutation(len(train.texts))[:INNER_ROWS]))
     many = len(inner.texts) * len(classes) > _MANY_ANSWERS
     folds = inner_folds(inner, bool(classes), seed, FEWER_FOLDS if many else INNER_FOLDS)
-    found: list[Answer] = []
+    answers: list[Answer] = []
     for baseline in baselines_for(train, not classes):
         seen = baseline.represent(inner.texts)
         with one_thread():
@@ -325,8 +325,8 @@ def answer_all(
             [scores] = baseline.predict(whole, train.target, baseline.represent(new.texts), [setting], len(classes))
         calls = _calls(scores, classes, threshold)
         told = ", ".join(f"{key}={_told(value)}" for key, value in setting.items())
-        found.append(Answer(baseline.name, baseline.about, told, inner_score, scores, calls))
-    return found
+        answers.append(Answer(baseline.name, baseline.about, told, inner_score, scores, calls))
+    return answers
 
 
 def inner_folds(rows: BaselineExamples, stratify: bool, seed: int, most: int = INNER_FOLDS) -> list[tuple[Ints, Ints]]:

@@ -52,8 +52,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, prior_sd: float = 1
         return float(fit + 0.5 * (log_temperature / prior_sd) ** 2)
 
     bounds = (float(np.log(TEMPERATURE_RANGE[0])), float(np.log(TEMPERATURE_RANGE[1])))
-    found = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    minimum = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(minimum.x))
 
 
 def apply_temperature(logits: ArrayLike, temperature: float) -> Floats:

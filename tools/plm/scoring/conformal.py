@@ -48,11 +48,11 @@ class Errors:
             truth: (n,) class numbers, or numbers.
             number: Whether these are numbers.
         """
-        found = np.asarray(values, np.float64)
+        answers = np.asarray(values, np.float64)
         if number:
-            return cls(np.abs(found[:, 0] - np.asarray(truth, np.float64)), None, 1)
+            return cls(np.abs(answers[:, 0] - np.asarray(truth, np.float64)), None, 1)
         classes = np.asarray(truth, np.int64)
-        return cls(1 - found[np.arange(len(found)), classes], classes, found.shape[1])
+        return cls(1 - answers[np.arange(len(answers)), classes], classes, answers.shape[1])
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest: at most 2,000 rows, evenly spread over the table, so that they stay exchangeable."""

@@ -70,16 +70,16 @@ def weighted_scores(scored: Scored, weights: NDArray[np.generic]) -> dict[Key, F
 
 def _binary(scored: Scored, weight: Floats) -> dict[Key, Floats]:
     truth, calls, positive = scored.truth == 1, scored.calls == 1, scored.scores[:, 1]
-    found = _one_class(truth, calls, positive, weight)
+    values = _one_class(truth, calls, positive, weight)
     total = weight.sum(axis=1)
-    found["mcc"] = _mcc(scored.truth.astype(int), scored.calls, 2, weight)
-    found["accuracy"] = weight @ (truth == calls) / total
-    found["balanced_accuracy"] = (found["sensitivity"] + found["specificity"]) / 2
-    found["brier"] = weight @ ((positive - truth) ** 2) / total
-    found["ece"] = _ece(positive, truth, weight)
+    values["mcc"] = _mcc(scored.truth.astype(int), scored.calls, 2, weight)
+    values["accuracy"] = weight @ (truth == calls) / total
+    values["balanced_accuracy"] = (values["sensitivity"] + values["specificity"]) / 2
+    values["brier"] = weight @ ((positive - truth) ** 2) / total
+    values["ece"] = _ece(positive, truth, weight)
     order = ("auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "precision", "accuracy",
              "balanced_accuracy", "brier", "ece")  # fmt: skip
-    return {(name, ALL): found[name] for name in order}
+    return {(name, ALL): values[name] for name in order}
 
 
 def _multiclass(scored: Scored, weight: Floats) -> dict[Key, Floats]:
@@ -88,16 +88,16 @@ def _multiclass(scored: Scored, weight: Floats) -> dict[Key, Floats]:
         _one_class(truth == index, calls == index, scored.scores[:, index], weight)
         for index in range(len(scored.classes))
     ]
-    found: dict[str, Floats] = {}
+    values: dict[str, Floats] = {}
     for metric in ("f1", "auroc", "auprc", "precision"):
-        found[f"macro_{metric}"] = _nanmean([one[metric] for one in single])
-    found["balanced_accuracy"] = _nanmean([one["sensitivity"] for one in single])
-    found["mcc"] = _mcc(truth, calls, len(scored.classes), weight)
-    found["accuracy"] = weight @ (truth == calls) / total
+        values[f"macro_{metric}"] = _nanmean([one[metric] for one in single])
+    values["balanced_accuracy"] = _nanmean([one["sensitivity"] for one in single])
+    values["mcc"] = _mcc(truth, calls, len(scored.classes), weight)
+    values["accuracy"] = weight @ (truth == calls) / total
     hot = np.eye(len(scored.classes))[truth]
-    found["brier"] = weight @ ((scored.scores - hot) ** 2).sum(axis=1) / total
-    found["ece"] = _ece(scored.scores.max(axis=1), scored.scores.argmax(axis=1) == truth, weight)
-    result: dict[Key, Floats] = {(name, ALL): found[name] for name in MULTICLASS}
+    values["brier"] = weight @ ((scored.scores - hot) ** 2).sum(axis=1) / total
+    values["ece"] = _ece(scored.scores.max(axis=1), scored.scores.argmax(axis=1) == truth, weight)
+    result: dict[Key, Floats] = {(name, ALL): values[name] for name in MULTICLASS}
     for name, one in zip(scored.classes, single, strict=True):
         result |= {(metric, name): one[metric] for metric in PER_CLASS}
     return result
@@ -171,14 +171,14 @@ def _number(scored: Scored, weight: Floats) -> dict[Key, Floats]:
     mean = weight @ truth / total
     squares = weight @ (truth - value) ** 2
     spread = weight @ truth**2 - total * mean**2
-    found = {
+    values = {
         "spearman": _correlation(_ranks(truth, weight), _ranks(value, weight), weight),
         "pearson": _correlation(truth[None, :], value[None, :], weight),
         "rmse": np.sqrt(squares / total),
         "mae": weight @ np.abs(truth - value) / total,
         "r2": np.where(spread > 1e-12, 1 - squares / spread, np.nan),
     }
-    return {(name, ALL): found[name] for name in NUMBER}
+    return {(name, ALL): values[name] for name in NUMBER}
 
 
 def _correlation(first: Floats, second: Floats, weight: Floats) -> Floats:

@@ -85,13 +85,13 @@ def _binary_scores(scored: Scored) -> dict[Key, float]:
     from sklearn import metrics
 
     truth, calls, positive = scored.truth, scored.calls, scored.scores[:, 1]
-    found: dict[str, float] = _one_class(truth == 1, calls == 1, positive)
-    found["mcc"] = _mcc(truth, calls)
-    found["accuracy"] = float(metrics.accuracy_score(truth, calls))
-    found["balanced_accuracy"] = (found["sensitivity"] + found["specificity"]) / 2
-    found["brier"] = float(metrics.brier_score_loss(truth, positive, pos_label=1)) if len(truth) else float("nan")
-    found["ece"] = calibration.ece(positive, truth)
-    return {(name, ALL): found[name] for name in BINARY}
+    values: dict[str, float] = _one_class(truth == 1, calls == 1, positive)
+    values["mcc"] = _mcc(truth, calls)
+    values["accuracy"] = float(metrics.accuracy_score(truth, calls))
+    values["balanced_accuracy"] = (values["sensitivity"] + values["specificity"]) / 2
+    values["brier"] = float(metrics.brier_score_loss(truth, positive, pos_label=1)) if len(truth) else float("nan")
+    values["ece"] = calibration.ece(positive, truth)
+    return {(name, ALL): values[name] for name in BINARY}
 
 
 def _multiclass_scores(scored: Scored) -> dict[Key, float]:
@@ -152,14 +152,14 @@ def _number_scores(scored: Scored) -> dict[Key, float]:
     nan = float("nan")
     varied = len(truth) > 2 and np.ptp(truth) > 0
     ranked = varied and np.ptp(value) > 0
-    found = {
+    values = {
         "spearman": float(stats.spearmanr(truth, value).statistic) if ranked else nan,
         "pearson": float(stats.pearsonr(truth, value).statistic) if ranked else nan,
         "rmse": float(metrics.root_mean_squared_error(truth, value)) if len(truth) else nan,
         "mae": float(metrics.mean_absolute_error(truth, value)) if len(truth) else nan,
         "r2": float(metrics.r2_score(truth, value)) if varied else nan,
     }
-    return {(name, ALL): found[name] for name in NUMBER}
+    return {(name, ALL): values[name] for name in NUMBER}
 
 
 def _mean(values: list[float]) -> float:

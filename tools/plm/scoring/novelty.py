@@ -95,8 +95,8 @@ def summary(
         nothing could be measured.
     """
     space = Space.of(reference)
-    found = [space.distances(values, k, among=among)[0] for among, values in parts if len(among) and len(values)]
-    together = np.sort(np.concatenate(found)) if found else np.empty(0)
+    distances = [space.distances(values, k, among=among)[0] for among, values in parts if len(among) and len(values)]
+    together = np.sort(np.concatenate(distances)) if distances else np.empty(0)
     if not len(together):
         return {}
     kept = together
@@ -169,15 +169,15 @@ class Novelty:
         space = Space.of(rows)
         try:
             k = int(content["k"]) if content else NEIGHBOURS
-            found = np.asarray(content["distances"], np.float64) if content else space.own_distances(k)
-            count = int(content["rows"]) if content else len(found)
+            distances = np.asarray(content["distances"], np.float64) if content else space.own_distances(k)
+            count = int(content["rows"]) if content else len(distances)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"The bundle's distances of validation proteins make no sense ({error})") from error
-        if k < 1 or not np.isfinite(found).all():
+        if k < 1 or not np.isfinite(distances).all():
             raise UserError("The bundle's distances of validation proteins make no sense")
-        if not len(found):
+        if not len(distances):
             return None
-        return cls(space, ids, labels, k, share, threshold(found, share), found, count, bool(content))
+        return cls(space, ids, labels, k, share, threshold(distances, share), distances, count, bool(content))
 
     def judge(self, states: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_], NDArray[np.int64]]:
         """Distance, whether it is beyond the threshold, and the nearest reference protein, each ``(N,)``."""

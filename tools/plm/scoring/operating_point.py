@@ -138,11 +138,11 @@ class OperatingPoint:
 
     def rates(self) -> tuple[float | None, float | None]:
         """Share of validation negatives and of validation positives that are called, 0-1; None where unknown."""
-        found: list[float | None] = []
+        rates: list[float | None] = []
         for scores in (self.negatives, self.positives):
             values = np.asarray(scores, dtype=np.float64)
-            found.append(float(self.called(self.shown(values)).mean()) if len(values) else None)
-        return found[0], found[1]
+            rates.append(float(self.called(self.shown(values)).mean()) if len(values) else None)
+        return rates[0], rates[1]
 
     def expected(self, candidates: int, called: int, share: float | None = None) -> Expected | None:
         """False and true calls to expect among ``called`` of ``candidates``: :func:`expected_calls`.

@@ -89,9 +89,9 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     refuse_other(list(frame.columns), path.name, "predictions", ("predictions", "predictions of residues"))
     for column in ("id", "label"):
         if column not in frame:
-            found = ", ".join(map(str, list(frame.columns)[:8]))
+            present = ", ".join(map(str, list(frame.columns)[:8]))
             raise UserError(
-                f"The column {column} is missing (found: {found})",
+                f"The column {column} is missing (found: {present})",
                 where=path.name,
                 fix="Give a predictions table with the truth in the column label",
             )
@@ -215,10 +215,10 @@ def _by_model(tables: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str]) 
     parts: list[tuple[str, str, pd.DataFrame]] = []
     for index, (file, frame) in enumerate(tables):
         given = names[index].strip() if names else ""
-        found = list(dict.fromkeys(frame["model"])) if "model" in frame else [""]
-        for model in found:
-            part = frame[frame["model"] == model] if len(found) > 1 else frame
-            name = (f"{given} {model}" if len(found) > 1 else given) if given else model or Path(file).stem
+        models = list(dict.fromkeys(frame["model"])) if "model" in frame else [""]
+        for model in models:
+            part = frame[frame["model"] == model] if len(models) > 1 else frame
+            name = (f"{given} {model}" if len(models) > 1 else given) if given else model or Path(file).stem
             parts.append((" ".join(name.split()), file, part.reset_index(drop=True)))
     counts: dict[str, int] = {}
     unique = []
@@ -230,8 +230,8 @@ def _by_model(tables: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str]) 
 
 def _task(parts: list[tuple[str, str, pd.DataFrame]], positive: str) -> tuple[str, tuple[str, ...]]:
     columns = [frozenset(column[2:] for column in class_columns(frame)) for _, _, frame in parts]
-    for (name, file, _), found in zip(parts, columns, strict=True):
-        if found != columns[0]:
+    for (name, file, _), own in zip(parts, columns, strict=True):
+        if own != columns[0]:
             raise UserError(
                 f"{name} and {parts[0][0]} answer different questions: their classes differ",
                 where=file,
@@ -316,8 +316,8 @@ def _match(reference: pd.DataFrame, other: pd.DataFrame, name: str, file: str) -
             where=file,
             fix="Compare models (and seeds) on the same rows",
         )
-    found: NDArray[np.int64] = places.astype(np.int64)
-    return found
+    rows: NDArray[np.int64] = places.astype(np.int64)
+    return rows
 
 
 def _same_truth(first: pd.Series, second: pd.Series, kind: str) -> NDArray[np.bool_]:

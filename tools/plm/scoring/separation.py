@@ -482,11 +482,11 @@ def nearest(points: Array, others: Array, count: int, groups: Ints, other_groups
         distances = euclidean_distances(points[part], others, squared=True)
         own = groups[part][:, None] == other_groups[None, :]
         distances[own] += np.float32(1e30)  # behind all others, in their order
-        found = np.argpartition(distances, count - 1, axis=1)[:, :count]
-        found.sort(axis=1)
-        far = np.take_along_axis(distances, found, axis=1)
+        chosen = np.argpartition(distances, count - 1, axis=1)[:, :count]
+        chosen.sort(axis=1)
+        far = np.take_along_axis(distances, chosen, axis=1)
         order = np.argsort(far, axis=1, kind="stable")
-        places[part] = np.take_along_axis(found, order, axis=1)
+        places[part] = np.take_along_axis(chosen, order, axis=1)
         squares[part] = np.take_along_axis(far, order, axis=1)
     return places, squares
 

@@ -20,31 +20,31 @@ _MOST_CLASSES = 5
 _GRID = np.linspace(0, 1, 201)
 
 
-def draw(figure: str, found: Assessment, path: str | Path) -> None:
+def draw(figure: str, assessment: Assessment, path: str | Path) -> None:
     """Draws one figure of the evaluation as PNG.
 
     Args:
         figure: One of :data:`CLASS_FIGURES` or :data:`NUMBER_FIGURES`, fitting the task.
-        found: The evaluation.
+        assessment: The evaluation.
         path: Where the PNG goes.
     """
-    binary = found.evaluation.kind == "binary"
-    models = _shown(found)
-    every = _colours(found)
+    binary = assessment.evaluation.kind == "binary"
+    models = _shown(assessment)
+    every = _colours(assessment)
     colours = [every[model.name] for model in models]
     if figure == "roc":
-        figures.roc_figure(_curves(found, "auroc"), path)
+        figures.roc_figure(_curves(assessment, "auroc"), path)
     elif figure == "pr":
-        chance = float((found.evaluation.truth == 1).mean()) if binary else None
-        figures.precision_recall_figure(_curves(found, "auprc"), chance, path)
+        chance = float((assessment.evaluation.truth == 1).mean()) if binary else None
+        figures.precision_recall_figure(_curves(assessment, "auprc"), chance, path)
     elif figure == "confusion":
-        classes = len(found.evaluation.classes)
+        classes = len(assessment.evaluation.classes)
         tables = [(model.name, _confusion(model)) for model in (models if classes <= 4 else models[:1])]
-        figures.confusion_figure(tables, found.evaluation.classes, path)
+        figures.confusion_figure(tables, assessment.evaluation.classes, path)
     elif figure == "calibration":
         curves = []
         for model in models:
-            label = f"{named(shortened(model.name, 32))} (ECE {number(found.line(model.name, 'ece').value, 2)})"
+            label = f"{named(shortened(model.name, 32))} (ECE {number(assessment.line(model.name, 'ece').value, 2)})"
             curves.append((label, *calibration.reliability(_judged(model), model.scored.truth)))
         figures.calibration_figure(curves, path, binary=binary, colours=colours)
     elif figure == "scores":
@@ -55,14 +55,16 @@ def draw(figure: str, found: Assessment, path: str | Path) -> None:
         drawer(panels, path, colours)
 
 
-def _shown(found: Assessment) -> list[Model]:
+def _shown(assessment: Assessment) -> list[Model]:
     """The models and the baseline to beat."""
-    return [model for model in found.evaluation.models if not model.baseline or model.name == found.best_baseline]
+    return [
+        model for model in assessment.evaluation.models if not model.baseline or model.name == assessment.best_baseline
+    ]
 
 
-def _colours(found: Assessment) -> dict[str, str]:
+def _colours(assessment: Assessment) -> dict[str, str]:
     """The colour of each model and baseline, the same in all figures."""
-    models = found.evaluation.models
+    models = assessment.evaluation.models
     return figures.method_colours([one.name for one in models], [one.name for one in models if one.baseline])
 
 
@@ -85,22 +87,22 @@ def _confusion(model: Model) -> np.ndarray:
     return confusion_matrix(model.scored.truth, model.scored.calls, labels=range(len(model.scored.classes)))
 
 
-def _curves(found: Assessment, metric: str) -> list[Curve]:
-    evaluation, colours = found.evaluation, _colours(found)
+def _curves(assessment: Assessment, metric: str) -> list[Curve]:
+    evaluation, colours = assessment.evaluation, _colours(assessment)
     if evaluation.kind == "binary":
         # The constant answer is the diagonal, which is there anyway.
         return [
             Curve(
-                f"{named(shortened(model.name, 32))} ({number(found.line(model.name, metric).value, 2)})",
+                f"{named(shortened(model.name, 32))} ({number(assessment.line(model.name, metric).value, 2)})",
                 *_points(model, 1, metric), faint=model.baseline, colour=colours[model.name],
             )
             for model in evaluation.models
             if np.ptp(model.scored.scores[:, 1]) > 0
         ]  # fmt: skip
     curves = []
-    models = _shown(found)
+    models = _shown(assessment)
     for model in models:
-        value = number(found.line(model.name, f"macro_{metric}").value, 2)
+        value = number(assessment.line(model.name, f"macro_{metric}").value, 2)
         curves.append(
             Curve(
                 f"{named(shortened(model.name, 26))}: macro ({value})", *_macro(model, metric), faint=model.baseline,
@@ -113,7 +115,7 @@ def _curves(found: Assessment, metric: str) -> list[Curve]:
     for place, index in enumerate(np.argsort(-count, kind="stable")[:_MOST_CLASSES]):
         if count[index]:
             name = evaluation.classes[index]
-            value = number(found.line(first.name, metric, name).value, 2)
+            value = number(assessment.line(first.name, metric, name).value, 2)
             curves.append(Curve(f"class {shortened(name, 20)} ({value})", *_points(first, int(index), metric),
                                 colour=spare[place % len(spare)]))  # fmt: skip
     return curves

@@ -32,7 +32,7 @@ _MOST_MODELS = 8
 
 
 def write_up(
-    found: Assessment,
+    assessment: Assessment,
     *,
     figures: Sequence[str],
     with_comparison: bool,
@@ -45,7 +45,7 @@ def write_up(
     """Puts the report together.
 
     Args:
-        found: What the evaluation found.
+        assessment: What the evaluation found.
         figures: Names of the figure outputs that exist.
         with_comparison: Whether there is an output ``comparison``.
         with_metrics: Whether there is an output ``metrics``.
@@ -54,17 +54,17 @@ def write_up(
         resamples: Bootstrap resamples.
         training_rows: Rows that the baselines learnt from; None without a training table.
     """
-    evaluation = found.evaluation
-    report = Report(plain(found.verdict()))
-    if found.leakage():
-        report.paragraph(f"**{plain(found.leakage())}**")
-    better = found.better_baselines()
+    evaluation = assessment.evaluation
+    report = Report(plain(assessment.verdict()))
+    if assessment.leakage():
+        report.paragraph(f"**{plain(assessment.leakage())}**")
+    better = assessment.better_baselines()
     if better:
         report.paragraph(
             f"On these rows {plain(', '.join(better))} scored higher than the baseline to beat, which was chosen "
             "without looking at them."
         )
-    few = few_rows(found, training_rows)
+    few = few_rows(assessment, training_rows)
     if few:
         report.paragraph(f"⚠ {few}")
     unfinished = [model.name for model in evaluation.models if not model.finished]
@@ -73,10 +73,10 @@ def write_up(
             f"**Unfinished training:** {plain(', '.join(unfinished))} was cut short by its time limit; "
             "a finished model may score otherwise."
         )
-    report.heading("What was evaluated", 1).bullets(rows_told(found))
-    report.heading("Scores").paragraph(_headline(found))
-    report.rows(*_score_table(found))
-    seeds = _seed_table(found)
+    report.heading("What was evaluated", 1).bullets(rows_told(assessment))
+    report.heading("Scores").paragraph(_headline(assessment))
+    report.rows(*_score_table(assessment))
+    seeds = _seed_table(assessment)
     if seeds:
         report.paragraph("The same for single trainings: mean ± standard deviation over seeds.")
         report.rows(*seeds)
@@ -85,37 +85,37 @@ def write_up(
     for figure in figures:
         report.heading(_TITLES[figure], 3).image(figure)
         if figure == "calibration":
-            report.bullets([f"{plain(name)}: {text}" for name, text in calibration_told(found)])
+            report.bullets([f"{plain(name)}: {text}" for name, text in calibration_told(assessment)])
     if with_comparison:
         report.heading("Paired comparison")
         report.paragraph(
-            f"Difference in {metric_name(found.metric)} of each pair on the same rows"
+            f"Difference in {metric_name(assessment.metric)} of each pair on the same rows"
             + (
                 " under the same resamples of groups. An interval that excludes 0 is a difference beyond chance; of "
                 "twenty pairs without any, one would show such an interval."
-                if found.groups >= FEWEST_GROUPS
-                else f". With {_groups(found.groups)} there are no intervals, so no difference is shown."
+                if assessment.groups >= FEWEST_GROUPS
+                else f". With {_groups(assessment.groups)} there are no intervals, so no difference is shown."
             )
         )
         report.table("comparison", title="Paired comparison")
-    strata = _strata_table(found)
+    strata = _strata_table(assessment)
     if strata:
         report.heading("By likeness to the training rows")
-        report.paragraph(_strata_told(found))
+        report.paragraph(_strata_told(assessment))
         report.rows(*strata)
     if baselines:
-        report.heading("Baselines").bullets(_baselines_told(found, baselines))
-    report.heading("How it was done").bullets([*_method(found, resamples), *notes])
+        report.heading("Baselines").bullets(_baselines_told(assessment, baselines))
+    report.heading("How it was done").bullets([*_method(assessment, resamples), *notes])
     if with_metrics:
         report.heading("All scores").table("metrics", title="Scores with 95 % intervals")
     return report
 
 
-def rows_told(found: Assessment) -> list[str]:
+def rows_told(assessment: Assessment) -> list[str]:
     """Rows, groups, splits and class frequencies, one phrase each."""
-    evaluation = found.evaluation
+    evaluation = assessment.evaluation
     count = len(evaluation.rows)
-    lines = [f"{count} rows ({evaluation.splits}) in {found.groups} groups (by {evaluation.grouped_by})"]
+    lines = [f"{count} rows ({evaluation.splits}) in {assessment.groups} groups (by {evaluation.grouped_by})"]
     if evaluation.kind == "number":
         truth = evaluation.truth
         lines.append(f"True values from {truth.min():.4g} to {truth.max():.4g}, mean {truth.mean():.4g}")
@@ -133,14 +133,14 @@ def rows_told(found: Assessment) -> list[str]:
     return lines
 
 
-def _headline(found: Assessment) -> str:
-    if found.groups < FEWEST_GROUPS:
-        return f"{_groups(found.groups)} are too few for intervals (at least {FEWEST_GROUPS} are needed)."
+def _headline(assessment: Assessment) -> str:
+    if assessment.groups < FEWEST_GROUPS:
+        return f"{_groups(assessment.groups)} are too few for intervals (at least {FEWEST_GROUPS} are needed)."
     told = "In brackets the 95 % interval over groups."
-    if any(len(model.members) > 1 for model in found.evaluation.models):
+    if any(len(model.members) > 1 for model in assessment.evaluation.models):
         told += " A model with several seeds answers as an ensemble."
-    if len(found.evaluation.models) > _MOST_MODELS:
-        told += f" The first {_MOST_MODELS} of {len(found.evaluation.models)} models are shown."
+    if len(assessment.evaluation.models) > _MOST_MODELS:
+        told += f" The first {_MOST_MODELS} of {len(assessment.evaluation.models)} models are shown."
     return told
 
 
@@ -151,9 +151,9 @@ def _groups(count: int) -> str:
 FEW_ROWS = 50
 
 
-def few_rows(found: Assessment, training_rows: int | None) -> str:
+def few_rows(assessment: Assessment, training_rows: int | None) -> str:
     """A warning where so few rows were learnt from or judged that the scores say little; else empty."""
-    count = len(found.evaluation.rows)
+    count = len(assessment.evaluation.rows)
     told = []
     if count < FEW_ROWS:
         told.append(f"only {count} row{' is' if count == 1 else 's are'} judged")
@@ -163,15 +163,15 @@ def few_rows(found: Assessment, training_rows: int | None) -> str:
     return f"Few rows: {' and '.join(told)}, so other rows may give quite other scores." if told else ""
 
 
-def calibration_told(found: Assessment) -> list[tuple[str, str]]:
+def calibration_told(assessment: Assessment) -> list[tuple[str, str]]:
     """For each model (and the baseline to beat) whether its probabilities are shown to be off: (name, answer).
 
     The calibration error is compared with that of labels drawn from the probabilities themselves, which are then
     right by making: few rows alone make an error.
     """
     answers = []
-    for model in found.evaluation.models:
-        if model.baseline and model.name != found.best_baseline:
+    for model in assessment.evaluation.models:
+        if model.baseline and model.name != assessment.best_baseline:
             continue
         scores = model.scored.scores[:, 1] if model.scored.kind == "binary" else model.scored.scores
         error, chance = ece(scores, model.scored.truth), chance_ece(scores)
@@ -184,30 +184,30 @@ def calibration_told(found: Assessment) -> list[tuple[str, str]]:
     return answers
 
 
-def _score_table(found: Assessment) -> tuple[list[str], list[list[str]]]:
-    evaluation = found.evaluation
-    names = _headline_metrics(found)
+def _score_table(assessment: Assessment) -> tuple[list[str], list[list[str]]]:
+    evaluation = assessment.evaluation
+    names = _headline_metrics(assessment)
     header = ["Model", *map(metric_name, names)]
     cells = []
     for model in evaluation.models[:_MOST_MODELS]:
         mark = " (unfinished)" if not model.finished else ""
         told = f"{plain(model.name)}{mark}"
-        if model.name == found.best_baseline:
+        if model.name == assessment.best_baseline:
             told = f"**{told}**"
-        cells.append([told, *(_cell(found.line(model.name, metric)) for metric in names)])
+        cells.append([told, *(_cell(assessment.line(model.name, metric)) for metric in names)])
     return header, cells
 
 
-def _headline_metrics(found: Assessment) -> list[str]:
-    names = list(_HEADLINE[found.evaluation.kind])
-    return names if found.metric in names else [found.metric, *names]
+def _headline_metrics(assessment: Assessment) -> list[str]:
+    names = list(_HEADLINE[assessment.evaluation.kind])
+    return names if assessment.metric in names else [assessment.metric, *names]
 
 
-def _seed_table(found: Assessment) -> tuple[list[str], list[list[str]]] | None:
-    names = _headline_metrics(found)
+def _seed_table(assessment: Assessment) -> tuple[list[str], list[list[str]]] | None:
+    names = _headline_metrics(assessment)
     cells = []
-    for model in found.evaluation.models[:_MOST_MODELS]:
-        lines = [found.line(model.name, metric) for metric in names]
+    for model in assessment.evaluation.models[:_MOST_MODELS]:
+        lines = [assessment.line(model.name, metric) for metric in names]
         if len(lines[0].seeds) > 1:
             told = [f"{np.mean(line.seeds):.3f} ± {np.std(line.seeds, ddof=1):.3f}" for line in lines]
             cells.append([plain(model.name), str(len(lines[0].seeds)), *told])
@@ -218,22 +218,26 @@ def _cell(line: ScoreLine) -> str:
     return number(line.value) + interval_text(line.low, line.high, 2)
 
 
-def _strata_told(found: Assessment) -> str:
+def _strata_told(assessment: Assessment) -> str:
     told = "A model that only recognises relatives of its training rows fails on rows that are unlike these."
-    if found.leaking is not None and found.leaking.protein:
+    if assessment.leaking is not None and assessment.leaking.protein:
         told += " Rows of a training protein leak even where their windows are unlike."
     return told
 
 
-def _strata_table(found: Assessment) -> tuple[list[str], list[list[str]]] | None:
-    strata = list(dict.fromkeys(line.stratum for line in found.lines if line.stratum != OVERALL))
+def _strata_table(assessment: Assessment) -> tuple[list[str], list[list[str]]] | None:
+    strata = list(dict.fromkeys(line.stratum for line in assessment.lines if line.stratum != OVERALL))
     if not strata:
         return None
-    shown = [model.name for model in found.evaluation.models if not model.baseline or model.name == found.best_baseline]
-    header = ["Stratum", "Rows", "Groups", *(f"{metric_name(found.metric)}: {plain(name)}" for name in shown)]
+    shown = [
+        model.name
+        for model in assessment.evaluation.models
+        if not model.baseline or model.name == assessment.best_baseline
+    ]
+    header = ["Stratum", "Rows", "Groups", *(f"{metric_name(assessment.metric)}: {plain(name)}" for name in shown)]
     cells = []
     for stratum in strata:
-        lines = [found.line(name, found.metric, stratum=stratum) for name in shown]
+        lines = [assessment.line(name, assessment.metric, stratum=stratum) for name in shown]
         told = [
             _cell(line) if not math.isnan(line.value) else ("no rows" if not line.n else f"undefined ({line.note})")
             for line in lines
@@ -242,27 +246,28 @@ def _strata_table(found: Assessment) -> tuple[list[str], list[list[str]]] | None
     return header, cells
 
 
-def _baselines_told(found: Assessment, baselines: Sequence[tuple[str, str, str, float]]) -> list[str]:
-    metric = metric_name(found.metric)
+def _baselines_told(assessment: Assessment, baselines: Sequence[tuple[str, str, str, float]]) -> list[str]:
+    metric = metric_name(assessment.metric)
     lines = []
     for name, about, setting, inner in baselines:
-        mark = " **The one to beat.**" if name == found.best_baseline else ""
+        mark = " **The one to beat.**" if name == assessment.best_baseline else ""
         chosen = f"; setting {setting}" if setting else ""
         score = f"{metric} {number(inner)} in cross-validation on the training rows"
         lines.append(f"{plain(name)}: {about}{chosen}; {score}.{mark}")
     return lines
 
 
-def _method(found: Assessment, resamples: int) -> list[str]:
+def _method(assessment: Assessment, resamples: int) -> list[str]:
     lines = [
-        f"Main metric: {metric_name(found.metric)}; all: {', '.join(map(metric_name, METRICS[found.evaluation.kind]))}"
+        f"Main metric: {metric_name(assessment.metric)}; all: "
+        f"{', '.join(map(metric_name, METRICS[assessment.evaluation.kind]))}"
     ]
-    if found.leaking is None:
+    if assessment.leaking is None:
         lines.append("Nobody looked for leakage, because no training table was given")
-    if found.groups >= FEWEST_GROUPS:
+    if assessment.groups >= FEWEST_GROUPS:
         lines.append(
             f"Intervals: percentile bootstrap, {resamples} resamples of whole groups; p values from the same resamples"
         )
-    if found.best_baseline:
+    if assessment.best_baseline:
         lines.append("The baseline to beat is the best by cross-validation within groups on the training rows alone")
     return lines

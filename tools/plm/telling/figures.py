@@ -213,12 +213,12 @@ def _ticks_apart(panel: Any, axis: Any) -> bool:
 def tick_labels(axis: Any) -> list[Any]:
     """The labels of an axis that are seen."""
     low, high = sorted(axis.get_view_interval())
-    found = []
+    labels = []
     for minor in (False, True):
         for place, label in zip(axis.get_ticklocs(minor=minor), axis.get_ticklabels(minor=minor), strict=False):
             if low <= place <= high and label.get_visible() and label.get_text().strip():
-                found.append(label)
-    return found
+                labels.append(label)
+    return labels
 
 
 def _ends(box: Any, across: bool) -> tuple[float, float]:
@@ -239,14 +239,14 @@ def method_colours(names: Sequence[str], baselines: Iterable[str] = ()) -> dict[
         baselines: Those that are no models; the suite's own have colours of their own, others are grey.
     """
     aside, taken = set(baselines), 0
-    found: dict[str, str] = {}
+    colours: dict[str, str] = {}
     for name in names:
         if name in METHODS or name in aside:
-            found[name] = METHODS.get(name, GREY)
-        elif name not in found:
-            found[name] = colour(taken)
+            colours[name] = METHODS.get(name, GREY)
+        elif name not in colours:
+            colours[name] = colour(taken)
             taken += 1
-    return found
+    return colours
 
 
 def colour(index: int) -> str:
