@@ -39,7 +39,7 @@ from plm.model.bundles.archive import SCHEMA_VERSION, json_text, write_zip
 from plm.model.bundles.bundle import Bundle, check_self_test
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder_inputs import make_units
-from plm.model.heads import build_head
+from plm.model.heads import HEADS, build_head
 from plm.model.heads.head import Head, HeadConfig
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.network import Network, answers, as_network
@@ -292,7 +292,7 @@ def load_bundle(
     path = Path(path)
     workdir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bundle_", dir=workdir))
-    manifest = manifests.check_finetuned(unpack_bundle(path, folder), path.name, adapters.METHODS)
+    manifest = manifests.check_finetuned(unpack_bundle(path, folder), path.name, adapters.METHODS, HEADS)
     task = Task.from_json(manifest)
     _check_head(manifest, task, path.name)
     if level is not None and task.level != level:

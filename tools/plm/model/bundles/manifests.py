@@ -7,7 +7,7 @@ ends before anything is shown of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,16 @@ def member_folder(folder: Path, number: int, count: int) -> Path:
     return folder / "members" / str(number) if count > 1 else folder
 
 
-def check_finetuned(manifest: Mapping[str, Any], where: str, methods: tuple[str, ...]) -> dict[str, Any]:
+def check_finetuned(
+    manifest: Mapping[str, Any], where: str, methods: tuple[str, ...], heads: Collection[tuple[str, str]]
+) -> dict[str, Any]:
     """The manifest of a fine-tuned model, its text cleaned.
+
+    Args:
+        manifest: As it lies in the bundle.
+        where: The bundle's file.
+        methods: Names of the ways to fine-tune.
+        heads: Level and kind of every head that can be built; the first of a level stands where no kind is named.
 
     Raises:
         UserError: A field is missing, of a wrong type, or out of range.
@@ -49,7 +57,9 @@ def check_finetuned(manifest: Mapping[str, Any], where: str, methods: tuple[str,
     fields.text("method", choices=methods)
     _task(fields, "labels")
     head = fields.inside("head")
-    head.text("level", choices=LEVELS)
+    level = head.text("level", choices=LEVELS)
+    kinds = tuple(kind for of, kind in heads if of == level)
+    head.text("kind", choices=kinds, default=kinds[0])
     for name, most, default in (
         ("hidden_size", 1_000_000, None), ("outputs", 1_000_000, None), ("width", 1_000_000, 64),
         ("reach", 10_000, 7), ("neighbour_width", 1_000_000, 32),
@@ -58,8 +68,8 @@ def check_finetuned(manifest: Mapping[str, Any], where: str, methods: tuple[str,
             head.whole(name, 0 if name == "reach" else 1, most)
     if "dropout" in head:
         head.number("dropout", 0, 0.999)
-    unknown = set(head.content) - {"level", "hidden_size", "outputs", "width", "reach", "neighbour_width", "dropout"}
-    if unknown:
+    known = {"level", "kind", "hidden_size", "outputs", "width", "reach", "neighbour_width", "dropout"}
+    if unknown := set(head.content) - known:
         raise UserError(f"The bundle's head has unknown settings ({', '.join(sorted(unknown))[:80]})", where=where,
                         fix="Use the version of the suite that made it")  # fmt: skip
     for member in fields.entries("members", most=MOST_MEMBERS):

@@ -1,16 +1,20 @@
-"""Heads on the encoder's residue representations, one file each, and the register of them by level."""
+"""Heads on the encoder's residue representations, one file each, and the register of them."""
 
 from __future__ import annotations
 
-from plm.model.heads.head import Head, HeadConfig
+from plm.model.heads.head import PLAIN, Head, HeadConfig
 from plm.model.heads.residue import ResidueHead
 from plm.model.heads.sequence import SequenceHead
 from plm.model.heads.site import SiteHead
 
-HEADS: dict[str, type[Head]] = {"sequence": SequenceHead, "residue": ResidueHead, "site": SiteHead}
-"""By the level of a task; a bundle's manifest names the level."""
+HEADS: dict[tuple[str, str], type[Head]] = {
+    ("sequence", PLAIN): SequenceHead,
+    ("residue", PLAIN): ResidueHead,
+    ("site", PLAIN): SiteHead,
+}
+"""By the level of a task and the kind of head; a bundle's manifest names both."""
 
 
 def build_head(config: HeadConfig) -> Head:
-    """A freshly initialised head (float32) for the level of ``config``."""
-    return HEADS[config.level](config)
+    """A freshly initialised head (float32)."""
+    return HEADS[config.level, config.kind](config)

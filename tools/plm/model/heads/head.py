@@ -15,19 +15,23 @@ from torch import nn
 
 from plm.data.task import Level
 
+PLAIN = "plain"
+"""The head of a level where nothing else is asked for."""
+
 
 @dataclass(frozen=True)
 class HeadConfig:
     """What a head is built from; stored in the bundle's manifest.
 
     Attributes:
-        level: What it answers for.
+        level: What it answers for: a sequence, a residue or a site.
         hidden_size: D of the encoder.
         outputs: K, classes or 1.
         width: Units of the hidden layer.
         reach: Residues on each side of a site that the site head reads.
         neighbour_width: Dimensions into which each neighbour is projected by the site head.
         dropout: Before each linear layer.
+        kind: Which of the heads of that level (:data:`plm.model.heads.HEADS`).
     """
 
     level: Level
@@ -37,9 +41,11 @@ class HeadConfig:
     reach: int = 7
     neighbour_width: int = 32
     dropout: float = 0.1
+    kind: str = PLAIN
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The manifest's field ``head``; the plain head of a level needs no name."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("kind", PLAIN)}
 
 
 @dataclass(frozen=True)
