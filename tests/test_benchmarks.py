@@ -188,7 +188,8 @@ def test_whole_processes_leave_the_same_means(work: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("script", ["bench_embed", "bench_train"])
 def test_scripts_explain_themselves(script: str, root: Path) -> None:
-    done = subprocess.run([sys.executable, str(root / "scripts" / script), "--help"], capture_output=True, text=True)
+    command = [sys.executable, str(root / "scripts" / "benchmarks" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "--threads" in done.stdout
 
 

@@ -606,7 +606,7 @@ def test_few_clusters_and_short_proteins_have_no_intervals(
     assert next(row["details"] for row in rows if row["id"] == "y") == "no amino acid to mask"
 
 
-# -- scripts/benchmark_distillation --------------------
+# -- scripts/benchmarks/benchmark_distillation --------------------
 
 
 def test_tasks_are_split_as_their_docstrings_say(tmp_path: Path) -> None:
@@ -655,7 +655,7 @@ def test_tasks_are_split_as_their_docstrings_say(tmp_path: Path) -> None:
 def test_the_benchmark_prints_a_table_of_real_tasks(
     shared_data: Path, root: Path, tiny_esm2: Path, tmp_path: Path
 ) -> None:
-    script = root / "scripts" / "benchmark_distillation"
+    script = root / "scripts" / "benchmarks" / "benchmark_distillation"
     command = [sys.executable, script, "--data", shared_data, "--teacher", tiny_esm2, "--student", tiny_esm2]
     command += ["--tasks", "stability,structure", "--most", "60", "--turns", "0", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

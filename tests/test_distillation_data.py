@@ -504,7 +504,7 @@ def test_a_million_rows_with_many_small_taxa(tmp_path: Path) -> None:
 def test_memory_hardly_grows_with_the_corpus(kind: str, tmp_path: Path) -> None:
     """100,000 proteins of 48 million residues, which as Python strings would take some 60 MiB each with their ids.
 
-    ``scripts/bench_corpus`` measures a million.
+    ``scripts/benchmarks/bench_corpus`` measures a million.
     """
     from benchmarks.corpus_command import in_a_process, write
 

@@ -49,7 +49,7 @@ def flags(folder: Path, *names: str) -> list[str | Path]:
 
 def maker(root: Path) -> ModuleType:
     loader = importlib.machinery.SourceFileLoader(
-        "make_test_predictions", str(root / "scripts" / "make_test_predictions")
+        "make_test_predictions", str(root / "scripts" / "fixtures" / "make_test_predictions")
     )
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None

@@ -105,7 +105,7 @@ def test_contacts_need_a_trained_regression(tiny_esm2: Path, tiny_t5: Path, tmp_
 
 
 def test_stored_outputs_are_compared_by_one_command(tmp_path: Path, root: Path) -> None:
-    """scripts/check_goldens on outputs of fair-esm's own making: equal weights pass, others fail."""
+    """scripts/benchmarks/check_goldens on outputs of fair-esm's own making: equal weights pass, others fail."""
     import subprocess
     import sys
 
@@ -126,7 +126,8 @@ def test_stored_outputs_are_compared_by_one_command(tmp_path: Path, root: Path) 
         {**stored, "output__last_hidden_state": states, "output__logits": logits}, tmp_path / "goldens.safetensors"
     )
     fair_esm2((3, 64, 4), tmp_path / "other")
-    command = [sys.executable, str(root / "scripts" / "check_goldens"), "--goldens", tmp_path / "goldens.safetensors"]
+    script = root / "scripts" / "benchmarks" / "check_goldens"
+    command = [sys.executable, str(script), "--goldens", tmp_path / "goldens.safetensors"]
     good, other = (
         subprocess.run([*command, "--model", tmp_path / name], capture_output=True, text=True)
         for name in ("m", "other")

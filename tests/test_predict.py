@@ -557,6 +557,6 @@ def test_committed_bundles_were_made_by_the_script_beside_them(root: Path) -> No
         with zipfile.ZipFile(root / "test-data" / f"bundle_tiny_{name}.zip") as opened:
             manifest = json.loads(opened.read("manifest.json"))
         assert manifest["name"] == f"tiny_{name}" and manifest["finished"]
-        assert "--name " + manifest["name"] in (root / "scripts" / "make_test_classifier").read_text()
+        assert "--name " + manifest["name"] in (root / "scripts" / "fixtures" / "make_test_classifier").read_text()
     records = list(read_fasta(root / "test-data" / "simulated_odd.fasta"))
     assert [record.id for record in records][:2] == ["usual_1", "odd_1"]

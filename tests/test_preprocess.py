@@ -254,7 +254,8 @@ def test_equal_seeds_give_equal_outputs(preprocess: Preprocess, data: Path) -> N
 
 
 def test_bundled_data_are_what_the_script_makes(root: Path, data: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(root / "scripts" / "make_test_data"), "--output", str(tmp_path)], check=True)
+    script = root / "scripts" / "fixtures" / "make_test_data"
+    subprocess.run([sys.executable, str(script), "--output", str(tmp_path)], check=True)
     made = sorted(path.name for path in tmp_path.iterdir())
     bundled = {path.name for path in data.glob("simulated_*")}
     others = {name for name in bundled if "embeddings" in name}  # have scripts of their own, as these two

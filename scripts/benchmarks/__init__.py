@@ -1,1 +1,1 @@
-"""What ``scripts/bench_embed`` and ``scripts/bench_train`` share and measure. No part of the tools."""
+"""What ``bench_embed`` and ``bench_train`` share and measure. No part of the tools."""

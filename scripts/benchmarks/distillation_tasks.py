@@ -36,7 +36,7 @@ class Settings:
         """The file of that name."""
         found = sorted(self.data.rglob(name))
         if not found:
-            sys.exit(f"{self.data} does not hold {name}: see scripts/benchmark_distillation --help")
+            sys.exit(f"{self.data} does not hold {name}: see scripts/benchmarks/benchmark_distillation --help")
         return found[0]
 
 

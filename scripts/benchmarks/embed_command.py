@@ -1,4 +1,4 @@
-"""Measures ways to embed proteins against each other; see ``scripts/bench_embed --help``."""
+"""Measures ways to embed proteins against each other; see ``scripts/benchmarks/bench_embed --help``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DOC = """Measures ways to embed proteins against each other: ratios, never absolute speeds.
 
-    .plm/envs/dev/bin/python scripts/bench_embed [--fasta yeast.fasta.gz] [--output docs]
+    .plm/envs/dev/bin/python scripts/benchmarks/bench_embed [--fasta yeast.fasta.gz] [--output docs]
 
 All ways take turns in one run over the same proteins with the same random weights, and each is compared with fair-esm
 in fp32. Without --fasta, random sequences have the lengths of the yeast proteome. A peer package is measured in an
@@ -268,7 +268,7 @@ def report(results: dict[str, Any]) -> str:
     """The page's section: one table a case, and one of whole processes."""
     lines = [
         "## Embedding", "",
-        f"`scripts/bench_embed` on {publish.describe(results['machine'])}",
+        f"`scripts/benchmarks/bench_embed` on {publish.describe(results['machine'])}",
         "Random weights, the same for all. Variants take turns; medians over rounds, ranges in brackets (one figure:",
         "one round). *Speed*: beside the first line. *GEMM*: share of the rate that the matrix products of the linear",
         "layers alone reach in bf16. *Error*: relative L2 of all residues against the first line; *cosine*: of the",

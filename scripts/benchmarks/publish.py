@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 PAGE = "benchmarks.md"
-HEAD = "# Benchmarks\n\nWritten by `scripts/bench_embed` and `scripts/bench_train`; do not edit.\n"
+_WRITERS = "`scripts/benchmarks/bench_embed` and `scripts/benchmarks/bench_train`"
+HEAD = f"# Benchmarks\n\nWritten by {_WRITERS}; do not edit.\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -1,4 +1,4 @@
-"""Measures ways to train against each other; see ``scripts/bench_train --help``."""
+"""Measures ways to train against each other; see ``scripts/benchmarks/bench_train --help``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.shapes import ROOT, SHAPES
 
 DOC = """Measures ways to train against each other: speed in tokens a second and extra memory, as ratios.
 
-    .plm/envs/dev/bin/python scripts/bench_train [--fasta yeast.fasta.gz] [--output docs]
+    .plm/envs/dev/bin/python scripts/benchmarks/bench_train [--fasta yeast.fasta.gz] [--output docs]
 
 LoRA fine-tuning on whole proteins and on windows of 33 residues, and pretraining. Each measurement is a process of its
 own, so that its peak memory is known; ways take turns. Without --fasta, random sequences have yeast's lengths.
@@ -124,7 +124,8 @@ def measure(case: Case, args: argparse.Namespace, threads: int) -> dict[str, Any
         )  # fmt: skip
 
         def seconds_per_thousand() -> float:
-            command = [sys.executable, str(ROOT / "scripts" / "bench_train"), WORKER, json.dumps(asdict(given))]
+            script = ROOT / "scripts" / "benchmarks" / "bench_train"
+            command = [sys.executable, str(script), WORKER, json.dumps(asdict(given))]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise RuntimeError(f"{case.title}, {way} failed:\n{done.stderr[-2000:]}")
@@ -155,7 +156,7 @@ def report(results: dict[str, Any]) -> str:
     """The page's section: a table a case."""
     lines = [
         "## Training", "",
-        f"`scripts/bench_train` on {publish.describe(results['machine'])}",
+        f"`scripts/benchmarks/bench_train` on {publish.describe(results['machine'])}",
         "Random weights. Each measurement is a process of its own; ways take turns; medians over the rounds, ranges in",
         "brackets. *Speed*: tokens a second, padding not counted, beside the first line. *Extra memory*: peak resident",
         "memory above that of the loaded model, beside the first line.",
