@@ -9,9 +9,10 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from plm.errors import UserError
 
@@ -100,10 +101,35 @@ def open_text(path: str | Path) -> TextIO:
             if member in start:
                 raise UserError(what, where=path.name, fix=fix)
         raise UserError("The file is compressed as zip", where=path.name, fix="Unpack it, or use gzip")
-    binary = gzip.open(path, "rb") if start.startswith(b"\x1f\x8b") else path.open("rb")  # noqa: SIM115
-    buffered = io.BufferedReader(binary, 2**16)
+    buffered = io.BufferedReader(open_bytes(path), 2**16)
     encoding = "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin-1"
     return io.TextIOWrapper(buffered, encoding=encoding, newline=None)
+
+
+def open_bytes(path: Path) -> Any:
+    """Opens a file for its bytes, unpacked if it is gzipped, which its first bytes tell."""
+    return gzip.open(path, "rb") if start_of(path, 2) == b"\x1f\x8b" else path.open("rb")
+
+
+@contextmanager
+def whole_stream(name: str, lines: Callable[[], int]) -> Iterator[None]:
+    """Makes one line of a gzip stream that breaks.
+
+    Args:
+        name: The file.
+        lines: Gives the lines read so far.
+
+    Raises:
+        UserError: The stream is broken or cut short.
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            "The gzip file is broken or cut short",
+            where=f"{name}, after line {lines()}",
+            fix="Transfer the file again",
+        ) from error
 
 
 def raw_lines(path: str | Path, longest: int = LONGEST_LINE, too_long: str = "") -> Iterator[tuple[int, str]]:
@@ -119,7 +145,7 @@ def raw_lines(path: str | Path, longest: int = LONGEST_LINE, too_long: str = "")
             unpacks to an unlikely size.
     """
     name, number, total = Path(path).name, 0, 0
-    with open_text(path) as handle:
+    with whole_stream(name, lambda: number), open_text(path) as handle:
         wide = handle.encoding == "utf-16"
         zipped = isinstance(getattr(handle.buffer, "raw", None), gzip.GzipFile)
         most = max(_RATIO_FROM, _RATIO * Path(path).stat().st_size) if zipped else 0
@@ -143,12 +169,6 @@ def raw_lines(path: str | Path, longest: int = LONGEST_LINE, too_long: str = "")
                         fix="Unpack it yourself, if it is what you think",
                     )
                 yield number, line.encode().decode("latin-1") if wide else line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(
-                "The gzip file is broken or cut short",
-                where=f"{name}, after line {number}",
-                fix="Transfer the file again",
-            ) from error
         except UnicodeError as error:
             raise UserError(
                 "This is not a plain text file", where=f"{name}, after line {number}", fix="Save it as UTF-8 text"

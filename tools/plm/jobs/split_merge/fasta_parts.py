@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plm.data.fasta import open_text
+from plm.data.text_files import open_bytes, open_text, whole_stream
 from plm.errors import UserError
 
 MOST_PARTS = 9999
@@ -254,16 +252,7 @@ def _records(path: Path, headers: bool = False) -> Iterator[tuple[str, Iterator[
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(1-based number, line with its end as it stands in the file) with bytes as Latin-1."""
     open_text(path).close()  # says what is wrong with a file that is missing, empty or packed in another way
-    with path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
     number = 0
-    with gzip.open(path, "rb") if zipped else path.open("rb") as binary:
-        try:
-            for number, line in enumerate(io.TextIOWrapper(io.BufferedReader(binary), "latin-1", newline=""), start=1):
-                yield number, line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(
-                "The gzip file is broken or cut short",
-                where=f"{path.name}, after line {number}",
-                fix="Transfer the file again",
-            ) from error
+    with whole_stream(path.name, lambda: number), open_bytes(path) as binary:
+        for number, line in enumerate(io.TextIOWrapper(io.BufferedReader(binary), "latin-1", newline=""), start=1):
+            yield number, line
