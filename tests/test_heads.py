@@ -13,8 +13,8 @@ from plm.errors import UserError
 from plm.model import adapters
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder_inputs import make_units, segments
-from plm.model.heads import build_head
-from plm.model.heads.head import HeadConfig, Where
+from plm.model.heads import HEADS, build_head
+from plm.model.heads.head import PLAIN, HeadConfig, Where
 from plm.model.loaded import LoadedModel
 from plm.model.network import Network, answers, as_network
 
@@ -29,10 +29,10 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return load_model(resolve_model(str(folder), workdir=tmp_path_factory.mktemp("model")))
 
 
-def network(loaded: LoadedModel, level: str, method: str = "head") -> Network:
+def network(loaded: LoadedModel, level: str, method: str = "head", kind: str = PLAIN) -> Network:
     torch.manual_seed(3)
     body = adapters.add_adapters(loaded, adapters.AdapterSettings(method=method))  # type: ignore[arg-type]
-    head = build_head(HeadConfig(level, loaded.hidden_size, 2, width=8, reach=4))  # type: ignore[arg-type]
+    head = build_head(HeadConfig(level, loaded.hidden_size, 2, width=8, reach=4, kind=kind))  # type: ignore[arg-type]
     return as_network(loaded, body, head)
 
 
@@ -44,9 +44,9 @@ def outputs(net: Network, loaded: LoadedModel, level: str, which: list[int], bud
     return found
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_packed_with_others_equals_alone(loaded: LoadedModel, level: str) -> None:
-    net = network(loaded, level)
+@pytest.mark.parametrize(("level", "kind"), HEADS)
+def test_packed_with_others_equals_alone(loaded: LoadedModel, level: str, kind: str) -> None:
+    net = network(loaded, level, kind=kind)
     together = outputs(net, loaded, level, [0, 1, 2, 3])
     for number in range(4):
         alone = outputs(net, loaded, level, [number])[0]
@@ -56,9 +56,9 @@ def test_packed_with_others_equals_alone(loaded: LoadedModel, level: str) -> Non
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_order_of_the_batch_does_not_matter(loaded: LoadedModel, level: str) -> None:
-    net = network(loaded, level)
+@pytest.mark.parametrize(("level", "kind"), HEADS)
+def test_order_of_the_batch_does_not_matter(loaded: LoadedModel, level: str, kind: str) -> None:
+    net = network(loaded, level, kind=kind)
     forward, backward = (outputs(net, loaded, level, order) for order in ([0, 1, 2, 3], [3, 2, 1, 0]))
     for one, other in zip(forward, reversed(backward), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -161,10 +161,12 @@ def test_adapters_at_the_start_change_nothing(
         assert head < trainable < every
 
 
-@pytest.mark.parametrize("level", ["sequence", "residue", "site"])
-def test_head_adapters_start_as_the_head_and_merge_into_it(level: str, tiny_esm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("level", "kind"), HEADS)
+def test_head_adapters_start_as_the_head_and_merge_into_it(
+    level: str, kind: str, tiny_esm2: Path, tmp_path: Path
+) -> None:
     loaded = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path))
-    adapted = network(loaded, level)
+    adapted = network(loaded, level, kind=kind)
     names = list(adapted.head.state_dict())
     units = make_units(loaded, level, PROTEINS, [3] * len(PROTEINS) if level == "site" else None)  # type: ignore[arg-type]
     before = np.concatenate(answers(adapted, units, 4096)[0])
@@ -186,3 +188,11 @@ def test_unknown_target_names_the_layers_there_are(tiny_esm2: Path, tmp_path: Pa
     loaded = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path))
     with pytest.raises(UserError, match=r"no linear layer named 'queri'.*Choose among .*query"):
         adapters.add_adapters(loaded, adapters.AdapterSettings(targets=("queri",)))
+
+
+@pytest.mark.parametrize(("level", "kind"), HEADS)
+def test_a_head_is_built_from_what_its_manifest_says(level: str, kind: str) -> None:
+    config = HeadConfig(level, 12, 3, width=8, reach=2, kind=kind)  # type: ignore[arg-type]
+    stored = config.to_json()
+    assert HeadConfig(**stored) == config and ("kind" in stored) == (kind != PLAIN)
+    assert type(build_head(HeadConfig(**stored))) is HEADS[level, kind]

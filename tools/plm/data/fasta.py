@@ -1,8 +1,7 @@
 """FASTA in, records out, and the one residue cleaning rule that every stage shares.
 
-A file's kind is told by its content, never by its suffix: gzip is recognised by its first bytes, so
-``proteins.fasta`` that is
-really gzipped and ``proteins.fasta.gz`` that is not both read well.
+A file's kind is told by its content, never by its suffix: gzip is recognised by its first bytes, so that
+``proteins.fasta`` that is really gzipped and ``proteins.fasta.gz`` that is not both read well.
 """
 
 from __future__ import annotations
@@ -13,13 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from plm.data.text_files import decoded, open_text, raw_lines
+from plm.data.text_files import decoded, raw_lines
 from plm.errors import UserError
-
-__all__ = [
-    "Cleaned", "CleaningRule", "NucleotideTally", "ProteinRecord", "clean", "looks_like_nucleotides", "nucleotide_look",
-    "open_text", "raw_lines", "read_fasta", "write_fasta",
-]  # fmt: skip
 
 STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 """The twenty amino acids of the genetic code."""
@@ -354,7 +348,7 @@ class NucleotideTally:
     """Counts the records of a file that are nucleotides, so that a file of them is refused as a whole.
 
     Attributes:
-        records: All records.
+        records: Number of records read.
         nucleotides: Those that were rejected as such.
         short: Those too short to tell by themselves whose letters are all A, C, G, T, U or N.
         letters: Letters of both.
