@@ -232,12 +232,10 @@ def test_galaxy_reads_the_forms_as_this_test_does(form: Path) -> None:
 # -- how flags are read --------------------
 
 
-@dataclass(frozen=True, kw_only=True)
 class Common(flags.Flags):
     rate: float = flags.number(0.5, "of change", 0, 1, below=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Example(Common, flags.Seed, heading="example"):
     input: list[Path] = flags.source("what is read", several=True, required=True)
     size: int = flags.whole(0, "of a part", 64, 1000, or_zero=True)
@@ -294,7 +292,6 @@ def test_own_flags_stand_before_those_of_groups_and_headings_are_kept() -> None:
 
 
 def test_a_flag_may_be_like_another_with_another_default() -> None:
-    @dataclass(frozen=True, kw_only=True)
     class Other(flags.Flags):
         rate: float | None = flags.like(Common, "rate", default=None)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 NAME = "plm_classify_sites"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.Hub, flags.Proteins, flags.Device):
     """The command line; see ``--help``."""
 

@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 NAME = "plm_compare_embeddings"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.LabelKind, flags.Seed):
     """The command line; see ``--help``."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,6 @@ NAME = "plm_compare_models"
 RESERVED = ("unigram", "composition")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.Device):
     """The command line; see ``--help``."""
 

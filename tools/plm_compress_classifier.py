@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 NAME = "plm_compress_classifier"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.ClassFiles, flags.Seed):
     """The command line; see ``--help``."""
 

@@ -17,7 +17,6 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +38,6 @@ def weight(told: str) -> Any:
     return flags.number(None, f"weight of: {told}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.MaskedTraining, flags.Device):
     """The command line; see ``--help``. What is None is left to the preset."""
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 NAME = "plm_embed"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     """The command line; see ``--help``."""
 

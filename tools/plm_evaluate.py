@@ -12,7 +12,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,6 @@ def figure(name: str) -> Any:
     return flags.output(f"output figure (PNG): {name}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.Flags):
     """The command line; see ``--help``."""
 

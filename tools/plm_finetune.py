@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +33,6 @@ LEARNING_RATE, FULL_LEARNING_RATE = 5e-4, 5e-5
 STARTED = time.monotonic()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Data(flags.Flags, heading="data and task"):
     """What is learnt."""
 
@@ -49,7 +48,6 @@ class Data(flags.Flags, heading="data and task"):
     fold: int | None = flags.whole(None, "train for this fold only; by default for each")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Model(flags.Flags, heading="model"):
     """What learns."""
 
@@ -76,7 +74,6 @@ class Model(flags.Flags, heading="model"):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Training(flags.Device, flags.Resume, heading="training"):
     """How it learns."""
 
@@ -119,7 +116,6 @@ class Training(flags.Device, flags.Resume, heading="training"):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Outputs(flags.Flags, heading="outputs"):
     """What is written."""
 
@@ -135,7 +131,6 @@ class Outputs(flags.Flags, heading="outputs"):
     tfevents: Path | None = flags.output("losses and metrics for TensorBoard")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(Data, Model, Training, Outputs):
     """The command line; see ``--help``."""
 

@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from plm import flags, stage
@@ -21,7 +20,6 @@ from plm.errors import UserError
 NAME = "plm_merge_embeddings"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.Flags):
     """The command line; see ``--help``."""
 

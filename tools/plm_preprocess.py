@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ def fraction(default: float | None, told: str | None = None) -> Any:
     return flags.number(default, told, 0, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.Flags):
     """The command line; see ``--help``."""
 

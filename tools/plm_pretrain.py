@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 NAME = "plm_pretrain"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.Hub, flags.MaskedTraining, flags.MaskedRates, flags.Device):
     """The command line; see ``--help``."""
 

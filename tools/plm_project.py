@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ NAME = "plm_project"
 METHODS = ("pca", "tsne", "umap")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.LabelKind, flags.Seed):
     """The command line; see ``--help``."""
 

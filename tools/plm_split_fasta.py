@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ NAME = "plm_split_fasta"
 COLUMNS = ("part", "records", "residues", "longest", "first_id", "last_id")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(flags.Flags):
     """The command line; see ``--help``."""
 

@@ -17,7 +17,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,6 @@ IMAGES = ("heads", "confusion", "curves", "search_figure")
 PRESETS = {"arginator": {"width": 256, "depth": 2, "dropout": 0.2}, "small": {"width": 64, "depth": 1, "dropout": 0.1}}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Data(flags.ClassFiles, heading="data and task"):
     """What is learnt."""
 
@@ -50,7 +48,6 @@ class Data(flags.ClassFiles, heading="data and task"):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Heads(flags.Seed, heading="heads"):
     """How it is learnt."""
 
@@ -82,7 +79,6 @@ class Heads(flags.Seed, heading="heads"):
     resamples: int = flags.resamples("bootstrap resamples; fewer for large tables")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Outputs(flags.Flags, heading="outputs"):
     """What is written."""
 
@@ -104,7 +100,6 @@ class Outputs(flags.Flags, heading="outputs"):
     report: Path | None = flags.report()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arguments(Data, Heads, Outputs):
     """The command line; see ``--help``."""
 

@@ -1,10 +1,8 @@
 """Flags of the stages: each is declared once, with its type, range, default and help, and shared in groups.
 
-A stage's arguments are a frozen dataclass whose fields are flags; the field ``batch_tokens`` is the flag
-``--batch-tokens``::
+A stage's arguments are a class whose fields are flags; the field ``batch_tokens`` is the flag ``--batch-tokens``::
 
-    @dataclass(frozen=True, kw_only=True)
-    class Arguments(flags.Device, flags.Flags):
+    class Arguments(flags.Device):
         input: Path = flags.source("proteins", required=True)
         steps: int = flags.whole(1000, "optimiser steps", 1, 10**8)
 
@@ -16,19 +14,16 @@ Its own flags stand first in ``--help``, then those of its groups. Nothing here 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from plm import stage
 from plm.errors import UserError
 
 EMBEDDING_FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
-_FLAG = "flag"
-"""Key of a field's metadata."""
 
 
 @dataclass(frozen=True)
@@ -101,33 +96,27 @@ class Flag:
         for key in ("choices", "metavar"):
             if getattr(self, key) is not None:
                 options[key] = getattr(self, key)
-        default = None if self.required else [] if self.again else self.default
-        group.add_argument(name, type=self.kind, required=self.required, default=default, **options)
+        group.add_argument(name, type=self.kind, required=self.required, default=self.initial(), **options)
+
+    def initial(self) -> Any:
+        """The value without the flag."""
+        return None if self.required else [] if self.again else self.default
 
 
 def _shown(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _field(flag: Flag) -> Any:
-    metadata = {_FLAG: flag}
-    if flag.required:
-        return field(metadata=metadata)
-    if flag.again:
-        return field(default_factory=list, metadata=metadata)
-    return field(default=False if flag.kind is bool else flag.default, metadata=metadata)
-
-
 def whole(default: int | None, told: str | None, low: int | None = None, high: int | None = None, **more: Any) -> Any:
     """A whole number; ``more`` as in :class:`Flag`."""
-    return _field(Flag(told, int, default, low=low, high=high, **more))
+    return Flag(told, int, default, low=low, high=high, **more)
 
 
 def number(
     default: float | None, told: str | None, low: float | None = None, high: float | None = None, **more: Any
 ) -> Any:
     """A number; ``more`` as in :class:`Flag`."""
-    return _field(Flag(told, float, default, low=low, high=high, **more))
+    return Flag(told, float, default, low=low, high=high, **more)
 
 
 def share(default: float | None, told: str, example: float) -> Any:
@@ -138,17 +127,17 @@ def share(default: float | None, told: str, example: float) -> Any:
 
 def text(told: str | None, default: str | None = "", **more: Any) -> Any:
     """A text; ``more`` as in :class:`Flag`."""
-    return _field(Flag(told, default=default, **more))
+    return Flag(told, default=default, **more)
 
 
 def choice(choices: Sequence[str], told: str | None, default: str | None = "", **more: Any) -> Any:
     """One of several words, by default the first; ``default=None`` leaves it open."""
-    return _field(Flag(told, choices=tuple(choices), default=choices[0] if default == "" else default, **more))
+    return Flag(told, choices=tuple(choices), default=choices[0] if default == "" else default, **more)
 
 
 def words(of: Sequence[str], told: str, default: str, **more: Any) -> Any:
     """Some of several words, separated by commas; :func:`parts` takes them apart."""
-    return _field(Flag(told, default=default, words=tuple(of), **more))
+    return Flag(told, default=default, words=tuple(of), **more)
 
 
 def parts(given: str) -> tuple[str, ...]:
@@ -158,27 +147,27 @@ def parts(given: str) -> tuple[str, ...]:
 
 def switch(told: str | None) -> Any:
     """A flag without a value."""
-    return _field(Flag(told, bool, False))
+    return Flag(told, bool, False)
 
 
 def source(told: str | None, **more: Any) -> Any:
     """A file or folder that is read."""
-    return _field(Flag(told, Path, **more))
+    return Flag(told, Path, **more)
 
 
 def output(told: str | None, *, required: bool = False) -> Any:
     """A file that is written."""
-    return _field(Flag(told, stage.output_file, required=required))
+    return Flag(told, stage.output_file, required=required)
 
 
 def output_folder(told: str, *, required: bool = False) -> Any:
     """A folder that is written."""
-    return _field(Flag(told, stage.output_folder, required=required))
+    return Flag(told, stage.output_folder, required=required)
 
 
 def like(group: type[Flags], name: str, **changes: Any) -> Any:
     """The flag of a group with another default or help, as in :class:`Flag`."""
-    return _field(dataclasses.replace(flags_of(group)[name], **changes))
+    return replace(flags_of(group)[name], **changes)
 
 
 def seed(told: str | None) -> Any:
@@ -206,27 +195,31 @@ def status() -> Any:
     return output("table of what became of each input record")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Flags:
     """What every stage's arguments are made from; subclasses add flags and, in ``check``, what holds between them."""
 
-    heading: ClassVar[str] = ""
+    heading = ""
     """Under which ``--help`` shows the flags of the class."""
 
     def __init_subclass__(cls, heading: str = "") -> None:
         super().__init_subclass__()
         cls.heading = heading
 
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Any) -> None:
         for name, flag in flags_of(type(self)).items():
-            flag.check(spelled(name), getattr(self, name))
+            self.__dict__[name] = given.pop(name, flag.initial())
+            flag.check(spelled(name), self.__dict__[name])
+        if given:
+            raise TypeError(f"{type(self).__name__} has no flags {sorted(given)}")
         self.check()
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name}: arguments stay as they were given")
 
     def check(self) -> None:
         """Raises a UserError for flags that do not go together."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Device(Flags):
     """Where a model runs, and how."""
 
@@ -234,14 +227,12 @@ class Device(Flags):
     precision: str = choice(("auto", "fp32", "bf16"), "arithmetic of matrix products")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Hub(Flags):
     """Whether a model may be fetched."""
 
     allow_hub: bool = switch("let --model hub:... use the network")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Proteins(Flags):
     """What becomes of doubtful records."""
 
@@ -249,7 +240,6 @@ class Proteins(Flags):
     nucleotides: str = choice(("reject", "keep"), "records that are clearly DNA or RNA")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Embedding(Flags):
     """How proteins are encoded within what the machine has."""
 
@@ -271,14 +261,12 @@ class Embedding(Flags):
     work_dir: Path | None = source("folder for finished parts (default: PLM_CHECKPOINT_DIR, else a temporary one)")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Seed(Flags):
     """The random seed."""
 
     seed: int = seed("equal seeds give equal results")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Labels(Flags):
     """Labels of embeddings."""
 
@@ -288,7 +276,6 @@ class Labels(Flags):
     label_column: str = text("column of the labels, by name or number (default: label, class, ...)")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LabelKind(Labels):
     """Labels that need not be there, and relatives."""
 
@@ -303,7 +290,6 @@ class LabelKind(Labels):
             raise UserError("--id-column is a column of the table of labels", fix="Give the table with --labels")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClassFiles(Labels):
     """Labels that train or judge a classifier, perhaps one file a class."""
 
@@ -313,7 +299,6 @@ class ClassFiles(Labels):
     class_name: list[str] = text("class of a file; once for each file (default: files' names)", again=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Resume(Flags):
     """Training that stops and goes on."""
 
@@ -322,7 +307,6 @@ class Resume(Flags):
     resume: Path | None = source("checkpoint of an earlier run with the same input and settings")
 
 
-@dataclass(frozen=True, kw_only=True)
 class MaskedTraining(Resume):
     """Training by masked residues: plm_pretrain and plm_distill."""
 
@@ -336,7 +320,6 @@ class MaskedTraining(Resume):
     seed: int = seed("of weights, split, batches and masks")
 
 
-@dataclass(frozen=True, kw_only=True)
 class MaskedRates(Flags):
     """What a preset of plm_distill says, too."""
 
@@ -363,8 +346,8 @@ def _headings(arguments: type[Flags], heading: str = "") -> dict[str, str]:
 
 def flags_of(arguments: type[Flags]) -> dict[str, Flag]:
     """Field name to flag, own flags first, then those of the groups in their order."""
-    declared = {one.name: one.metadata[_FLAG] for one in dataclasses.fields(arguments)}
-    return {name: declared[name] for name in _headings(arguments) if name in declared}
+    declared = {name: getattr(arguments, name, None) for name in _headings(arguments)}
+    return {name: flag for name, flag in declared.items() if isinstance(flag, Flag)}
 
 
 def spelled(name: str) -> str:
