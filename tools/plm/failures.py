@@ -26,7 +26,7 @@ class Failure:
     """Why a stage ended.
 
     Attributes:
-        error: What is told.
+        error: Error whose text the user reads.
         kind: ``input`` for a user's mistake; ``disk`` and ``memory`` for what ran out.
     """
 

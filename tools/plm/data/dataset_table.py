@@ -78,7 +78,7 @@ class Labelling:
     """How the labels of a dataset were understood.
 
     Attributes:
-        task: What they ask for.
+        task: Level, kind of target and classes that the labels ask for.
         labels: One a row in the form that all stages read, empty for rows without a label.
         why: What was understood and why, in a sentence.
         notes: What was changed or left out, in sentences.
@@ -146,7 +146,7 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
     """Checks the rules of the dataset table.
 
     Args:
-        frame: Columns of strings.
+        frame: Table as read, every cell a string.
         name: What to call the table in a message.
 
     Raises:
@@ -253,8 +253,8 @@ def labelled_rows(
 
     Args:
         frame: A checked dataset table with ``label``.
-        level: As for :func:`understand`.
-        target: As for :func:`understand`.
+        level: ``sequence``, ``residue``, ``site`` or ``auto``, as for :func:`understand`.
+        target: ``class``, ``number`` or ``auto``, as for :func:`understand`.
         name: What to call the table in a message.
 
     Raises:
@@ -321,11 +321,11 @@ def understand_labels(
     """As :func:`understand`, of labels that are no table yet.
 
     Args:
-        labels: One a row.
-        sequences: Likewise.
+        labels: Label of each row, as written.
+        sequences: Sequence of each row.
         level: ``sequence``, ``residue``, ``site``, or ``auto``: the first or the second.
         target: ``class``, ``number`` or ``auto``.
-        where: Names a row in messages.
+        where: Row number (from 0) -> how messages name that row.
         name: What to call all of them.
     """
     missing = [label_values.is_missing(label) for label in labels]

@@ -21,20 +21,20 @@ class Example:
     """One row of the dataset table in the making.
 
     Attributes:
-        id: Unique name.
+        id: Unique name of the row.
         sequence: Cleaned residues: a protein or the window around a site.
         label: Class, number or residue labels; empty for unlabelled records.
         position0: 0-based index of the site in ``sequence``; None unless it is a site.
-        protein: Protein it comes from.
+        protein: Id of the protein that the row comes from.
         protein_position: 1-based place of the site in that protein, if known.
         whole: The whole cleaned protein where it is known and is not ``sequence``.
-        taxon: NCBI taxonomy id or empty.
+        taxon: NCBI taxonomy id; empty if unknown.
         group: Rows of one group never straddle a split.
         cluster: Homology cluster, if one was made.
         split: train, valid, test, a fold number, or empty.
         source: Id of the input record that it comes from.
         from_test_file: Came with the test set that the user gave.
-        extra: Columns that pass through.
+        extra: Further columns of the input, passed through: name -> cell.
     """
 
     id: str
@@ -101,9 +101,9 @@ def without_conflicts(examples: Sequence[Example], policy: str, journal: Journal
     """Settles equal inputs (sequence and position) that carry different labels.
 
     Args:
-        examples: The examples.
+        examples: Rows in order.
         policy: ``error``, ``drop`` (all of them) or ``keep``.
-        journal: Takes what is left out.
+        journal: Journal that notes each row left out and why.
 
     Raises:
         UserError: Policy ``error`` and there is a conflict; names two ids and their labels.
@@ -210,7 +210,7 @@ def to_frame(examples: Sequence[Example], window: int | None) -> pd.DataFrame:
     """The dataset table: strings, known columns first, those that no row needs left away.
 
     Args:
-        examples: Rows in order.
+        examples: Rows in the order of the table.
         window: Width for the column ``window`` (site tasks), or None.
     """
     import pandas as pd

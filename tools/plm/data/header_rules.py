@@ -210,7 +210,7 @@ def protein_of(record: ProteinRecord, rule: str) -> str | None:
     """The protein a record belongs to.
 
     Args:
-        record: The record.
+        record: Record with its header line or table columns.
         rule: ``auto`` (UniProt accession of ``sp|ACC|NAME``, else the id), ``uniprot``, ``word`` (the id as it is),
             or a rule of
             this module.
@@ -229,7 +229,7 @@ def place_of(record: ProteinRecord, rule: str) -> tuple[int | None, int | None]:
     """(start, site) of a window in its protein, both 1-based, as far as the header or a column says.
 
     Args:
-        record: The record.
+        record: Record with its header line or table columns.
         rule: ``auto`` (``%start%site`` at the end of the header's first word), ``none``, ``column:NAME`` (site),
             ``field:N`` (site)
             or ``regex:PATTERN`` with named groups ``site`` and optionally ``start``.

@@ -61,7 +61,7 @@ class Relative:
     Attributes:
         first: Index in the first list of records.
         second: Index in the second list (or the same list).
-        identity: 0-1, as the module says.
+        identity: Identity of the pair, 0-1, as the module defines it.
     """
 
     first: int
@@ -186,8 +186,8 @@ def nearest(
     """The nearest target of every query by the identity of the module.
 
     Args:
-        queries: Sequences to judge.
-        targets: Sequences to find relatives among.
+        queries: Sequences whose nearest targets are wanted.
+        targets: Sequences among which they are looked for.
         coverage: Lowest part of the shorter sequence that an alignment covers (proteins only).
         threads: Processor threads.
         method: ``exact``, ``mmseqs`` or ``auto``.
@@ -510,8 +510,8 @@ def cluster_distinct(
 
     Args:
         sequences: All different; they may lie on disk, since they are read one at a time.
-        identity: As in :func:`cluster`.
-        coverage: As in :func:`cluster`.
+        identity: Least identity of relatives, 0-1, as in :func:`cluster`.
+        coverage: Least part of the shorter sequence that is aligned, 0-1, as in :func:`cluster`.
         threads: Processor threads.
         method: ``cascade`` or ``linclust``.
     """

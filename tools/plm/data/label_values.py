@@ -66,8 +66,8 @@ class Reading:
     Attributes:
         target: ``class`` or ``number``.
         values: One a label, in the form that all stages read: empty where there is none.
-        why: What was understood, and why.
-        notes: What was changed, in sentences.
+        why: Sentence: what the labels were understood as, and why.
+        notes: Sentences on what was changed.
         unlabelled: Labels that say there is none.
     """
 
@@ -88,10 +88,10 @@ def understand(
     """Tells classes from numbers.
 
     Args:
-        labels: One a row.
+        labels: Label of each row, as written.
         target: ``class``, ``number``, or ``auto``: numbers are numbers, but few whole numbers are classes.
-        where: Names a row in messages.
-        flag: The option that decides instead.
+        where: Row number (from 0) -> how messages name that row.
+        flag: Option by which the user decides instead, for messages.
 
     Raises:
         UserError: Numbers with an odd value among them (censored, with a unit, infinite, with separators of thousands

@@ -27,8 +27,8 @@ class Leak:
     """What one row shares with the rows it must be independent of.
 
     Attributes:
-        id: The row.
-        split: Its split or fold.
+        id: Id of the row.
+        split: Split or fold of the row.
         nearest: Id of the nearest relative, empty if none was found.
         identity: Its identity, 0-1 (the measure is the one of :mod:`plm.data.homology`).
         same_protein: A row of the same protein is on the other side.

@@ -20,7 +20,7 @@ class OwnTable:
             ``told``.
         name: What it is called in messages.
         tool: The stage that writes it, or several.
-        columns: Columns that are all there.
+        columns: Columns by which the table is recognised: all of them are there.
         prefixed: Beginnings of column names of which each must begin at least one.
     """
 
@@ -124,9 +124,9 @@ def refuse_other(header: Sequence[str], name: str, wanted: str, kinds: Collectio
     """Refuses a table of the suite that stands where another is wanted.
 
     Args:
-        header: Column names.
+        header: Column names of the table.
         name: The file.
-        wanted: A key of :data:`WANTED`.
+        wanted: Key of :data:`WANTED`: the table that should stand here.
         kinds: Kinds of tables that are right there; a table that is none of the suite's always is.
 
     Raises:

@@ -27,7 +27,7 @@ class PredictionsTable:
 
     Attributes:
         classes: Names of the K classes in the order of the probabilities; empty for numbers.
-        before: Columns before the answer.
+        before: Names of the columns in front of the answer.
         after: Columns between the answer and ``model``.
         finished: False adds the column ``finished``, since the model's training was cut short.
         digits: Decimals of a probability.
@@ -55,7 +55,7 @@ class PredictionsTable:
             values: K probabilities, or one number.
             call: The class that is called; not used for numbers.
             after: Values of the columns behind the answer.
-            model: Who answers.
+            model: Name of the model that answers.
         """
         form = f".{self.digits}f" if self.classes else ".6g"
         answer = [format(value, form) for value in values]

@@ -132,7 +132,7 @@ class ProteinStore:
         places: (N,) the same site, 0-based in the cleaned sequence; empty without sites.
         firsts: (U,) the record that brought each sequence first.
         lengths: (U,) residues of each sequence.
-        sequences: U cleaned sequences.
+        sequences: The U different sequences, cleaned.
         warning: What is to be looked at, in a sentence; may be empty.
         own: Records with U, Z, O or B, which were kept.
     """

@@ -128,7 +128,7 @@ class Cleaning:
     """Records of one input with their cleaned sequences; an input of nucleotides is refused when all are read.
 
     Args:
-        name: The input, for messages.
+        name: File name in messages.
         rule: The cleaning rule; the default one if None.
         switch: Whether the stage has the option ``--nucleotides``.
     """

@@ -40,7 +40,7 @@ class ShardStore:
     """The parts of one computation.
 
     Args:
-        folder: Made if absent.
+        folder: Folder of the shards; made if absent.
         key: What the parts belong to; written into each and compared on reading.
         mapped: How many parts stay open for reading.
     """

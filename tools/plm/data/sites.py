@@ -45,7 +45,7 @@ class SiteSource:
     Attributes:
         record: As read; its sequence is without ``#`` marks.
         cleaned: Cleaned sequence and how positions move.
-        protein: Protein it belongs to.
+        protein: Id of the protein that the record belongs to.
         marked: 0-based indices, in the raw sequence without marks, of marked residues.
         label: Label by the rule, or None where it found none.
     """
@@ -80,11 +80,11 @@ def sources(
 
     Args:
         records: Records as read, ids unique.
-        cleaning: Residue policies.
+        cleaning: What becomes of unusual letters, gaps and stops.
         labels: Label rule; ``file`` labels must have been put into the records' columns by the caller.
         otherwise: Class of records in which the rule finds nothing; empty: such records are rejected.
-        protein: Protein rule.
-        journal: Takes rejected and changed records.
+        protein: Header rule that gives a record's protein.
+        journal: Journal that notes rejected and changed records.
 
     Raises:
         UserError: The rule finds a label in no record at all; names the rule and the first header.
@@ -186,11 +186,11 @@ def centred(
     (``%start%site``), else rejected.
 
     Args:
-        made: Cleaned windows.
+        made: Cleaned windows with their labels.
         width: Width to cut them to; None: as they are.
         residues: Letters that a site may be; empty: any.
         place: Rule for the place in the protein (:func:`plm.data.header_rules.place_of`).
-        journal: Takes rejected and changed records.
+        journal: Journal that notes rejected and changed records.
 
     Returns:
         Examples, and the width of their windows.
@@ -299,7 +299,7 @@ def marked(made: Sequence[SiteSource], width: int, residues: str, negatives: boo
         width: Window width, 0 = whole protein.
         residues: Letters that a site may be; empty: every letter that carries a mark somewhere.
         negatives: Whether unmarked residues of these letters become class 0.
-        journal: Takes rejected and changed sites.
+        journal: Journal that notes rejected and changed sites.
     """
     letters = residues or "".join(
         sorted({source.record.sequence[index].upper() for source in made for index in source.marked})
@@ -317,7 +317,7 @@ def check_counting(places: Sequence[tuple[str, int, str]], where: str) -> None:
 
     Args:
         places: Sequence as given, place, and the residues that may be there (empty: unknown) of each site.
-        where: The option, for messages.
+        where: Option that gave the sites, for messages.
 
     Raises:
         UserError: They seem to count from 0; gives both counts.
@@ -359,7 +359,7 @@ def listed(
     """Sites of a list joined to full proteins by accession.
 
     Args:
-        made: Cleaned proteins.
+        made: Cleaned whole proteins.
         listings: Listed sites with their labels.
         width: Window width, 0 = whole protein.
         residues: Letters that a site may be; empty: any that the list names.
@@ -511,7 +511,7 @@ def read_listings(table: Table, columns: tuple[str, str, str], default: str | No
         columns: Columns of accession, position and label by name or number; empty: the usual names, else columns 1, 2
             and none.
         default: Label of every row when there is no label column.
-        flag: The option, for messages.
+        flag: Option that gave the list, for messages.
 
     Raises:
         UserError: A column is missing or a position is no number, with its line.

@@ -19,7 +19,7 @@ def assign(
     deviation from the wanted counts most; classes count relative to their size, so that rare ones are spread too.
 
     Args:
-        groups: Group of each row.
+        groups: Group of each row; a group is never parted.
         strata: Class of each row ("" for all if there is none).
         fractions: Wanted part of the rows for each part, adding up to 1; a part of 0 stays empty.
         seed: Of the order of equal groups.

@@ -103,7 +103,7 @@ class Dialect:
     """How the fields of a table are parted.
 
     Attributes:
-        separator: Between fields.
+        separator: Character between fields.
         quoted: Fields may stand in quotation marks, and one in a field is doubled.
         escape: What stands before a quotation mark in a field instead, or empty.
     """
@@ -334,9 +334,9 @@ def write_table(frame: pd.DataFrame, path: str | Path, float_format: str | None 
     Tabs and line ends in a text are written visibly (:func:`visible`), so that they make neither columns nor rows.
 
     Args:
-        frame: The table.
-        path: Where.
-        float_format: Of numbers, such as ``%.6g``.
+        frame: Table to write.
+        path: File to write; one that is there is replaced.
+        float_format: printf format of numbers, such as ``%.6g``; None: the shortest that reads back equal.
     """
     made = frame.rename(columns=lambda name: visible(str(name)))
     for place in range(frame.shape[1]):

@@ -23,12 +23,12 @@ class Task:
 
     Attributes:
         level: One answer a sequence, a residue or a labelled site.
-        target: Classes or a number.
+        target: ``class`` or ``number``.
         classes: Names of the classes in the order of the outputs; empty for numbers.
         positive: Of two classes, the one whose probability the threshold judges; else empty. Datasets leave it open:
             the last class is positive unless the user says otherwise (:meth:`with_positive`).
         mean: Mean of the training numbers; outputs are standardised.
-        sd: Their standard deviation, above 0.
+        sd: Standard deviation of the training numbers, above 0.
     """
 
     level: Level

@@ -21,10 +21,10 @@ class Settled:
     """What becomes of a record whose id came before.
 
     Attributes:
-        row: Its number, from 0.
+        row: Number of the record in its file, from 0.
         id: The id that it bears from now on.
         told: What happened, with the line of the first record of that id.
-        kept: Whether it is used.
+        kept: Whether the record is used.
     """
 
     row: int

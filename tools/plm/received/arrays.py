@@ -26,7 +26,7 @@ def open_arrays(path: Path, name: str) -> dict[str, np.ndarray]:
 
     Args:
         path: The file.
-        name: What messages call it.
+        name: File name in messages.
 
     Raises:
         UserError: No zip, no arrays in it, arrays that need pickle, damaged content, sizes that do not fit.

@@ -22,10 +22,10 @@ def parse_json(data: str | bytes, what: str, where: str, fix: str = _AGAIN) -> A
     """A JSON document.
 
     Args:
-        data: Its text, or UTF-8 bytes.
+        data: Document as text, or as UTF-8 bytes.
         what: What messages call it, e.g. ``config.json``.
         where: The file that it came in.
-        fix: What the user can do.
+        fix: What the user can do, for messages.
 
     Raises:
         UserError: Too large or too deep, not UTF-8, no JSON, a field twice, or a number that no field can mean.

@@ -16,10 +16,10 @@ class Fields:
     """An object of a document, asked field by field.
 
     Args:
-        content: The object.
-        what: What messages call the document.
+        content: Parsed JSON value; anything but an object is refused.
+        what: The document in messages, such as ``The bundle's manifest.json``.
         where: The file that it came in.
-        fix: What the user can do.
+        fix: What the user can do, for messages.
     """
 
     def __init__(self, content: Any, what: str, where: str, fix: str, path: str = "") -> None:

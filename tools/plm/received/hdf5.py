@@ -33,7 +33,7 @@ def open_hdf5(path: Path, name: str) -> h5py.File:
 
     Args:
         path: The file.
-        name: What messages call it.
+        name: File name in messages.
 
     Raises:
         UserError: No HDF5, broken or cut short.
@@ -114,8 +114,8 @@ class StoredRows:
     """A data set that is read by slices of its rows; damage is one line.
 
     Args:
-        data_set: Judged before.
-        name: What messages call the file.
+        data_set: Data set that :func:`judge` has let through.
+        name: File name in messages.
     """
 
     def __init__(self, data_set: h5py.Dataset, name: str) -> None:
@@ -142,8 +142,8 @@ def judge(data_set: h5d.DatasetID, key: str, name: str, real_bytes: int) -> None
 
     Args:
         data_set: The data set, opened; nothing of it has been read.
-        key: Its name.
-        name: What messages call the file.
+        key: Name of the data set in its file.
+        name: File name in messages.
         real_bytes: Size of the file on the disk.
 
     Raises:

@@ -37,7 +37,7 @@ def check_growth(unpacked: int, packed: int, what: str, where: str) -> None:
     Args:
         unpacked: Bytes that it says it becomes.
         packed: Bytes that it takes in the file.
-        what: What messages call it.
+        what: The compressed content in messages, such as ``The bundle``.
         where: The file.
 
     Raises:

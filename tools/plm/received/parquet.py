@@ -19,7 +19,7 @@ def open_parquet(path: Path, name: str, *, streamed: bool = False) -> Any:
 
     Args:
         path: The file.
-        name: What messages call it.
+        name: File name in messages.
         streamed: Read columns in small pieces, for a row group may be the whole file.
 
     Raises:

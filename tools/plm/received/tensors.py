@@ -26,9 +26,9 @@ def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> di
 
     Args:
         path: The file.
-        what: What messages call it.
-        where: What it came in.
-        fix: What the user can do.
+        what: The file in messages, such as ``The bundle's adapter``.
+        where: Archive or model that the file came in, for messages.
+        fix: What the user can do, for messages.
 
     Raises:
         UserError: Missing, cut short, no safetensors, or of a type that is never used here.

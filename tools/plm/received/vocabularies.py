@@ -22,7 +22,7 @@ def read_vocabulary(folder: Path, where: str) -> dict[str, int]:
 
     Args:
         folder: Holds at least one of ``FILES``; the first that is there counts.
-        where: What messages call the model.
+        where: The model in messages.
 
     Raises:
         UserError: There is none, or it is too large, damaged, not UTF-8, or names a token or an id twice.

@@ -160,7 +160,7 @@ class Records:
     """Records on their way into a file, checked while they stream through.
 
     Attributes:
-        description: What they are.
+        description: Model, layer, pooling, dtype and dimension of the vectors.
         ids: One a record; may be lazy.
         rows: One array a record: ``(D,)`` or ``(K, D)`` with several layers; at residue level with a first axis L.
         offsets: ``(N+1,) int64``, residues before each record, at residue level; else None.

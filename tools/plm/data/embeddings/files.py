@@ -45,9 +45,9 @@ def write_embeddings(
     """Writes one embeddings file.
 
     Args:
-        path: The file, overwritten.
+        path: File to write; one that is there is replaced.
         format: One of ``FORMATS``.
-        description: What the numbers are.
+        description: Model, layer, pooling, dtype and dimension of the vectors.
         ids: Of the records; may be lazy. At site level an id may come again with another position.
         rows: One float array a record in the order of ``ids``: ``(D,)``, at residue level ``(L, D)``; with K > 1 layers
             ``(K, D)`` and ``(L, K, D)``. It is read once and not kept.

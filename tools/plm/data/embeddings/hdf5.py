@@ -139,8 +139,8 @@ def open_hdf5(path: Path, name: str, matrices: str) -> Source:
     """Opens a file of ours in either layout, or one of another program.
 
     Args:
-        path: The file.
-        name: What messages call it.
+        path: The HDF5 file.
+        name: File name in messages.
         matrices: What the rows of a two-dimensional data set of another program are: ``residues``, ``proteins`` or
             ``auto``.
 

@@ -71,7 +71,7 @@ def writing(path: Path, **options: Any) -> Iterator[Hdf5Writer]:
 
     Args:
         path: The file; replaced.
-        options: Of ``h5py.File``.
+        options: Keyword arguments of ``h5py.File``.
 
     Raises:
         OSError: A write failed.

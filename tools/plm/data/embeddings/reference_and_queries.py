@@ -32,11 +32,11 @@ class Side:
     """One embeddings file, read whole.
 
     Attributes:
-        name: What messages call the file.
+        name: File name in messages.
         ids: N ids in file order.
         positions: 1-based places at site level, else None.
         matrix: (N, D) float32, finite unless that was not asked for.
-        description: What the numbers are.
+        description: Model, layer, pooling, dtype and dimension of the vectors.
         columns: Further columns that the file carries, one text a row.
         labels: N texts; empty where there is none.
         groups: N names of groups of relatives; each row's own without any.
@@ -68,9 +68,9 @@ def read_side(path: Path, layer: int | None, notes: list[str], *, finite: bool =
 
     Args:
         path: Any format that :func:`plm.data.embeddings.files.read_embeddings` knows.
-        layer: Of a file with several.
+        layer: Layer to read from a file that holds several; None if it holds one.
         notes: Gets what a reader of the results should know.
-        finite: Refuse NaN and infinity.
+        finite: Whether NaN and infinity are refused.
 
     Raises:
         UserError: Unreadable, several layers and none chosen, or numbers that are not finite (the first is named).
@@ -94,10 +94,10 @@ def check_fit(references: Side, queries: Side, notes: list[str], *, names: str =
     """Checks that two files hold the same kind of numbers.
 
     Args:
-        references: One.
-        queries: The other.
-        notes: Gets what cannot be checked.
-        names: What messages call the two.
+        references: Embeddings that are the reference.
+        queries: Embeddings that are held against them.
+        notes: List to which sentences on what cannot be checked are appended.
+        names: The two files in messages, such as ``References and queries``.
 
     Raises:
         UserError: Names what differs: dimension, model, weights, layer or pooling.
@@ -150,8 +150,8 @@ def attach_labels(
     """Gives every row its label and its group, from a table or from columns that the embeddings carry.
 
     Args:
-        references: Gets labels and groups.
-        queries: Likewise.
+        references: Embeddings whose ``labels`` and ``groups`` are filled.
+        queries: Further embeddings, filled in the same way, or None.
         table: Table of labels, or None for the embeddings' own columns.
         id_column: Column of the table, by name or number; empty: found by its usual names, else the first.
         label_column: Column of the labels; empty: found by its usual names.
@@ -198,8 +198,8 @@ def _group(sides: Sequence[Side], names: Sequence[str], keys: Sequence[Sequence[
     """Puts rows into groups that are equal in any key; an empty key links nothing, a protein's sites are together.
 
     Args:
-        sides: Get groups.
-        names: What the keys are called.
+        sides: Embeddings whose ``groups`` are filled.
+        names: Name of each key in messages.
         keys: For each name the key of every row of all sides.
     """
     told = [

@@ -265,7 +265,7 @@ def open_table(path: Path, name: str, matrices: str = "") -> Source:
 
     Args:
         path: The file.
-        name: What messages call it.
+        name: File name in messages.
         matrices: Says nothing of tables.
 
     Raises:
