@@ -57,8 +57,8 @@ class Leaking:
         protein: Rows that share a protein.
         near: Rows that lie within ``residues`` of a site of the same protein on the other side.
         relative: Rows with a relative of at least ``limit`` identity.
-        residues: See ``near``.
-        limit: See ``relative``, 0-1.
+        residues: Largest distance of two sites in residues that counts as ``near``.
+        limit: Least identity that counts as ``relative``, 0-1.
         sides: The rows that were compared with, in words.
     """
 
@@ -100,9 +100,9 @@ class Assessment:
     """What an evaluation found.
 
     Attributes:
-        evaluation: The rows and models.
-        metric: The main metric.
-        lines: Every score.
+        evaluation: Evaluated rows and what each model said about them.
+        metric: Name of the main metric.
+        lines: Every score of every model, with its interval.
         comparisons: Every pair of models that was compared.
         groups: Number of groups among the evaluated rows.
         best_baseline: Name of the baseline that was best in the inner cross-validation; empty without baselines.
@@ -225,13 +225,13 @@ def assess(
 
     Args:
         evaluation: Rows and models, baselines among them.
-        metric: The main metric.
+        metric: Name of the main metric.
         best_baseline: Name of the baseline to beat; empty without baselines.
         identity: (N,) identity of each row to its nearest training row, 0-1; None: no strata.
         identity_bins: Upper ends of the strata in percent, ascending.
         leaking: What the rows share with training; rows that leak and rows that do not are then strata too.
         resamples: Bootstrap resamples.
-        seed: Of the resamples.
+        seed: Seed of the bootstrap resamples.
     """
     index, groups = intervals.group_index(list(evaluation.rows["group"]))
     lines: list[ScoreLine] = []
@@ -262,7 +262,7 @@ def strata(identity: NDArray[np.float64], bins: Sequence[float]) -> list[tuple[s
     Rows of which no relative was found in training (identity 0) are a stratum of their own where there are any.
 
     Args:
-        identity: (N,) 0-1.
+        identity: (N,) identity of each row to its nearest training row, 0-1.
         bins: Upper ends in percent, ascending.
     """
     percent = identity * 100

@@ -83,8 +83,8 @@ def chance_ece(probabilities: ArrayLike, bins: int = 10, draws: int = 500, seed:
     Args:
         probabilities: As for :func:`ece`.
         bins: As for :func:`ece`.
-        draws: Simulated sets of labels.
-        seed: Of the simulation.
+        draws: Number of simulated sets of labels.
+        seed: Seed of the simulation.
     """
     values = np.asarray(probabilities, dtype=np.float64)
     generator = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def choose_threshold(probabilities: ArrayLike, labels: ArrayLike, metric: Thresh
     Args:
         probabilities: (N,) of the positive class.
         labels: (N,) 0 or 1.
-        metric: What to maximise.
+        metric: Metric to maximise.
 
     Raises:
         UserError: The rows hold one class only.

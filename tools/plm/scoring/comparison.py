@@ -17,12 +17,12 @@ class Comparison:
     Attributes:
         first: Name of the first model.
         second: Name of the second model.
-        metric: What was compared.
-        first_value: Its score.
-        second_value: The other's score.
+        metric: Name of the metric.
+        first_value: Score of the first model.
+        second_value: Score of the second model.
         difference: ``first_value - second_value``.
         low: Lower end of the 95 % interval of the difference; NaN when there are too few groups.
-        high: Upper end.
+        high: Upper end of that interval.
         p_value: Two-sided bootstrap p value of no difference; NaN likewise.
     """
 
@@ -53,7 +53,7 @@ def compare(
     """Compares two models by the paired bootstrap over groups.
 
     Args:
-        names: The two models.
+        names: Names of the two models.
         metric: Name of the metric.
         values: Their scores on the rows.
         resampled: Their scores (R,) under the same draws of groups; None when there are too few groups.

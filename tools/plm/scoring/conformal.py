@@ -46,7 +46,7 @@ class Errors:
         Args:
             values: (n, K) calibrated probabilities, or (n, 1) numbers.
             truth: (n,) class numbers, or numbers.
-            number: Whether these are numbers.
+            number: True for numbers, False for classes.
         """
         answers = np.asarray(values, np.float64)
         if number:
@@ -101,7 +101,7 @@ class LabelSets:
         limits: (K,) highest 1 - probability with which a class is in the set.
         counts: (K,) validation rows of each class.
         by_class: The promise holds for each class, not only on average over all.
-        errors: The validation rows.
+        errors: Errors on the validation rows that the limits come from.
     """
 
     coverage: float
@@ -115,8 +115,8 @@ class LabelSets:
         """Chooses the limits.
 
         Args:
-            errors: Of validation rows.
-            coverage: 0-1, both excluded.
+            errors: Errors on validation rows.
+            coverage: Share of rows whose set is to hold the true class, above 0 and below 1.
             by_class: A limit for each class from its own rows; a class of too few rows is in every set.
         """
         assert errors.classes is not None
@@ -176,9 +176,9 @@ class Coverage:
     """What a promised coverage came to on rows that judge.
 
     Attributes:
-        promised: 0-1.
+        promised: Share of rows (0-1) that were to hold the truth.
         hits: Rows whose set or interval holds the truth.
-        rows: Rows.
+        rows: Number of rows that were judged.
         size: Mean number of classes in a set, or mean width of an interval; infinite with too few validation rows.
     """
 
@@ -202,7 +202,7 @@ def coverage_on(parts: Iterable[tuple[Errors, Floats, Floats]], promised: float)
 
     Args:
         parts: Of each its validation errors, (n, K) probabilities or (n, 1) numbers of its judged rows, and (n,) truth.
-        promised: Coverage, 0-1.
+        promised: Share of rows (0-1) that are to hold the truth.
     """
     hits = rows = 0
     size = 0.0

@@ -27,7 +27,7 @@ class Expected:
     """What is to be expected of the calls.
 
     Attributes:
-        called: Calls made.
+        called: Number of calls made.
         false: Expected false calls, ``called - true``.
         false_range: The ends of their 95 % interval.
         share: Share of real sites among the candidates, 0-1: as suggested by the calls, or as assumed.
@@ -67,7 +67,7 @@ def expected_calls(
 
     Args:
         candidates: Residues that were judged, ``N``.
-        called: Those called, ``C``.
+        called: Number of candidates that were called, ``C``.
         negatives: Validation negatives: called, and all.
         positives: Validation positives: called, and all; nothing is known of them if there are none.
         share: Share of real sites among the candidates, 0-1; None: what the calls suggest (prior of Jeffreys).

@@ -38,7 +38,7 @@ def bootstrap(scored: Scored, index: NDArray[np.int64], draws: NDArray[np.int64]
     """Every score of the task under each resample.
 
     Args:
-        scored: N rows.
+        scored: Answers of one model to N rows, with their truth.
         index: (N,) group of each row.
         draws: (R, G) from :func:`draw_groups`.
 

@@ -88,7 +88,7 @@ def summary(
         reference: ``(M, D)`` training representations, as the bundle gets them.
         parts: One for each fold: numbers of the reference proteins that were its training rows, and the ``(n, D)``
             representations of its validation rows.
-        k: Neighbours.
+        k: Number of neighbours that a distance is the mean over.
 
     Returns:
         ``k``, ``rows``, ``distances`` (ascending: all, or 1,001 quantiles), ``quantile`` and ``threshold``; empty if
@@ -121,14 +121,14 @@ class Novelty:
     """Tells which proteins are unlike the training proteins.
 
     Attributes:
-        space: Where distances are measured.
-        ids: M reference proteins.
-        labels: Their labels.
-        k: Neighbours.
+        space: Scaled embedding space in which distances are measured.
+        ids: Ids of the M reference proteins.
+        labels: Labels of the M reference proteins.
+        k: Number of neighbours that a distance is the mean over.
         share: Share of validation proteins that lie beyond the threshold.
         threshold: Distance beyond which a protein is novel.
         distances: Ascending distances that it was chosen from.
-        rows: Proteins behind them.
+        rows: Number of proteins behind these distances.
         from_validation: False if the bundle has none of validation proteins: they are then of the training proteins to
             each other.
     """

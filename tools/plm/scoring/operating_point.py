@@ -81,10 +81,10 @@ class OperatingPoint:
         """The operating point of a two-class bundle.
 
         Args:
-            manifest: The bundle's.
+            manifest: Content of the bundle's ``manifest.json``.
             false_positive_rate: Tolerated share of negatives called positive, 0-1; replaces the bundle's threshold.
             prevalence: Share of real sites among the candidates, 0-1; probabilities are adjusted to it.
-            where: The bundle, for messages.
+            where: Name of the bundle, for messages.
 
         Raises:
             UserError: The bundle does not hold what the choice needs.
@@ -148,7 +148,7 @@ class OperatingPoint:
         """False and true calls to expect among ``called`` of ``candidates``: :func:`expected_calls`.
 
         Args:
-            candidates: Candidates that were judged.
+            candidates: Number of candidates that were judged.
             called: Those called at this threshold.
             share: Share of real sites among them, 0-1; None: what the calls suggest.
         """

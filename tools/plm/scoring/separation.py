@@ -136,10 +136,10 @@ class SeparationScore(Bounds):
     Attributes:
         space: ``embedding``, ``pca``, ``tsne`` or ``umap``.
         set: ``reference`` or ``query``.
-        measure: E.g. ``neighbour_agreement``.
+        measure: Name of the score, e.g. ``neighbour_agreement``.
         part: Class or component that it is about; ``all`` for the whole.
         value: The score; NaN where undefined.
-        rows: Proteins judged.
+        rows: Number of proteins judged.
     """
 
     space: str
@@ -155,11 +155,11 @@ class SeparationJudge:
     """Scores one space after the other under the same draws, so that they can be compared.
 
     Attributes:
-        labels: Of the N references.
+        labels: Labels of the N references.
         groups: (N,) group of relatives of each reference.
-        neighbours: k.
-        resamples: Bootstrap resamples and shuffles.
-        seed: Of all draws.
+        neighbours: Number of nearest neighbours compared, k.
+        resamples: Number of bootstrap resamples, and of shuffles of the labels.
+        seed: Seed of all resamples, shuffles and samples.
         cosine: Whether the embedding space is compared by cosine distance (its rows have unit length).
     """
 
@@ -222,7 +222,7 @@ class SeparationJudge:
         """Scores of the references in one space.
 
         Args:
-            name: ``embedding`` or a method.
+            name: Space of the points: ``embedding`` or a method of projection.
             points: (N, D) float32.
         """
         if self.why_not:
@@ -246,7 +246,7 @@ class SeparationJudge:
         """Whether labelled queries lie among references of their label, or of numbers like theirs.
 
         Args:
-            name: ``embedding`` or a method.
+            name: Space of the points: ``embedding`` or a method of projection.
             references: (N, D) float32.
             points: (Q, D) float32.
             labels: Of the queries, in the classes of the references.
@@ -277,7 +277,7 @@ class SeparationJudge:
         """Trustworthiness of a projection.
 
         Args:
-            name: The method.
+            name: Method of projection: ``pca``, ``tsne`` or ``umap``.
             points: (N, 2) float32.
             full: (N, D) float32.
         """
@@ -390,12 +390,12 @@ class SeparationJudge:
         """Correlation of numbers with the mean of their neighbours'.
 
         Args:
-            name: The space.
+            name: Space of the points: ``embedding`` or a method of projection.
             set: ``reference`` or ``query``.
             own: (n,) numbers.
             places: (n, k) references that are their neighbours.
             groups: (n,) groups.
-            note: For the table.
+            note: Note of the table's row.
             asked: (n,) which references the numbers belong to; None for queries, whose numbers stay when the
                 references' are shuffled.
         """

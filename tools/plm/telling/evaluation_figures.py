@@ -25,8 +25,8 @@ def draw(figure: str, assessment: Assessment, path: str | Path) -> None:
 
     Args:
         figure: One of :data:`CLASS_FIGURES` or :data:`NUMBER_FIGURES`, fitting the task.
-        assessment: The evaluation.
-        path: Where the PNG goes.
+        assessment: Scores and comparisons of the evaluated models.
+        path: PNG file to write.
     """
     binary = assessment.evaluation.kind == "binary"
     models = _shown(assessment)

@@ -45,13 +45,13 @@ def write_up(
     """Puts the report together.
 
     Args:
-        assessment: What the evaluation found.
+        assessment: Scores and comparisons of the evaluated models.
         figures: Names of the figure outputs that exist.
         with_comparison: Whether there is an output ``comparison``.
         with_metrics: Whether there is an output ``metrics``.
         baselines: (name, how it works, setting, inner score) of each baseline.
         notes: Further sentences on how it was done.
-        resamples: Bootstrap resamples.
+        resamples: Number of bootstrap resamples.
         training_rows: Rows that the baselines learnt from; None without a training table.
     """
     evaluation = assessment.evaluation

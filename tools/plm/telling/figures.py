@@ -341,8 +341,8 @@ class Curve:
 
     Attributes:
         label: What the legend says, score included.
-        x: (P,) values across.
-        y: (P,) values up.
+        x: (P,) values on the horizontal axis.
+        y: (P,) values on the vertical axis.
         faint: True for what is only there for comparison (baselines): thin and dashed.
         colour: Of the line; by its place if empty.
     """
@@ -444,7 +444,7 @@ def calibration_figure(
         curves: (label, mean probability (B,), observed frequency (B,), rows (B,)).
         path: Where the PNG goes.
         binary: Whether the probability is that of the positive class (else: of the called class).
-        colours: Of the curves.
+        colours: Colour of each curve.
     """
     figure, axes = new_figure(6.0, 5.6)
     panel = axes[0, 0]
