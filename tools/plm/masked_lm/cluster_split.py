@@ -85,10 +85,10 @@ def hold_out_clusters(
     go to the same part.
 
     Args:
-        store: What there is.
+        store: Corpus that is parted.
         share: Share of the clusters to hold out, 0-1.
         identity: Identity from which proteins are relatives, 0-1, where clusters must be found.
-        seed: Which clusters.
+        seed: Seed that decides which clusters are held out.
         threads: Processor threads.
         parts: How many purposes the held-out clusters are divided among.
         exclude_related: Whether to look for relatives across.
@@ -146,12 +146,12 @@ def _with_relatives(
     related: list[np.ndarray] = []
     for most in (homology.FIRST_LOOK, homology.LONG_LOOK):
         if len(queries):
-            found = np.zeros(len(queries), bool)
-            found[sorted({first for first, _ in _relatives(store, queries, targets, threads, sensitivity, most)})] = (
-                True
-            )
-            related.append(queries[found])
-            queries = queries[~found]
+            has_relative = np.zeros(len(queries), bool)
+            has_relative[
+                sorted({first for first, _ in _relatives(store, queries, targets, threads, sensitivity, most)})
+            ] = True
+            related.append(queries[has_relative])
+            queries = queries[~has_relative]
     return np.concatenate(related)
 
 
@@ -164,11 +164,11 @@ def _relatives(
     most: int = homology.LONG_LOOK,
 ) -> Iterator[tuple[int, int]]:
     """Pairs of places in ``queries`` and ``targets``."""
-    found = homology.mmseqs_search(
+    hits = homology.mmseqs_search(
         store.sequences(queries), store.sequences(targets), 0.0, COVERAGE, threads, sensitivity=sensitivity,
         distinct=True, most=most,
     )  # fmt: skip
-    return ((first, second) for first, second, _ in found)
+    return ((first, second) for first, second, _ in hits)
 
 
 def _deal(queues: dict[int, np.ndarray], usable: np.ndarray, kin: np.ndarray, parts: int) -> np.ndarray:
@@ -214,9 +214,9 @@ def _domain_of(cluster: np.ndarray, domain: np.ndarray, count: int) -> np.ndarra
     pairs, sizes = np.unique(np.stack([cluster, domain.astype(np.int64)], axis=1), axis=0, return_counts=True)
     order = np.lexsort((pairs[:, 1], -sizes, pairs[:, 0]))
     first = order[np.concatenate([[True], np.diff(pairs[order, 0]) > 0])]
-    found = np.zeros(count, np.int64)
-    found[pairs[first, 0]] = pairs[first, 1]
-    return found
+    commonest = np.zeros(count, np.int64)
+    commonest[pairs[first, 0]] = pairs[first, 1]
+    return commonest
 
 
 def _queues(names: np.ndarray, domain: np.ndarray, seed: int, parts: int) -> dict[int, np.ndarray]:
@@ -251,8 +251,8 @@ def _split(
 ) -> ClusterSplit:
     held = chosen[cluster]
     usable = held & ~related
-    found = tuple(np.flatnonzero(usable & (part_of[cluster] == part)) for part in range(parts))
-    if any(len(part) == 0 for part in found):
+    judged = tuple(np.flatnonzero(usable & (part_of[cluster] == part)) for part in range(parts))
+    if any(len(part) == 0 for part in judged):
         raise UserError(
             "Every held-out protein has a relative in training" if parts == 1 else
             "Too few held-out proteins are without a relative in training to divide them among "
@@ -263,14 +263,14 @@ def _split(
         store.domains[key] or "unknown" for key, queue in queues.items() if len(queue) > 1 and not alive[queue].any()
     )
     train, aside = np.flatnonzero(~held), np.flatnonzero(related)
-    sizes = " + ".join(str(len(part)) for part in found)
+    sizes = " + ".join(str(len(part)) for part in judged)
     sentence = (
         f"{len(train)} proteins to train on; {sizes} proteins of {int(chosen.sum())} of {len(chosen)} clusters held out"
         f" ({origin}); {len(aside)} more with a distant relative in training set aside"
     )
     if missing:
         sentence += f"; nothing could be held out of {', '.join(missing)}"
-    return ClusterSplit(train, found, aside, cluster, (len(chosen), int(chosen.sum())), missing, sentence)
+    return ClusterSplit(train, judged, aside, cluster, (len(chosen), int(chosen.sum())), missing, sentence)
 
 
 def cluster_names(store: CorpusStore, split: ClusterSplit) -> Sequence[str]:

@@ -31,7 +31,7 @@ class Corpus:
         tokens: ``(sum of lengths,)`` token ids of residues only; a mapped file serves as well.
         offsets: ``(N + 1,)`` int64: sequence i is ``tokens[offsets[i]:offsets[i + 1]]``.
         before: Ids of the special tokens in front of each sequence.
-        after: Ids of those behind.
+        after: Token ids behind each sequence.
         mask: Id that hides a residue; -1 where the family has none.
         letters: Ids of the twenty amino acids, the only ones that are predicted or put in.
     """
@@ -75,9 +75,9 @@ class Corpus:
 
     def digest(self) -> str:
         """sha256 of all sequences: equal digests mean the same corpus."""
-        found = sha256(np.ascontiguousarray(self.tokens).data)
-        found.update(np.ascontiguousarray(self.offsets).data)
-        return found.hexdigest()
+        hasher = sha256(np.ascontiguousarray(self.tokens).data)
+        hasher.update(np.ascontiguousarray(self.offsets).data)
+        return hasher.hexdigest()
 
     def lengths(self, crop: int) -> np.ndarray:
         """Tokens of each sequence in a row, special tokens included, residues cropped to ``crop``."""
@@ -113,8 +113,8 @@ class Corpus:
 
         Args:
             residues: ``(L,)`` int64 token ids; those to predict are hidden, replaced or left, see :data:`MASK_SHARE`.
-            rate: Share to predict, 0-1.
-            generator: The source of chance.
+            rate: Share of residues to predict, 0-1.
+            generator: Random generator that chooses the residues and what replaces them.
 
         Returns:
             ``(L,)`` int64 targets: the true id where a residue is to be predicted, else ``IGNORED``.
@@ -142,7 +142,7 @@ class Corpus:
         """Lays residues end to end with the family's special tokens around each sequence.
 
         Args:
-            members: Which sequences they are.
+            members: Numbers of the sequences, in the order of the row.
             stretches: ``(L,)`` int64 residue ids of each.
             targets: ``(L,)`` int64 targets of each; none to predict by default.
 
@@ -168,10 +168,10 @@ class Corpus:
         """Packs sequences into a row and hides residues: an exact share of each sequence, at least one.
 
         Args:
-            members: Which sequences.
+            members: Numbers of the sequences, in the order of the row.
             crop: Longer ones give a random stretch of this many residues.
             rate: Share of the residues to predict, 0-1.
-            generator: The source of chance.
+            generator: Random generator that chooses the residues and what replaces them.
 
         Returns:
             The row and its ``(T,)`` int64 targets: the true id where a residue is to be predicted, else ``IGNORED``.

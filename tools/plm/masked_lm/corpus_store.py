@@ -168,7 +168,7 @@ def open_corpus(
         paths: One file or several, plain or gzipped.
         workdir: Takes the files of the store.
         family: Of the model whose token ids are wanted; :meth:`CorpusStore.for_family` gives those of another.
-        vocabulary: Of that model.
+        vocabulary: Token -> id of the model.
         taxon_column: The column of taxa; by default one of :data:`TAXON_COLUMNS` (FASTA: ``OX=`` in the header).
         domain_column: The column of domains; by default one of :data:`DOMAIN_COLUMNS`.
 

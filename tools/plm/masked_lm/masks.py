@@ -18,7 +18,7 @@ class MaskPlan:
     records do not matter.
 
     Attributes:
-        seed: Of the masks.
+        seed: Seed of the masks.
         sets: Fixed sets of masks that epochs take in turn; 0 for fresh ones in every epoch.
         rate: Share of residues to predict, 0-1; at least one a sequence.
         crop: Longer sequences give a stretch of this many residues, another one in each set.
@@ -41,8 +41,8 @@ class MaskPlan:
         """Masks one sequence.
 
         Args:
-            store: Where it is.
-            index: Which one.
+            store: Corpus that holds the sequence.
+            index: Number of the sequence in the corpus.
             set_number: Of the set of masks, from 0.
 
         Returns:

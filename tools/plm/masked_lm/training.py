@@ -31,7 +31,7 @@ class MaskedScore:
     Attributes:
         loss: Sum of the negative log likelihoods in nats.
         correct: Residues whose most probable letter is the true one.
-        residues: Masked residues.
+        residues: Number of masked residues.
         unigram_loss: Sum for a model that knows the training frequencies of the letters only.
         unigram_correct: Residues that equal the most frequent letter.
     """
@@ -91,7 +91,7 @@ class MaskedRowModel(nn.Module):
 
         Args:
             input_ids: ``(T,)`` token ids.
-            position_ids: ``(T,)``.
+            position_ids: ``(T,)`` place of each token in its sequence.
             lengths: ``(N,)`` tokens of each sequence.
             labels: ``(T,)`` true ids, ``IGNORED`` where nothing is asked.
 
@@ -156,14 +156,14 @@ def evaluate(
     """Scores the masked residues of held-out sequences; the masks are always the same.
 
     Args:
-        model: What to judge.
+        model: Masked language model that is judged.
         held_out: Sequences of clusters that training did not see.
         frequencies: ``(20,)`` training frequencies, for the unigram baseline.
-        device: Where the model is.
+        device: Device that holds the model.
         precision: ``bf16`` or ``fp32``.
-        budget: Tokens in a row.
+        budget: Tokens in a packed row.
         crop: Longest stretch of a sequence.
-        rate: Share of masked residues.
+        rate: Share of residues that are masked, 0-1.
         most_residues: Stop after about so many residues (a quick look during training).
     """
     rows = plan_batches(held_out.lengths(crop).tolist(), budget, seed=0)
@@ -189,11 +189,11 @@ def score_rows(
     """Scores the masked residues of rows; see :func:`evaluate`.
 
     Args:
-        model: What to judge.
-        items: Rows with their targets.
+        model: Masked language model that is judged.
+        items: Packed rows with the true residues to predict.
         letters: ``(20,)`` ids of the amino acids, in the order of ``frequencies``.
-        frequencies: ``(20,)`` training frequencies.
-        device: Where the model is.
+        frequencies: ``(20,)`` share of each amino acid in the training sequences, 0-1.
+        device: Device that holds the model.
         precision: ``bf16`` or ``fp32``.
         most_residues: Stop after about so many residues.
     """
@@ -206,10 +206,10 @@ def score_rows(
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for item in items:
-            found = model(**{key: value.to(device) for key, value in collate([item]).items()})
-            targets = found["targets"].cpu()
-            loss += float(found["loss"]) * len(targets)
-            correct += int((found["logits"].argmax(-1).cpu() == targets).sum())
+            outputs = model(**{key: value.to(device) for key, value in collate([item]).items()})
+            targets = outputs["targets"].cpu()
+            loss += float(outputs["loss"]) * len(targets)
+            correct += int((outputs["logits"].argmax(-1).cpu() == targets).sum())
             count += len(targets)
             unigram -= float(log_frequencies[targets.numpy()].sum())
             unigram_correct += int((targets == commonest).sum())

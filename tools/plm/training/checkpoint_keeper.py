@@ -52,11 +52,11 @@ class CheckpointKeeper:
 
         Args:
             given: A checkpoint that the user gave, or None.
-            stage: Who trains.
+            stage: Id of the stage that trains, such as ``plm_distill``.
             settings: They must be those of the checkpoint, time limit and looks apart.
             content: What else must be the same: digests of data and models, further settings.
-            workdir: For unpacking.
-            log: Where to say so.
+            workdir: Folder into which the checkpoint is unpacked.
+            log: Logger told which state is taken up.
 
         Raises:
             UserError: The checkpoint is damaged or belongs to other data, model or settings.
@@ -66,7 +66,7 @@ class CheckpointKeeper:
         if given is not None:
             keeper._read(given, workdir / "resume")
         elif keeper._kept is not None and keeper._kept.is_file():
-            checkpointing.open_kept(keeper._kept, lambda found: keeper._read(found, workdir / "resume"), log)
+            checkpointing.open_kept(keeper._kept, lambda state: keeper._read(state, workdir / "resume"), log)
         return keeper
 
     def _read(self, path: Path, folder: Path) -> None:
@@ -107,7 +107,7 @@ class CheckpointKeeper:
 
         Args:
             write: Writes weights and optimiser into a folder.
-            done: How far training is.
+            done: Steps, tokens and history so far.
         """
         with tempfile.TemporaryDirectory(prefix="plm_") as scratch:
             folder = Path(scratch)

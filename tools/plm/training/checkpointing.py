@@ -195,8 +195,8 @@ def unpack(path: Path, folder: Path, kind: str) -> dict[str, Any]:
     """Unpacks a checkpoint zip and gives its ``checkpoint.json``.
 
     Args:
-        path: The zip.
-        folder: Where to.
+        path: Checkpoint file (zip).
+        folder: Folder into which its members are unpacked.
         kind: Stage that must have written it.
 
     Raises:
@@ -235,8 +235,8 @@ def open_kept(path: Path, read: Callable[[Path], None], log: logging.Logger) -> 
     A damaged one would stop every retry: it is set aside, with a line, and the training starts anew.
 
     Args:
-        path: The checkpoint.
-        read: Takes it up.
+        path: Checkpoint file (zip).
+        read: Function that takes the state up from that path.
         log: Told if it is damaged.
 
     Returns:

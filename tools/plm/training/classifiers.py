@@ -51,7 +51,7 @@ class HeadRows:
         scale: (D,) float32; 1 for constant columns.
         target: (N,) class numbers, or standardised numbers float64.
         groups: (N,) group of each row.
-        task: What is predicted.
+        task: Level, kind of target and classes that are predicted.
     """
 
     matrix: Singles
@@ -81,8 +81,8 @@ class Fitted:
     """A fitted head.
 
     Attributes:
-        head: It.
-        told: Its settings, in words.
+        head: The classifier with its arrays.
+        told: Settings of the head, in words.
         inner_score: The main metric in the inner cross-validation; NaN where there was none.
         history: Rows of a training's history (feed-forward only).
     """
@@ -168,7 +168,7 @@ def scored(probabilities: Floats, target: NDArray[Any], task: Task, threshold: f
     Args:
         probabilities: In the order of ``task.classes``.
         target: (N,) class numbers in that order.
-        task: The task.
+        task: Level, kind of target and classes that are predicted.
         threshold: On the positive class; None: the likeliest class is called.
     """
     if not task.binary:
@@ -223,9 +223,9 @@ def _choose(inner: _Inner, task: Task, metric: str, settings: int, answers: Answ
     judged = np.zeros(len(inner.target), bool)
     for learn, judge in inner.folds:
         judged[judge] = True
-        for together, found in zip(pooled, answers(learn, judge), strict=True):
-            together[judge] = found
-    reached = np.array([quality(found[judged], inner.target[judged], task, metric) for found in pooled])
+        for together, answer in zip(pooled, answers(learn, judge), strict=True):
+            together[judge] = answer
+    reached = np.array([quality(answer[judged], inner.target[judged], task, metric) for answer in pooled])
     signed = better(metric) * reached
     if not np.isfinite(signed).any():
         return settings // 2, float("nan")
@@ -251,13 +251,13 @@ def fit_logistic(
     scikit-learn turns the embeddings into float64 in every iteration; for 60,000 of them that costs minutes.
 
     Args:
-        values: (N, D).
+        values: (N, D) float32 features.
         target: (N,) class numbers.
-        classes: K.
+        classes: Number of classes, K.
         strength: C: the loss's weight against half the squared length of the coefficients.
         weights: (N,) weights of the rows.
         start: Coefficients and intercepts to start from.
-        iterations: Of L-BFGS, at most.
+        iterations: Most iterations of L-BFGS.
 
     Returns:
         Coefficients (K, D) and intercepts (K,).
@@ -293,8 +293,8 @@ def fit_logistic(
         first[:, :dimension], first[:, dimension] = start
     # In float32 the loss is known to about 1e-7 of itself: asking for more would only wander.
     options = {"maxiter": iterations, "gtol": 1e-5, "ftol": 1e-7, "maxls": 30}
-    found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
-    both = found.reshape(classes, dimension + 1).astype(np.float32)
+    solution = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
+    both = solution.reshape(classes, dimension + 1).astype(np.float32)
     return np.ascontiguousarray(both[:, :dimension]), np.ascontiguousarray(both[:, dimension])
 
 
@@ -307,12 +307,12 @@ def logistic(rows: HeadRows, metric: str, seed: int, *, balanced: bool = False) 
     def answers(learn: Ints, judge: Ints) -> list[Floats]:
         seen, target = inner.scaled[learn], inner.target[learn]
         own = None if inner.weights is None else inner.weights[learn]
-        found: list[Floats] = []
+        outputs: list[Floats] = []
         made: tuple[Singles, Singles] | None = None
         for strength in STRENGTHS:
             made = fit_logistic(seen, target, classes, strength, own, made, iterations=100)
-            found.append((inner.scaled[judge] @ made[0].T + made[1]).astype(np.float64))
-        return found
+            outputs.append((inner.scaled[judge] @ made[0].T + made[1]).astype(np.float64))
+        return outputs
 
     best, reached = _choose(inner, rows.task, metric, len(STRENGTHS), answers)
     strength = STRENGTHS[best]
@@ -331,9 +331,9 @@ def fit_ridge(
     The minimum of scikit-learn's, which would compute that product anew for each penalty.
 
     Args:
-        values: (N, D).
-        target: (N, K).
-        alphas: Penalties.
+        values: (N, D) float32 features.
+        target: (N, K) float32 numbers to predict.
+        alphas: Penalties (L2) to fit with.
         weights: (N,) weights of the rows.
 
     Returns:
@@ -373,8 +373,8 @@ def fit_ridge(
     for alpha in alphas:
         penalised = torch.from_numpy(gram).clone()
         penalised.diagonal().add_(alpha)
-        found = torch.cholesky_solve(torch.from_numpy(right), torch.linalg.cholesky(penalised)).numpy()
-        weight_of = (found if rows is None else rows.T @ found).T
+        solution = torch.cholesky_solve(torch.from_numpy(right), torch.linalg.cholesky(penalised)).numpy()
+        weight_of = (solution if rows is None else rows.T @ solution).T
         made.append((weight_of.astype(np.float32), (center - weight_of @ mean).astype(np.float32)))
     return made
 
@@ -390,12 +390,12 @@ def ridge(rows: HeadRows, metric: str, seed: int, *, balanced: bool = False) -> 
 
     def answers(learn: Ints, judge: Ints) -> list[Floats]:
         own = None if inner.weights is None else inner.weights[learn]
-        found: list[Floats] = []
+        outputs: list[Floats] = []
         for scaled in scalings:
             values = inner.scaled if scaled else inner.matrix
             for weight, bias in fit_ridge(values[learn], sampled[learn], ALPHAS, own):
-                found.append((values[judge] @ weight.T + bias).astype(np.float64))
-        return found
+                outputs.append((values[judge] @ weight.T + bias).astype(np.float64))
+        return outputs
 
     best, reached = _choose(inner, task, metric, len(ALPHAS) * len(scalings), answers)
     scaled, alpha = scalings[best // len(ALPHAS)], ALPHAS[best % len(ALPHAS)]
@@ -425,13 +425,13 @@ def neighbours(rows: HeadRows, metric: str, seed: int) -> Fitted:
     settings = [(distance, k) for distance in METRICS for k in NEIGHBOURS]
 
     def answers(learn: Ints, judge: Ints) -> list[Floats]:
-        found: list[Floats] = []
+        outputs: list[Floats] = []
         target = inner.target[learn]
         for distance in METRICS:
             most = min(max(NEIGHBOURS), len(learn))
             near, _ = nearest_rows(inner.scaled[judge], inner.scaled[learn], most, cosine=distance == "cosine")
-            found += [_votes(target[near[:, :k]], rows.prior, task) for k in NEIGHBOURS]
-        return found
+            outputs += [_votes(target[near[:, :k]], rows.prior, task) for k in NEIGHBOURS]
+        return outputs
 
     best, reached = _choose(inner, task, metric, len(settings), answers)
     distance, k = settings[best]
@@ -452,8 +452,8 @@ def neighbours(rows: HeadRows, metric: str, seed: int) -> Fitted:
 
 def _votes(near: NDArray[Any], prior: Floats, task: Task) -> Floats:
     if task.target == "number":
-        found: Floats = np.asarray(near, np.float64).mean(axis=1)[:, None]
-        return found
+        mean: Floats = np.asarray(near, np.float64).mean(axis=1)[:, None]
+        return mean
     counts = np.stack([(near == index).sum(axis=1) for index in range(task.outputs)], axis=1)
     votes: Floats = np.log((counts + prior) / (near.shape[1] + 1.0))
     return votes
@@ -468,11 +468,11 @@ class NetworkSettings:
 
     Attributes:
         width: Units of the first hidden layer; each further layer has half as many, at least 8.
-        depth: Hidden layers.
-        dropout: After each hidden layer.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        batch: Rows in a step.
+        depth: Number of hidden layers.
+        dropout: Share of units dropped after each hidden layer, 0-1.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        batch: Number of rows in a step.
         epochs: Passes over the training rows at most.
         patience: Epochs without a better validation score before training stops; 0: never.
         balance: ``none``, ``weights`` (of classes in the loss) or ``sampling`` (each class drawn equally often).
@@ -529,7 +529,7 @@ def feedforward(
     Args:
         rows: Training rows.
         judge: Validation rows; None: train for all ``settings.epochs`` and keep the last.
-        settings: Network and training.
+        settings: Sizes of the network, and how it is trained.
         metric: The main metric, for the history and for ``settings.select`` other than ``loss``.
         seed: Of weights, order and dropout.
         stop: Told each epoch and its main metric; True ends the training (a search's pruning).

@@ -27,7 +27,7 @@ def refuse(labels: Sequence[str], part: str, where: str, *, binary: Sequence[str
     Args:
         labels: Of the labelled training rows (or residues).
         part: What these rows are, for the message.
-        where: The table.
+        where: Name of the table, for messages.
         binary: The two classes of a task with two; empty otherwise.
 
     Raises:
@@ -65,7 +65,7 @@ def warning(rows: Mapping[str, int]) -> str:
     """What must be said first of so few rows; empty if there are enough.
 
     Args:
-        rows: ``train`` and ``valid`` rows.
+        rows: Number of rows of the splits ``train`` and ``valid``.
     """
     train, valid = rows["train"], rows["valid"]
     if train >= FEW_TRAINING and valid >= FEW_VALIDATION:

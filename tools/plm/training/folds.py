@@ -19,7 +19,7 @@ class TrainingPart:
 
     Attributes:
         fold: The fold that is its test set, or None.
-        train: Rows to learn from.
+        train: Numbers of the rows to learn from.
         valid: Rows that choose epoch, temperature and threshold.
         test: Rows that are only predicted.
     """
@@ -36,9 +36,9 @@ def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -
     A ``split`` column gives one; a ``fold`` column one a fold, with the next fold (cyclically) as validation rows.
 
     Args:
-        frame: The table.
-        fold: Only this fold.
-        name: The table, for messages.
+        frame: Dataset table with a column ``split`` or ``fold``.
+        fold: Fold whose training alone is wanted; None: all.
+        name: File name of the table, for messages.
 
     Raises:
         UserError: No split, no training or validation rows, fewer than three folds, or no such fold.
@@ -47,15 +47,17 @@ def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -
         if fold is not None:
             raise UserError("The table has splits, not folds", where="--fold", fix="Leave --fold out")
         column = frame["split"].tolist()
-        found = {split: [row for row, value in enumerate(column) if value == split] for split in dataset_table.SPLITS}
+        by_split = {
+            split: [row for row, value in enumerate(column) if value == split] for split in dataset_table.SPLITS
+        }
         for split, what in (("train", "training"), ("valid", "validation")):
-            if not found[split]:
+            if not by_split[split]:
                 raise UserError(
                     f"The table has no {what} rows (split = {split})",
                     where=name,
                     fix="Split it with plm_preprocess, with a share for each of training, validation and test",
                 )
-        return [TrainingPart(None, found["train"], found["valid"], found["test"])]
+        return [TrainingPart(None, by_split["train"], by_split["valid"], by_split["test"])]
     if "fold" not in frame.columns:
         raise UserError(
             "The table has neither a column split nor a column fold",

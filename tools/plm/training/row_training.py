@@ -29,12 +29,12 @@ class RowSettings:
     """How to train.
 
     Attributes:
-        steps: Optimiser steps.
+        steps: Number of optimiser steps.
         batch_tokens: Tokens in a packed row.
         accumulate: Rows a step, in each process.
         crop: Longest stretch of a sequence in residues.
         mask_rate: Share of residues to predict, 0-1.
-        learning_rate: Peak.
+        learning_rate: Highest learning rate, reached after the warm-up.
         schedule: ``linear``, ``cosine`` or ``constant`` after the warm-up.
         warmup_steps: Steps over which the rate rises from 0.
         weight_decay: AdamW's; with 0 it is Adam.
@@ -74,8 +74,8 @@ class Done:
     """How far a training run is. Rows and masks follow from seed and step, so no generator states are needed.
 
     Attributes:
-        step: Optimiser steps.
-        tokens: Tokens seen.
+        step: Number of optimiser steps made.
+        tokens: Number of tokens seen.
         history: Records so far, as in :class:`RowOutcome`.
     """
 
@@ -162,7 +162,7 @@ class _Tally:
         """Adds up what the processes noted since they last met.
 
         Args:
-            flags: Of this process.
+            flags: Flags of this process, such as whether it was told to stop.
 
         Returns:
             Tokens; rows in which each term was undefined; each flag, true if it is in any process.
@@ -211,10 +211,10 @@ def train_rows(
         model: Called with what ``collate`` gives; answers a dictionary with the row's ``loss`` and, for each of
             ``terms`` that is defined in the row, its value in ``terms``. On any device; the Trainer moves it.
         rows: At least ``steps * accumulate`` for each process.
-        settings: How.
+        settings: Steps, rows, learning rate and all else that shapes the training.
         steering: Judges, reports, saves and stops; in the leading process.
         collate: A list of one item of ``rows`` -> keyword arguments of the model, ``input_ids`` ``(T,)`` among them.
-        device: Where to run.
+        device: Device on which the model is trained.
         resume: Folder of a written state and how far it was, or None.
         ranks: The processes of the job; alone by default.
         terms: Names of the parts of the loss.
@@ -257,9 +257,9 @@ def train_rows(
             return self.lr_scheduler
 
         def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            found = model(**inputs)
-            tally.add(int(inputs["input_ids"].shape[0]), found["loss"], found.get("terms", {}))
-            return (found["loss"], found) if kwargs.get("return_outputs") else found["loss"]
+            outputs = model(**inputs)
+            tally.add(int(inputs["input_ids"].shape[0]), outputs["loss"], outputs.get("terms", {}))
+            return (outputs["loss"], outputs) if kwargs.get("return_outputs") else outputs["loss"]
 
     class Watch(TrainerCallback):
         saved = time.monotonic()

@@ -15,7 +15,7 @@ def quiet_arguments(folder: str | Path, device: torch.device, schedule: str, **o
 
     Args:
         folder: The Trainer wants one; nothing is written there.
-        device: Where to train.
+        device: Device on which the model is trained.
         schedule: ``linear``, ``cosine`` or ``constant`` after the warm-up.
         options: Further fields of ``TrainingArguments``.
     """
