@@ -69,8 +69,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 def cleaned_object(data: bytes, where: str) -> dict[str, Any]:
     """A manifest, its text cleaned of what would break tables and pages."""
     what = "The bundle's manifest.json"
-    found: dict[str, Any] = cleaned(as_object(parse_json(data, what, where, AGAIN), what, where, AGAIN))
-    return found
+    content: dict[str, Any] = cleaned(as_object(parse_json(data, what, where, AGAIN), what, where, AGAIN))
+    return content
 
 
 def _no_manifest(where: str) -> UserError:
@@ -81,8 +81,8 @@ def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str])
     """Checks a bundle's zip member by member, unpacks it and gives its manifest.
 
     Args:
-        path: The zip.
-        folder: Where its members go.
+        path: Bundle file (zip).
+        folder: Folder into which its members are unpacked.
         kind_wanted: ``FINETUNED`` or ``EMBEDDING``.
         needed: Fields that the manifest must have.
 
@@ -164,15 +164,15 @@ def _check_content(name: str, file: Path, where: str) -> None:
         )
 
 
-def _check_digests(listed: Mapping[str, str], found: Mapping[str, str], where: str, again: str) -> None:
-    present = set(found) - {"manifest.json"}
+def _check_digests(listed: Mapping[str, str], computed: Mapping[str, str], where: str, again: str) -> None:
+    present = set(computed) - {"manifest.json"}
     for name in sorted(set(listed) - present):
         raise UserError(f"The bundle lacks its member {one_line(name, 100)}", where=where, fix=again)
     for name in sorted(present - set(listed)):
         extra = one_line(name, 80)
         raise UserError(f"The bundle holds {extra}, which its manifest does not list", where=where, fix=again)
     for name, digest in listed.items():
-        if found[name] != digest:
+        if computed[name] != digest:
             raise UserError(f"The bundle's member {name} was altered or damaged", where=where, fix=again)
 
 

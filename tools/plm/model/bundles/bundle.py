@@ -22,8 +22,8 @@ class Bundle(ABC):
     """A loaded bundle.
 
     Attributes:
-        manifest: The content of ``manifest.json``.
-        task: What it answers.
+        manifest: Content of ``manifest.json``.
+        task: Level, kind of target and classes that the bundle answers.
         name: What predictions tables and reports call it (the manifest's ``name``).
     """
 
@@ -65,12 +65,12 @@ def check_self_test(answers: Floats, expected: Floats, tolerance: float, task: T
     """Loading proves itself: the answers to the stored inputs are those stored.
 
     Args:
-        answers: ``(N, K)`` of now.
+        answers: ``(N, K)`` answers computed now.
         expected: Those that the bundle holds.
         tolerance: How far a probability, or a standardised number, may move between machines.
-        task: Of the bundle.
-        where: The file.
-        fix: What helps.
+        task: Task of the bundle.
+        where: Name of the bundle's file, for messages.
+        fix: What the user can do, for messages.
 
     Raises:
         UserError: They are not.

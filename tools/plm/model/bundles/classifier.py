@@ -82,7 +82,7 @@ class ClassifierHead:
     ==============  ===================================================================================================
 
     Attributes:
-        kind: One of ``KINDS``.
+        kind: Kind of head, one of ``KINDS``.
         arrays: Numbers by name. ``mean`` and ``scale`` (D,), where there are, standardise the embeddings first.
         settings: Settings of the head; the manifest's ``head`` has them too.
     """
@@ -179,9 +179,9 @@ def nearest_rows(
     """The ``count`` rows nearest to each of the values, nearest first, and their distances, each ``(N, count)``.
 
     Args:
-        values: ``(N, D)``.
+        values: ``(N, D)`` vectors whose neighbours are wanted.
         rows: ``(M, D)``; at least ``count``.
-        count: How many.
+        count: Number of neighbours of each vector.
         cosine: Cosine distance (1 - cosine) instead of the Euclidean one.
     """
     one, other = np.asarray(values, np.float32), np.asarray(rows, np.float32)
@@ -196,10 +196,10 @@ def nearest_rows(
         squares = own - 2.0 * (part @ other.T) + (part.astype(np.float64) ** 2).sum(axis=1)[:, None]
         chosen = np.argpartition(squares, count - 1, axis=1)[:, :count] if count < len(other) else None
         chosen = np.broadcast_to(np.arange(len(other)), squares.shape) if chosen is None else np.sort(chosen, axis=1)
-        found = np.take_along_axis(squares, chosen, axis=1)
-        order = np.argsort(found, axis=1, kind="stable")
+        near_squares = np.take_along_axis(squares, chosen, axis=1)
+        order = np.argsort(near_squares, axis=1, kind="stable")
         near[start : start + step] = np.take_along_axis(chosen, order, axis=1)
-        distance[start : start + step] = np.maximum(np.take_along_axis(found, order, axis=1), 0)
+        distance[start : start + step] = np.maximum(np.take_along_axis(near_squares, order, axis=1), 0)
     return near, distance / 2 if cosine else np.sqrt(distance)
 
 
@@ -266,13 +266,13 @@ class ClassifierBundle(Bundle):
                 where=self.name,
                 fix="Embed with the model that the bundle was trained on",
             )
-        found: Floats = self.head.scores(matrix)
-        if not np.isfinite(found).all():
-            row = int(np.argmin(np.isfinite(found).all(axis=1)))
+        answers: Floats = self.head.scores(matrix)
+        if not np.isfinite(answers).all():
+            row = int(np.argmin(np.isfinite(answers).all(axis=1)))
             raise UserError(f"The embedding in row {row + 1} holds NaN, infinity or far too large numbers")
         if self.task.target == "number":
-            found = found * self.task.sd + self.task.mean
-        return found
+            answers = answers * self.task.sd + self.task.mean
+        return answers
 
     def predict(self, matrix: NDArray[Any]) -> Floats:
         """``(N, D)`` embeddings to calibrated probabilities ``(N, K)`` or numbers ``(N, 1)``, float64.
@@ -280,10 +280,10 @@ class ClassifierBundle(Bundle):
         Raises:
             UserError: As :meth:`raw`.
         """
-        found = self.raw(matrix)
+        answers = self.raw(matrix)
         if self.task.target == "number":
-            return found
-        probabilities: Floats = softmax(found / self.temperature, axis=1)
+            return answers
+        probabilities: Floats = softmax(answers / self.temperature, axis=1)
         return probabilities
 
     def standardised(self, matrix: NDArray[Any]) -> Singles:
@@ -304,8 +304,8 @@ def check_embeddings(description: Description, bundle: ClassifierBundle, where: 
     """Checks that embeddings are of the kind that a bundle was trained on.
 
     Args:
-        description: Of the embeddings.
-        bundle: The bundle.
+        description: Model, layer, pooling and dimension of the embeddings.
+        bundle: Bundle that is to classify them.
         where: What messages call the embeddings.
 
     Returns:
@@ -357,12 +357,12 @@ def _facts(description: Description) -> list[tuple[str, str]]:
     return [("model", "known" if description.model_sha256 else ""), ("layer", layers), ("pooling", pooling)]
 
 
-def _other(what: str, wanted: object, found: object, bundle: ClassifierBundle, where: str) -> UserError:
+def _other(what: str, wanted: object, given: object, bundle: ClassifierBundle, where: str) -> UserError:
     made = bundle.embedding
     by = f" of {made.model}" if made.model else ""
     layer = f", layer {made.layers[0]}" if made.layers else ""
     return UserError(
-        f"The embeddings differ from those that the bundle was trained on in {what}: {found} instead of {wanted}",
+        f"The embeddings differ from those that the bundle was trained on in {what}: {given} instead of {wanted}",
         where=f"{where}, bundle {bundle.name}",
         fix=f"Give embeddings{by}{layer}{f', pooling {made.pooling}' if made.pooling else ''}",
     )
@@ -391,7 +391,7 @@ def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
             )
             rows = np.array(test.numbers("rows", 0, len(bundle.reference[0]) - 1), np.int64)
             expected = np.array(test.content.get("expected"), np.float64)
-            found = bundle.predict(bundle.reference[2][rows])
+            answers = bundle.predict(bundle.reference[2][rows])
         except UserError:
             raise
         except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError, AttributeError) as error:
@@ -400,7 +400,7 @@ def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
                 where=path.name,
                 fix=_AGAIN,
             ) from error
-    check_self_test(found, expected, _TOLERANCE, bundle.task, path.name, _AGAIN)
+    check_self_test(answers, expected, _TOLERANCE, bundle.task, path.name, _AGAIN)
     return bundle
 
 
@@ -478,14 +478,14 @@ def write_classifier_bundle(
     """Writes a bundle; equal content gives equal bytes.
 
     Args:
-        path: The zip to write.
+        path: Bundle file (zip) to write.
         manifest: Everything but ``schema_version``, ``kind``, ``head``, ``standardise`` and ``files``, which are added.
         head: Its arrays are stored in their own types.
         reference: Ids, labels and embeddings ``(M, D)`` (not standardised) of a sample of training rows, at least one;
             numbers too large for float16 are clipped.
         validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows and their truth
             ``(n,)``: class numbers or numbers. Beyond 20,000 rows an evenly spread sample is kept.
-        card: Content of ``README.md``.
+        card: Text of the model card, ``README.md``.
     """
     from safetensors.numpy import save_file
 

@@ -82,8 +82,8 @@ class FineTunedBundle(Bundle):
     """Fine-tuned networks on their base model: predictions for new sequences.
 
     Attributes:
-        loaded: The base model.
-        members: Its networks.
+        loaded: Base model.
+        members: Trained networks; several answer as an ensemble.
         folder: Where the zip is unpacked.
     """
 
@@ -276,7 +276,7 @@ def load_bundle(
     """Reads a bundle, checks it and puts it on its base model.
 
     Args:
-        path: The zip.
+        path: Bundle file (zip).
         base: Where the base model is (as for ``--model``); None takes the built-in model if the bundle was made with
             it.
         workdir: The zip is unpacked below it.
@@ -341,8 +341,8 @@ def check_base(name: str, wanted: str, files: ModelFiles, where: str, what: str)
     """Whether a model is the one that something was made with.
 
     Args:
-        name: Of the model that is wanted.
-        wanted: Its fingerprint.
+        name: Name of the base model that is wanted.
+        wanted: Fingerprint (sha256) of the weights that are wanted.
         files: The model that is there.
         where: What messages call what was made.
         what: Begin of the message.
@@ -483,7 +483,7 @@ class MemberFiles:
         fold: Fold that was its test set, or None.
         temperature: From validation rows; 1 for numbers.
         mean: Mean of its training numbers.
-        sd: Their standard deviation.
+        sd: Standard deviation of the training numbers.
     """
 
     folder: Path
@@ -525,15 +525,15 @@ def write_bundle(
     """Puts a bundle together and writes it; equal content gives equal bytes.
 
     Args:
-        path: The zip to write.
-        members: The trained networks.
+        path: Bundle file (zip) to write.
+        members: Trained networks on disk.
         manifest: Everything but ``schema_version``, ``members`` and ``files``, which are added here.
         base: Where the base model is, for the self-test.
-        card: Content of ``README.md``.
+        card: Text of the model card, ``README.md``.
         reference: Training representations ``(M, D)``, their ids and labels.
         workdir: For files on the way.
         device: Where the self-test's expected outputs are computed.
-        precision: In which precision.
+        precision: Precision in which the expected outputs of the self-test are computed: ``fp32`` or ``bf16``.
         allow_hub: As for :func:`load_bundle`.
     """
     from safetensors.numpy import save_file

@@ -42,7 +42,7 @@ class Wanted:
     Attributes:
         layers: Layer numbers: 0 = token embeddings, N = last.
         pooling: One vector a protein (``mean``, ``max``, ``first``), of each residue, or of chosen sites.
-        dtype: How numbers are stored.
+        dtype: Type in which the numbers are stored.
         logits: Log-probabilities of the twenty amino acids at each residue.
         perplexity: ``single`` pass, ``masked`` one residue at a time, or an empty string.
         contacts: Lowest probability of a contact that is kept, or None for no contacts.
@@ -82,7 +82,7 @@ class SequencePart:
 
     Attributes:
         number: Given back with their arrays.
-        sequences: n cleaned sequences.
+        sequences: The n sequences, cleaned.
         sites: Of each its sites, 0-based (pooling ``sites``); else empty.
     """
 
@@ -96,7 +96,7 @@ class OutOfMemory(Exception):
 
     Attributes:
         smaller: A smaller budget, or None if there is none left.
-        tokens: Tokens of the row.
+        tokens: Number of tokens in the row.
     """
 
     def __init__(self, smaller: EncodingBudget | None, tokens: int) -> None:
@@ -108,7 +108,7 @@ class UnfitNumber(Exception):
     """A number that cannot be stored.
 
     Attributes:
-        sequence: Which of the sequences.
+        sequence: Number of the sequence in its part.
         overflow: True if it only exceeds what 16 bits hold; False for NaN or infinity.
     """
 
@@ -122,9 +122,9 @@ class Piece:
     """A sequence or a window of one.
 
     Attributes:
-        owner: Number of the sequence.
+        owner: Number of the sequence that the piece is of.
         part: Which residues are encoded, and which of them it answers for.
-        letters: The encoded residues.
+        letters: Residues that are encoded.
     """
 
     owner: int
@@ -153,7 +153,7 @@ def parse_layers(text: str, depth: int) -> tuple[int, ...]:
     """
     if text.strip().lower() == "all":
         return tuple(range(depth + 1))
-    found: list[int] = []
+    layers: list[int] = []
     for part in text.split(","):
         word = part.strip().lower()
         try:
@@ -169,17 +169,17 @@ def parse_layers(text: str, depth: int) -> tuple[int, ...]:
                 where="--layers",
                 fix=f"Choose from 0 to {depth}, or count from the end with -1 to -{depth + 1}",
             )
-        if layer not in found:
-            found.append(layer)
-    return tuple(found)
+        if layer not in layers:
+            layers.append(layer)
+    return tuple(layers)
 
 
 def windows(lengths: Ints, whole: int) -> Ints:
     """Windows that each sequence goes in: 1 for those of at most ``whole`` residues."""
-    found = np.ones(len(lengths), np.int64)
+    counts = np.ones(len(lengths), np.int64)
     for index in np.flatnonzero(lengths > whole).tolist():
-        found[index] = len(segments(int(lengths[index]), whole))
-    return found
+        counts[index] = len(segments(int(lengths[index]), whole))
+    return counts
 
 
 def check_wanted(loaded: LoadedModel, wanted: Wanted) -> None:
@@ -207,7 +207,7 @@ class Embedder:
 
     Args:
         loaded: The model; with its language-model head if that is wanted.
-        wanted: What to compute.
+        wanted: Layers, pooling and extras to compute.
         capacity: The memory; it decides how many rows are computed at a time, never what comes out.
     """
 
@@ -232,7 +232,7 @@ class Embedder:
 
         Args:
             parts: Taken as they are needed.
-            budget: What the memory holds.
+            budget: Tokens and residues that the memory holds at a time.
             rows: Rows that are computed at a time, as far as there are threads.
             advance: Called with the residues done after each row.
 
@@ -268,10 +268,10 @@ class Embedder:
             with _Watch(budget, mine):
                 return self._row(batch, mine, pieces[batch.indices[0]][0].collector)
 
-        for found in encoder.run(self.loaded, batches(), answer, rows=rows):
+        for answered in encoder.run(self.loaded, batches(), answer, rows=rows):
             work, numbers, last = waiting.popleft()
             mine = [pieces.pop(number)[1] for number in numbers]
-            work.collector.add(mine, found, self._before)
+            work.collector.add(mine, answered, self._before)
             tell(sum(piece.part.keep_end - piece.part.keep_start for piece in mine))
             if last:
                 if self.wanted.perplexity == "masked":
@@ -322,12 +322,12 @@ class Embedder:
 
     def _pool(self, states: torch.Tensor, batch: Batch, pieces: list[Piece]) -> torch.Tensor:
         """One float32 vector a piece, (n, D): sum or maximum of the answered residues, or the start token."""
-        found = []
+        pooled = []
         number = 0
         for start, count, length in batch.layout.runs():
             block = states[start : start + count * length].view(count, length, -1)
             if self.wanted.pooling == "first":
-                found.append(block[:, 0].float())
+                pooled.append(block[:, 0].float())
             else:
                 residues = block[:, self._before : length - self._after].float()
                 run = self._reduce(residues)
@@ -335,9 +335,9 @@ class Embedder:
                     piece = pieces[number + index]
                     if piece.is_cut:
                         run[index] = self._reduce(residues[index : index + 1, piece.kept])[0]
-                found.append(run)
+                pooled.append(run)
             number += count
-        return torch.cat(found)
+        return torch.cat(pooled)
 
     def _reduce(self, residues: torch.Tensor) -> torch.Tensor:
         return residues.sum(1) if self.wanted.pooling == "mean" else residues.amax(1)
@@ -364,11 +364,11 @@ class Embedder:
         def answer(batch: Batch) -> Floats:
             with _Watch(budget, [pieces[index] for index in batch.indices]):
                 logits = encoder.logits(self.loaded, batch)[batch.input_ids == mask]
-                found: Floats = self._log_probabilities(logits).cpu().numpy()
-                return found
+                scores: Floats = self._log_probabilities(logits).cpu().numpy()
+                return scores
 
-        for row, found in zip(plan, encoder.run(self.loaded, batches(), answer, rows=rows), strict=True):
-            for (number, place), values in zip(row, found, strict=True):
+        for row, scores in zip(plan, encoder.run(self.loaded, batches(), answer, rows=rows), strict=True):
+            for (number, place), values in zip(row, scores, strict=True):
                 piece = pieces[number]
                 work.collector.add_masked(piece.owner, float(values[_LETTERS[piece.letters[place]]]))
             tell(sum(len(pieces[number].letters) for number, _ in row))
@@ -397,12 +397,12 @@ class Embedder:
         def answer(batch: Batch) -> Floats:
             piece = pieces[batch.indices[0]]
             with _Watch(budget, [piece], contacts=True):
-                found: Floats = encoder.contacts(self.loaded, piece.letters).float().cpu().numpy()
-                return found
+                probabilities: Floats = encoder.contacts(self.loaded, piece.letters).float().cpu().numpy()
+                return probabilities
 
         batches = (pack([self._ids(piece)], [number]) for number, piece in enumerate(pieces))
-        for piece, found in zip(pieces, encoder.run(self.loaded, batches, answer, rows=rows), strict=True):
-            work.collector.add_contacts(piece, found)
+        for piece, probabilities in zip(pieces, encoder.run(self.loaded, batches, answer, rows=rows), strict=True):
+            work.collector.add_contacts(piece, probabilities)
             tell(piece.part.keep_end - piece.part.keep_start)
 
 
@@ -500,8 +500,8 @@ class _Collector:
         """Takes a row's answer.
 
         Args:
-            pieces: Those of the row.
-            answer: Of the row.
+            pieces: Pieces that the row holds, in its order.
+            answer: Arrays computed for the row.
             before: Special tokens in front of each piece.
 
         Raises:
@@ -577,16 +577,16 @@ class _Collector:
             values /= self._lengths[:, None, None].astype(np.float32)
         if self._wanted.dtype == "float16" and values.dtype != np.float16:
             values = self._halved(values)
-        found: Arrays = {"values": values[:, 0] if len(self._wanted.layers) == 1 else values}
+        arrays: Arrays = {"values": values[:, 0] if len(self._wanted.layers) == 1 else values}
         if self._wanted.logits:
-            found["logits"] = self._logits
+            arrays["logits"] = self._logits
         if self._wanted.perplexity:
-            found["perplexity"] = self._perplexity
+            arrays["perplexity"] = self._perplexity
         if self._wanted.contacts is not None:
-            found["contacts"] = np.concatenate([np.empty((0, 2), np.int32), *self._pairs])
-            found["contact_p"] = np.concatenate([np.empty(0, np.float32), *self._probabilities])
-            found["contact_ends"] = self._ends
-        return found
+            arrays["contacts"] = np.concatenate([np.empty((0, 2), np.int32), *self._pairs])
+            arrays["contact_p"] = np.concatenate([np.empty(0, np.float32), *self._probabilities])
+            arrays["contact_ends"] = self._ends
+        return arrays
 
     def _halved(self, values: NDArray[Any]) -> NDArray[Any]:
         with np.errstate(over="ignore"):

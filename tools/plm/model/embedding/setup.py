@@ -29,7 +29,7 @@ class EmbeddingSettings:
     """What the numbers of an embedding job depend on beside input and model.
 
     Attributes:
-        duplicates: Policy for repeated ids.
+        duplicates: Policy for repeated ids: ``error``, ``rename`` or ``first`` (:mod:`plm.data.unique_ids`).
         precision: ``fp32`` or ``bf16``.
         batch_tokens: Residues encoded together; 0: what suits the machine.
         max_residues: Longer proteins go in windows of this length; 0: as long as the memory holds.
@@ -60,16 +60,16 @@ def open_store(
     """The folder of this very work: equal input, model and settings find it again, others never.
 
     Args:
-        spool: The proteins.
-        files: The model.
-        wanted: What to compute.
-        settings: How.
+        spool: Proteins of the input.
+        files: Checkpoint of the model.
+        wanted: Layers, pooling and extras to compute.
+        settings: Precision, batch and window lengths, and the policy for repeated ids.
         name: The stage's, for the folder's name.
         device: ``cpu`` or ``cuda``.
         work_dir: Where folders outlive the job; None: ``PLM_CHECKPOINT_DIR``, else nowhere.
-        scratch: Where they do not.
+        scratch: Folder for parts that do not outlive the job.
         ranks: The processes of the job.
-        stack: Holds the lock.
+        stack: Keeps the folder's lock until it is closed.
         log: Told why parts are not kept.
     """
     content = {

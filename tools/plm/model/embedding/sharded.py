@@ -41,12 +41,12 @@ class EmbedJob:
     """Computes the shards of a job and reads them back.
 
     Args:
-        spool: The sequences.
+        spool: Proteins of the input.
         embedder: The model and what is wanted of it.
         store: Where shards are; may hold some already.
         budget: What to begin with; what an earlier run of the same job began with comes before it.
         ranks: The processes that share the work.
-        log: Told of progress.
+        log: Logger told of progress.
 
     Attributes:
         budget: What the job began with.
@@ -86,11 +86,11 @@ class EmbedJob:
 
     def windows(self) -> Ints:
         """Windows that each sequence went in, (U,)."""
-        found = [
+        counts = [
             self.store.read(number, "windows", 0, end - int(self._starts[number]))
             for number, end in enumerate(self.ends)
         ]
-        return np.concatenate(found).astype(np.int64)
+        return np.concatenate(counts).astype(np.int64)
 
     def missing(self) -> list[int]:
         """Shards that are still to be computed; each that is there is verified."""

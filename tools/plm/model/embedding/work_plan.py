@@ -29,8 +29,8 @@ class EncodingCost:
     """Floating-point operations of a forward pass.
 
     Attributes:
-        token: Of each token.
-        pair: Of each pair of tokens of a sequence.
+        token: Operations for each token.
+        pair: Operations for each pair of tokens of a sequence (attention).
     """
 
     token: float
@@ -54,9 +54,9 @@ def first_budget(
     """What to begin with.
 
     Args:
-        capacity: The memory.
-        loaded: The model.
-        wanted: What to compute.
+        capacity: Memory of the device that computes.
+        loaded: Model that encodes.
+        wanted: Layers, pooling and extras to compute.
         batch_tokens: Tokens in a row that the user wants; 0: what suits device and memory.
         max_residues: Window length that the user wants; 0: as long as the memory holds.
 
@@ -90,7 +90,7 @@ def shard_ends(lengths: Ints, sizes: Ints, tokens: int) -> list[int]:
     Args:
         lengths: Tokens of each sequence.
         sizes: Bytes of what is stored of each.
-        tokens: Tokens in a row.
+        tokens: Tokens in a packed row.
 
     Returns:
         The number after the last sequence of each shard.
@@ -109,30 +109,30 @@ def stored_bytes(wanted: Wanted, width: int, lengths: Ints, sites: Ints) -> Ints
     """Bytes that a shard keeps of each sequence."""
     each = width * len(wanted.layers) * (2 if wanted.dtype == "float16" else 4)
     count = {"residues": lengths, "sites": sites}.get(wanted.pooling, np.ones_like(lengths))
-    found: Ints = count * each
+    total: Ints = count * each
     if wanted.logits:
-        found = found + lengths * 80
+        total = total + lengths * 80
     if wanted.contacts is not None:
-        found = found + lengths * 24  # a protein has about two contacts a residue
-    return found
+        total = total + lengths * 24  # a protein has about two contacts a residue
+    return total
 
 
 def work_lengths(wanted: Wanted, lengths: Ints) -> Ints:
     """Residues that are computed for each sequence: once for its representation, and again for each extra."""
-    found: Ints = lengths.copy()
+    total: Ints = lengths.copy()
     if wanted.perplexity == "masked":
-        found += lengths * lengths
+        total += lengths * lengths
     if wanted.contacts is not None:
-        found += lengths
-    return found
+        total += lengths
+    return total
 
 
 def expected_seconds(embedder: Embedder, spool: ProteinStore, budget: EncodingBudget, numbers: Ints) -> float:
     """How long some sequences will take, from timing a few of middle length on this machine.
 
     Args:
-        embedder: Ready to work.
-        spool: The sequences.
+        embedder: Embedder with its model loaded.
+        spool: Proteins of the input.
         budget: Rows as the work will have them.
         numbers: The sequences that are to be computed.
     """
