@@ -43,9 +43,9 @@ class JudgedRows:
     """Labelled rows.
 
     Attributes:
-        matrix: (N, D) float32.
+        matrix: (N, D) float32 embeddings.
         target: (N,) class numbers in the order of the bundle's classes, or numbers.
-        groups: N groups of relatives.
+        groups: Group of relatives of each row, N names.
     """
 
     matrix: NDArray[np.float32]
@@ -67,8 +67,8 @@ def magnitude_masks(head: ClassifierHead, share: float) -> dict[str, NDArray[np.
     """Which weights stay when ``share`` (0-1) of each matrix, the smallest, goes.
 
     Args:
-        head: With arrays in float32.
-        share: Of the weights.
+        head: Classifier head with float32 arrays.
+        share: Share of each matrix's weights that go, 0-1.
 
     Raises:
         UserError: Nearest neighbours, which have no weights.
@@ -126,13 +126,13 @@ def fine_tuned(
     """Trains the weights that are left; the epoch with the smallest validation loss is kept, perhaps none.
 
     Args:
-        bundle: Task and temperature.
-        head: Masked, in float32.
-        masks: Their zeros stay.
-        train: Training rows.
-        valid: Validation rows.
-        epochs: At most.
-        seed: Of the order and of dropout.
+        bundle: Bundle whose task and temperature the loss takes.
+        head: Pruned head with float32 arrays.
+        masks: Weights that stay (True) in each matrix; the others remain zero.
+        train: Rows to learn from.
+        valid: Rows that choose the epoch.
+        epochs: Most passes over the training rows.
+        seed: Seed of the order of rows and of dropout.
         say: Gets a line an epoch.
 
     Returns:
@@ -157,10 +157,10 @@ def fine_tuned(
         return values
 
     def loss_of(values: Any, target: Any, training: bool) -> Any:
-        found = answers(values, training)
+        outputs = answers(values, training)
         if task.target == "class":
-            return functional.cross_entropy(found / bundle.temperature, target)
-        return functional.mse_loss(found[:, 0], target)
+            return functional.cross_entropy(outputs / bundle.temperature, target)
+        return functional.mse_loss(outputs[:, 0], target)
 
     def tensors_of(rows: JudgedRows) -> tuple[Any, Any]:
         numbers = rows.target if task.target == "class" else (rows.target - task.mean) / task.sd
@@ -218,8 +218,8 @@ def calibrated(task: Task, raw: Floats, rows: JudgedRows, before: tuple[float, f
     if not task.binary:
         return temperature, before[1]
     positive = task.positive_index
-    found = calibration.apply_temperature(raw, temperature)[:, positive]
-    return temperature, calibration.choose_threshold(found, rows.target == positive)
+    probability = calibration.apply_temperature(raw, temperature)[:, positive]
+    return temperature, calibration.choose_threshold(probability, rows.target == positive)
 
 
 def scored(bundle: ClassifierBundle, answers: Floats, rows: JudgedRows) -> Scored:
@@ -234,7 +234,7 @@ class CompressionCost:
     """What a compression costs on validation rows.
 
     Attributes:
-        comparison: Compressed against original, paired.
+        comparison: Paired comparison of the compressed bundle with the original.
         loss: What the metric is worse by; negative if it is better.
         low, high: 95 % interval of that loss; NaN with too few groups.
         changed: The largest change of a probability (standardised number).
@@ -262,12 +262,12 @@ def cost(
     """Compares two bundles on the same rows, by the paired bootstrap over groups.
 
     Args:
-        before: One.
-        after: The other.
+        before: Original bundle.
+        after: Compressed bundle.
         rows: Validation rows.
-        metric: What is compared.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        metric: Metric by which the two are compared.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
         answer: Answers in place of ``after``, with its task and threshold.
     """
     answers = before.predict(rows.matrix), np.asarray((answer or after.predict)(rows.matrix), np.float64)
@@ -279,14 +279,14 @@ def cost(
         draws = intervals.draw_groups(count, resamples, seed)
         key = (metric, ALL)
         resampled = intervals.bootstrap(other, index, draws)[key], intervals.bootstrap(one, index, draws)[key]
-    found = compare((after.name, before.name), metric, values, resampled)
+    comparison = compare((after.name, before.name), metric, values, resampled)
     sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
     # Adding zero makes of a negative one a positive one.
-    ends = sorted((sign * found.low + 0.0, sign * found.high + 0.0))
+    ends = sorted((sign * comparison.low + 0.0, sign * comparison.high + 0.0))
     number = before.task.target == "number"
     changed = float(np.abs(answers[0] - answers[1]).max() / (before.task.sd if number else 1.0))
     calls = float("nan") if number else float((one.calls != other.calls).mean())
-    return CompressionCost(found, sign * found.difference + 0.0, ends[0], ends[1], changed, calls)
+    return CompressionCost(comparison, sign * comparison.difference + 0.0, ends[0], ends[1], changed, calls)
 
 
 @dataclass(frozen=True)
@@ -295,10 +295,10 @@ class MeasuredForm:
 
     Attributes:
         name: ``original``, ``compressed``, ``onnx``.
-        head_bytes: Of its arrays; for ONNX of the file.
-        file_bytes: Of the file.
-        weights: In its matrices.
-        stored: Of these, those that are stored.
+        head_bytes: Bytes of the head's arrays; of ONNX those of the file.
+        file_bytes: Bytes of the file.
+        weights: Number of weights in the head's matrices.
+        stored: Number of these weights that the file stores.
         milliseconds: Median time of a batch of each size of ``BATCHES``.
     """
 
@@ -324,7 +324,7 @@ def latencies(
         forms: Each answers for ``(N, D)`` embeddings.
         rows: Some embeddings; repeated to fill a batch.
     """
-    found: dict[str, list[float]] = {name: [] for name in forms}
+    medians: dict[str, list[float]] = {name: [] for name in forms}
     order = list(forms)
     for size in BATCHES:
         batch = np.resize(rows, (size, rows.shape[1]))
@@ -339,8 +339,8 @@ def latencies(
                 if turn >= 2:  # the first ones warm up
                     taken[name].append(time.perf_counter() - begun)
         for name, times in taken.items():
-            found[name].append(1000 * statistics.median(times))
-    return {name: tuple(times) for name, times in found.items()}
+            medians[name].append(1000 * statistics.median(times))
+    return {name: tuple(times) for name, times in medians.items()}
 
 
 def processor() -> str:
@@ -372,7 +372,7 @@ def recalibrated(
     bundle's own stay, for rows that the head was trained on would make it look surer than it is.
 
     Args:
-        before: The original.
+        before: Original bundle.
         small: Its compressed head, as stored.
         rows: Validation rows.
         notes: Gets which of the two it was.

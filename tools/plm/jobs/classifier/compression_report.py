@@ -23,17 +23,17 @@ class CompressionFindings:
 
     Attributes:
         method: ``none``, ``int8``, ``prune`` or ``both``.
-        original: The bundle given.
+        original: Bundle that was given.
         forms: Original, compressed and ONNX, those that there are.
-        costs: By form: of the compression, of ONNX (and the compression before it).
-        metric: What was judged.
-        most_loss: Allowed.
+        costs: Form -> what it costs on the validation rows: the compression, and ONNX (with the compression before it).
+        metric: Metric by which the forms are compared.
+        most_loss: Largest loss of the metric that was allowed.
         refused: Why it would have been refused; empty if it was not.
-        share: Of weights pruned.
+        share: Share of weights that were pruned, 0-1.
         tuned: Epoch of fine-tuning that was kept.
         rows: Validation rows.
-        processor: On which the times were taken.
-        threads: Likewise.
+        processor: Name of the processor on which the times were taken.
+        threads: Number of threads with which the times were taken.
         notes: What a reader should know.
     """
 
@@ -56,42 +56,42 @@ class CompressionFindings:
         return next((one for one in self.forms if one.name == name), None)
 
 
-def compression_table(found: CompressionFindings) -> Iterator[str]:
+def compression_table(findings: CompressionFindings) -> Iterator[str]:
     """Lines of the table."""
     yield "\t".join(COLUMNS)
-    for one in found.forms:
+    for one in findings.forms:
         cells = [one.name, str(one.head_bytes), str(one.file_bytes), str(one.weights), str(one.stored)]
         cells += [f"{value:.4g}" for value in one.milliseconds]
         if one.name == "original":
-            figures = [next(iter(found.costs.values())).comparison.second_value, *[float("nan")] * 5]
+            figures = [next(iter(findings.costs.values())).comparison.second_value, *[float("nan")] * 5]
         else:
-            cost = found.costs[one.name]
+            cost = findings.costs[one.name]
             figures = [cost.comparison.first_value, cost.loss, cost.low, cost.high, cost.changed, cost.calls]
-        cells += [found.metric, *("" if value != value else f"{value:.6g}" for value in figures)]
-        yield "\t".join([*cells, str(found.rows), str(found.threads), " ".join(found.processor.split())])
+        cells += [findings.metric, *("" if value != value else f"{value:.6g}" for value in figures)]
+        yield "\t".join([*cells, str(findings.rows), str(findings.threads), " ".join(findings.processor.split())])
 
 
-def first_lines(found: CompressionFindings) -> list[str]:
+def first_lines(findings: CompressionFindings) -> list[str]:
     """The sentences that a reader must see first."""
-    original, small, exported = (found.form(name) for name in ("original", "compressed", "onnx"))
+    original, small, exported = (findings.form(name) for name in ("original", "compressed", "onnx"))
     assert original is not None
     lines = []
     if small is not None:
-        cost = found.costs["compressed"]
+        cost = findings.costs["compressed"]
         ends = (
             ""
             if cost.low != cost.low
             else f" (95 % interval of the loss {number(cost.low, 4)} to {number(cost.high, 4)})"
         )
         lines.append(
-            f"{_WORDS[found.method].capitalize()}: the head takes {small.head_bytes:,} bytes instead of "
+            f"{_WORDS[findings.method].capitalize()}: the head takes {small.head_bytes:,} bytes instead of "
             f"{original.head_bytes:,} ({_size(original.head_bytes / small.head_bytes)}) and {_lost(cost)} of "
-            f"{metric_name(found.metric)}{ends} on {counted(found.rows, 'validation row')}; "
-            f"up to {found.most_loss:g} was allowed."
+            f"{metric_name(findings.metric)}{ends} on {counted(findings.rows, 'validation row')}; "
+            f"up to {findings.most_loss:g} was allowed."
         )
-        if found.refused:
-            lines.append(f"FORCED: {found.refused}.")
-        if cost.high == cost.high and cost.loss <= found.most_loss < cost.high:
+        if findings.refused:
+            lines.append(f"FORCED: {findings.refused}.")
+        if cost.high == cost.high and cost.loss <= findings.most_loss < cost.high:
             lines.append(
                 "The interval reaches beyond what was allowed: so few rows do not prove that the loss is small."
             )
@@ -101,12 +101,12 @@ def first_lines(found: CompressionFindings) -> list[str]:
             lines.append(f"{100 * cost.calls:.1f} % of the rows are called otherwise than before.")
     if exported is not None:
         speed = f"{original.milliseconds[-1] / max(exported.milliseconds[-1], 1e-9):.1f} times as fast"
-        lost = _lost(found.costs["onnx"])
+        lost = _lost(findings.costs["onnx"])
         lines.append(
             f"The ONNX file ({exported.file_bytes:,} bytes) answers as the bundle to within 0.00001, checked on "
-            f"{len(found.original.reference[0]):,} embeddings; it {lost} of {metric_name(found.metric)}; a batch of "
-            f"{BATCHES[-1]} takes {exported.milliseconds[-1]:.3g} ms instead of {original.milliseconds[-1]:.3g} ms "
-            f"({speed})."
+            f"{len(findings.original.reference[0]):,} embeddings; it {lost} of {metric_name(findings.metric)}; a "
+            f"batch of {BATCHES[-1]} takes {exported.milliseconds[-1]:.3g} ms instead of "
+            f"{original.milliseconds[-1]:.3g} ms ({speed})."
         )
     return lines
 
@@ -127,14 +127,14 @@ def _size(times: float) -> str:
     )
 
 
-def compression_report(found: CompressionFindings, *, table: bool) -> Report:
+def compression_report(findings: CompressionFindings, *, table: bool) -> Report:
     """The report.
 
     Args:
-        found: What was found.
+        findings: Forms, their costs and sizes, and how they were made.
         table: Whether there is a table to show.
     """
-    first, *others = first_lines(found)
+    first, *others = first_lines(findings)
     report = Report(plain(first.rstrip(".")))
     for line in others:
         report.paragraph(plain(line))
@@ -144,33 +144,33 @@ def compression_report(found: CompressionFindings, *, table: bool) -> Report:
         [
             [one.name, f"{one.head_bytes:,}", f"{one.file_bytes:,}", f"{one.stored:,} of {one.weights:,}",
              *(f"{value:.3g}" for value in one.milliseconds)]
-            for one in found.forms
+            for one in findings.forms
         ],
     )  # fmt: skip
     if table:
         report.table("compression_table", title="Bytes, latency and metric")
     report.heading("How it was measured")
     lines = [
-        f"Times are medians of repeated batches, the forms in turn, on {plain(found.processor)} with "
-        f"{counted(found.threads, 'thread')}. Other machines, other times.",
+        f"Times are medians of repeated batches, the forms in turn, on {plain(findings.processor)} with "
+        f"{counted(findings.threads, 'thread')}. Other machines, other times.",
     ]
-    if any(cost.low == cost.low for cost in found.costs.values()):
+    if any(cost.low == cost.low for cost in findings.costs.values()):
         lines.append(
             "Intervals are paired bootstrap intervals over groups of relatives where the table names them, else over "
             "rows."
         )
-    if found.method in ("int8", "both"):
-        small = found.form("compressed")
-        smaller = small is not None and small.head_bytes < found.forms[0].head_bytes
+    if findings.method in ("int8", "both"):
+        small = findings.form("compressed")
+        smaller = small is not None and small.head_bytes < findings.forms[0].head_bytes
         lines.append(
             "int8 weights are multiplied out on loading: "
             + ("the bundle is smaller, not faster." if smaller else "the bundle answers no faster.")
         )
-    if found.method in ("prune", "both"):
-        tuned = f"fine-tuned for {counted(found.tuned, 'epoch')}" if found.tuned else "not fine-tuned"
+    if findings.method in ("prune", "both"):
+        tuned = f"fine-tuned for {counted(findings.tuned, 'epoch')}" if findings.tuned else "not fine-tuned"
         lines.append(
-            f"{found.share:.0%} of each matrix's weights, the smallest, were set to zero and are not stored in the "
+            f"{findings.share:.0%} of each matrix's weights, the smallest, were set to zero and are not stored in the "
             f"bundle; {tuned}. ONNX stores the zeros."
         )
-    report.bullets([*lines, *map(plain, found.notes[:8])])
+    report.bullets([*lines, *map(plain, findings.notes[:8])])
     return report

@@ -49,14 +49,14 @@ class Final:
     """What goes into the bundle.
 
     Attributes:
-        head: The head.
-        task: With mean and deviation of its training numbers.
-        temperature: Divides its logits.
-        threshold: On the positive one of two classes.
+        head: Classifier head that the bundle holds.
+        task: Task with mean and standard deviation of the training numbers.
+        temperature: Number by which logits are divided.
+        threshold: Threshold on the probability of the positive one of two classes.
         validation: (n, K) calibrated probabilities or (n, 1) numbers of validation rows.
         truth: (n,) their class numbers or numbers.
-        valid_rows: Their rows.
-        train_rows: Rows that it was fitted on.
+        valid_rows: Numbers of these rows.
+        train_rows: Numbers of the rows that the head was fitted on.
         about: How it came to be, in a sentence.
     """
 
@@ -173,13 +173,13 @@ def manifest(
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _plain(value: float) -> float | None:
@@ -301,7 +301,7 @@ def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answe
     target = (material.target == material.task.positive_index).astype(np.int64) if binary else material.target
     sequences = material.data.columns.get("sequence", [])
     texts = sequences if sequences and all(sequences) else []
-    found, done = [], 0
+    by_part, done = [], 0
     for part in material.parts:
         judged = part.test if trained.has_test else part.valid
         if not judged:
@@ -315,8 +315,8 @@ def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answe
             )  # fmt: skip
         else:
             answers = [_constant(target[np.asarray(part.train, np.int64)], len(judged), order)]
-        found.append((places, answers))
-    return baselines.merge_folds(found, done, len(order))
+        by_part.append((places, answers))
+    return baselines.merge_folds(by_part, done, len(order))
 
 
 def _examples(
@@ -370,7 +370,7 @@ def judge(trained: Trained, final: Final) -> ClassifierFindings:
     judged = evaluation(trained, answers)
     drawn = resamples(len(judged.rows), settings.resamples)
     best = baselines.best_of(answers, material.metric).name if len(answers) > 1 else answers[0].name
-    found = assess(judged, material.metric, best_baseline=best, resamples=drawn, seed=settings.seed)
+    assessment = assess(judged, material.metric, best_baseline=best, resamples=drawn, seed=settings.seed)
     names, kinds = classifiers.NAMES, list(trained.members)
     linear = trained.best([kind for kind in kinds if kind in classifiers.LINEAR])
     other = trained.best([kind for kind in kinds if kind not in classifiers.LINEAR])
@@ -394,7 +394,7 @@ def judge(trained: Trained, final: Final) -> ClassifierFindings:
         counts = {"out-of-fold": len(rows), "valid": len(final.valid_rows)}
     few = few_rows.warning({"train": len(part.train), "valid": len(part.valid)})
     return ClassifierFindings(
-        found, names[trained.chosen], names[linear], names[other], settings.head != "auto",
+        assessment, names[trained.chosen], names[linear], names[other], settings.head != "auto",
         {names[kind]: value for kind, value in trained.validation.items()}, told, uncalibrated, valid, counts,
         material.split_by, final.about, final.threshold if material.task.binary else float("nan"), final.temperature,
         " ".join(filter(None, [material.loud, f"{few}." if few else ""])), tuple(material.notes), drawn,

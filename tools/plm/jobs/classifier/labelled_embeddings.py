@@ -39,7 +39,7 @@ class RowFate:
 
     Attributes:
         source: ``embeddings`` or ``labels``.
-        file: Its file.
+        file: Name of the file.
         line: 1-based record of an embeddings file, or line of the table.
         id: Its id; at site level with the position after a tab.
         label: Its label, empty if there is none.
@@ -61,11 +61,11 @@ class LabelledEmbeddings:
     """N labelled embeddings.
 
     Attributes:
-        ids: One a row.
+        ids: Id of each of the N rows.
         positions: 1-based places at site level, else None.
         matrix: (N, D) float32, finite; a file mapped into memory.
-        description: What the numbers are.
-        labels: N texts, none empty.
+        description: Model, layer, pooling and dimension of the embeddings.
+        labels: Label of each of the N rows, never empty.
         columns: Columns of the table by name (``KEPT_COLUMNS``), N texts each; only those that say something.
         fates: Every row of every file.
         notes: What a reader of the results should know.
@@ -129,12 +129,12 @@ def read_labelled(
 
     Args:
         paths: Embeddings files in any format of :func:`plm.data.embeddings.files.read_embeddings`, all of one model.
-        workdir: Where the matrix lies.
+        workdir: Folder for the matrix on disk.
         labels: Table of labels; without it the labels are a column that the embeddings carry, or ``class_names``.
         class_names: The class of each file; without table and column the files' names, if there are several.
         id_column: Column of the table, by name or number; by default its usual names, else the first.
         label_column: Column of the labels, of the table or of the embeddings.
-        layer: Of files with several.
+        layer: Layer to read from files that hold several; None if they hold one.
 
     Raises:
         UserError: Files that do not fit each other, no labels, two labels or embeddings for one id, numbers that are
@@ -398,8 +398,8 @@ class _Labels:
 
     def find(self, key: str) -> int:
         """The row of an embedding, by its id or a shorter form of it; -1 if there is none."""
-        found = self._matches.find(key)
-        row = -1 if found is None else self._first[found]
+        name = self._matches.find(key)
+        row = -1 if name is None else self._first[name]
         if row >= 0:
             self._used.add(row)
         return row
@@ -411,7 +411,7 @@ class _Labels:
     def fates(self, rows: Sequence[_Row], notes: list[str]) -> list[RowFate]:
         """What became of every row of the table."""
         became = {row.entry: number for number, row in enumerate(rows)}
-        found = []
+        fates = []
         for row, key in enumerate(self._keys):
             fate = RowFate("labels", self.name, self._lines[row], key, self.labels[row])
             if self._first[key] != row:
@@ -420,14 +420,14 @@ class _Labels:
                 fate.row = became[row]
             else:
                 fate.status = "no label" if row in self._used else "no embedding"
-            found.append(fate)
+            fates.append(fate)
         if told := self._matches.told():
             notes.append(told)
-        lacking = [fate for fate in found if fate.status == "no embedding"]
+        lacking = [fate for fate in fates if fate.status == "no embedding"]
         if lacking:
             shown = ", ".join(_shown(fate.id) for fate in lacking[:5]) + (" and more" if len(lacking) > 5 else "")
-            notes.append(f"{len(lacking)} of {len(found)} rows of the table of labels have no embedding: {shown}.")
-        return found
+            notes.append(f"{len(lacking)} of {len(fates)} rows of the table of labels have no embedding: {shown}.")
+        return fates
 
 
 def _own_labels(

@@ -38,13 +38,13 @@ class Material:
     """Labelled embeddings ready for training.
 
     Attributes:
-        data: The rows.
+        data: Embeddings with their labels.
         task: What is predicted; mean and sd are those of all training rows.
         target: (N,) class numbers, or numbers in units of the labels.
         parts: One, or one for each fold.
         groups: (N,) group of each row: relatives, or the row itself.
-        grouped_by: What the groups are.
-        metric: The main metric.
+        grouped_by: Where the groups come from, in words.
+        metric: Name of the main metric.
         split_by: How rows were parted, in a sentence.
         loud: What must be said first about the split; empty if nothing.
         notes: What a reader of the results should know.
@@ -121,7 +121,7 @@ def prepare(
         metric: The main metric, or ``auto``.
         smallest_class: Classes with fewer rows are left out; 0: none is, and a class of one row is an error.
         identity: At which sequences are relatives, 0-1; None: the method's default.
-        seed: Of splits made here.
+        seed: Seed of the split that is made where the table has none.
         threads: For the search for relatives.
 
     Raises:
@@ -282,8 +282,8 @@ def _groups(
         named.append("identical embeddings")
     if not keys:
         return list(data.ids) if data.positions is None else [f"{i}" for i in data.ids], "id"
-    found = splits.joined_groups(*keys)
-    return found, " and ".join(named)
+    groups = splits.joined_groups(*keys)
+    return groups, " and ".join(named)
 
 
 def _copies(matrix: NDArray[np.float32]) -> list[str]:

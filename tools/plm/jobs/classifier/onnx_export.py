@@ -124,8 +124,8 @@ class OnnxClassifier:
 
     def predict(self, matrix: NDArray[Any]) -> NDArray[np.float32]:
         """``(N, D)`` embeddings to ``(N, K)`` probabilities or ``(N, 1)`` numbers."""
-        found: NDArray[np.float32] = self._session.run(None, {"embeddings": np.asarray(matrix, np.float32)})[0]
-        return found
+        outputs: NDArray[np.float32] = self._session.run(None, {"embeddings": np.asarray(matrix, np.float32)})[0]
+        return outputs
 
 
 def difference(bundle: ClassifierBundle, exported: OnnxClassifier, matrix: NDArray[Any]) -> float:

@@ -48,13 +48,13 @@ class ClassifierFindings:
         uncalibrated: Calibration error of each head before its temperature, on the rows that judge; empty for numbers.
         valid_scores: Every score of the chosen head on the validation rows: (metric, class) to value.
         counts: Training, validation and test rows.
-        split_by: How they were parted.
+        split_by: How rows were split, in words.
         about: How the bundle's head came to be.
-        threshold: On the positive one of two classes; NaN otherwise.
-        temperature: Of the bundle.
+        threshold: Threshold on the probability of the positive one of two classes; NaN otherwise.
+        temperature: Temperature of the bundle.
         loud: What must be said first; empty if nothing.
         notes: What else a reader should know.
-        resamples: Of the bootstrap.
+        resamples: Number of bootstrap resamples.
         baselines: (name, how it works, setting) of each baseline.
         coverage: What sets or intervals of the chosen head came to on the test rows, or None.
         why_uncalibrated: Why neither temperature nor threshold was fitted; empty if they were, and of numbers.
@@ -103,40 +103,40 @@ class ClassifierFindings:
         raise KeyError((first, second))
 
 
-def _has_network(found: ClassifierFindings) -> bool:
+def _has_network(findings: ClassifierFindings) -> bool:
     """Whether a feed-forward network was trained, whose epoch the validation rows choose."""
-    return "feed-forward network" in found.validation
+    return "feed-forward network" in findings.validation
 
 
-def first_lines(found: ClassifierFindings) -> list[str]:
+def first_lines(findings: ClassifierFindings) -> list[str]:
     """The sentences that a reader must see: warning, score, whether the linear head is enough, the best baseline."""
-    assessment = found.assessment
-    line = assessment.line(found.chosen, assessment.metric)
+    assessment = findings.assessment
+    line = assessment.line(findings.chosen, assessment.metric)
     name = metric_name(assessment.metric)
     evaluation = assessment.evaluation
-    how = "chosen by the user" if found.by_user else "chosen on the validation rows"
-    lines = [found.loud] if found.loud else []
+    how = "chosen by the user" if findings.by_user else "chosen on the validation rows"
+    lines = [findings.loud] if findings.loud else []
     lines.append(
-        f"{found.chosen.capitalize()} ({how}): {name} {number(line.value)}{interval_text(line.low, line.high)} on "
+        f"{findings.chosen.capitalize()} ({how}): {name} {number(line.value)}{interval_text(line.low, line.high)} on "
         f"{counted(line.n, f'{evaluation.splits} row')} in {counted(line.groups, 'group')}"
     )
     if evaluation.splits == "validation":
         lines.append(
             "There are no test rows: the validation rows, which made choices, judge, so that scores are too good"
         )
-    lines.append(linear_line(found))
+    lines.append(linear_line(findings))
     baseline = assessment.best_baseline
     if baseline:
-        one = found.compared(found.chosen, baseline)
+        one = findings.compared(findings.chosen, baseline)
         shown = "" if one.verdict in ("beats", "is worse than") else " (not shown to be better)"
         name = baseline.removeprefix("baseline: ")
         lines.append(f"Against the best trivial baseline ({name}): {_difference(one)}{shown}")
     return [f"{text.rstrip('.')}." for text in lines]
 
 
-def linear_line(found: ClassifierFindings) -> str:
+def linear_line(findings: ClassifierFindings) -> str:
     """Whether the linear head is enough, with the paired interval of the difference."""
-    one = found.compared(found.other, found.linear)
+    one = findings.compared(findings.other, findings.linear)
     scores = f"{one.first} against {one.second}: {_difference(one)}"
     if one.verdict == "cannot be told from":
         return f"Whether the linear head is enough cannot be told ({scores})"
@@ -154,48 +154,48 @@ def _difference(one: Comparison) -> str:
     return f"{told}, difference {one.difference:+.3f}, 95 % interval {one.low:+.3f} to {one.high:+.3f}"
 
 
-def metrics_table(found: ClassifierFindings) -> pd.DataFrame:
+def metrics_table(findings: ClassifierFindings) -> pd.DataFrame:
     """Every score of heads and baselines, calibration errors before calibration, and the validation scores."""
     import pandas as pd
 
-    table = found.assessment.metrics_table()
-    evaluation = found.assessment.evaluation
-    groups = str(found.assessment.groups)
+    table = findings.assessment.metrics_table()
+    evaluation = findings.assessment.evaluation
+    groups = str(findings.assessment.groups)
     rows = []
-    for model, value in found.uncalibrated.items():
-        note = "not calibrated" if found.why_uncalibrated else "before the temperature of the validation rows"
+    for model, value in findings.uncalibrated.items():
+        note = "not calibrated" if findings.why_uncalibrated else "before the temperature of the validation rows"
         own = ["ece_uncalibrated", "all", f"{value:.6g}", "", "", str(len(evaluation.rows)), groups]
         rows.append([model, evaluation.splits, "all", *own, "", "", "", note])
-    if found.coverage is not None:
-        low, high = found.coverage.interval
-        name = f"coverage_{100 * found.coverage.promised:.0f}"
-        note = f"sets or intervals from validation rows; mean size {found.coverage.size:.6g}"
+    if findings.coverage is not None:
+        low, high = findings.coverage.interval
+        name = f"coverage_{100 * findings.coverage.promised:.0f}"
+        note = f"sets or intervals from validation rows; mean size {findings.coverage.size:.6g}"
         own = [
             name,
             "all",
-            f"{found.coverage.share:.6g}",
+            f"{findings.coverage.share:.6g}",
             f"{low:.6g}",
             f"{high:.6g}",
-            str(found.coverage.rows),
+            str(findings.coverage.rows),
             groups,
         ]
-        rows.append([found.chosen, evaluation.splits, "all", *own, "", "", "", note])
-    valid = str(found.counts["valid"])
-    note = f"chose {', '.join(found.decided)}: optimistic" if found.decided else "chose nothing"
-    for (metric, name), value in found.valid_scores.items():
+        rows.append([findings.chosen, evaluation.splits, "all", *own, "", "", "", note])
+    valid = str(findings.counts["valid"])
+    note = f"chose {', '.join(findings.decided)}: optimistic" if findings.decided else "chose nothing"
+    for (metric, name), value in findings.valid_scores.items():
         told = "" if math.isnan(value) else f"{value:.6g}"
-        rows.append([found.chosen, "valid", "all", metric, name, told, "", "", valid, "", "", "", "", note])
-    for model, value in found.validation.items():
-        if model != found.chosen:
+        rows.append([findings.chosen, "valid", "all", metric, name, told, "", "", valid, "", "", "", "", note])
+    for model, value in findings.validation.items():
+        if model != findings.chosen:
             told = "" if math.isnan(value) else f"{value:.6g}"
-            metric = found.assessment.metric
+            metric = findings.assessment.metric
             rows.append([model, "valid", "all", metric, "all", told, "", "", valid, "", "", "", "", note])
     return pd.concat([table, pd.DataFrame(rows, columns=list(METRIC_COLUMNS))], ignore_index=True)
 
 
-def heads_figure(found: ClassifierFindings, path: str | Path) -> None:
+def heads_figure(findings: ClassifierFindings, path: str | Path) -> None:
     """Main metric of every head and baseline with its interval; validation scores as open marks."""
-    assessment = found.assessment
+    assessment = findings.assessment
     models = assessment.evaluation.models
     figure, axes = figures.new_figure(7.2, 1.2 + 0.42 * len(models))
     panel = axes[0, 0]
@@ -205,10 +205,10 @@ def heads_figure(found: ClassifierFindings, path: str | Path) -> None:
         line, colour = assessment.line(model.name, assessment.metric), colours[model.name]
         if math.isfinite(line.low):
             panel.plot([line.low, line.high], [place, place], color=colour, linewidth=2.4)
-        kind = "baseline" if model.baseline else "chosen head" if model.name == found.chosen else "head"
-        marks[kind] = "s" if model.baseline else "D" if model.name == found.chosen else "o"
+        kind = "baseline" if model.baseline else "chosen head" if model.name == findings.chosen else "head"
+        marks[kind] = "s" if model.baseline else "D" if model.name == findings.chosen else "o"
         panel.plot(line.value, place, marks[kind], color=colour, markersize=8)
-        valid = found.validation.get(model.name, math.nan)
+        valid = findings.validation.get(model.name, math.nan)
         if math.isfinite(valid):
             marks["validation rows"] = "o"
             panel.plot(valid, place, "o", markerfacecolor="none", markeredgecolor=colour, markersize=8)
@@ -266,31 +266,31 @@ def search_figure(
 
 
 def write_up(
-    found: ClassifierFindings, *, images: Sequence[str], tables: Sequence[str], best_trial: str = ""
+    findings: ClassifierFindings, *, images: Sequence[str], tables: Sequence[str], best_trial: str = ""
 ) -> Report:
     """The report.
 
     Args:
-        found: What the training found.
+        findings: Scores of heads and baselines, and how the head came to be.
         images: Names of the figure outputs that exist: heads, confusion, curves, search_figure.
         tables: Names of the table outputs that exist: metrics, search_history.
         best_trial: The search's best settings in words; empty without a search.
     """
-    assessment = found.assessment
+    assessment = findings.assessment
     evaluation = assessment.evaluation
-    lines = first_lines(found)
+    lines = first_lines(findings)
     report = Report(plain(" ".join(lines)))
     report.heading("All heads beside all baselines", 1)
     beside = [name for name in _BESIDE[evaluation.kind] if name != assessment.metric]
     header = ["", metric_name(assessment.metric), *map(metric_name, beside), "Validation", "Setting"]
     cells = []
-    about = {name: setting for name, _, setting in found.baselines}
+    about = {name: setting for name, _, setting in findings.baselines}
     for model in evaluation.models:
         line = assessment.line(model.name, assessment.metric)
-        name = f"**{plain(model.name)}**" if model.name == found.chosen else plain(model.name)
+        name = f"**{plain(model.name)}**" if model.name == findings.chosen else plain(model.name)
         values = [number(assessment.line(model.name, metric).value) for metric in beside]
-        valid = found.validation.get(model.name, math.nan)
-        setting = plain(found.settings.get(model.name, about.get(model.name, "")))
+        valid = findings.validation.get(model.name, math.nan)
+        setting = plain(findings.settings.get(model.name, about.get(model.name, "")))
         cells.append([name, number(line.value) + interval_text(line.low, line.high), *values,
                       number(valid) if math.isfinite(valid) else "", setting])  # fmt: skip
     report.rows(header, cells)
@@ -302,17 +302,17 @@ def write_up(
             report.image(name)
     report.heading("What was trained and tested").bullets(
         [
-            f"Rows: {', '.join(f'{count:,} {_PARTS.get(what, what)}' for what, count in found.counts.items())}; split: "
-            f"{plain(found.split_by)}",
+            f"Rows: {', '.join(f'{count:,} {_PARTS.get(what, what)}' for what, count in findings.counts.items())}; "
+            f"split: {plain(findings.split_by)}",
             *rows_told(assessment),
-            f"The head that was saved: {plain(found.chosen)}, {found.about}",
-            *_calibration(found),
-            *_coverage(found),
-            *map(plain, found.notes),
+            f"The head that was saved: {plain(findings.chosen)}, {findings.about}",
+            *_calibration(findings),
+            *_coverage(findings),
+            *map(plain, findings.notes),
         ]
     )
     if evaluation.kind == "multiclass":
-        report.heading("By class").rows(*_by_class(found))
+        report.heading("By class").rows(*_by_class(findings))
     if "confusion" in images:
         report.heading("Right and wrong" if evaluation.kind != "number" else "Predicted and true values").image(
             "confusion"
@@ -325,54 +325,57 @@ def write_up(
             report.image("search_figure")
         if "search_history" in tables:
             report.table("search_history", title="Trials")
-    report.heading("How it was done").bullets(_method(found))
+    report.heading("How it was done").bullets(_method(findings))
     if "metrics" in tables:
         intervals = " with 95 % intervals" if assessment.groups >= FEWEST_GROUPS else ""
         report.heading("All scores").table("metrics", title=f"Scores{intervals}")
     return report
 
 
-def _calibration(found: ClassifierFindings) -> list[str]:
-    if not found.uncalibrated:
+def _calibration(findings: ClassifierFindings) -> list[str]:
+    if not findings.uncalibrated:
         return []
-    if found.why_uncalibrated:
-        half = " and the threshold is 0.5" if math.isfinite(found.threshold) else ""
-        return [f"Probabilities are not calibrated{half}, since {found.why_uncalibrated}"]
-    after = found.assessment.line(found.chosen, "ece").value
+    if findings.why_uncalibrated:
+        half = " and the threshold is 0.5" if math.isfinite(findings.threshold) else ""
+        return [f"Probabilities are not calibrated{half}, since {findings.why_uncalibrated}"]
+    after = findings.assessment.line(findings.chosen, "ece").value
     lines = [
-        f"Temperature {found.temperature:.3f}: expected calibration error {number(found.uncalibrated[found.chosen])} "
-        f"before and {number(after)} after it ({found.assessment.evaluation.splits} rows)"
+        f"Temperature {findings.temperature:.3f}: expected calibration error "
+        f"{number(findings.uncalibrated[findings.chosen])} before and {number(after)} after it "
+        f"({findings.assessment.evaluation.splits} rows)"
     ]
-    if math.isfinite(found.threshold):
-        positive = found.assessment.evaluation.classes[-1]
-        lines.append(f"{plain(positive)} is called from a probability of {found.threshold:.3f} (validation rows)")
+    if math.isfinite(findings.threshold):
+        positive = findings.assessment.evaluation.classes[-1]
+        lines.append(f"{plain(positive)} is called from a probability of {findings.threshold:.3f} (validation rows)")
     return lines
 
 
-def _coverage(found: ClassifierFindings) -> list[str]:
-    made = found.coverage
+def _coverage(findings: ClassifierFindings) -> list[str]:
+    made = findings.coverage
     if made is None:
         return []
-    what = "Intervals" if found.assessment.evaluation.kind == "number" else "Sets of classes"
+    what = "Intervals" if findings.assessment.evaluation.kind == "number" else "Sets of classes"
     if math.isinf(made.size):
         return [f"Too few validation rows for {what.lower()} that hold the truth in {made.promised:.0%} of cases"]
     low, high = made.interval
     size = f"width {made.size:.3g}" if what == "Intervals" else f"{made.size:.2f} classes"
     return [
         f"{what} that plm_predict makes for a coverage of {made.promised:.0%} (limits: validation rows) hold the truth "
-        f"of {made.share:.1%} of the {made.rows} {found.assessment.evaluation.splits} rows (binomial 95 % interval "
+        f"of {made.share:.1%} of the {made.rows} {findings.assessment.evaluation.splits} rows (binomial 95 % interval "
         f"{low:.1%} to {high:.1%}), on average with {size}. The promise is for rows like the validation rows: splits "
         "by group or homology may miss it"
     ]
 
 
-def _by_class(found: ClassifierFindings) -> tuple[list[str], list[list[str]]]:
-    evaluation = found.assessment.evaluation
+def _by_class(findings: ClassifierFindings) -> tuple[list[str], list[list[str]]]:
+    evaluation = findings.assessment.evaluation
     counts = np.bincount(evaluation.truth.astype(int), minlength=len(evaluation.classes))
     cells = []
     for index in np.argsort(-counts, kind="stable")[:_MOST_CLASSES]:
         name = evaluation.classes[index]
-        lines = [found.assessment.line(found.chosen, metric, name) for metric in ("f1", "sensitivity", "precision")]
+        lines = [
+            findings.assessment.line(findings.chosen, metric, name) for metric in ("f1", "sensitivity", "precision")
+        ]
         values = [
             number(line.value) + interval_text(line.low, line.high, 2) if counts[index] else "no rows" for line in lines
         ]
@@ -380,20 +383,20 @@ def _by_class(found: ClassifierFindings) -> tuple[list[str], list[list[str]]]:
     return ["Class", "Rows", "F1", "Sensitivity", "Precision"], cells
 
 
-def _method(found: ClassifierFindings) -> list[str]:
-    metric = found.assessment.metric
-    chose = f" Chosen on the validation rows: {', '.join(found.decided)}." if found.decided else ""
-    once = "" if found.assessment.evaluation.splits == "validation" else " The rows that judge were answered once."
+def _method(findings: ClassifierFindings) -> list[str]:
+    metric = findings.assessment.metric
+    chose = f" Chosen on the validation rows: {', '.join(findings.decided)}." if findings.decided else ""
+    once = "" if findings.assessment.evaluation.splits == "validation" else " The rows that judge were answered once."
     lines = [
         f"Main metric: {metric_name(metric)}{' (lower is better)' if metric in LOWER_IS_BETTER else ''}. Settings of "
         f"the linear heads and of the neighbours: cross-validation within groups on the training rows.{chose}{once}",
     ]
-    if found.assessment.groups >= FEWEST_GROUPS:
+    if findings.assessment.groups >= FEWEST_GROUPS:
         lines.append(
-            f"Intervals: percentile bootstrap, {found.resamples} resamples of whole groups; differences are paired"
+            f"Intervals: percentile bootstrap, {findings.resamples} resamples of whole groups; differences are paired"
         )
-    lines += [f"{plain(name)}: {about}" for name, about, _ in found.baselines]
-    better = found.assessment.better_baselines()
+    lines += [f"{plain(name)}: {about}" for name, about, _ in findings.baselines]
+    better = findings.assessment.better_baselines()
     if better:
         lines.append(f"On these rows {plain(', '.join(better))} scored higher than the baseline to beat")
     return lines

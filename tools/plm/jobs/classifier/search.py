@@ -32,7 +32,7 @@ class Searched:
     """What a search found.
 
     Attributes:
-        settings: The best settings.
+        settings: Settings of the best trial.
         best: Their main metric on the validation rows.
         trials: One row a trial: fold, trial, state, value, best so far, epoch and the parameters.
         importance: Share of the differences between trials that each parameter explains; empty if too few finished.
@@ -69,13 +69,13 @@ class TrialJournal:
         """Runs the trials that are left; the first one has the settings ``base``.
 
         Args:
-            rows: Training rows.
-            judge: Validation rows.
+            rows: Rows to learn from.
+            judge: Rows that judge a trial.
             base: Settings to start from; epochs, patience, balance and selection stay as they are.
             metric: The main metric, which is searched for.
-            trials: In all.
-            seed: Of the proposals and of every training.
-            fold: Of the rows, or None.
+            trials: Number of trials in all, those of the journal among them.
+            seed: Seed of the proposals and of every training.
+            fold: Fold whose rows these are, or None.
             log: Gets a line a trial.
 
         Raises:
@@ -176,7 +176,7 @@ def search_key(settings: NetworkSettings, standardise: bool, metric: str, seed: 
 
 
 def _proposed(trial: Any, base: NetworkSettings) -> NetworkSettings:
-    found = {
+    proposal = {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
         "width": trial.suggest_categorical("width", sorted({*WIDTHS, base.width})),
         "depth": trial.suggest_int("depth", 1, max(4, base.depth)),
@@ -184,16 +184,16 @@ def _proposed(trial: Any, base: NetworkSettings) -> NetworkSettings:
         "batch": trial.suggest_categorical("batch", sorted({*BATCHES, base.batch})),
         "weight_decay": trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True),
     }
-    return _settings(found, base)
+    return _settings(proposal, base)
 
 
-def _settings(found: Mapping[str, Any], base: NetworkSettings) -> NetworkSettings:
+def _settings(proposal: Mapping[str, Any], base: NetworkSettings) -> NetworkSettings:
     return replace(
         base,
-        learning_rate=float(found["learning_rate"]),
-        width=int(found["width"]),
-        depth=int(found["depth"]),
-        dropout=float(found["dropout"]),
-        batch=int(found["batch"]),
-        weight_decay=float(found["weight_decay"]),
+        learning_rate=float(proposal["learning_rate"]),
+        width=int(proposal["width"]),
+        depth=int(proposal["depth"]),
+        dropout=float(proposal["dropout"]),
+        batch=int(proposal["batch"]),
+        weight_decay=float(proposal["weight_decay"]),
     )

@@ -39,12 +39,12 @@ class ClassifierSettings:
 
     Attributes:
         head: ``auto`` or a kind of head.
-        network: The feed-forward network.
+        network: Sizes and training of the feed-forward network.
         standardise: Scale embeddings to mean 0 and deviation 1 of the training rows.
         metric: The main metric; ``auto``: AUROC, macro F1 or Spearman.
         balance: ``none``, ``weights`` or ``sampling``.
         seed: Random seed.
-        resamples: Of the bootstrap.
+        resamples: Number of bootstrap resamples.
         trials: Of the search for the network's settings; 0: none.
         threads: Processor threads.
     """
@@ -65,14 +65,14 @@ class FittedHead:
     """One head of one part, calibrated.
 
     Attributes:
-        kind: Of head.
-        fitted: The head.
-        task: With mean and deviation of its training numbers.
-        temperature: From validation rows.
-        threshold: On the positive one of two classes, from validation rows.
+        kind: Kind of head.
+        fitted: Head with its settings and history.
+        task: Task with mean and standard deviation of the training numbers.
+        temperature: Number by which logits are divided, from validation rows.
+        threshold: Threshold on the probability of the positive one of two classes, from validation rows.
         valid: (n, K) logits or (n, 1) numbers in units of labels of the validation rows.
         test: The same of the test rows.
-        seconds: Time it took.
+        seconds: Seconds that the fit took.
     """
 
     kind: HeadKind
@@ -88,8 +88,8 @@ class FittedHead:
         """Calibrated probabilities of logits; numbers as they are."""
         if self.task.target == "number":
             return raw
-        found: Floats = softmax(raw / self.temperature, axis=1)
-        return found
+        calibrated: Floats = softmax(raw / self.temperature, axis=1)
+        return calibrated
 
 
 @dataclass
@@ -97,8 +97,8 @@ class Trained:
     """All heads of all parts.
 
     Attributes:
-        material: The rows.
-        settings: As asked for.
+        material: Labelled embeddings with their parts and groups.
+        settings: Settings that the user asked for.
         members: Heads by kind, one a part.
         validation: Main metric of each kind on the validation rows of all parts.
         chosen: The kind that the bundle has.
@@ -142,16 +142,16 @@ class Trained:
         """Probabilities (or numbers) and calls of a kind of head on the test (or validation) rows of all parts."""
         members = self.members[kind]
         use_valid = valid or not self.has_test
-        found = [one.probabilities(one.valid if use_valid else one.test) for one in members]
+        probabilities = [one.probabilities(one.valid if use_valid else one.test) for one in members]
         if self.material.task.target == "number":
-            return np.concatenate(found), np.zeros(sum(map(len, found)), np.int64)
+            return np.concatenate(probabilities), np.zeros(sum(map(len, probabilities)), np.int64)
         place = {name: index for index, name in enumerate(self.material.task.classes)}
         calls = [
             place[name]
-            for one, values in zip(members, found, strict=True)
+            for one, values in zip(members, probabilities, strict=True)
             for name in one.task.calls(values, one.threshold)
         ]
-        return np.concatenate(found), np.array(calls, np.int64)
+        return np.concatenate(probabilities), np.array(calls, np.int64)
 
 
 def train(
@@ -161,7 +161,7 @@ def train(
 
     Args:
         material: From :func:`prepare`.
-        settings: What was asked for.
+        settings: Settings that the user asked for.
         log: Gets a line a head.
         journal: Where a search keeps its trials.
     """
@@ -182,11 +182,11 @@ def train(
         if settings.trials and journal is not None:
             network = replace(settings.network, balance=settings.balance)
             with one_thread(rows.scaled.size * max(rows.task.outputs, 1)):
-                found = journal.search(
+                search = journal.search(
                     rows, judge, network, material.metric, settings.trials, settings.seed, part.fold, log
                 )
-            searches.append(found)
-            own = replace(settings, network=found.settings)
+            searches.append(search)
+            own = replace(settings, network=search.settings)
         for kind in kinds:
             start = time.monotonic()
             with one_thread(rows.scaled.size * max(rows.task.outputs, 1)):
@@ -256,7 +256,7 @@ def as_scored(material: Material, probabilities: Floats, calls: Ints, rows: Ints
     truth = material.target[rows]
     if material.kind == "number":
         return metrics.Scored("number", truth, probabilities[:, 0], calls)
-    found = classifiers.scored(probabilities, truth, material.task, None)
+    scored = classifiers.scored(probabilities, truth, material.task, None)
     if material.kind == "binary":
         calls = (calls == material.task.positive_index).astype(np.int64)
-    return replace(found, calls=calls)
+    return replace(scored, calls=calls)
