@@ -49,10 +49,10 @@ class CandidateSurvey:
     """What a file holds, counted before the work starts.
 
     Attributes:
-        records: All records.
-        proteins: Usable ones.
+        records: Number of records.
+        proteins: Number of records that can be used.
         first_rejected: Id and reason of the first record that cannot be used.
-        candidates: Candidate residues.
+        candidates: Number of candidate residues.
         residues: Residues of usable proteins with a candidate.
         longest: Residues of the longest of them.
         context: Residues of all windows around the candidates (0 without windows).
@@ -159,12 +159,12 @@ def _places(sites: tuple[int, ...], removed: tuple[int, ...]) -> tuple[int, ...]
     """1-based places in the raw sequence of ascending 0-based indices in the cleaned one."""
     if not removed:
         return tuple(site + 1 for site in sites)
-    found, gone = [], 0
+    places, gone = [], 0
     for site in sites:
         while gone < len(removed) and removed[gone] <= site + gone:
             gone += 1
-        found.append(site + gone + 1)
-    return tuple(found)
+        places.append(site + gone + 1)
+    return tuple(places)
 
 
 def survey(
@@ -185,7 +185,7 @@ def survey(
         UserError: As :func:`read_candidates`; also if every record is nucleotides, none can be used, or an id is
             repeated under ``error``.
     """
-    found, name = CandidateSurvey(), Path(path).name
+    tally, name = CandidateSurvey(), Path(path).name
     cleaning = Cleaning(name, CleaningRule(nucleotides=nucleotides))
     kept, half = 0, window // 2
     digests, lines, ids = bytearray(), array("q"), list[str]()
@@ -198,21 +198,21 @@ def survey(
         context = sum(min(length, site + half + 1) - max(0, site - half) for site in sites) if window else 0
         counts.extend((not protein.rejected, len(sites), length if sites else 0, context))
         if protein.rejected:
-            found.first_rejected = found.first_rejected or f"{protein.id}: {protein.rejected}"
+            tally.first_rejected = tally.first_rejected or f"{protein.id}: {protein.rejected}"
         elif sites and kept < head:
-            found.head.append(protein)
+            tally.head.append(protein)
             kept += context or length
-    found.settled = {one.row: one for one in settle(ids.__getitem__, lines, first_equal(digests), duplicates, name)}
+    tally.settled = {one.row: one for one in settle(ids.__getitem__, lines, first_equal(digests), duplicates, name)}
     table = np.frombuffer(counts, np.int64).reshape(-1, 4).copy()
-    table[[one.row for one in found.settled.values() if not one.kept]] = 0
-    found.records = len(table)
-    found.proteins, found.candidates, found.residues, found.context = table.sum(axis=0).tolist()
-    found.longest = int(table[:, 2].max())
-    found.warning = cleaning.finish()
-    if not found.proteins:
+    table[[one.row for one in tally.settled.values() if not one.kept]] = 0
+    tally.records = len(table)
+    tally.proteins, tally.candidates, tally.residues, tally.context = table.sum(axis=0).tolist()
+    tally.longest = int(table[:, 2].max())
+    tally.warning = cleaning.finish()
+    if not tally.proteins:
         raise UserError(
-            f"None of {found.records} records can be used; the first: {found.first_rejected}",
+            f"None of {tally.records} records can be used; the first: {tally.first_rejected}",
             where=name,
             fix="Give protein sequences",
         )
-    return found
+    return tally

@@ -23,7 +23,7 @@ class Track:
 
     Attributes:
         name: What the track is called.
-        length: Residues.
+        length: Length of the protein in residues.
         places: (n,) 1-based candidate residues, ascending.
         heights: (n,) probability shown, 0-1, or a predicted number.
         called: (n,) whether the site is called.
@@ -47,9 +47,9 @@ def sites_figure(
 
     Args:
         tracks: In the order of the figure; none gives a picture that says so.
-        path: Where the PNG goes.
+        path: PNG file to write.
         proteins: Proteins with candidates there are.
-        height_name: What the height means.
+        height_name: Name of the vertical axis.
         threshold: Drawn as a dashed line; None (several classes, numbers) draws none and tells no calls.
     """
     if not tracks:

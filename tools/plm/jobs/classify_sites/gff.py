@@ -32,7 +32,7 @@ class GffWriter:
 
     Args:
         handle: Open text file; the version line is written at once.
-        source: Column 2, the program.
+        source: Program that made the features, column 2.
     """
 
     def __init__(self, handle: TextIO, source: str) -> None:
@@ -53,8 +53,8 @@ class GffWriter:
         """One residue.
 
         Args:
-            seqid: The landmark.
-            place: 1-based residue.
+            seqid: Protein, column 1.
+            place: 1-based position in the protein.
             score: Column 6; None writes a dot.
             attributes: Column 9 in this order. The specification keeps names with a capital first letter to itself, so
                 others are written in lower case.

@@ -28,7 +28,7 @@ class SiteCounts:
     """The findings so far; its size does not grow with the number of proteins.
 
     Attributes:
-        task: What the bundle answers.
+        task: Level, kind of target and classes that the bundle answers.
         most_tracks: Proteins that the figure shows at most.
         most_sites: Sites that the report lists at most.
     """
@@ -72,7 +72,7 @@ class SiteCounts:
         """Counts a protein with answers.
 
         Args:
-            protein: With n candidates.
+            protein: Protein with its n candidates.
             heights: (n,) probability of the positive class as shown, of the called class, or the number.
             called: (n,) called positive; all True unless there are two classes.
             calls: n classes; empty strings for numbers.
@@ -125,24 +125,24 @@ def height_name(task: Task) -> str:
     )
 
 
-def first_line(found: SiteCounts, point: OperatingPoint | None, letters: str, finished: bool) -> str:
+def first_line(counts: SiteCounts, point: OperatingPoint | None, letters: str, finished: bool) -> str:
     """The sentence that a reader must see: what was called, at which threshold, and how much of it to believe."""
-    where = f"{found.candidates:,} candidate {'/'.join(letters)} in {_proteins(found.classified)}"
+    where = f"{counts.candidates:,} candidate {'/'.join(letters)} in {_proteins(counts.classified)}"
     unfinished = "" if finished else "The bundle's training was cut short (unfinished). "
-    if not found.candidates:
+    if not counts.candidates:
         return (
-            f"{unfinished}No candidate residue: none of {_proteins(found.proteins)} that can be used holds "
+            f"{unfinished}No candidate residue: none of {_proteins(counts.proteins)} that can be used holds "
             f"{' or '.join(letters)}, so there is nothing to classify"
         )
-    if found.task.target == "number":
+    if counts.task.target == "number":
         return f"{unfinished}Numbers are predicted for {where}"
     if point is None:
-        shares = ", ".join(f"{name}: {found.by_class.get(name, 0):,}" for name in found.task.classes)
+        shares = ", ".join(f"{name}: {counts.by_class.get(name, 0):,}" for name in counts.task.classes)
         return f"{unfinished}The likeliest class of {where}: {shares}"
-    verb = "is" if found.called == 1 else "are"
-    positive = called_words(found.task.classes[found.task.positive_index], found.task.classes)
-    called = f"{found.called:,} of {where} {verb} called {positive}"
-    return f"{unfinished}{called} at threshold {point.threshold:.4g} ({point.source}); {_trust(found, point)}"
+    verb = "is" if counts.called == 1 else "are"
+    positive = called_words(counts.task.classes[counts.task.positive_index], counts.task.classes)
+    called = f"{counts.called:,} of {where} {verb} called {positive}"
+    return f"{unfinished}{called} at threshold {point.threshold:.4g} ({point.source}); {_trust(counts, point)}"
 
 
 def called_words(name: str, classes: Sequence[str]) -> str:
@@ -157,25 +157,25 @@ _YES_NO = (
 )  # fmt: skip
 
 
-def _trust(found: SiteCounts, point: OperatingPoint) -> str:
+def _trust(counts: SiteCounts, point: OperatingPoint) -> str:
     """How many of the calls are false and true; the two always add up to the calls."""
-    calls = found.called
+    calls = counts.called
     if not calls:
         return "no call, so none is false"
-    expected = point.expected(found.candidates, calls)
+    expected = point.expected(counts.candidates, calls)
     if expected is None and point.counts[0]:
         return (
             "how many of the calls are true cannot be told: at the rates seen on validation rows so few calls are all "
             "but impossible, so these proteins are of another kind"
         )
     if expected is None:
-        false = round(found.doubt)
+        false = round(counts.doubt)
         return f"about {false:,} of these calls are false and {calls - false:,} true, by their own probabilities"
     false, (low, high) = round(expected.false), expected.false_range
     told = f"about {false:,} of these calls are false and {calls - false:,} true"
     told += f" (95 % interval {low:,} to {high:,} false)"
     share = point.prevalence if point.prevalence is not None else point.training_prevalence
-    assumed = None if share is None else point.expected(found.candidates, calls, share)
+    assumed = None if share is None else point.expected(counts.candidates, calls, share)
     if assumed is not None and not assumed.fits:
         few = "few" if calls < assumed.calls_range[0] else "many"
         kind = "stated" if point.prevalence is not None else "training set's"
@@ -188,7 +188,7 @@ def _proteins(count: int) -> str:
 
 
 def site_report(
-    found: SiteCounts,
+    counts: SiteCounts,
     point: OperatingPoint | None,
     *,
     letters: str,
@@ -200,29 +200,29 @@ def site_report(
     """The report of the stage.
 
     Args:
-        found: The findings.
+        counts: Records, candidates and calls so far, and the strongest sites.
         point: Threshold and prevalence of a two-class bundle, else None.
         letters: Candidate residues.
-        manifest: The bundle's.
+        manifest: Content of the bundle's ``manifest.json``.
         model: Name and digest of the bundle.
         notes: Warnings and choices worth a line.
         outputs: Names of the outputs there are: ``figure``, ``sites``, ``gff``, ``status``.
     """
-    report = Report(plain(first_line(found, point, letters, bool(manifest.get("finished", True)))))
+    report = Report(plain(first_line(counts, point, letters, bool(manifest.get("finished", True)))))
     if "figure" in outputs:
         report.heading("Along the proteins").image("figure")
-    if point is not None and found.candidates:
-        _expectations(report, found, point)
-    if found.candidates:
+    if point is not None and counts.candidates:
+        _expectations(report, counts, point)
+    if counts.candidates:
         report.heading("The strongest candidates")
-        number = found.task.target == "number"
+        number = counts.task.target == "number"
         header = ["Protein", "Residue", "Number" if number else "Probability", *([] if number else ["Call"])]
-        rows = [[plain(cells[0]), *cells[1:3], *([] if number else [plain(cells[3])])] for cells in found.sites()]
+        rows = [[plain(cells[0]), *cells[1:3], *([] if number else [plain(cells[3])])] for cells in counts.sites()]
         report.rows(header, rows)
-    if "sites" in outputs and found.candidates:
+    if "sites" in outputs and counts.candidates:
         report.heading("All sites")
         # A page does not bear a proteome.
-        if found.candidates <= MOST_ROWS:
+        if counts.candidates <= MOST_ROWS:
             report.table("sites", title="Classified sites")  # classes name columns
         else:
             report.link("sites")
@@ -234,8 +234,8 @@ def site_report(
     base = manifest["base"]
     report.bullets(
         [
-            f"{found.proteins:,} records: {found.classified:,} classified, "
-            f"{found.without:,} without a candidate, {found.rejected:,} rejected, {found.changed:,} changed on the "
+            f"{counts.proteins:,} records: {counts.classified:,} classified, "
+            f"{counts.without:,} without a candidate, {counts.rejected:,} rejected, {counts.changed:,} changed on the "
             f"way{'; the status table names each' if 'status' in outputs else ''}.",
             f"Each candidate was seen in {context}, the context that the bundle was trained with.",
             f"Model {plain(model)}, base model {plain(base['id'])} (sha256 {base['sha256'][:12]}), "
@@ -249,7 +249,7 @@ def site_report(
     return report
 
 
-def _expectations(report: Report, found: SiteCounts, point: OperatingPoint) -> None:
+def _expectations(report: Report, counts: SiteCounts, point: OperatingPoint) -> None:
     false_rate, true_rate = point.rates()
     report.heading("How far to believe the calls")
     if point.prevalence is not None:
@@ -278,22 +278,22 @@ def _expectations(report: Report, found: SiteCounts, point: OperatingPoint) -> N
     report.paragraph(
         f"At this threshold {false_hits:,} of {negatives:,} validation negatives{sensitivity} are called.{optimism}"
     )
-    if not found.called:
+    if not counts.called:
         return
-    expected = point.expected(found.candidates, found.called)
+    expected = point.expected(counts.candidates, counts.called)
     shares = {point.prevalence, point.training_prevalence, *TYPICAL_PREVALENCES} - {None}
     rows = [] if expected is None else [_row(f"{_percent(expected.share)} (as the calls suggest)", expected)]
     for share in sorted((share for share in shares if share is not None), reverse=True):
-        assumed = point.expected(found.candidates, found.called, share)
+        assumed = point.expected(counts.candidates, counts.called, share)
         assert assumed is not None  # there are validation negatives
         mark = " (stated)" if share == point.prevalence else " (training)" if share == point.training_prevalence else ""
         rows.append(_row(f"{_percent(share)}{mark}", assumed))
-    calls = f"{found.called:,} call{'' if found.called == 1 else 's'}"
+    calls = f"{counts.called:,} call{'' if counts.called == 1 else 's'}"
     report.rows(["If so many candidates are real", "Calls expected", f"Of the {calls}: false", "true"], rows)
     if expected is not None:
         low, high = expected.share_range
         report.paragraph(
-            f"The {calls} among {found.candidates:,} candidates suggest that {_percent(low)} to {_percent(high)} of "
+            f"The {calls} among {counts.candidates:,} candidates suggest that {_percent(low)} to {_percent(high)} of "
             "the candidates are real. The 95 % intervals in brackets follow from the number of validation rows, and "
             "take it that new proteins are like those."
         )

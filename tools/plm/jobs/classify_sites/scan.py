@@ -67,13 +67,13 @@ class SiteScanner:
         new = [key for key, number in asked.items() if answers[number] is _UNKNOWN]
         if new:
             tell = _shares(advance, sum(map(len, rows)), self._contexts(new) * len(self.bundle.members))
-            found = self._predict([text for text, _ in new], [at for _, at in new], tell)
-            for key, values in zip(new, found, strict=True):
+            predicted = self._predict([text for text, _ in new], [at for _, at in new], tell)
+            for key, values in zip(new, predicted, strict=True):
                 answers[asked[key]] = values
             if self.bundle.window:
                 if len(self._known) + len(new) > REMEMBERED:
                     self._known.clear()
-                self._known.update(zip(new[:REMEMBERED], found, strict=False))
+                self._known.update(zip(new[:REMEMBERED], predicted, strict=False))
             tell(None)
         elif advance is not None:
             advance(sum(map(len, rows)))
@@ -90,11 +90,11 @@ class SiteScanner:
         budget = max(self.budget, min(longest, self._whole) + specials)
         while True:
             try:
-                found = self.bundle.predict(texts, sites, budget, advance=tell)
+                predicted = self.bundle.predict(texts, sites, budget, advance=tell)
                 caps = (budget - specials, self.bundle.loaded.family.max_residues)
                 limit = min(cap for cap in caps if cap is not None)
                 self.segmented += len({text for text in texts if len(text) > limit})
-                return found
+                return predicted
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 budget = halved(budget, error, self.bundle.loaded.device, self._log)
                 self.budget, self._whole = min(self.budget, budget), min(self._whole, budget)

@@ -157,7 +157,7 @@ def judge(values: NDArray[np.float64], task: Task, point: OperatingPoint | None)
 
     Args:
         values: (n, K) probabilities or (n, 1) numbers of the bundle.
-        task: What they mean.
+        task: Task of the bundle.
         point: Threshold and prevalence; None unless there are two classes.
     """
     everything = np.ones(len(values), dtype=bool)
@@ -181,13 +181,13 @@ class SiteTables:
     """Writes one protein after the other.
 
     Attributes:
-        task: What the bundle answers.
+        task: Task of the bundle.
         point: Threshold and prevalence of a two-class bundle, else None.
         model: Name and digest of the bundle.
         finished: False adds the column ``finished``, as the bundle's training was cut short.
         sites: Open predictions table, or None.
         status: Open status table, or None.
-        gff: GFF3, or None.
+        gff: Writer of the GFF3 file, or None.
         gff_all: The GFF3 has every candidate, not only called ones.
     """
 
