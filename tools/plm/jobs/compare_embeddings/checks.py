@@ -26,8 +26,8 @@ class Judged:
     Attributes:
         name: ``embeddings``, ``reference`` or ``new``.
         side: Its rows; groups and labels attached.
-        labels: Of the rows.
-        quality: What was measured.
+        labels: Labels of the rows.
+        quality: Near copies, norms and spread of the rows.
     """
 
     name: str
@@ -44,14 +44,14 @@ class EmbeddingFindings:
         new: The set that was asked about.
         reference: What it is compared with, or None.
         proteins: Each new protein against the reference; None without.
-        tests: Of the sets as wholes; None if there are none.
-        why_not: Why not.
+        tests: Tests of the two sets as wholes; None if there are none.
+        why_not: Why there are no tests; empty if there are.
         label_p: p value of equal shares of the classes (equal distribution of the numbers) in both sets; NaN if not
             both are labelled.
-        source: Where labels come from.
+        source: Where the labels come from, in words.
         bundle: The reference is that of a bundle.
-        most: Rows of a sample.
-        seed: Draws them.
+        most: Most rows of a sample.
+        seed: Seed of the samples.
         notes: What a reader should know.
     """
 
@@ -101,11 +101,11 @@ def label_change(one: SpaceLabels, other: SpaceLabels) -> float:
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def checks(found: EmbeddingFindings) -> list[Check]:
+def checks(findings: EmbeddingFindings) -> list[Check]:
     """Everything that was measured of the sets, each with what to think of it."""
-    rows = [check for one in found.sets for check in _quality_checks(one)]
-    if found.label_p == found.label_p:
-        result = LOOK if found.label_p < 0.05 else OK
+    rows = [check for one in findings.sets for check in _quality_checks(one)]
+    if findings.label_p == findings.label_p:
+        result = LOOK if findings.label_p < 0.05 else OK
         rows.append(
             Check(
                 "both",
@@ -113,12 +113,12 @@ def checks(found: EmbeddingFindings) -> list[Check]:
                 "all",
                 result,
                 math.nan,
-                sum(int(one.labels.known.sum()) for one in found.sets),
-                p_value=found.label_p,
+                sum(int(one.labels.known.sum()) for one in findings.sets),
+                p_value=findings.label_p,
                 note="chi-squared test of class shares, or Kolmogorov-Smirnov test of numbers",
             )
         )
-    return [*rows, *_drift_checks(found)]
+    return [*rows, *_drift_checks(findings)]
 
 
 def _quality_checks(one: Judged) -> Iterator[Check]:
@@ -217,19 +217,19 @@ def _label_checks(one: Judged) -> Iterator[Check]:
         yield Check(one.name, "class", name, LOOK if note else OK, size, int(sizes.sum()), note=note)
 
 
-def _drift_checks(found: EmbeddingFindings) -> Iterator[Check]:
-    proteins, tests = found.proteins, found.tests
-    if proteins is None or found.reference is None:
+def _drift_checks(findings: EmbeddingFindings) -> Iterator[Check]:
+    proteins, tests = findings.proteins, findings.tests
+    if proteins is None or findings.reference is None:
         return
-    finite = int(found.new.quality.finite.sum())
-    equal, shared = int((proteins.same >= 0).sum()), shared_ids(found)
+    finite = int(findings.new.quality.finite.sum())
+    equal, shared = int((proteins.same >= 0).sum()), shared_ids(findings)
     yield Check(
         "both",
         "same_id",
         "all",
         LOOK if shared else OK,
         shared,
-        len(found.new.side),
+        len(findings.new.side),
         note="ids that are in the reference too",
     )
     yield Check(
@@ -242,7 +242,7 @@ def _drift_checks(found: EmbeddingFindings) -> Iterator[Check]:
         note="new proteins whose embedding is in the reference too",
     )
     near = int(proteins.near.sum()) - equal
-    if found.new.side.description.dimension >= FEWEST_COMPONENTS:
+    if findings.new.side.description.dimension >= FEWEST_COMPONENTS:
         yield Check(
             "both",
             "near_duplicates",
@@ -252,8 +252,8 @@ def _drift_checks(found: EmbeddingFindings) -> Iterator[Check]:
             finite,
             note=f"new proteins nearly equal to one of the {proteins.compared} compared of the reference",
         )
-    low, high = drifted_range(found)
-    result = LOOK if more_drifted(found) else OK
+    low, high = drifted_range(findings)
+    result = LOOK if more_drifted(findings) else OK
     drifted = int(proteins.drifted.sum())
     yield Check(
         "both",
@@ -306,17 +306,17 @@ def _drift_checks(found: EmbeddingFindings) -> Iterator[Check]:
     )
 
 
-def drifted_range(found: EmbeddingFindings) -> tuple[float, float]:
+def drifted_range(findings: EmbeddingFindings) -> tuple[float, float]:
     """95 % interval (Wilson) of the share of new proteins that drifted."""
     from scipy.stats import binomtest
 
-    assert found.proteins is not None
-    finite = int(found.new.quality.finite.sum())
-    ends = binomtest(int(found.proteins.drifted.sum()), finite).proportion_ci(0.95, method="wilson")
+    assert findings.proteins is not None
+    finite = int(findings.new.quality.finite.sum())
+    ends = binomtest(int(findings.proteins.drifted.sum()), finite).proportion_ci(0.95, method="wilson")
     return float(ends.low), float(ends.high)
 
 
-def more_drifted(found: EmbeddingFindings) -> bool:
+def more_drifted(findings: EmbeddingFindings) -> bool:
     """Whether more new proteins drifted than chance explains (one-sided, 2.5 %).
 
     The limit is an order statistic of the reference's own distances, so that of n proteins like the reference a
@@ -324,16 +324,16 @@ def more_drifted(found: EmbeddingFindings) -> bool:
     """
     from scipy.stats import betabinom
 
-    proteins = found.proteins
+    proteins = findings.proteins
     assert proteins is not None
     if not proteins.limit_rows or not math.isfinite(proteins.limit):
         return False
     beyond = int((proteins.limit_rows - 1) * proteins.share + 1e-9)
-    law = betabinom(int(found.new.quality.finite.sum()), beyond + 1, proteins.limit_rows - beyond)
+    law = betabinom(int(findings.new.quality.finite.sum()), beyond + 1, proteins.limit_rows - beyond)
     return bool(law.sf(int(proteins.drifted.sum()) - 1) < 0.025)
 
 
-def shared_ids(found: EmbeddingFindings) -> int:
-    assert found.reference is not None
-    there, here = set(found.reference.side.keys()), found.new.side.keys()
+def shared_ids(findings: EmbeddingFindings) -> int:
+    assert findings.reference is not None
+    there, here = set(findings.reference.side.keys()), findings.new.side.keys()
     return sum(key in there for key in here)

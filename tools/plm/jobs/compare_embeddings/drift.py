@@ -56,8 +56,8 @@ class Set:
     """One of the two sets.
 
     Attributes:
-        matrix: (N, D) float32.
-        quality: Of it.
+        matrix: (N, D) float32 embeddings.
+        quality: Near copies, norms and spread of the rows.
         groups: N names of groups of relatives; each row's own name without any.
     """
 
@@ -74,7 +74,7 @@ class Tests:
         rows: Proteins tested of the reference and of the new set.
         ks, p_values, q_values: (D,) Kolmogorov-Smirnov statistic, p value, and p value adjusted over the components.
         energy: Energy distance as a share of the mean distance between the sets.
-        energy_p: By permutation.
+        energy_p: p value of the energy distance, by permutation.
         energy_rows: Proteins compared of each set.
         auroc, low, high: Of the classifier, and its 95 % interval (bootstrap, given the fits).
         auroc_p: One-sided p value of telling the sets apart no better than chance.
@@ -112,12 +112,12 @@ class ProteinSet:
         distance: (N,) mean distance to the k nearest, in standard deviations a component; NaN likewise.
         limit: Distance beyond which a protein has drifted.
         share: Share of the proteins like the reference that lies beyond it.
-        drifted: (N,) beyond the limit.
+        drifted: (N,) whether the distance is beyond the limit.
         near: (N,) nearly equal to a reference protein.
         same: (N,) row of the first reference protein with the very same numbers; -1 without any.
-        compared: Reference proteins compared with.
+        compared: Number of reference proteins compared with.
         limit_rows: Distances that the limit was chosen from.
-        k: Neighbours.
+        k: Number of neighbours that a distance is the mean over.
         from_validation: The limit is that of a bundle's validation proteins.
     """
 
@@ -141,7 +141,7 @@ def place(
 
     Args:
         reference: Its sample is what the new proteins are compared with.
-        new: All rows are.
+        new: Set of which every row is compared.
         share: Share (0-1) of proteins like the reference that may lie beyond the limit.
         half: Numbers of one of the sets were stored as float16, so equal means equal in that precision.
         validation: k, limit and number of distances behind it, of a bundle; None: from the reference's own distances
@@ -193,10 +193,10 @@ def _same(reference: Set, new: Set, half: bool) -> Ints:
     seen: dict[bytes, int] = {}
     for row in np.flatnonzero(reference.quality.finite):
         seen.setdefault(key(reference.matrix[row]), int(row))
-    found = _empty(len(new.matrix), -1)
+    twin = _empty(len(new.matrix), -1)
     for row in np.flatnonzero(new.quality.finite):
-        found[row] = seen.get(key(new.matrix[row]), -1)
-    return found
+        twin[row] = seen.get(key(new.matrix[row]), -1)
+    return twin
 
 
 def units(one: Set) -> tuple[Ints, Ints]:
@@ -208,8 +208,8 @@ def units(one: Set) -> tuple[Ints, Ints]:
     sample = one.quality.sample
     names = np.unique(np.array([one.groups[row] for row in sample], dtype=object).astype(str), return_inverse=True)[1]
     copies = np.unique(one.quality.near[sample], return_inverse=True)[1]
-    found = clusters(len(sample), [_chain(names), _chain(copies)])
-    _, first, index = np.unique(found, return_index=True, return_inverse=True)
+    cluster = clusters(len(sample), [_chain(names), _chain(copies)])
+    _, first, index = np.unique(cluster, return_index=True, return_inverse=True)
     return sample[first], index.astype(np.int64)
 
 
@@ -226,11 +226,11 @@ def compare_sets(
     """Tests two sets as wholes.
 
     Args:
-        reference: One.
-        new: The other.
-        proteins: Of :func:`place`.
-        permutations: Of the energy distance.
-        seed: Draws them, the rows they compare and the folds.
+        reference: Set that the new one is compared with.
+        new: Set that was asked about.
+        proteins: Each new protein against the reference, from :func:`place`.
+        permutations: Number of permutations of the energy distance.
+        seed: Seed of the permutations, of the rows they compare and of the folds.
 
     Returns:
         The tests, or None and why there are none.
@@ -268,8 +268,8 @@ def _components(first: Array, second: Array) -> tuple[Floats, Floats]:
     from scipy.stats import ks_2samp
 
     method = "exact" if max(len(first), len(second)) <= _EXACT_ROWS else "asymp"
-    found = ks_2samp(first, second, axis=0, method=method)
-    return np.asarray(found.statistic, np.float64), np.asarray(found.pvalue, np.float64)
+    test = ks_2samp(first, second, axis=0, method=method)
+    return np.asarray(test.statistic, np.float64), np.asarray(test.pvalue, np.float64)
 
 
 def energy_distance(
@@ -280,10 +280,10 @@ def energy_distance(
     Components are scaled by the two samples together: a scale of one alone would make the other look farther off.
 
     Args:
-        first: (n, D).
-        second: (m, D).
-        permutations: How many.
-        generator: Draws them.
+        first: (n, D) rows of one sample.
+        second: (m, D) rows of the other.
+        permutations: Number of permutations.
+        generator: Random generator of the permutations.
     """
     from sklearn.metrics import euclidean_distances
     from sklearn.preprocessing import StandardScaler
@@ -311,10 +311,10 @@ def classifier_test(first: Array, second: Array, folds: Ints, seed: int) -> tupl
     """How well a logistic regression tells two samples apart, by cross-validation.
 
     Args:
-        first: (n, D).
-        second: (m, D).
+        first: (n, D) rows of one sample.
+        second: (m, D) rows of the other.
         folds: (n + m,) clusters; each lies in one fold.
-        seed: Of folds and bootstrap.
+        seed: Seed of the folds and of the bootstrap.
 
     Returns:
         AUROC on rows that were not fitted to, lower and upper end of its 95 % interval (bootstrap over clusters,

@@ -89,10 +89,10 @@ def judge(matrix: Array, where: str, most: int, seed: int) -> Quality:
     """Measures a set.
 
     Args:
-        matrix: (N, D) float32.
+        matrix: (N, D) float32 embeddings.
         where: What messages call the set.
-        most: Rows of the sample.
-        seed: Draws it.
+        most: Most rows of the sample.
+        seed: Seed of the sample.
 
     Raises:
         UserError: Fewer than 10 rows of finite numbers.
@@ -174,8 +174,8 @@ def _near(matrix: Array, sample: Ints, first: Ints) -> Ints:
         scaled = ((points[:, varied] - points[:, varied].mean(axis=0)) / sd[varied]).astype(np.float32)
         radius = NEAR * float(np.sqrt(varied.sum()))
         graph = NearestNeighbors(radius=radius, algorithm="brute").fit(scaled).radius_neighbors_graph()
-        found = coo_matrix(graph)
-        links = (found.row.astype(np.int64), found.col.astype(np.int64))
+        pairs = coo_matrix(graph)
+        links = (pairs.row.astype(np.int64), pairs.col.astype(np.int64))
     cluster = clusters(len(distinct), [links])[place]
     result = np.full(len(matrix), -1, np.int64)
     _, starts = np.unique(cluster, return_index=True)
@@ -191,8 +191,8 @@ def clusters(count: int, links: Sequence[tuple[Ints, Ints]]) -> Ints:
     one = np.concatenate([pair[0] for pair in links]) if links else np.empty(0, np.int64)
     other = np.concatenate([pair[1] for pair in links]) if links else np.empty(0, np.int64)
     graph = coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(count, count))
-    found: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
-    return found
+    numbers: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
+    return numbers
 
 
 def _effective(points: Array) -> float:

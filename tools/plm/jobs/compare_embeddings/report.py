@@ -35,10 +35,10 @@ _SHOWN = 5
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def checks_table(found: EmbeddingFindings) -> Iterator[str]:
+def checks_table(findings: EmbeddingFindings) -> Iterator[str]:
     """Lines of the table of checks."""
     yield "\t".join(CHECK_COLUMNS)
-    for one in checks(found):
+    for one in checks(findings):
         figures = [_cell(value) for value in (one.value, one.low, one.high, one.expected, one.p_value)]
         cells = [one.set, one.check, one.part, one.result, *figures, str(one.rows), one.note]
         yield "\t".join(" ".join(cell.split()) for cell in cells)
@@ -48,11 +48,11 @@ def _cell(value: float) -> str:
     return "" if value != value else f"{value:.6g}"
 
 
-def components_table(found: EmbeddingFindings) -> Iterator[str]:
+def components_table(findings: EmbeddingFindings) -> Iterator[str]:
     """Lines of the table of components; those of a comparison are empty without one."""
     yield "\t".join(COMPONENT_COLUMNS)
-    new, tests = found.new.quality, found.tests
-    other = found.reference.quality if found.reference else None
+    new, tests = findings.new.quality, findings.tests
+    other = findings.reference.quality if findings.reference else None
     for index in range(len(new.mean)):
         cells = [f"e{index}", *(_cell(float(values[index])) for values in (new.mean, new.sd, new.low, new.high))]
         cells.append("yes" if new.constant[index] else "no")
@@ -70,10 +70,10 @@ def components_table(found: EmbeddingFindings) -> Iterator[str]:
         yield "\t".join(cells)
 
 
-def proteins_table(found: EmbeddingFindings) -> Iterator[str]:
+def proteins_table(findings: EmbeddingFindings) -> Iterator[str]:
     """Lines of the table of proteins: every row of both files, in their order."""
     yield "\t".join(PROTEIN_COLUMNS)
-    for one in found.sets:
+    for one in findings.sets:
         keys, quality = one.side.keys(), one.quality
         names = [key.replace("\t", " position ") for key in keys]
         copies, near = quality.copies, quality.near_copies & ~quality.copies
@@ -84,12 +84,12 @@ def proteins_table(found: EmbeddingFindings) -> Iterator[str]:
             cells.append(("yes" if quality.odd[row] else "no") if quality.finite[row] else "")
             cells.append(names[quality.first[row]] if copies[row] else "")
             cells.append(names[quality.near[row]] if near[row] else "")
-            cells += _place_cells(found, row) if one.name == "new" else [""] * 5
+            cells += _place_cells(findings, row) if one.name == "new" else [""] * 5
             yield "\t".join(" ".join(cell.split()) for cell in cells)
 
 
-def _place_cells(found: EmbeddingFindings, row: int) -> list[str]:
-    proteins, reference = found.proteins, found.reference
+def _place_cells(findings: EmbeddingFindings, row: int) -> list[str]:
+    proteins, reference = findings.proteins, findings.reference
     if proteins is None or reference is None or proteins.nearest[row] < 0:
         return [""] * 5
     same = int(proteins.same[row])
@@ -103,18 +103,18 @@ def _place_cells(found: EmbeddingFindings, row: int) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def first_lines(found: EmbeddingFindings) -> list[str]:
+def first_lines(findings: EmbeddingFindings) -> list[str]:
     """The sentences that a reader must see first: drift, quality, relatives in both sets."""
-    quality = _quality_line(found)
-    if found.reference is None:
+    quality = _quality_line(findings)
+    if findings.reference is None:
         return [quality]
-    return [line for line in (_drift_line(found), _protein_line(found), quality, _overlap_line(found)) if line]
+    return [line for line in (_drift_line(findings), _protein_line(findings), quality, _overlap_line(findings)) if line]
 
 
-def _drift_line(found: EmbeddingFindings) -> str:
-    tests = found.tests
+def _drift_line(findings: EmbeddingFindings) -> str:
+    tests = findings.tests
     if tests is None:
-        return f"Whether the new set as a whole drifted cannot be judged: {found.why_not}."
+        return f"Whether the new set as a whole drifted cannot be judged: {findings.why_not}."
     told = (
         f"a linear classifier tells new from reference proteins with AUROC {number(tests.auroc, 2)}"
         f"{_between(tests.low, tests.high)}, where 0.5 is chance; energy distance {number(tests.energy, 3)} of 1, "
@@ -141,11 +141,11 @@ def _p(value: float) -> str:
     return f"= {value:.2g}" if value >= 0.001 else f"= {value:.1g}"
 
 
-def _protein_line(found: EmbeddingFindings) -> str:
-    proteins = found.proteins
+def _protein_line(findings: EmbeddingFindings) -> str:
+    proteins = findings.proteins
     assert proteins is not None
-    total, drifted = int(found.new.quality.finite.sum()), int(proteins.drifted.sum())
-    low, high = drifted_range(found)
+    total, drifted = int(findings.new.quality.finite.sum()), int(proteins.drifted.sum())
+    low, high = drifted_range(findings)
     if not math.isfinite(proteins.limit):
         return "Whether single proteins drifted cannot be told: the reference is a single group of relatives."
     of = "validation proteins do" if proteins.from_validation else "the reference's own proteins do"
@@ -154,7 +154,7 @@ def _protein_line(found: EmbeddingFindings) -> str:
         f"{drifted:,} of {new} ({_percent(drifted / total)}, 95 % interval {_percent(low)} to "
         f"{_percent(high)}) {lie} farther from the reference than {_percent(1 - proteins.share)} of {of}"
     )
-    if more_drifted(found):
+    if more_drifted(findings):
         return f"{line}: do not trust what a classifier trained on the reference says of these."
     return (
         f"{line}, not shown to be more than when nothing has changed ({_percent(proteins.share)})."
@@ -167,12 +167,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
 
 
-def _quality_line(found: EmbeddingFindings) -> str:
-    troubles = [text for one in found.sets for text in _troubles(one, len(found.sets) > 1)]
+def _quality_line(findings: EmbeddingFindings) -> str:
+    troubles = [text for one in findings.sets for text in _troubles(one, len(findings.sets) > 1)]
     what = " and ".join(
-        counted(len(one.side), f"{one.name} embedding" if len(found.sets) > 1 else "embedding") for one in found.sets
+        counted(len(one.side), f"{one.name} embedding" if len(findings.sets) > 1 else "embedding")
+        for one in findings.sets
     )
-    about = f"{what} of dimension {found.new.side.description.dimension}"
+    about = f"{what} of dimension {findings.new.side.description.dimension}"
     if not troubles:
         return f"The quality is fine: {about}, all finite, none twice, none of odd length, no constant component."
     return f"Look at the quality of the {about}: {'; '.join(troubles)}."
@@ -206,11 +207,11 @@ def _troubles(one: Judged, named: bool) -> Iterator[str]:
         yield f"the largest of {len(sizes)} classes has {times} the smallest's members{of}"
 
 
-def _overlap_line(found: EmbeddingFindings) -> str:
-    proteins = found.proteins
+def _overlap_line(findings: EmbeddingFindings) -> str:
+    proteins = findings.proteins
     assert proteins is not None
     equal, near = int((proteins.same >= 0).sum()), int(proteins.near.sum())
-    there, keys = set(found.reference.side.keys()) if found.reference else set(), found.new.side.keys()
+    there, keys = set(findings.reference.side.keys()) if findings.reference else set(), findings.new.side.keys()
     other = sum(key in there and not near for key, near in zip(keys, proteins.near, strict=True))
     lines = []
     if near:
@@ -226,83 +227,83 @@ def _overlap_line(found: EmbeddingFindings) -> str:
     return " ".join(lines)
 
 
-def drift_report(found: EmbeddingFindings, outputs: Sequence[str]) -> Report:
+def drift_report(findings: EmbeddingFindings, outputs: Sequence[str]) -> Report:
     """The report.
 
     Args:
-        found: What was found.
+        findings: The measured sets, and the new one against the reference.
         outputs: Names of the outputs there are: ``figure``, ``checks``, ``components``, ``proteins``.
     """
-    first, *others = first_lines(found)
+    first, *others = first_lines(findings)
     report = Report(plain(first.rstrip(".")))
     for line in others:
         report.paragraph(plain(line))
     if "figure" in outputs:
         report.image("figure")
-    if found.proteins is not None and found.proteins.drifted.any():
+    if findings.proteins is not None and findings.proteins.drifted.any():
         report.heading("New proteins farthest from the reference")
-        report.rows(["Protein", "Nearest reference", "Label of that", "Distance"], list(_farthest(found)))
-        far = f"Beyond {found.proteins.limit:.3g} standard deviations a component; the table of proteins has all."
+        report.rows(["Protein", "Nearest reference", "Label of that", "Distance"], list(_farthest(findings)))
+        far = f"Beyond {findings.proteins.limit:.3g} standard deviations a component; the table of proteins has all."
         report.paragraph(far)
     report.heading("Checks")
     if "checks" in outputs:
         report.table("checks", title="All checks", footer="Result: fine, look (at it) or bad")
-    if found.reference is not None:
+    if findings.reference is not None:
         report.heading("How to read it")
-        report.bullets(_reading(found))
+        report.bullets(_reading(findings))
     report.heading("What was done")
-    report.bullets([*_done(found), *map(plain, found.notes[:8])])
+    report.bullets([*_done(findings), *map(plain, findings.notes[:8])])
     return report
 
 
-def _farthest(found: EmbeddingFindings) -> Iterator[list[str]]:
-    proteins, reference = found.proteins, found.reference
+def _farthest(findings: EmbeddingFindings) -> Iterator[list[str]]:
+    proteins, reference = findings.proteins, findings.reference
     assert proteins is not None and reference is not None
     distance = np.where(proteins.drifted, np.nan_to_num(proteins.distance, nan=-1.0), -1.0)
-    keys, there = found.new.side.keys(), reference.side.keys()
+    keys, there = findings.new.side.keys(), reference.side.keys()
     for row in np.argsort(-distance, kind="stable")[: min(10, int(proteins.drifted.sum()))]:
         near = int(proteins.nearest[row])
         texts = [keys[row].replace("\t", " "), there[near].replace("\t", " "), reference.labels.texts[near]]
         yield [*(plain(shortened(text, 40)) for text in texts), f"{proteins.distance[row]:.3g}"]
 
 
-def _reading(found: EmbeddingFindings) -> list[str]:
+def _reading(findings: EmbeddingFindings) -> list[str]:
     lines = [
         "A reference that was picked (one family, resistance genes) and a whole genome always differ: then ask which "
         "proteins drifted, not whether the sets differ. Between two samples of one source drift is a warning.",
         "AUROC is the size of drift, p values are how sure it is that there is any; with thousands of proteins "
         "tiny differences are sure.",
     ]
-    if found.tests is not None and found.tests.drifted:
+    if findings.tests is not None and findings.tests.drifted:
         lines.append(
             "The table of components names those that differ; shift is in standard deviations of the reference."
         )
-    if found.label_p < 0.05:
-        what = "another mix of classes" if found.new.labels.kind == "class" else "other labels"
-        lines.append(f"The labels differ (p {_p(found.label_p)}): drift may be {what} and no more.")
+    if findings.label_p < 0.05:
+        what = "another mix of classes" if findings.new.labels.kind == "class" else "other labels"
+        lines.append(f"The labels differ (p {_p(findings.label_p)}): drift may be {what} and no more.")
     return lines
 
 
-def _done(found: EmbeddingFindings) -> list[str]:
-    one = found.new.side.description
+def _done(findings: EmbeddingFindings) -> list[str]:
+    one = findings.new.side.description
     model = f"model {plain(one.model)}" if one.model else "model unknown"
     if one.layers:
         model += f", layer {', '.join(map(str, one.layers))}"
     if one.pooling:
         model += f", pooling {one.pooling}"
-    lines = [f"{set_.name.capitalize()}: {len(set_.side):,} rows of {plain(set_.side.name)}" for set_ in found.sets]
+    lines = [f"{set_.name.capitalize()}: {len(set_.side):,} rows of {plain(set_.side.name)}" for set_ in findings.sets]
     lines[-1] += f" ({model})."
-    if found.bundle:
+    if findings.bundle:
         lines.append("The bundle's sample of its training embeddings (stored as float16) stands for the reference.")
-    if found.source:
-        lines.append(f"Labels: {plain(found.source)}.")
-    for set_ in found.sets:
+    if findings.source:
+        lines.append(f"Labels: {plain(findings.source)}.")
+    for set_ in findings.sets:
         finite, sampled = int(set_.quality.finite.sum()), len(set_.quality.sample)
         if sampled < finite:
             name = set_.name.capitalize()
-            told = f"random sample of {sampled:,} of {finite:,} (seed {found.seed})"
+            told = f"random sample of {sampled:,} of {finite:,} (seed {findings.seed})"
             lines.append(f"{name}: near copies and tests by a {told}.")
-    tests, proteins = found.tests, found.proteins
+    tests, proteins = findings.tests, findings.proteins
     if tests is not None:
         lines.append(
             f"Tests: {tests.rows[0]:,} reference and {tests.rows[1]:,} new proteins (members of a group and near "
