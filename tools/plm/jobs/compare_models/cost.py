@@ -28,14 +28,14 @@ class ModelCost:
     """What one model costs.
 
     Attributes:
-        name: The model.
-        parameters: Of its encoder.
-        bytes: Of its weight files.
+        name: Name of the model.
+        parameters: Number of parameters of its encoder.
+        bytes: Bytes of its weight files.
         speeds: Residues a second in each round.
-        peak_mib: Most memory that its process held.
+        peak_mib: Most memory that its process held, in MiB.
         empty_mib: What the process held before the model was loaded: Python and its libraries.
-        cuda_mib: Most GPU memory; 0 without a GPU.
-        loading: Seconds to load it.
+        cuda_mib: Most GPU memory in MiB; 0 without a GPU.
+        loading: Seconds that loading took.
     """
 
     name: str
@@ -98,10 +98,10 @@ class _Process:
                 f"The process that measures the model {how}",
                 where=self.name, fix="Give the job more memory, or leave the measurement out with --turns 0",
             )  # fmt: skip
-        found: dict[str, Any] = json.loads(line)
-        if "error" in found:
-            raise UserError(found["error"])
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer
 
     def seconds(self) -> float:
         self._tell("go")
@@ -142,7 +142,7 @@ def measure(
 
     Args:
         models: Name and checkpoint of each.
-        sequences: The proteins.
+        sequences: Proteins to encode.
         turns: Rounds in which each model encodes all of them once.
         threads: Processor threads of each process; only one works at a time.
         device: ``cpu`` or ``cuda``.
@@ -175,11 +175,11 @@ def _rounds(
                 speeds[number].append(residues / processes[number].seconds())
             rates = [f"{process.name} {mine[-1]:,.0f}" for process, mine in zip(processes, speeds, strict=True)]
             tell(f"Round {turn + 1} of {turns}: {', '.join(rates)} residues/s")
-        found = []
+        costs = []
         for process, mine in zip(processes, speeds, strict=True):
             last, ready = process.end(), process.ready
             size = sum(path.stat().st_size for path in weight_files(process.files.directory))
-            found.append(
+            costs.append(
                 ModelCost(
                     process.name,
                     int(ready["parameters"]),
@@ -191,4 +191,4 @@ def _rounds(
                     ready["loading"],
                 )
             )
-    return found
+    return costs

@@ -21,13 +21,13 @@ class Boxes:
     """Values of each protein for one panel.
 
     Attributes:
-        title: Above the panel.
-        label: Of the axis.
+        title: Title of the panel.
+        label: Name of the vertical axis.
         values: One (P,) array a model.
-        log: Logarithmic axis.
+        log: Whether that axis is logarithmic.
         line: Value of a baseline, drawn dashed; NaN for none.
-        line_label: What it is.
-        share: Values are shares, 0-1.
+        line_label: Name of that baseline.
+        share: Whether the values are shares, 0-1.
     """
 
     title: str
@@ -43,10 +43,10 @@ def box_figure(panels: Sequence[Boxes], models: Sequence[str], domains: Sequence
     """Box plots of proteins, a box a model and domain; every protein is a dot, none is left out.
 
     Args:
-        panels: What to show.
+        panels: Values of each panel.
         models: Names of the models.
         domains: Domain of each protein.
-        path: Where the PNG goes.
+        path: PNG file to write.
     """
     if not models:
         figure, axes = new_figure(6.4, 2.0)
@@ -110,7 +110,7 @@ class Dots:
 
     Attributes:
         title: Name of the probe.
-        label: Of the axis.
+        label: Name of the horizontal axis.
         rows: (name, score, low, high, whether a baseline) from top to bottom.
         most: The highest score there can be.
     """

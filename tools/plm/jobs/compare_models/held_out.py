@@ -21,7 +21,7 @@ class ProteinFate:
     """What became of one input record.
 
     Attributes:
-        id: Its id.
+        id: Id of the record.
         status: ``judged``, ``rejected``, ``duplicate`` or ``not drawn``.
         details: Why, or what cleaning changed.
         protein: Its number among the judged proteins, or -1.
@@ -44,9 +44,9 @@ class HeldOut:
     """Distinct proteins to judge on.
 
     Attributes:
-        sequences: P cleaned sequences.
+        sequences: The P distinct sequences, cleaned.
         ids: Id of the first record of each.
-        domains: Domain of each.
+        domains: Domain of each of the P proteins.
         clusters: Cluster of each: what a bootstrap draws.
         origin: Where the clusters come from, in words.
         fates: One a record of the input, in its order.
@@ -138,14 +138,14 @@ def read_held_out(
         method = homology.choose_method(sequences)
         lowest = None if method == "exact" else identity  # windows have an identity of their own
         pairs = [(str(row), sequence) for row, sequence in enumerate(sequences)]
-        found = homology.cluster(pairs, identity=lowest, coverage=0.5, threads=threads, method=method)
-        clusters = [f"cluster{int(root) + 1}" for root in found.values()]
+        roots = homology.cluster(pairs, identity=lowest, coverage=0.5, threads=threads, method=method)
+        clusters = [f"cluster{int(root) + 1}" for root in roots.values()]
         origin = homology.describe(method, homology.default_identity(method, lowest), 0.5)
     return HeldOut(sequences, ids, domains, clusters, origin, fates, bool(domain_column))
 
 
 def _named(column: str, flag: str, known: Mapping[str, str], path: Path) -> str:
     if column and column not in known:
-        found = ", ".join(list(known)[:12]) or "none: FASTA has no columns"
-        raise UserError(f"{flag}: there is no column {column!r} (columns: {found})", where=path.name)
+        present = ", ".join(list(known)[:12]) or "none: FASTA has no columns"
+        raise UserError(f"{flag}: there is no column {column!r} (columns: {present})", where=path.name)
     return column

@@ -38,10 +38,10 @@ class Masks:
     """How residues are masked.
 
     Attributes:
-        rate: Share of residues, 0-1.
-        sets: How many times.
-        seed: Of the masks.
-        crop: Longest stretch of a protein.
+        rate: Share of a protein's residues that are masked, 0-1.
+        sets: Number of sets of masks.
+        seed: Seed of the masks.
+        crop: Longest stretch of a protein, in residues.
     """
 
     rate: float = 0.15
@@ -54,29 +54,29 @@ class ModelComparison:
     """Collects what each model says; the first one is the reference.
 
     Args:
-        found: Where everything goes; has models and held-out proteins.
-        datasets: Linear probes.
+        findings: Gets all results; has models and held-out proteins already.
+        datasets: Labelled datasets of the linear probes.
         masks: How residues of the held-out proteins are masked.
-        resamples: For intervals.
-        seed: Of resamples, samples and inner folds.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of resamples, samples and inner folds.
     """
 
     def __init__(
-        self, found: ModelFindings, datasets: Sequence[Probe], masks: Masks, *, resamples: int, seed: int
+        self, findings: ModelFindings, datasets: Sequence[Probe], masks: Masks, *, resamples: int, seed: int
     ) -> None:  # fmt: skip
-        self._found, self._probes, self._resamples, self._seed = found, datasets, resamples, seed
+        self._findings, self._probes, self._resamples, self._seed = findings, datasets, resamples, seed
         self._put: masked_scoring.Questions | None = None
         self._sample: tuple[list[str], list[NDArray[np.int64]], list[str]] = ([], [], [])
         self._reference: dict[str, NDArray[np.float32]] = {}
-        held = found.held
+        held = findings.held
         if held is not None:
             self._put = masked_scoring.questions(
                 held.sequences, held.domains, held.clusters, rate=masks.rate, sets=masks.sets, seed=masks.seed,
                 crop=masks.crop,
             )  # fmt: skip
-            found.asked = self._put.asked
-            found.settings = (
-                f"{len(found.asked.truth):,} masked residues: {masks.rate:.0%} of each protein, at least one (80 % "
+            findings.asked = self._put.asked
+            findings.settings = (
+                f"{len(findings.asked.truth):,} masked residues: {masks.rate:.0%} of each protein, at least one (80 % "
                 f"hidden, 10 % replaced, 10 % left), {masks.sets} set{'s' if masks.sets > 1 else ''}, seed {masks.seed}"
                 f", stretches of up to {masks.crop:,} residues; the masks depend on each sequence alone."
             )
@@ -89,35 +89,37 @@ class ModelComparison:
     def residues(self) -> int:
         """Residues that each model computes."""
         total = sum(probe.residues for probe in self._probes)
-        if self._put is not None and self._found.held is not None:
-            total += self._put.tokens + sum(map(len, self._found.held.sequences)) + sum(map(len, self._sample[0]))
+        if self._put is not None and self._findings.held is not None:
+            total += self._put.tokens + sum(map(len, self._findings.held.sequences)) + sum(map(len, self._sample[0]))
         return total
 
     def put_to(
         self, name: str, files: ModelFiles, *, device: torch.device, precision: str, advance: Callable[[int], None]
     ) -> None:
         """Everything one model is asked."""
-        found = self._found
+        findings = self._findings
         headed = has_language_model(files)
         loaded = load_model(
             files, purpose="masked_lm" if headed else "encoder", device=device,
             dtype="bfloat16" if precision == "bf16" else "float32",
         )  # fmt: skip
-        found.parameters[name] = parameters_of(loaded)
-        if self._put is not None and found.held is not None:
+        findings.parameters[name] = parameters_of(loaded)
+        if self._put is not None and findings.held is not None:
             if headed:
-                found.answers.append(masked_scoring.answer(name, loaded, self._put, advance=advance))
+                findings.answers.append(masked_scoring.answer(name, loaded, self._put, advance=advance))
             else:
                 advance(self._put.tokens)
-                found.notes.append(f"{name} has no language-model head: no masked perplexity, accuracy or agreement.")
+                findings.notes.append(
+                    f"{name} has no language-model head: no masked perplexity, accuracy or agreement."
+                )
             self._represent(name, loaded, advance)
         for number, probe in enumerate(self._probes):
             self._fit(number, name, probes.features(probe, loaded, advance=advance))
 
     def _represent(self, name: str, loaded: LoadedModel, advance: Callable[[int], None]) -> None:
-        held = self._found.held
+        held = self._findings.held
         assert held is not None
-        if len(self._found.models) == 1:
+        if len(self._findings.models) == 1:
             return
         chosen, places, clusters = self._sample
         own = {
@@ -130,7 +132,7 @@ class ModelComparison:
         for level, values in own.items():
             units = held.clusters if level == "protein" else clusters
             similarity = linear_cka(self._reference[level], values, units, self._seed)
-            self._found.similarities.append((name, level, similarity))
+            self._findings.similarities.append((name, level, similarity))
 
     def _fit(self, number: int, name: str, matrix: NDArray[np.float32]) -> None:
         probed = probes.fit(self._probes[number], matrix, seed=self._seed)
@@ -139,25 +141,25 @@ class ModelComparison:
 
     def finish(self) -> None:
         """Baselines and scores, when every model has answered."""
-        found, asked = self._found, self._found.asked
+        findings, asked = self._findings, self._findings.asked
         if self._put is not None and asked is not None:
-            models = list(found.answers)
+            models = list(findings.answers)
             if models:
-                found.answers += [
+                findings.answers += [
                     masked_scores.unigram(asked),
                     masked_scores.composition(asked, self._put.visible),
                 ]
             options = {"resamples": self._resamples, "seed": self._seed}
-            found.scores = masked_scores.scores(asked, found.answers, **options)
-            if models and models[0].name == found.reference:
-                found.agreement = masked_scores.agreement(asked, models[0], models[1:], **options)
-            elif len(found.models) > 1:
-                found.notes.append(f"{found.reference}, the reference, has no head: no agreement with it.")
+            findings.scores = masked_scores.scores(asked, findings.answers, **options)
+            if models and models[0].name == findings.reference:
+                findings.agreement = masked_scores.agreement(asked, models[0], models[1:], **options)
+            elif len(findings.models) > 1:
+                findings.notes.append(f"{findings.reference}, the reference, has no head: no agreement with it.")
         for number, probe in enumerate(self._probes):
             others = probes.baseline_features(probe)
             for name, matrix in others.items():
                 self._fit(number, name, matrix)
-            found.probes.append(
+            findings.probes.append(
                 ProbeResult(
                     probe.name, probe.task.level, probe.kind, len(probe.task.classes), probe.measure, probe.split,
                     probe.notes, probe.learned, len(probe.judged), self._draws[number].groups, self._scores[number],
@@ -186,23 +188,23 @@ def _residue_sample(
 
 
 def measure_costs(
-    found: ModelFindings, sources: Sequence[tuple[str, ModelFiles]], others: Sequence[Sequence[str]], *, residues: int,
-    turns: int, threads: int, device: str, precision: str, told: Callable[[str], None],
+    findings: ModelFindings, sources: Sequence[tuple[str, ModelFiles]], others: Sequence[Sequence[str]], *,
+    residues: int, turns: int, threads: int, device: str, precision: str, told: Callable[[str], None],
 ) -> list[cost.ModelCost]:  # fmt: skip
     """Times the models on proteins of the comparison.
 
     Args:
-        found: Has the held-out proteins; gets a note when the memory cannot hold all models at a time.
+        findings: Has the held-out proteins; gets a note when the memory cannot hold all models at a time.
         sources: Name and checkpoint of each model.
         others: Sequences of probes, used where there are no held-out proteins.
         residues: About so many are encoded in each round.
-        turns: Rounds.
+        turns: Number of rounds in which the models take turns.
         threads: Processor threads.
-        device: Where to run.
+        device: Device on which the models run: ``cpu`` or ``cuda``.
         precision: ``bf16`` or ``fp32``.
         told: Gets a line a round.
     """
-    pool = found.held.sequences if found.held is not None else [one for each in others for one in each]
+    pool = findings.held.sequences if findings.held is not None else [one for each in others for one in each]
     chosen, total = [], 0
     for number in np.random.default_rng(0).permutation(len(pool)).tolist():
         chosen.append(pool[number])
@@ -211,9 +213,9 @@ def measure_costs(
             break
     if not any(letter in AMINO_ACIDS for letter in "".join(chosen)):
         raise UserError("There is no amino acid in the sequences to time the models on")
-    need = sum(found.parameters[name] * _BYTES[precision] / 2**20 + _LIBRARIES_MIB for name, _ in sources)
+    need = sum(findings.parameters[name] * _BYTES[precision] / 2**20 + _LIBRARIES_MIB for name, _ in sources)
     together = need < 0.6 * stage.memory_mib()
     if not together:
-        found.notes.append("The memory does not hold all models at a time: they were timed one after the other.")
+        findings.notes.append("The memory does not hold all models at a time: they were timed one after the other.")
     return cost.measure(sources, chosen, turns=turns, threads=threads, device=device, precision=precision,
                         together=together, told=told)  # fmt: skip

@@ -29,9 +29,9 @@ class Asked:
     Attributes:
         owner: (M,) number of the protein.
         truth: (M,) true amino acid, 0-19.
-        proteins: P.
-        domains: P names.
-        clusters: P names.
+        proteins: Number of proteins, P.
+        domains: Domain of each of the P proteins.
+        clusters: Homology cluster of each of the P proteins.
     """
 
     owner: Ints
@@ -42,8 +42,8 @@ class Asked:
 
     def sums(self, values: NDArray[np.generic]) -> Floats:
         """(P,) sum of a value over each protein's masked residues."""
-        found: Floats = np.bincount(self.owner, values.astype(np.float64), self.proteins).astype(np.float64)
-        return found
+        sums: Floats = np.bincount(self.owner, values.astype(np.float64), self.proteins).astype(np.float64)
+        return sums
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MaskedAnswers:
     """What one model said of them.
 
     Attributes:
-        name: The model.
+        name: Name of the model or baseline.
         log_p: (M, 20) float32 log-probabilities of the amino acids within the whole vocabulary.
         called: (M,) likeliest token: the amino acid's number, or -1 for anything else.
         baseline: Whether it is no language model.
@@ -68,8 +68,8 @@ class MaskedAnswers:
 
     def right(self, asked: Asked) -> NDArray[np.bool_]:
         """(M,) whether the likeliest token is the truth."""
-        found: NDArray[np.bool_] = self.called == asked.truth
-        return found
+        right: NDArray[np.bool_] = self.called == asked.truth
+        return right
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ class MaskedLine:
     """One score.
 
     Attributes:
-        model: Whose.
+        model: Name of the model or baseline.
         baseline: Whether that is no language model.
-        domain: Of which proteins; ``all``.
-        measure: What.
-        value: The score.
+        domain: Domain whose proteins are scored; ``all`` for all proteins.
+        measure: Name of the measure, such as ``masked_perplexity``.
+        value: Score in the unit of the measure.
         low: Lower end of the 95 % interval; NaN with fewer than ten clusters.
-        high: Upper end.
-        proteins: Proteins with masked residues.
-        residues: Masked residues.
-        clusters: Clusters.
+        high: Upper end of that interval.
+        proteins: Number of proteins with masked residues.
+        residues: Number of masked residues.
+        clusters: Number of homology clusters.
     """
 
     model: str
@@ -155,13 +155,13 @@ def _scopes(asked: Asked, resamples: int, seed: int) -> list[_Scope]:
 def scores(asked: Asked, models: Sequence[MaskedAnswers], *, resamples: int = 1000, seed: int = 42) -> list[MaskedLine]:
     """Masked perplexity and accuracy of each model, over all proteins and in each domain."""
     sums = {model.name: (asked.sums(model.loss(asked)), asked.sums(model.right(asked))) for model in models}
-    found: list[MaskedLine] = []
+    lines: list[MaskedLine] = []
     for scope in _scopes(asked, resamples, seed):
         for model in models:
             loss, right = sums[model.name]
-            found.append(scope.line(model, "masked_perplexity", loss, exponent=True))
-            found.append(scope.line(model, "masked_accuracy", right))
-    return found
+            lines.append(scope.line(model, "masked_perplexity", loss, exponent=True))
+            lines.append(scope.line(model, "masked_accuracy", right))
+    return lines
 
 
 def agreement(
@@ -175,7 +175,7 @@ def agreement(
     """
     theirs = log_softmax(reference.log_p.astype(np.float64), axis=1)
     their_top, their_loss, their_right = theirs.argmax(axis=1), reference.loss(asked), reference.right(asked)
-    found: list[MaskedLine] = []
+    lines: list[MaskedLine] = []
     scopes = _scopes(asked, resamples, seed)
     for model in models:
         mine = log_softmax(model.log_p.astype(np.float64), axis=1)
@@ -184,11 +184,11 @@ def agreement(
         ratio = asked.sums(model.loss(asked) - their_loss)
         difference = asked.sums(model.right(asked).astype(np.float64) - their_right)
         for scope in scopes:
-            found.append(scope.line(model, "top1_agreement", same))
-            found.append(scope.line(model, "kl_divergence", divergence))
-            found.append(scope.line(model, "perplexity_ratio", ratio, exponent=True))
-            found.append(scope.line(model, "accuracy_difference", difference))
-    return found
+            lines.append(scope.line(model, "top1_agreement", same))
+            lines.append(scope.line(model, "kl_divergence", divergence))
+            lines.append(scope.line(model, "perplexity_ratio", ratio, exponent=True))
+            lines.append(scope.line(model, "accuracy_difference", difference))
+    return lines
 
 
 def unigram(asked: Asked) -> MaskedAnswers:
@@ -203,7 +203,7 @@ def composition(asked: Asked, visible: NDArray[np.int64], weight: float = 100.0)
     """Answers with the composition of the same protein's residues that are not masked, drawn towards that of all.
 
     Args:
-        asked: The masked residues.
+        asked: Masked residues with their truth.
         visible: (P, 20) how often each amino acid is visible in each protein.
         weight: Residues' worth of the overall composition that is added to each protein's own.
     """

@@ -58,8 +58,8 @@ class Draws:
 
     Args:
         groups: (N,) group of each judged row.
-        resamples: R.
-        seed: Of the draws.
+        resamples: Number of resamples, R.
+        seed: Seed of the resamples.
     """
 
     def __init__(self, groups: Sequence[str], resamples: int, seed: int) -> None:
@@ -79,8 +79,8 @@ class Draws:
             size = len(scored.classes)
             drawn = (self.draws @ table.reshape(self.groups, -1)).reshape(-1, size, size)
             return Resampled(values, _of_tables(drawn))
-        found = metrics.score(scored)
-        values = {name: found[name, ALL] for name in names}
+        scores = metrics.score(scored)
+        values = {name: scores[name, ALL] for name in names}
         if self.draws is None:
             return Resampled(values, {})
         under = intervals.bootstrap(scored, self.index, self.draws)

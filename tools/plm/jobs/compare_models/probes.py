@@ -46,9 +46,9 @@ class Probe:
     """A labelled dataset with its split.
 
     Attributes:
-        name: What to call it.
-        task: What is predicted.
-        sequences: Distinct sequences.
+        name: Name of the dataset in tables and messages.
+        task: Level, kind of target and classes that are predicted.
+        sequences: The distinct sequences, cleaned.
         owner: (N,) sequence of each row.
         place: (N,) 0-based residue of each row; -1 for whole sequences.
         target: (N,) class numbers or numbers.
@@ -102,8 +102,8 @@ class Probed:
     """What a probe on one kind of features said.
 
     Attributes:
-        scored: Of the judged rows.
-        setting: The penalty, in words.
+        scored: Answers to the judged rows, with their truth.
+        setting: Penalty that was chosen, in words.
     """
 
     scored: Scored
@@ -199,8 +199,8 @@ def _parts(
         sequences = list(dict.fromkeys(frame["sequence"]))
         method = homology.choose_method(sequences)
         method = "cascade" if method == "mmseqs" and len(sequences) > 5000 else method
-        found = homology.cluster([(sequence, sequence) for sequence in sequences], threads=threads, method=method)
-        clusters = [found[sequence] for sequence in frame["sequence"]]
+        roots = homology.cluster([(sequence, sequence) for sequence in sequences], threads=threads, method=method)
+        clusters = [roots[sequence] for sequence in frame["sequence"]]
         keys = [clusters] if not unit_column else [clusters, units.tolist()]
         units = np.array(splits.joined_groups(*keys))
         origin = homology.describe(method, homology.default_identity(method, None), 0.8)
@@ -239,14 +239,14 @@ def _residues(frame: pd.DataFrame) -> tuple[Ints, Ints, list[str]]:
 
 
 def _sample(learn: Ints, judge: Ints, table_row: Ints, seed: int, notes: list[str]) -> tuple[Ints, Ints]:
-    found = []
+    sampled = []
     for rows, most, what in ((learn, MOST_TRAINING, "training"), (judge, MOST_JUDGED, "judged")):
         mine = np.flatnonzero(np.isin(table_row, rows))
         if len(mine) > most:
             notes.append(f"{most:,} of {len(mine):,} {what} residues are used, drawn at random")
             mine = np.sort(np.random.default_rng(seed).permutation(mine)[:most])
-        found.append(mine)
-    return found[0], found[1]
+        sampled.append(mine)
+    return sampled[0], sampled[1]
 
 
 def _compact(
@@ -274,7 +274,7 @@ def features(probe: Probe, loaded: LoadedModel, *, advance: Callable[[int], None
 
 def baseline_features(probe: Probe) -> dict[str, Singles]:
     """Features that need no language model: composition of proteins, one-hot windows around residues and sites."""
-    found: dict[str, Singles] = {}
+    matrices: dict[str, Singles] = {}
     if probe.task.level != "sequence":
         width = _WIDTHS[probe.task.level]
         parts = []
@@ -282,13 +282,13 @@ def baseline_features(probe: Probe) -> dict[str, Singles]:
             rows = zip(probe.owner[start : start + _BLOCK], probe.place[start : start + _BLOCK], strict=True)
             texts = [baselines.window_text(probe.sequences[owner], int(place), width) for owner, place in rows]
             parts.append(baselines.one_hot(texts).astype(np.float32))
-        found[f"one-hot window of {width}"] = np.concatenate(parts)
-        return found
-    found["composition"] = baselines.composition(probe.sequences).astype(np.float32)[probe.owner]
+        matrices[f"one-hot window of {width}"] = np.concatenate(parts)
+        return matrices
+    matrices["composition"] = baselines.composition(probe.sequences).astype(np.float32)[probe.owner]
     lengths = {len(sequence) for sequence in probe.sequences}
     if len(lengths) == 1 and max(lengths) <= baselines.LONGEST_ONE_HOT:
-        found["one-hot"] = baselines.one_hot(probe.sequences).astype(np.float32)[probe.owner]
-    return found
+        matrices["one-hot"] = baselines.one_hot(probe.sequences).astype(np.float32)[probe.owner]
+    return matrices
 
 
 @contextmanager
@@ -296,7 +296,7 @@ def _threads_for(products: int) -> Iterator[None]:
     """One thread for small problems: in hundreds of short steps threads would wait for each other on a busy machine.
 
     Args:
-        products: Multiplications in a step.
+        products: Number of multiplications in a step.
     """
     import torch
 
@@ -312,9 +312,9 @@ def fit(probe: Probe, matrix: Singles, *, seed: int) -> Probed:
     """Fits the probe on its training rows and answers the judged ones.
 
     Args:
-        probe: The dataset.
+        probe: Labelled dataset with its split.
         matrix: (N, D) features of its rows.
-        seed: Of the inner folds.
+        seed: Seed of the inner folds.
     """
     answers: list[NDArray[np.float64]] = []
     told: list[str] = []

@@ -45,18 +45,18 @@ class ProbeResult:
     """One probe on all models.
 
     Attributes:
-        name: Of the probe.
+        name: Name of the probe.
         level: ``sequence``, ``residue`` or ``site``.
         kind: ``binary``, ``multiclass`` or ``number``.
-        classes: How many; 0 for numbers.
-        measure: The main one.
+        classes: Number of classes; 0 for numbers.
+        measure: Name of the main metric.
         split: How rows were split, in words.
         notes: What a reader must know.
-        learned: Training rows.
-        judged: Judged rows.
-        groups: Groups that the bootstrap draws.
-        scores: Models, then baselines -> scores.
-        settings: The same -> penalty in words.
+        learned: Number of training rows.
+        judged: Number of judged rows.
+        groups: Number of groups that the bootstrap draws.
+        scores: Name of the model or baseline -> its scores; models come first.
+        settings: Name of the model or baseline -> its penalty, in words.
         baselines: Names of the baselines.
     """
 
@@ -93,16 +93,16 @@ class ModelFindings:
     """Everything that was found.
 
     Attributes:
-        models: Names; the first is the reference.
-        parameters: Of each model.
-        held: The proteins, if there are any.
-        asked: Their masked residues.
-        answers: Models with a head and baselines, on these.
-        scores: Their scores.
-        agreement: With the reference.
+        models: Names of the models; the first is the reference.
+        parameters: Name of the model -> number of its parameters.
+        held: Held-out proteins, or None.
+        asked: Masked residues of these proteins, or None.
+        answers: Answers to the masked residues: of models with a language-model head, and of baselines.
+        scores: Masked perplexity and accuracy of these answers.
+        agreement: Agreement of these answers with the reference's.
         similarities: (model, ``protein`` or ``residue``, CKA with the reference).
-        probes: Linear probes.
-        costs: If measured.
+        probes: Results of the linear probes.
+        costs: Speed and memory of the models; empty if not measured.
         settings: How masks were made, in words.
         notes: What a reader must know.
     """
@@ -154,25 +154,25 @@ def _cell(value: float) -> str:
     return "" if value != value else f"{value:.6g}"
 
 
-def scores_table(found: ModelFindings) -> Iterator[str]:
+def scores_table(findings: ModelFindings) -> Iterator[str]:
     """Lines of the table of masked perplexity and accuracy."""
     yield "\t".join(SCORE_COLUMNS)
-    for line in found.scores:
+    for line in findings.scores:
         kind = "baseline" if line.baseline else "model"
         yield "\t".join([line.model, kind, line.domain, line.measure, *_figures(line)])
 
 
-def agreement_table(found: ModelFindings) -> Iterator[str]:
+def agreement_table(findings: ModelFindings) -> Iterator[str]:
     """Lines of the table of agreement with the reference, CKA included."""
     yield "\t".join(AGREEMENT_COLUMNS)
-    for line in found.agreement:
-        yield "\t".join([line.model, found.reference, line.domain, line.measure, *_figures(line)])
-    for model, level, cka in found.similarities:
-        assert found.held is not None
-        proteins, residues = (len(found.held.sequences), 0) if level == "protein" else (0, cka.rows)
+    for line in findings.agreement:
+        yield "\t".join([line.model, findings.reference, line.domain, line.measure, *_figures(line)])
+    for model, level, cka in findings.similarities:
+        assert findings.held is not None
+        proteins, residues = (len(findings.held.sequences), 0) if level == "protein" else (0, cka.rows)
         cells = [_cell(value) for value in (cka.value, cka.low, cka.high)]
         counts = [str(proteins or ""), str(residues or ""), str(cka.clusters)]
-        yield "\t".join([model, found.reference, ALL, f"cka_{level}", *cells, *counts])
+        yield "\t".join([model, findings.reference, ALL, f"cka_{level}", *cells, *counts])
 
 
 def _figures(line: MaskedLine) -> list[str]:
@@ -180,18 +180,18 @@ def _figures(line: MaskedLine) -> list[str]:
     return [*cells, str(line.proteins), str(line.residues), str(line.clusters)]
 
 
-def proteins_table(found: ModelFindings) -> Iterator[str]:
+def proteins_table(findings: ModelFindings) -> Iterator[str]:
     """Lines of the table of proteins: every input record, judged ones once a model."""
     yield "\t".join(PROTEIN_COLUMNS)
-    if found.held is None or found.asked is None:
+    if findings.held is None or findings.asked is None:
         return
-    values = per_protein(found)
-    for fate in found.held.fates:
+    values = per_protein(findings)
+    for fate in findings.held.fates:
         start = [fate.id, fate.domain, fate.cluster, str(fate.length), fate.status, fate.details]
         if fate.protein >= 0:
-            start[2] = found.held.clusters[fate.protein]
+            start[2] = findings.held.clusters[fate.protein]
         start = [" ".join(cell.split()) for cell in start]
-        if fate.protein < 0 or not found.answers:
+        if fate.protein < 0 or not findings.answers:
             yield "\t".join([*start, *[""] * 5])
             continue
         for model, (loss, right, count) in values.items():
@@ -203,25 +203,29 @@ def proteins_table(found: ModelFindings) -> Iterator[str]:
             yield "\t".join([*start, model, str(asked), str(int(right[fate.protein])), *map(_cell, figures)])
 
 
-def per_protein(found: ModelFindings) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def per_protein(findings: ModelFindings) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Model -> summed loss, right answers and masked residues of each protein."""
-    assert found.asked is not None
-    count = found.asked.sums(np.ones(len(found.asked.owner)))
+    assert findings.asked is not None
+    count = findings.asked.sums(np.ones(len(findings.asked.owner)))
     return {
-        model.name: (found.asked.sums(model.loss(found.asked)), found.asked.sums(model.right(found.asked)), count)
-        for model in found.answers
+        model.name: (
+            findings.asked.sums(model.loss(findings.asked)),
+            findings.asked.sums(model.right(findings.asked)),
+            count,
+        )
+        for model in findings.answers
     }
 
 
-def probes_table(found: ModelFindings) -> Iterator[str]:
+def probes_table(findings: ModelFindings) -> Iterator[str]:
     """Lines of the table of probes."""
     yield "\t".join(PROBE_COLUMNS)
-    for probe in found.probes:
+    for probe in findings.probes:
         target = "number" if probe.kind == "number" else f"{probe.classes} classes"
         for name, scores in probe.scores.items():
             kind = "baseline" if name in probe.baselines else "model"
             for measure in MEASURES[probe.kind]:
-                kept = probe.kept(name, found.reference, measure) if kind == "model" else (KeptShare(), KeptShare())
+                kept = probe.kept(name, findings.reference, measure) if kind == "model" else (KeptShare(), KeptShare())
                 ratios = [value for ratio in kept for value in (ratio.value, ratio.low, ratio.high)]
                 main = "yes" if measure == probe.measure else "no"
                 values = [scores.values[measure], *scores.interval(measure), *ratios]
@@ -230,31 +234,31 @@ def probes_table(found: ModelFindings) -> Iterator[str]:
                                  probe.settings[name], *counts])  # fmt: skip
 
 
-def cost_table(found: ModelFindings) -> Iterator[str]:
+def cost_table(findings: ModelFindings) -> Iterator[str]:
     """Lines of the table of costs."""
     yield "\t".join(COST_COLUMNS)
-    for cost in found.costs:
-        values = [cost.bytes / _MIB, cost.speed, min(cost.speeds), max(cost.speeds), *cost.times(found.costs[0]),
+    for cost in findings.costs:
+        values = [cost.bytes / _MIB, cost.speed, min(cost.speeds), max(cost.speeds), *cost.times(findings.costs[0]),
                   cost.peak_mib, max(0.0, cost.peak_mib - cost.empty_mib), cost.cuda_mib or float("nan"),
                   cost.loading]  # fmt: skip
-        parameters = found.parameters.get(cost.name, cost.parameters)
+        parameters = findings.parameters.get(cost.name, cost.parameters)
         yield "\t".join([cost.name, str(parameters), *map(_cell, values), str(len(cost.speeds))])
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def boxes(found: ModelFindings, path: Path) -> None:
+def boxes(findings: ModelFindings, path: Path) -> None:
     """Box plots of perplexity and accuracy of each protein."""
-    assert found.held is not None and found.asked is not None
-    names = [model.name for model in found.answers if not model.baseline]
-    values = per_protein(found)
+    assert findings.held is not None and findings.asked is not None
+    names = [model.name for model in findings.answers if not model.baseline]
+    values = per_protein(findings)
     with np.errstate(invalid="ignore", divide="ignore"):
         perplexity = [np.exp(values[name][0] / values[name][2]) for name in names]
         accuracy = [values[name][1] / values[name][2] for name in names]
     heights = {}
     for measure in ("masked_perplexity", "masked_accuracy"):
-        line = found.line(found.scores, "unigram", measure)
+        line = findings.line(findings.scores, "unigram", measure)
         heights[measure] = line.value if line else float("nan")
     panels = [
         Boxes("Perplexity of masked residues", "Perplexity of a protein", perplexity, True,
@@ -262,13 +266,13 @@ def boxes(found: ModelFindings, path: Path) -> None:
         Boxes("Masked residues found", "Accuracy in a protein", accuracy, False, heights["masked_accuracy"],
               "unigram, all proteins", share=True),
     ]  # fmt: skip
-    box_figure(panels, names, found.held.domains, path)
+    box_figure(panels, names, findings.held.domains, path)
 
 
-def dots(found: ModelFindings, path: Path) -> None:
+def dots(findings: ModelFindings, path: Path) -> None:
     """Scores of the probes with their intervals."""
     panels = []
-    for probe in found.probes:
+    for probe in findings.probes:
         rows = [
             (name, scores.values[probe.measure], *scores.interval(probe.measure), name in probe.baselines)
             for name, scores in probe.scores.items()
@@ -281,35 +285,37 @@ def dots(found: ModelFindings, path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def sentence(found: ModelFindings, model: str) -> str:
+def sentence(findings: ModelFindings, model: str) -> str:
     """What one model keeps of the reference and what it costs."""
     parts = []
-    ratio, count = found.mean_retention(model)
+    ratio, count = findings.mean_retention(model)
     if count:
         of = f"scores in {count} linear probes (mean ratio)" if count > 1 else "score in the linear probe"
         parts.append(f"keeps {_percent(ratio)} of the {of}")
-    elif found.probes:
+    elif findings.probes:
         parts.append(
             "cannot be judged by the linear probes, in which the reference is not shown to be better than chance"
         )
-    if found.costs:
-        mine = next(cost for cost in found.costs if cost.name == model)
-        times, low, high = mine.times(found.costs[0])
+    if findings.costs:
+        mine = next(cost for cost in findings.costs if cost.name == model)
+        times, low, high = mine.times(findings.costs[0])
         parts.append(f"runs at {_times(times)} times the speed ({_times(low)} to {_times(high)} in single rounds)")
-    if found.parameters.get(model) and found.parameters.get(found.reference):
-        size = found.parameters[found.reference] / found.parameters[model]
+    if findings.parameters.get(model) and findings.parameters.get(findings.reference):
+        size = findings.parameters[findings.reference] / findings.parameters[model]
         if abs(size - 1) < 0.005:
             parts.append("has as many parameters")
         else:
             parts.append(
                 f"has {_times(1 / size)} times the parameters" if size < 1 else f"is {_times(size)} times smaller"
             )
-    mine_line, their_line = (found.line(found.scores, name, "masked_perplexity") for name in (model, found.reference))
+    mine_line, their_line = (
+        findings.line(findings.scores, name, "masked_perplexity") for name in (model, findings.reference)
+    )
     if mine_line and their_line:
         parts.append(f"has masked perplexity {mine_line.value:.2f} against {their_line.value:.2f}")
     if not parts:
         parts.append("was compared")
-    return f"Beside {found.reference}, {model} {', '.join(parts[:-1]) + ' and ' if parts[1:] else ''}{parts[-1]}."
+    return f"Beside {findings.reference}, {model} {', '.join(parts[:-1]) + ' and ' if parts[1:] else ''}{parts[-1]}."
 
 
 def _times(factor: float) -> str:
@@ -323,13 +329,13 @@ def _percent(ratio: KeptShare) -> str:
     return f"{told} (95 % interval {100 * ratio.low:.1f} to {100 * ratio.high:.1f} %)"
 
 
-def first_lines(found: ModelFindings) -> list[str]:
+def first_lines(findings: ModelFindings) -> list[str]:
     """One sentence a model beside the reference."""
-    if len(found.models) == 1:
-        line = found.line(found.scores, found.reference, "masked_perplexity")
+    if len(findings.models) == 1:
+        line = findings.line(findings.scores, findings.reference, "masked_perplexity")
         told = f" has masked perplexity {line.value:.2f}" if line else " was judged"
-        return [f"{found.reference}{told}; there is no second model to compare with."]
-    return [sentence(found, model) for model in found.models[1:]]
+        return [f"{findings.reference}{told}; there is no second model to compare with."]
+    return [sentence(findings, model) for model in findings.models[1:]]
 
 
 def _cell_of(line: MaskedLine | None, digits: int = 2) -> str:
@@ -339,53 +345,53 @@ def _cell_of(line: MaskedLine | None, digits: int = 2) -> str:
     return told + (f" ({number(line.low, digits)} to {number(line.high, digits)})" if line.low == line.low else "")
 
 
-def side_by_side(found: ModelFindings) -> tuple[list[str], list[list[str]]]:
+def side_by_side(findings: ModelFindings) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of all models: what the README shows."""
     header = ["model", "parameters"]
-    if found.costs:
+    if findings.costs:
         header += ["residues/s", "times reference", "peak MiB"]
-    if found.scores:
+    if findings.scores:
         header += ["masked perplexity", "masked accuracy"]
-    if found.agreement:
+    if findings.agreement:
         header += ["top-1 agreement", "KL (nats)"]
-    levels = list(dict.fromkeys(level for _, level, _ in found.similarities))
+    levels = list(dict.fromkeys(level for _, level, _ in findings.similarities))
     header += [f"CKA, {level}s" for level in levels]
-    header += [f"{probe.name} ({metric_name(probe.measure)})" for probe in found.probes]
-    if found.probes and len(found.models) > 1:
+    header += [f"{probe.name} ({metric_name(probe.measure)})" for probe in findings.probes]
+    if findings.probes and len(findings.models) > 1:
         header.append("probes kept")
     rows = []
-    for model in found.models:
-        cells = [plain(model), f"{found.parameters[model]:,}" if model in found.parameters else ""]
-        if found.costs:
-            cost = next(cost for cost in found.costs if cost.name == model)
-            cells += [f"{cost.speed:,.0f}", f"{cost.times(found.costs[0])[0]:.2f}", f"{cost.peak_mib:,.0f}"]
-        if found.scores:
+    for model in findings.models:
+        cells = [plain(model), f"{findings.parameters[model]:,}" if model in findings.parameters else ""]
+        if findings.costs:
+            cost = next(cost for cost in findings.costs if cost.name == model)
+            cells += [f"{cost.speed:,.0f}", f"{cost.times(findings.costs[0])[0]:.2f}", f"{cost.peak_mib:,.0f}"]
+        if findings.scores:
             for measure, digits in (("masked_perplexity", 2), ("masked_accuracy", 3)):
-                cells.append(_cell_of(found.line(found.scores, model, measure), digits))
-        if found.agreement:
+                cells.append(_cell_of(findings.line(findings.scores, model, measure), digits))
+        if findings.agreement:
             for measure in ("top1_agreement", "kl_divergence"):
-                line = found.line(found.agreement, model, measure)
-                cells.append("" if model == found.reference else _cell_of(line, 3))
+                line = findings.line(findings.agreement, model, measure)
+                cells.append("" if model == findings.reference else _cell_of(line, 3))
         for level in levels:
-            cka = next((one for name, kind, one in found.similarities if (name, kind) == (model, level)), None)
+            cka = next((one for name, kind, one in findings.similarities if (name, kind) == (model, level)), None)
             cells.append("" if cka is None else number(cka.value, 3))
-        for probe in found.probes:
+        for probe in findings.probes:
             low, high = probe.scores[model].interval(probe.measure)
             told = number(probe.scores[model].values[probe.measure], 3)
             cells.append(told + (f" ({number(low, 3)} to {number(high, 3)})" if low == low else ""))
-        if found.probes and len(found.models) > 1:
-            cells.append("" if model == found.reference else _percent(found.mean_retention(model)[0]))
+        if findings.probes and len(findings.models) > 1:
+            cells.append("" if model == findings.reference else _percent(findings.mean_retention(model)[0]))
         rows.append(cells)
-    for name in dict.fromkeys(model.name for model in found.answers if model.baseline):
+    for name in dict.fromkeys(model.name for model in findings.answers if model.baseline):
         cells = [f"{name} (baseline)"] + [""] * (len(header) - 1)
         for measure, title, digits in (
             ("masked_perplexity", "masked perplexity", 2), ("masked_accuracy", "masked accuracy", 3),
         ):  # fmt: skip
-            cells[header.index(title)] = _cell_of(found.line(found.scores, name, measure), digits)
+            cells[header.index(title)] = _cell_of(findings.line(findings.scores, name, measure), digits)
         rows.append(cells)
-    if found.probes:
+    if findings.probes:
         cells = ["best baseline of each probe"] + [""] * (len(header) - 1)
-        for probe in found.probes:
+        for probe in findings.probes:
             best = probe.best_baseline
             place = header.index(f"{probe.name} ({metric_name(probe.measure)})")
             cells[place] = f"{number(probe.scores[best].values[probe.measure], 3)} ({best})"
@@ -393,27 +399,28 @@ def side_by_side(found: ModelFindings) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def report(found: ModelFindings, shown: Sequence[str]) -> Report:
+def report(findings: ModelFindings, shown: Sequence[str]) -> Report:
     """The report.
 
     Args:
-        found: Everything.
+        findings: Scores, similarities, probes and costs of the models.
         shown: Outputs that are written, by their names in the XML.
     """
-    first, *others = first_lines(found)
+    first, *others = first_lines(findings)
     made = Report(first)
     made.bullets(others)
-    made.bullets([plain(note) for note in found.notes])
-    header, rows = side_by_side(found)
+    made.bullets([plain(note) for note in findings.notes])
+    header, rows = side_by_side(findings)
     # A column a model: names of measures are longer than those of models.
     turned = [[title, *(row[number] for row in rows)] for number, title in enumerate(header)]
     made.heading("Side by side").rows(turned[0], turned[1:])
-    if found.scores:
+    if findings.scores:
         made.heading("Masked residues")
-        assert found.held is not None
+        assert findings.held is not None
+        intervals = any(one.low == one.low for one in findings.scores)
         made.paragraph(
-            f"{plain(found.held.account)}. {found.settings} Clusters: {plain(found.held.origin)}. "
-            f"{'Intervals: 95 %, bootstrap over clusters. ' if any(one.low == one.low for one in found.scores) else ''}"
+            f"{plain(findings.held.account)}. {findings.settings} Clusters: {plain(findings.held.origin)}. "
+            f"{'Intervals: 95 %, bootstrap over clusters. ' if intervals else ''}"
             "Perplexity is over each model's whole vocabulary; agreement and KL (of the model "
             "from the reference) over the twenty amino acids. Only masked residues count."
         )
@@ -421,18 +428,18 @@ def report(found: ModelFindings, shown: Sequence[str]) -> Report:
             made.image("figure")
         if "scores" in shown:
             made.table("scores", "Masked perplexity and accuracy", "By domain; all = all proteins.")
-    if (found.agreement or found.similarities) and "agreement" in shown:
+    if (findings.agreement or findings.similarities) and "agreement" in shown:
         made.heading("Agreement with the reference")
-        if found.similarities:
+        if findings.similarities:
             made.paragraph(
                 "CKA: linear, debiased, of unmasked proteins (means over residues, and single residues drawn at "
                 "random); intervals by a jackknife over clusters."
             )
-        footer = "Agreement and divergence are taken on the same masked residues." if found.agreement else ""
+        footer = "Agreement and divergence are taken on the same masked residues." if findings.agreement else ""
         made.table("agreement", "Agreement", footer)
-    if found.probes:
+    if findings.probes:
         made.heading("Linear probes")
-        made.bullets([_probe_line(found, probe) for probe in found.probes])
+        made.bullets([_probe_line(findings, probe) for probe in findings.probes])
         made.paragraph(
             "Kept: the model's score over the reference's (of AUROC: what lies above 0.5); nothing is said where the "
             "reference is not shown to be better than chance. Of the gain: the same after the best baseline's score is "
@@ -443,21 +450,21 @@ def report(found: ModelFindings, shown: Sequence[str]) -> Report:
             made.image("probe_figure")
         if "probes" in shown:
             made.table("probes", "Probes")
-    if found.costs and "cost" in shown:
+    if findings.costs and "cost" in shown:
         made.heading("Cost")
         made.table("cost", "Cost", "Processes of their own, in turns on the same proteins. Memory is a whole process.")
     return made
 
 
-def _probe_line(found: ModelFindings, probe: ProbeResult) -> str:
+def _probe_line(findings: ModelFindings, probe: ProbeResult) -> str:
     told = [f"{plain(probe.name)} - {probe.level} level, {probe.learned:,} training and {probe.judged:,} judged rows, "
             f"{probe.groups:,} groups; {plain(probe.split)}"]  # fmt: skip
-    for model in found.models[1:]:
-        kept, gain = probe.kept(model, found.reference)
+    for model in findings.models[1:]:
+        kept, gain = probe.kept(model, findings.reference)
         if kept.value == kept.value:
             of_gain = f"; {_percent(gain)} of the gain" if gain.value == gain.value else ""
             told.append(f"{plain(model)} keeps {_percent(kept)}{of_gain}")
-    beaten = [name for name in found.models if not _beats(probe, name)]
+    beaten = [name for name in findings.models if not _beats(probe, name)]
     if beaten:
         told.append(
             f"**not shown to be better than the baseline {probe.best_baseline}: {', '.join(map(plain, beaten))}**"

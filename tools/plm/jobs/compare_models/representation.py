@@ -28,7 +28,7 @@ def represent(
     """Last-layer representations; proteins that the memory does not hold go in overlapping windows.
 
     Args:
-        loaded: The model.
+        loaded: Model that encodes.
         sequences: Cleaned sequences.
         places: 0-based residues of each sequence; None: the mean over all residues.
         advance: Called with the residues done.
@@ -50,7 +50,7 @@ def represent(
         if used >= _PART_TOKENS or number == len(sequences) - 1:
             ends.append(number + 1)
             used = 0
-    found: list[NDArray[np.float32]] = []
+    values: list[NDArray[np.float32]] = []
 
     def parts(first: int) -> Iterator[SequencePart]:
         for number in range(first, len(ends)):
@@ -61,11 +61,11 @@ def represent(
             )
 
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    while len(found) < len(ends):
+    while len(values) < len(ends):
         rows = embedder.rows_at_once(lengths, budget)
         try:
-            for _, arrays in embedder.compute(parts(len(found)), budget, rows=rows, advance=advance):
-                found.append(arrays["values"])
+            for _, arrays in embedder.compute(parts(len(values)), budget, rows=rows, advance=advance):
+                values.append(arrays["values"])
         except OutOfMemory as error:
             if error.smaller is None:
                 raise too_small(f"{error.tokens} residues", loaded.device) from error
@@ -77,4 +77,4 @@ def represent(
                 "The model gives no finite numbers", where=loaded.files.id,
                 fix="Use --precision fp32; if that does not help the model is damaged",
             ) from error  # fmt: skip
-    return np.concatenate(found) if found else np.zeros((0, loaded.hidden_size), np.float32)
+    return np.concatenate(values) if values else np.zeros((0, loaded.hidden_size), np.float32)

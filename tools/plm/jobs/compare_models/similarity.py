@@ -31,9 +31,9 @@ class Similarity:
     Attributes:
         value: At most 1 (equal up to rotation and scale); about 0 for unrelated ones, perhaps slightly below.
         low: Lower end of the 95 % interval; NaN with too few clusters.
-        high: Upper end.
-        rows: Rows compared.
-        clusters: Their clusters.
+        high: Upper end of that interval.
+        rows: Number of rows compared.
+        clusters: Number of clusters that these rows are in.
     """
 
     value: float
@@ -47,8 +47,8 @@ def linear_cka(first: NDArray[Any], second: NDArray[Any], clusters: Sequence[str
     """Debiased linear CKA of two representations, (N, D1) and (N, D2), of the same N rows.
 
     Args:
-        first: One model's rows.
-        second: The other's.
+        first: (N, D1) representations by one model.
+        second: (N, D2) representations by the other.
         clusters: Cluster of each row.
         seed: Which clusters share a block of the jackknife.
     """
