@@ -65,13 +65,13 @@ def plan(
     domain is not known, they are pooled with all the rest. Sequences without a taxon are a pool of their own.
 
     Args:
-        store: The corpus.
-        indices: Which sequences.
+        store: Corpus that is parted into rows.
+        indices: (N,) numbers of the sequences to use.
         budget: Tokens in a row; a longer sequence has a row of its own.
         crop: Longest stretch of a sequence, in residues.
         group: ``taxon``, or ``none`` for rows of similar length only.
         smallest: Sequences from which a taxon is by itself; None: what fills a row.
-        seed: Of chance: sequences of like length (within 10 %) change places, and rows are shuffled.
+        seed: Seed of chance: sequences of like length (within 10 %) change places, and rows are shuffled.
         epoch: Which pass over the corpus; each one has another plan.
     """
     indices = np.asarray(indices, np.int64)
@@ -133,11 +133,11 @@ class DistillationRow(NamedTuple):
     """One micro-batch.
 
     Attributes:
-        batch: The masked row.
+        batch: Packed row after masking.
         targets: ``(T,)`` int64: the true id where a residue is to be predicted, else ``IGNORED``. The intact row is
             ``torch.where(targets == IGNORED, batch.input_ids, targets)``.
         members: ``(B,)`` int64 indices into the store, in the order of the row.
-        set_number: Of the set of masks.
+        set_number: Number of the set of masks.
     """
 
     batch: Batch

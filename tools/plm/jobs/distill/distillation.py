@@ -37,8 +37,8 @@ class Objective:
         kl: Divergence of the distributions at masked residues.
         kernel: Squared difference of the row's cosine similarities of sequences.
         hidden: Cosine distance of residues' states after a learned projection.
-        mlm: The true residues.
-        temperature: Of the divergence.
+        mlm: Negative log likelihood of the true residues at masked residues.
+        temperature: Temperature of the divergence.
         represent: Whether representations (kernel, hidden) are those of the masked or of the intact sequences; the
             latter takes a second pass of the student.
     """
@@ -95,7 +95,7 @@ class Recipe:
     """An objective and how to train for it.
 
     Attributes:
-        objective: The loss.
+        objective: Terms of the loss and their weights.
         settings: Fields of :class:`RowSettings` that the recipe fixes.
     """
 
@@ -121,12 +121,12 @@ class DistillationModel(nn.Module):
     """A student with its language-model head, and the projection onto the teacher's width where the loss asks for it.
 
     Args:
-        student: The transformers model.
-        family: Its family.
-        objective: The loss.
+        student: Transformers model of the student.
+        family: Model family of the student.
+        objective: Terms of the loss and their weights.
         teach: Members of a row (indices into the corpus), the number of the mask set, the masked row, the mask of the
             residues to predict -> what the teacher says of them.
-        widths: Of student and teacher.
+        widths: Widths D of the student's and the teacher's states.
     """
 
     def __init__(
@@ -156,11 +156,11 @@ class DistillationModel(nn.Module):
 
         Args:
             input_ids: ``(T,)`` token ids after masking.
-            position_ids: ``(T,)``.
+            position_ids: ``(T,)`` place of each token in its sequence.
             lengths: ``(N,)`` tokens of each sequence.
             labels: ``(T,)`` true ids, ``IGNORED`` where nothing is asked.
             members: ``(N,)`` indices of the sequences.
-            set_number: Of the set of masks.
+            set_number: Number of the set of masks.
 
         Returns:
             ``loss``, and in ``terms`` each term that the row defines, without its weight.
@@ -168,10 +168,10 @@ class DistillationModel(nn.Module):
         wanted = self._objective
         batch = Batch(input_ids, position_ids, RowLayout(tuple(lengths.tolist())), tuple(members.tolist()))
         row = DistillationRow(batch, labels, members, set_number)
-        found, anchor = self.terms(row, self._teach(row) if wanted.needs_logits or wanted.needs_states else None)
+        terms, anchor = self.terms(row, self._teach(row) if wanted.needs_logits or wanted.needs_states else None)
         # A row may define no term at all, and yet every process must have a gradient to add.
-        loss = 0.0 * anchor.float().sum() + sum(getattr(wanted, name) * value for name, value in found.items())
-        return {"loss": loss, "terms": {name: value.detach() for name, value in found.items()}}
+        loss = 0.0 * anchor.float().sum() + sum(getattr(wanted, name) * value for name, value in terms.items())
+        return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
     def terms(
         self, row: DistillationRow, taught: TeacherTargets | None
@@ -179,13 +179,13 @@ class DistillationModel(nn.Module):
         """Each term that a row defines, without its weight, and the student's states of the row.
 
         Args:
-            row: On the student's device.
+            row: Packed row on the student's device.
             taught: What the teacher says of it; None if the objective asks nothing of a teacher.
         """
         wanted, batch, labels = self._objective, row.batch, row.targets
         asked = labels != IGNORED
         model: Any = self.language_model
-        found: dict[str, torch.Tensor] = {}
+        terms: dict[str, torch.Tensor] = {}
         predicts = wanted.needs_logits or bool(wanted.mlm)
         both = wanted.needs_states and wanted.represent == "masked"
         hidden = encoder.hidden_states(model, batch) if predicts or both else None
@@ -193,9 +193,9 @@ class DistillationModel(nn.Module):
             with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would round logits to a thirtieth
                 logits = encoder.language_head(model)(hidden[asked].to(model.dtype))
                 if wanted.mlm:
-                    found["mlm"] = losses.masked_language_model(logits, labels[asked])
+                    terms["mlm"] = losses.masked_language_model(logits, labels[asked])
                 if taught is not None and wanted.needs_logits:
-                    found |= _logit_terms(logits, taught, wanted)
+                    terms |= _logit_terms(logits, taught, wanted)
         states = hidden
         if taught is not None and wanted.needs_states:
             if hidden is None or not both:
@@ -203,13 +203,13 @@ class DistillationModel(nn.Module):
                 intact = Batch(ids, batch.position_ids, batch.layout, batch.indices)
                 states = encoder.hidden_states(model, intact)
             assert states is not None
-            found |= self._state_terms(states, batch, taught)
+            terms |= self._state_terms(states, batch, taught)
         anchor = hidden if hidden is not None else states
         assert anchor is not None
-        return found, anchor
+        return terms, anchor
 
     def _state_terms(self, states: torch.Tensor, batch: Batch, taught: TeacherTargets) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = {}
+        terms: dict[str, torch.Tensor] = {}
         inside, owner = residue_places(batch, self._before, self._after)
         mine = states[inside]
         projected = None if self.projection is None else self.projection(mine)
@@ -217,21 +217,21 @@ class DistillationModel(nn.Module):
             if self._objective.kernel:
                 value = losses.kernel_alignment(mean_of_residues(mine, owner, len(batch.lengths)), taught.pooled)
                 if value is not None:
-                    found["kernel"] = value
+                    terms["kernel"] = value
             if projected is not None:
-                found["hidden"] = losses.hidden_cosine(projected, taught.hidden)
-        return found
+                terms["hidden"] = losses.hidden_cosine(projected, taught.hidden)
+        return terms
 
 
 def _logit_terms(logits: torch.Tensor, taught: TeacherTargets, wanted: Objective) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    terms: dict[str, torch.Tensor] = {}
     if wanted.logit_mse:
-        found["logit_mse"] = losses.masked_logit_mse(logits, taught.logits)
+        terms["logit_mse"] = losses.masked_logit_mse(logits, taught.logits)
     if wanted.kl and taught.logits is not None:
-        found["kl"] = losses.kl_divergence(logits, taught.logits, wanted.temperature)
+        terms["kl"] = losses.kl_divergence(logits, taught.logits, wanted.temperature)
     elif wanted.kl:
-        found["kl"] = losses.kl_divergence_of_top(logits, taught.values, taught.ids, taught.rest, wanted.temperature)
-    return found
+        terms["kl"] = losses.kl_divergence_of_top(logits, taught.values, taught.ids, taught.rest, wanted.temperature)
+    return terms
 
 
 def collate(items: Sequence[DistillationRow]) -> dict[str, Any]:
@@ -254,10 +254,10 @@ def looks(
 
     Args:
         loaded: The model that is asked.
-        store: The corpus.
-        indices: The held-out sequences.
+        store: Corpus that holds the sequences.
+        indices: Numbers of the held-out sequences.
         masks: Which residues are asked; the first set counts.
-        budget: Tokens in a row.
+        budget: Tokens in a packed row.
     """
     mine = store.for_family(loaded.family, loaded.vocabulary)
     for row in plan_batches(mine.lengths(masks.crop)[indices].tolist(), budget, seed=0):
@@ -270,11 +270,11 @@ class Validation:
     Args:
         teacher: Answers for rows of ``masks``.
         store: The corpus in the student's token ids.
-        indices: The held-out sequences.
+        indices: Numbers of the held-out sequences.
         masks: Which residues are hidden; the first set counts.
-        budget: Tokens in a row.
+        budget: Tokens in a packed row.
         most: About so many tokens, for the answers stay in memory.
-        device: Where the student is.
+        device: Device that holds the student.
         precision: ``bf16`` or ``fp32``.
     """
 
@@ -335,9 +335,9 @@ class RateRamp:
     """A learning rate that rises by equal factors until the loss runs away (Smith 2017).
 
     Args:
-        low: First rate.
-        high: Last rate.
-        steps: Between them.
+        low: Learning rate of the first step.
+        high: Learning rate of the last step.
+        steps: Number of steps.
     """
 
     MEMORY = 0.9

@@ -46,11 +46,11 @@ class DistillationJob:
     Attributes:
         setup: Teacher, loss, masks, and where the job works.
         student: Loaded in float32 with its head; trained in place.
-        start: Where its starting weights are.
+        start: Checkpoint of its starting weights.
         store: The corpus in the student's token ids.
-        split: Who trains, who judges.
-        settings: How to train.
-        group: How rows are put together.
+        split: Sequences that train, and those held out to judge.
+        settings: Steps, rows, learning rate and all else that shapes the training.
+        group: Rows of one ``taxon``, or ``none`` for rows of similar length only.
         smallest: Sequences from which a taxon is by itself, or None.
     """
 
@@ -192,7 +192,7 @@ class DistillationJob:
         Args:
             loaded: A model with its head.
             part: 0 for validation, 1 for test.
-            most: About so many residues.
+            most: About so many residues are masked; None: all sequences are used.
         """
         settings = self.settings
         items = looks(loaded, self.store, self.split.parts[part], self.look_masks, settings.batch_tokens)
@@ -252,12 +252,12 @@ class DistillationJob:
 
     def scores(self) -> dict[str, MaskedScore]:
         """The last judgement: teacher, student and the student before, on the test clusters."""
-        found: dict[str, MaskedScore] = {}
+        scores: dict[str, MaskedScore] = {}
         if encoder.language_head(self.setup.teacher.model) is not None:
-            found["teacher"] = self.judge(self.setup.teacher, 1)
-        found["student"] = self.judge(self.student, 1)
-        found["student before distillation"] = self.judge(self.undistilled(), 1)
-        return found
+            scores["teacher"] = self.judge(self.setup.teacher, 1)
+        scores["student"] = self.judge(self.student, 1)
+        scores["student before distillation"] = self.judge(self.undistilled(), 1)
+        return scores
 
     def undistilled(self) -> LoadedModel:
         """The student as it was before."""

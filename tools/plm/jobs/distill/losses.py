@@ -14,7 +14,7 @@ def masked_logit_mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
 
     Args:
         student: ``(M, V)`` logits of the M masked residues.
-        teacher: ``(M, V)``.
+        teacher: ``(M, V)`` logits.
     """
     return functional.mse_loss(_wide(student), _wide(teacher))
 
@@ -26,12 +26,12 @@ def kl_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: flo
 
     Args:
         student: ``(M, V)`` logits.
-        teacher: ``(M, V)``.
+        teacher: ``(M, V)`` logits.
         temperature: Both are divided by it.
     """
     target = functional.log_softmax(_wide(teacher) / temperature, dim=-1)
-    found = functional.log_softmax(_wide(student) / temperature, dim=-1)
-    return temperature**2 * _divergence(found, target)
+    predicted = functional.log_softmax(_wide(student) / temperature, dim=-1)
+    return temperature**2 * _divergence(predicted, target)
 
 
 def kl_divergence_of_top(
@@ -57,9 +57,9 @@ def kl_divergence_of_top(
     return kl_divergence(torch.cat([kept, others], -1), target, temperature)
 
 
-def _divergence(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _divergence(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean over rows; a class that the teacher rules out (log-probability minus infinity) adds nothing."""
-    each = target.exp() * (target - found)
+    each = target.exp() * (target - predicted)
     return each.masked_fill(target == -torch.inf, 0.0).sum(-1).mean()
 
 
@@ -70,7 +70,7 @@ def kernel_alignment(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
 
     Args:
         student: ``(B, D_s)`` mean over the residues of each sequence.
-        teacher: ``(B, D_t)``.
+        teacher: ``(B, D_t)`` representations.
 
     Returns:
         The term, or None if B is 1.

@@ -54,22 +54,22 @@ class Facts:
     Attributes:
         title: Name of the student.
         inputs: Names of the corpus files.
-        store: The corpus.
-        split: Who trains and who judges.
-        teacher: Its name.
-        teacher_sha256: Of its weights.
+        store: Corpus that was learned from.
+        split: Sequences that train, and those held out to judge.
+        teacher: Name of the teacher.
+        teacher_sha256: Fingerprint (sha256) of the teacher's weights.
         student: Where the student comes from.
-        parameters: Of teacher and student.
-        objective: The loss.
+        parameters: Number of parameters of teacher and student.
+        objective: Terms of the loss and their weights.
         recipe: Name of the recipe that the settings started from.
-        settings: How it was trained.
-        masks: Which residues were hidden.
+        settings: Steps, rows, learning rate and all else that shaped the training.
+        masks: Plan of the masks: rate, seed and number of sets.
         batches: How rows were put together.
-        outcome: What training did.
+        outcome: Steps, history and end of the training.
         scores: Model -> score on the test clusters, in the order of reports.
-        processes: How many trained together.
-        device: Where.
-        data_sha256: Of the corpus.
+        processes: Number of processes that trained together.
+        device: Device on which the student was trained.
+        data_sha256: sha256 of the corpus.
     """
 
     title: str
@@ -307,29 +307,29 @@ def cache_report(cache: TeacherCache, store: CorpusStore, masks: MaskPlan) -> Re
     )
 
 
-def range_figure(found: RangeTest, path: Path) -> None:
+def range_figure(test: RangeTest, path: Path) -> None:
     """Loss against learning rate, and where the loss falls fastest."""
     from plm.telling import figures
 
     figure, axes = figures.new_figure()
     panel = axes[0, 0]
-    panel.plot(found.rates, found.losses, color=figures.GREY, linewidth=0.8, label="each step")
-    panel.plot(found.rates, found.smooth, color=figures.colour(0), label="smoothed")
-    if math.isfinite(found.suggestion):
+    panel.plot(test.rates, test.losses, color=figures.GREY, linewidth=0.8, label="each step")
+    panel.plot(test.rates, test.smooth, color=figures.colour(0), label="smoothed")
+    if math.isfinite(test.suggestion):
         panel.axvline(
-            found.suggestion, color=figures.colour(1), linestyle="--", label=f"{found.suggestion:.1e}: steepest"
+            test.suggestion, color=figures.colour(1), linestyle="--", label=f"{test.suggestion:.1e}: steepest"
         )
-    panel.axvline(found.lowest, color=figures.colour(2), linestyle=":", label=f"{found.lowest:.1e}: lowest")
-    top = float(np.nanmax(found.smooth)) * 1.3
+    panel.axvline(test.lowest, color=figures.colour(2), linestyle=":", label=f"{test.lowest:.1e}: lowest")
+    top = float(np.nanmax(test.smooth)) * 1.3
     panel.set(xscale="log", xlabel="Learning rate", ylabel="Loss", title="Learning-rate range test")
     panel.set_ylim(0, top)
     panel.legend()
     figures.save(figure, path)
 
 
-def range_report(found: RangeTest, facts: Mapping[str, Any], *, figure: bool, history: bool) -> Report:
+def range_report(test: RangeTest, facts: Mapping[str, Any], *, figure: bool, history: bool) -> Report:
     """The report of a learning-rate range test."""
-    made = Report(range_sentence(found))
+    made = Report(range_sentence(test))
     made.paragraph(
         "The learning rate rose from step to step and no model was kept. A good highest rate lies where the loss still"
         " falls fast, well below the rate at which it is lowest; beyond that the loss runs away."
@@ -342,12 +342,12 @@ def range_report(found: RangeTest, facts: Mapping[str, Any], *, figure: bool, hi
     return made
 
 
-def range_sentence(found: RangeTest) -> str:
+def range_sentence(test: RangeTest) -> str:
     """What the range test suggests, in one sentence."""
-    end = "ran away" if found.diverged else "did not run away up to the highest rate"
-    if not math.isfinite(found.suggestion):
-        return f"No rate lowered the loss ({len(found.rates)} steps; the loss {end}): there is nothing to suggest"
+    end = "ran away" if test.diverged else "did not run away up to the highest rate"
+    if not math.isfinite(test.suggestion):
+        return f"No rate lowered the loss ({len(test.rates)} steps; the loss {end}): there is nothing to suggest"
     return (
-        f"Suggested highest learning rate: {found.suggestion:.1e}; the loss is lowest at {found.lowest:.1e} "
-        f"and {end} ({len(found.rates)} steps)"
+        f"Suggested highest learning rate: {test.suggestion:.1e}; the loss is lowest at {test.lowest:.1e} "
+        f"and {end} ({len(test.rates)} steps)"
     )

@@ -52,13 +52,13 @@ class CacheKey:
     """What the content of a cache depends on beside the sequences. How many sets of masks there are is no part of it.
 
     Attributes:
-        teacher: Its name, for messages; any name goes with the same weights.
-        teacher_sha256: Its fingerprint (:mod:`plm.fingerprints`).
-        family: Its family.
-        seed: Of the masks.
-        rate: Share of residues to predict.
-        crop: Longest stretch of a sequence.
-        wants: What was asked.
+        teacher: Name of the teacher for messages; any name goes with the same weights.
+        teacher_sha256: Fingerprint of the teacher's weights (:mod:`plm.fingerprints`).
+        family: Model family of the teacher.
+        seed: Seed of the masks.
+        rate: Share of residues to predict, 0-1.
+        crop: Longest stretch of a sequence, in residues.
+        wants: Logits and representations that are asked of the teacher.
     """
 
     teacher: str
@@ -77,13 +77,13 @@ class CacheKey:
     @property
     def content(self) -> dict[str, Any]:
         """What must be equal."""
-        found = asdict(self)
-        del found["teacher"]
+        content = asdict(self)
+        del content["teacher"]
         if not self.wants.logits:
-            found["wants"]["top"] = 0
+            content["wants"]["top"] = 0
         if not (self.wants.pooled or self.wants.hidden):
-            found["wants"] |= {"layer": 0, "represent": ""}
-        return found
+            content["wants"] |= {"layer": 0, "represent": ""}
+        return content
 
     def sentence(self) -> str:
         """The key in words."""
@@ -105,8 +105,8 @@ class TeacherCache:
     """Entries in shards. Reading verifies each shard once; a damaged one is dropped and said.
 
     Attributes:
-        folder: Where it is.
-        key: What it belongs to.
+        folder: Folder of the shards.
+        key: Teacher, masks and answers that the content depends on.
         dropped: Shards that were damaged and are gone.
     """
 
@@ -137,12 +137,12 @@ class TeacherCache:
         """
         described = folder / _NAME
         try:
-            found = described.is_file()
+            present = described.is_file()
         except OSError as error:
             raise UserError(
                 f"The teacher cache cannot be read ({error.strerror})", where=str(described), fix="Give another folder"
             ) from error
-        if not found:
+        if not present:
             if not create:
                 raise UserError(
                     "There is no teacher cache", where=str(folder), fix="Make it with --cache-only"
@@ -195,8 +195,8 @@ class TeacherCache:
 
     def _numbers(self) -> list[int]:
         """Numbers of the shards that are in the folder."""
-        found = (_SHARD.fullmatch(path.name) for path in self.folder.glob("shard_*.safetensors"))
-        return [int(match[1]) for match in found if match]
+        matches = (_SHARD.fullmatch(path.name) for path in self.folder.glob("shard_*.safetensors"))
+        return [int(match[1]) for match in matches if match]
 
     def _drop(self, number: int) -> None:
         self._store.forget(number)
@@ -222,17 +222,17 @@ class TeacherCache:
 
         Args:
             digests: ``(n, 16)`` uint8 digests of sequences, see :class:`plm.masked_lm.corpus_store.CorpusStore`.
-            set_number: Set of masks.
+            set_number: Number of the set of masks.
 
         Returns:
             Rising places in ``digests``.
         """
         while True:
-            found = self._index.find(digests, set_number)
-            numbers = np.unique(self._index.shard[found[found >= 0]]).tolist()
+            entries = self._index.find(digests, set_number)
+            numbers = np.unique(self._index.shard[entries[entries >= 0]]).tolist()
             damaged = [number for number in numbers if not self._sound(number)]
             if not damaged:
-                return np.flatnonzero(found < 0)
+                return np.flatnonzero(entries < 0)
 
     def add(
         self,
@@ -246,9 +246,9 @@ class TeacherCache:
 
         Args:
             digests: ``(B, 16)`` uint8 digests.
-            set_number: Set of masks.
-            masked: ``(B,)`` masked residues of each.
-            residues: ``(B,)`` residues of each.
+            set_number: Number of the set of masks.
+            masked: ``(B,)`` number of masked residues of each sequence.
+            residues: ``(B,)`` number of residues of each sequence.
             targets: What the teacher said of them, in their order.
 
         Raises:
@@ -290,14 +290,14 @@ class TeacherCache:
 
         Args:
             digests: ``(B, 16)`` uint8 digests.
-            set_number: Set of masks.
+            set_number: Number of the set of masks.
 
         Raises:
             UserError: An entry is missing, or its shard turns out to be damaged.
         """
         index = self._index
-        found = index.find(digests, set_number)
-        if (found < 0).any() or not all(self._sound(int(number)) for number in np.unique(index.shard[found])):
+        entries = index.find(digests, set_number)
+        if (entries < 0).any() or not all(self._sound(int(number)) for number in np.unique(index.shard[entries])):
             raise UserError(
                 "The teacher cache lacks a sequence, or a part of it was damaged while the job ran",
                 where=str(self.folder),
@@ -308,7 +308,7 @@ class TeacherCache:
         fields = [name for group in names for name in group]
         fields += ["pooled"] * wants.pooled + ["hidden"] * wants.hidden
         pieces: dict[str, list[np.ndarray]] = {name: [] for name in fields}
-        for entry in found.tolist():
+        for entry in entries.tolist():
             number = int(index.shard[entry])
             for name in fields:
                 start, stop = index.span(entry, name)
@@ -403,10 +403,10 @@ class CachedTeacher:
         Raises:
             UserError: As :meth:`TeacherCache.read`.
         """
-        found = self._cache.read(self._store.digests[row.members], row.set_number)
+        targets = self._cache.read(self._store.digests[row.members], row.set_number)
         device = row.targets.device
         return TeacherTargets(
-            **{name: value.to(device) for name in _FIELDS if (value := getattr(found, name)) is not None}
+            **{name: value.to(device) for name in _FIELDS if (value := getattr(targets, name)) is not None}
         )
 
 
@@ -415,10 +415,10 @@ class Filling:
     """What is to be asked of the teacher.
 
     Attributes:
-        entries: Sequences times sets of masks that are missing.
-        held: Those that the cache has.
-        tokens: Of the missing ones.
-        bytes: That they will take on the disk, about.
+        entries: Number of missing entries (sequences times sets of masks).
+        held: Number of entries that the cache has.
+        tokens: Number of tokens of the missing entries.
+        bytes: Bytes that the missing entries will take on the disk, about.
     """
 
     entries: int
@@ -466,9 +466,9 @@ def fill(
 
     Args:
         cache: Made for this teacher and these masks.
-        loaded: The teacher.
-        store: The corpus.
-        indices: Which sequences; under all sets of masks.
+        loaded: Teacher that is asked.
+        store: Corpus that holds the sequences.
+        indices: Numbers of the sequences that are asked for, under all sets of masks.
         masks: The mask plan; its sets must be fixed.
         budget: Tokens in a row; by default what suits the device.
         advance: Called with the tokens done.

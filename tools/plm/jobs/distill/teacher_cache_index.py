@@ -45,9 +45,9 @@ class EntryIndex:
             self._sort()
         assert self._sorted is not None
         wanted = np.ascontiguousarray(digests).view(np.uint64).reshape(-1, 2)
-        found = np.full(len(wanted), -1, np.int64)
+        entry_of = np.full(len(wanted), -1, np.int64)
         if set_number not in self._sorted:
-            return found
+            return entry_of
         high, low, entries = self._sorted[set_number]
         first = np.searchsorted(high, wanted[:, 0], side="left")
         last = np.searchsorted(high, wanted[:, 0], side="right")
@@ -56,8 +56,8 @@ class EntryIndex:
             place = first + step
             hit = place < last
             hit[hit] = low[place[hit]] == wanted[hit, 1]
-            found[hit] = entries[place[hit]]
-        return found
+            entry_of[hit] = entries[place[hit]]
+        return entry_of
 
     def span(self, entry: int, name: str) -> tuple[int, int]:
         """Rows of an array of the entry's shard that belong to the entry."""

@@ -37,10 +37,10 @@ class Tracking:
 
     Args:
         tfevents: The file to write when all is done, or None.
-        mlflow: Tracking URI, or None.
-        name: Of the run.
-        parameters: Of the run.
-        workdir: Where events gather before.
+        mlflow: Tracking URI of the MLflow server, or None.
+        name: Name of the run.
+        parameters: Parameters of the run: name -> value.
+        workdir: Folder in which events gather until then.
         log: Where to say that a server does not answer any more.
     """
 
