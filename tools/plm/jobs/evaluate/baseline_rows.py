@@ -31,7 +31,7 @@ class BaselinePart:
     Attributes:
         places: (M,) places among the evaluated rows.
         train: Training rows.
-        new: The evaluated rows.
+        new: Evaluated rows that are answered.
     """
 
     places: NDArray[np.int64]
@@ -78,11 +78,11 @@ class Prepared:
 
     def nearest(self, threads: int) -> NDArray[np.float64]:
         """(M,) identity of each evaluated row to its nearest training row, 0-1 (see :mod:`plm.data.homology`)."""
-        found = np.zeros(self.rows)
+        identity = np.zeros(self.rows)
         for part in self.parts:
             queries, targets = ([text.strip(baselines.GAP) for text in rows.texts] for rows in (part.new, part.train))
-            found[part.places] = [score for _, score in homology.nearest(queries, targets, threads=threads)]
-        return found
+            identity[part.places] = [score for _, score in homology.nearest(queries, targets, threads=threads)]
+        return identity
 
 
 def prepare(
@@ -121,17 +121,17 @@ def prepare(
     labelled, found_labels = dataset_table.labelled_rows(frame, target=target, name=name)
     task = found_labels.task
     sites = _Sites(labelled, task.level)
-    found = sites.find(keys, name)
-    _same_labels(sites.labels[found], labels, kind, keys, name)
+    evaluated = sites.find(keys, name)
+    _same_labels(sites.labels[evaluated], labels, kind, keys, name)
     width = 0 if task.level == "sequence" else _width(labelled, window)
     targets = _targets(sites.labels, kind, classes, name)
     parts: list[BaselinePart] = []
-    for places, learn in _partition(sites, found, has_split, name):
+    for places, learn in _partition(sites, evaluated, has_split, name):
         train_rows = np.flatnonzero(learn)
-        aligned = width > 0 or sites.one_length(np.concatenate([train_rows, found[places]]))
+        aligned = width > 0 or sites.one_length(np.concatenate([train_rows, evaluated[places]]))
         train, new = (
             BaselineExamples(sites.texts(rows, width), targets[rows], sites.groups[rows], aligned)
-            for rows in (train_rows, found[places])
+            for rows in (train_rows, evaluated[places])
         )
         parts.append(BaselinePart(places, train, new))
     about = f"windows of {width} residues around the {task.level}" if width else "whole sequences"
@@ -231,20 +231,20 @@ def _targets(labels: NDArray[np.object_], kind: str, classes: tuple[str, ...], n
 
 
 def _partition(
-    sites: _Sites, found: NDArray[np.int64], has_split: bool, name: str
+    sites: _Sites, evaluated: NDArray[np.int64], has_split: bool, name: str
 ) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
     """(places among the evaluated rows, mask of the training units) for the split or each fold."""
     if has_split and sites.split is not None:
         learn = sites.split == "train"
-        if learn[found].any():
+        if learn[evaluated].any():
             raise UserError(
-                f"{int(learn[found].sum())} of the evaluated rows are training rows, which every model has seen",
+                f"{int(learn[evaluated].sum())} of the evaluated rows are training rows, which every model has seen",
                 where=name,
                 fix="Evaluate the test or validation rows (--splits)",
             )
-        return [(np.arange(len(found)), learn)]
+        return [(np.arange(len(evaluated)), learn)]
     assert sites.fold is not None
-    own = sites.fold[found]
+    own = sites.fold[evaluated]
     return [(np.flatnonzero(own == fold), sites.fold != fold) for fold in sorted(set(own))]
 
 

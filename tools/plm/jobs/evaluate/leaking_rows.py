@@ -34,12 +34,12 @@ def leaking(frame: pd.DataFrame, ids: Sequence[str], threads: int) -> Leaking:
     examples = _examples(chosen, column)
     near = max(map(len, chosen["sequence"]), default=0)
     near = near if near <= homology.LONGEST_WINDOW else _NEAR
-    found = {
+    by_id = {
         leak.id: leak
         for leak in leakage.measure(examples, identity=None, coverage=_COVERAGE, threads=threads)
         if leak.id in wanted
     }
-    leaks = [found.get(name) for name in ids]
+    leaks = [by_id.get(name) for name in ids]
     limit = homology.default_identity(homology.choose_method([one.sequence for one in examples]), None)
     sides = "the other folds" if column == "fold" else "training or validation rows"
     return Leaking(
