@@ -23,8 +23,8 @@ class MicroBatch:
     """One packed row with its targets.
 
     Attributes:
-        batch: The tokens.
-        where: What the head reads.
+        batch: Packed tokens of the row.
+        where: Places in the row that the head reads.
         targets: ``(N,)`` in the order of the head's outputs.
     """
 
@@ -41,7 +41,7 @@ class TrainingExamples:
     """Units with the targets of their answers.
 
     Attributes:
-        units: What is encoded together.
+        units: Sequences or windows that are encoded as one.
         targets: For each unit its ``(n,)`` targets.
     """
 
@@ -63,8 +63,8 @@ def make_examples(units: list[Unit], rows: Sequence[Array], level: Level) -> Tra
 
     Args:
         units: From :func:`plm.model.encoder_inputs.make_units`.
-        rows: From :func:`plm.jobs.finetune.objectives.targets`.
-        level: Of the task.
+        rows: Targets of each row, from :func:`plm.jobs.finetune.objectives.targets`.
+        level: Level of the task: ``sequence``, ``residue`` or ``site``.
     """
     targets: list[Array] = []
     for unit in units:

@@ -50,11 +50,11 @@ def manifest(
     """The content of ``manifest.json``, less what :func:`plm.model.bundles.fine_tuned.write_bundle` adds.
 
     Args:
-        job: After training.
-        calibration: Of the chosen way.
+        job: Job whose trainings are done.
+        calibration: Temperatures and thresholds of the chosen method.
         name: What tables and reports call the model.
-        finished: False after a time limit.
-        licence: For the model card.
+        finished: False if a time limit cut the training short.
+        licence: Licence for the model card.
         compared: The ways of which this one was chosen, if there were several.
     """
     task = job.prepared[job.usable[0].part.fold].task
@@ -127,12 +127,12 @@ def release(
     """Writes the bundle of a job's trainings.
 
     Args:
-        job: After :meth:`plm.jobs.finetune.job.FineTuningJob.train`.
-        path: The zip to write.
-        calibration: From :func:`calibrate`.
-        content: From :func:`manifest`.
+        job: Job whose trainings are done.
+        path: Bundle file (zip) to write.
+        calibration: Temperatures and thresholds, from :func:`calibrate`.
+        content: Content of ``manifest.json``, from :func:`manifest`.
         model: Where the base model is.
-        device: Where the self-test's outputs are computed.
+        device: Device on which the expected outputs of the self-test are computed: auto, cpu or cuda.
         allow_hub: The base model may come from the hub.
     """
     members: list[MemberFiles] = []

@@ -59,10 +59,10 @@ class FineTuningSettings:
 
     Attributes:
         adapter: What of the encoder is trained.
-        training: How.
+        training: Batches, learning rate, epochs and all else that shapes a training.
         head: Fields of :class:`plm.model.heads.head.HeadConfig` other than its sizes.
         class_weights: ``none`` or ``balanced``.
-        seeds: One training each.
+        seeds: Seeds, one training each.
         precision: ``fp32`` or ``bf16``.
         others: Further ways to be trained beside ``adapter``, of which the validation rows choose one.
         rates: Peak learning rate of methods that take another than ``training`` has.
@@ -101,10 +101,10 @@ class Run:
 
     Attributes:
         adapter: What of the encoder it trained.
-        part: Its rows.
-        seed: Its seed.
+        part: Rows that it learned from and was judged on.
+        seed: Seed of the training.
         folder: Where its weights and validation outputs lie.
-        outcome: What happened.
+        outcome: History, best epoch and scores of the training.
     """
 
     adapter: AdapterSettings
@@ -142,14 +142,14 @@ class FineTuningJob:
     """A fine-tuning job.
 
     Args:
-        rows: The dataset.
-        parts: Its trainings.
-        files: The base model.
-        settings: What is learned and how.
-        device: Where.
-        workdir: For everything on the way.
+        rows: Rows of the dataset with their targets.
+        parts: Rows of each training.
+        files: Checkpoint of the base model.
+        settings: Method, head, training and seeds.
+        device: Device on which the networks are trained.
+        workdir: Folder for states and outputs on the way.
         data_sha256: Digest of the dataset, for the checkpoint's key.
-        log: For progress.
+        log: Logger told of progress.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class LabelledRows:
     Attributes:
         frame: The table, every column of strings.
         task: What is predicted. For numbers, mean and sd are those of the training rows of :attr:`part`.
-        sequences: One a row.
+        sequences: Sequence of each row.
         positions: 0-based site of each row, or None.
         targets: From :func:`plm.jobs.finetune.objectives.targets`.
         window: Width of the context around a site; 0 is the whole sequence.
@@ -114,7 +114,7 @@ def read_rows(
         target: ``auto``, ``class`` or ``number``.
         positive: The positive one of two classes; the last by default.
         window: Width to cut sites to; None takes the table's.
-        name: The table, for messages.
+        name: File name of the table, for messages.
 
     Raises:
         UserError: The labels do not fit the task, ``positive`` is no class, or the window is wider than the table's.
@@ -165,9 +165,9 @@ def check_numbers(rows: LabelledRows, parts: Sequence[TrainingPart], where: str)
     """Refuses trainings on next to nothing, and says what must be said first of trainings on few rows.
 
     Args:
-        rows: The rows.
+        rows: Rows with their targets.
         parts: One, or one for each fold.
-        where: The table.
+        where: File name of the table, for messages.
     """
     task = rows.task
     for part in parts:

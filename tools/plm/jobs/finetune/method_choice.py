@@ -31,12 +31,12 @@ class MethodResult:
 
     Attributes:
         adapter: What of the encoder is trained.
-        parameters: Trained parameters.
+        parameters: Number of trained parameters.
         best_epochs: The epoch that each training kept, from 1.
         scores: Validation metrics of the ensemble of its trainings.
         low: Lower end of the 95 % interval of the metric that chooses; NaN with too few groups.
-        high: Upper end.
-        chosen: Whether it goes on.
+        high: Upper end of that interval.
+        chosen: Whether it is the method that the bundle holds.
         behind: The chosen way against this one, on the same resamples of groups; None for the chosen one itself.
     """
 

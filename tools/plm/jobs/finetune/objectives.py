@@ -95,7 +95,7 @@ def class_weights(values: Array, task: Task, scheme: ClassWeights) -> torch.Tens
 
     Args:
         values: Training targets; classes without any get weight 0.
-        task: The task.
+        task: Level, kind of target and classes that are predicted.
         scheme: ``none`` or ``balanced``.
     """
     if scheme == "none" or task.target == "number":
@@ -119,8 +119,8 @@ def loss_sum(outputs: torch.Tensor, values: torch.Tensor, task: Task, weights: t
 
     Args:
         outputs: ``(N, K)`` float32 from the head.
-        values: ``(N,)`` targets.
-        task: The task.
+        values: ``(N,)`` class numbers or standardised numbers.
+        task: Level, kind of target and classes that are predicted.
         weights: From :func:`class_weights`, on the device of ``outputs``.
     """
     if task.target == "class":
@@ -136,7 +136,7 @@ def validation_scores(outputs: Array, values: Array, task: Task, weights: Array 
     Args:
         outputs: ``(N, K)`` logits or standardised numbers.
         values: ``(N,)`` targets; unlabelled ones are left out.
-        task: The task.
+        task: Level, kind of target and classes that are predicted.
         weights: Class weights of the loss.
 
     Returns:

@@ -54,7 +54,7 @@ class Events:
 
     Args:
         path: The file to write when all is done.
-        workdir: Where events gather before.
+        workdir: Folder in which events gather until then.
     """
 
     def __init__(self, path: Path | None, workdir: Path) -> None:

@@ -101,9 +101,9 @@ class TrainingOutcome:
         status: ``finished``, or stopped by the ``time limit``.
         history: One row a logged step or epoch: step, epoch, train_loss, valid_loss, ``valid_<metric>``, learning_rate.
         best: Validation scores of the epoch that was kept; None if none was reached.
-        best_epoch: Its number from 1.
-        epochs: Epochs completed.
-        steps: Optimiser steps made.
+        best_epoch: Number of that epoch, from 1.
+        epochs: Number of epochs completed.
+        steps: Number of optimiser steps made.
     """
 
     status: Status
@@ -134,12 +134,12 @@ def train(
 
     Args:
         network: On the device where it is to be trained.
-        task: What the targets mean.
-        training: What it learns from.
-        validation: What chooses the epoch.
-        settings: How.
-        seed: Orders the examples and seeds dropout.
-        folder: For checkpoints on the way.
+        task: Level, kind of target and classes that are predicted.
+        training: Examples to learn from.
+        validation: Examples that choose the epoch.
+        settings: Batches, learning rate, epochs and all else that shapes the training.
+        seed: Seed of the order of examples and of dropout.
+        folder: Folder for checkpoints on the way.
         class_weights: ``(K,)`` weights in the loss.
         interruption: When to stop or save.
         resume: Folder of a checkpoint to go on from, exactly.

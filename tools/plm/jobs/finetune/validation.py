@@ -69,7 +69,7 @@ def calibrate(job: FineTuningJob, runs: Sequence[Run] | None = None) -> Calibrat
     """Fits a temperature for each training and a threshold for each fold.
 
     Args:
-        job: After training.
+        job: Job whose trainings are done.
         runs: The trainings of one way; by default those of the chosen one.
     """
     task = job.rows.task
