@@ -53,8 +53,8 @@ def base_of(
     """The model that made a classifier's embeddings, and what is wanted of it.
 
     Args:
-        bundle: The classifier.
-        where: Its file's name.
+        bundle: Classifier bundle.
+        where: Name of the bundle's file, for messages.
         model: Where the model is; None takes the built-in one if it is that.
         workdir: A zipped model is unpacked here.
         allow_hub: The model may be fetched from the hub.
@@ -115,8 +115,8 @@ class Asker:
     """Asks a fine-tuned model about whole proteins, each different sequence once.
 
     Args:
-        bundle: Of a sequence or a residue task.
-        spool: The proteins.
+        bundle: Fine-tuned bundle of a sequence or a residue task.
+        spool: Proteins of the input.
         budget: Tokens in a packed row; longer proteins go in overlapping segments.
         log: Told of progress, and when memory runs short.
         longest: Residues that are encoded in one piece; 0: as many as the budget holds.
@@ -160,12 +160,12 @@ class Asker:
         new = [number for number in dict.fromkeys(numbers) if number not in self._known]
         fresh = dict(zip(new, self._ask(new), strict=True)) if new else {}
         self._known.update({number: fresh[number] for number in new if self._repeated[number]})
-        found = [fresh[number] if number in fresh else self._known[number] for number in numbers]
-        values = np.concatenate([one for one, _ in found])
+        answers = [fresh[number] if number in fresh else self._known[number] for number in numbers]
+        values = np.concatenate([one for one, _ in answers])
         where = np.array(records, np.int64)
         if self._bundle.task.level == "residue":
             return BundleAnswers(where, values, None, tuple(self._spool.sequences[number] for number in numbers))
-        return BundleAnswers(where, values, np.concatenate([states for _, states in found]))
+        return BundleAnswers(where, values, np.concatenate([states for _, states in answers]))
 
     def _ask(self, numbers: list[int]) -> list[tuple[Floats, Singles]]:
         texts = [self._spool.sequences[number] for number in numbers]
@@ -176,10 +176,10 @@ class Asker:
                     values = self._bundle.predict(texts, None, self._budget)
                     ends = np.cumsum([len(text) for text in texts])
                     none = np.empty((1, 0), np.float32)
-                    found = [(part, none) for part in np.split(values, ends[:-1])]
+                    answers = [(part, none) for part in np.split(values, ends[:-1])]
                 else:
                     values, states = self._bundle.predict_with_states(texts, self._budget)
-                    found = [(values[row : row + 1], states[row : row + 1]) for row in range(len(texts))]
+                    answers = [(values[row : row + 1], states[row : row + 1]) for row in range(len(texts))]
                 break
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 self._budget = halved(self._budget, error, self._bundle.loaded.device, self._log)
@@ -187,4 +187,4 @@ class Asker:
         whole = min(cap for cap in caps if cap is not None)
         self._windows[numbers] = [len(segments(len(text), whole)) for text in texts]
         self._progress.advance(sum(map(len, texts)))
-        return found
+        return answers

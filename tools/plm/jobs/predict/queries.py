@@ -35,11 +35,11 @@ def passed_columns(path: str | Path) -> dict[str, list[str]]:
         return {}
     header, rows = stream_table(path)
     places = {name.lower(): index for index, name in enumerate(header) if name.lower() in PASSED}
-    found: dict[str, list[str]] = {name: [] for name in places}
+    columns: dict[str, list[str]] = {name: [] for name in places}
     for _, fields in rows:
         for name, index in places.items():
-            found[name].append(_passed(name, fields[index]))
-    return found
+            columns[name].append(_passed(name, fields[index]))
+    return columns
 
 
 def _passed(name: str, value: str) -> str:
@@ -52,7 +52,7 @@ class Queries:
     """The records of one input.
 
     Attributes:
-        name: The file's name.
+        name: File name of the input.
         ids: One a record, as tables show them.
         columns: What stands beside them, of :data:`PASSED`, one value a record.
         positions: 1-based sites, one a record; None unless the records are sites.
@@ -113,7 +113,7 @@ class Queries:
         """One row a record of the input, in its order.
 
         Args:
-            handle: Tab-separated text.
+            handle: Open text file; tab-separated rows are written to it.
             abstained: Records that got no answer on purpose.
         """
         handle.write("\t".join(STATUS_COLUMNS) + "\n")

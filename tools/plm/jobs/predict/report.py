@@ -33,17 +33,17 @@ class PredictionCounts:
 
     Attributes:
         rules: How answers were judged.
-        records: Records of the input.
-        rejected: Those that could not be used.
+        records: Number of records of the input.
+        rejected: Number of records that could not be used.
         answered: Those with an answer; of residue tasks the residues.
         called: Answers (or residues) by class, abstained ones not counted.
         best: The same, abstained ones counted.
         novel_by_class: Novel ones by likeliest class.
-        abstained: Records without a call on purpose.
-        novel: Novel ones.
+        abstained: Numbers of the records without a call on purpose.
+        novel: Number of novel records.
         sizes: How many sets have how many classes.
-        hits: Labelled records whose set or interval holds the truth.
-        labelled: Labelled records with a set or an interval.
+        hits: Number of labelled records whose set or interval holds the truth.
+        labelled: Number of labelled records with a set or an interval.
     """
 
     rules: Rules
@@ -147,31 +147,31 @@ def _unit(rules: Rules) -> str:
 # --------------------------------------------------------------------------------------------------------- figure
 
 
-def predictions_figure(found: PredictionCounts, path: str | Path) -> None:
+def predictions_figure(counts: PredictionCounts, path: str | Path) -> None:
     """Histograms: how sure the calls are (or the numbers), and how far from the training proteins."""
-    rules = found.rules
-    panels = 2 if rules.novelty is not None and len(found.distance) else 1
+    rules = counts.rules
+    panels = 2 if rules.novelty is not None and len(counts.distance) else 1
     figure, axes = new_figure(5.2 * panels if panels > 1 else 6.5, 4.0, panels)
-    _confidence_panel(axes[0, 0], found)
+    _confidence_panel(axes[0, 0], counts)
     if panels > 1:
-        _distance_panel(axes[0, 1], found)
+        _distance_panel(axes[0, 1], counts)
     save(figure, path)
 
 
-def _confidence_panel(panel: Any, found: PredictionCounts) -> None:
-    rules, values = found.rules, found.confidence
+def _confidence_panel(panel: Any, counts: PredictionCounts) -> None:
+    rules, values = counts.rules, counts.confidence
     if rules.task.target == "number":
         panel.hist(values, bins=_BINS, color=colour(0))
         panel.set(title="Predicted numbers", xlabel="Predicted number", ylabel=_unit(rules).capitalize())
         return
-    order = [name for name, _ in found.best.most_common()]
+    order = [name for name, _ in counts.best.most_common()]
     shown = order if len(order) <= _SHOWN_CLASSES else order[: _SHOWN_CLASSES - 1]
     place = {name: index for index, name in enumerate(rules.task.classes)}
-    parts = [values[found.classes == place[name]] for name in shown]
+    parts = [values[counts.classes == place[name]] for name in shown]
     names = [named(shortened(rules.names[place[name]], 24)) for name in shown]
     if len(order) > len(shown):
         rest = [place[name] for name in order[len(shown) :]]
-        parts.append(values[np.isin(found.classes, rest)])
+        parts.append(values[np.isin(counts.classes, rest)])
         names.append(f"{len(rest)} other classes")
     edges = np.linspace(0, 1, _BINS + 1)
     panel.hist(parts, bins=edges, stacked=True, color=[colour(index) for index in range(len(parts))], label=names)
@@ -180,10 +180,10 @@ def _confidence_panel(panel: Any, found: PredictionCounts) -> None:
     panel.legend(loc="upper left", frameon=False)
 
 
-def _distance_panel(panel: Any, found: PredictionCounts) -> None:
-    novelty = found.rules.novelty
+def _distance_panel(panel: Any, counts: PredictionCounts) -> None:
+    novelty = counts.rules.novelty
     assert novelty is not None
-    distance = found.distance
+    distance = counts.distance
     # A few proteins very far away would press all others into one bar.
     top = max(novelty.threshold * 1.5, float(novelty.distances[-1]), float(np.quantile(distance, 0.99))) * 1.02
     edges = np.linspace(0, max(top, 1e-6), _BINS + 1)
@@ -197,40 +197,40 @@ def _distance_panel(panel: Any, found: PredictionCounts) -> None:
     panel.stairs(np.diff(ranks) * len(distance), edges, color="black", linewidth=1.2, label=f"{known} proteins")
     panel.axvline(novelty.threshold, color=GREY, linestyle="--", linewidth=1.2, label="threshold")
     panel.set(title="How far from the training proteins", xlabel=f"Mean distance to the nearest {novelty.k}")
-    panel.set_ylabel(_unit(found.rules).capitalize())
+    panel.set_ylabel(_unit(counts.rules).capitalize())
     panel.legend(loc="upper right", frameon=False)
 
 
 # --------------------------------------------------------------------------------------------------------- report
 
 
-def first_line(found: PredictionCounts, finished: bool) -> str:
+def first_line(counts: PredictionCounts, finished: bool) -> str:
     """The sentence that a reader must see."""
-    rules = found.rules
+    rules = counts.rules
     lead = "" if finished else "The bundle's training was cut short (unfinished). "
-    records = f"{found.answered:,} of {found.records:,} records"
+    records = f"{counts.answered:,} of {counts.records:,} records"
     if rules.task.level == "residue":
-        used = found.records - found.rejected
-        records = f"{used:,} of {found.records:,} proteins ({found.answered:,} residues)"
+        used = counts.records - counts.rejected
+        records = f"{used:,} of {counts.records:,} proteins ({counts.answered:,} residues)"
     if rules.task.target == "number":
-        values = found.confidence
+        values = counts.confidence
         text = f"{records} predicted: median {np.median(values):.4g}, from {values.min():.4g} to {values.max():.4g}"
     else:
         place = dict(zip(rules.task.classes, rules.names, strict=True))
-        ranked = found.called.most_common()
+        ranked = counts.called.most_common()
         told = [f"{count:,} {shortened(plain(place[name]), 40)}" for name, count in ranked[:_SHOWN_CLASSES]]
         more = sum(count for _, count in ranked[_SHOWN_CLASSES:])
         told += [f"{more:,} of {len(ranked) - _SHOWN_CLASSES} other classes"] if more else []
         text = f"{records} predicted: {', '.join(told) or 'no call'}"
     if rules.abstain != "never":
-        text += f"; {len(found.abstained):,} abstained"
+        text += f"; {len(counts.abstained):,} abstained"
     if rules.novelty is not None:
-        text += f"; {found.novel:,} unlike the training proteins (novel)"
+        text += f"; {counts.novel:,} unlike the training proteins (novel)"
     return lead + text
 
 
 def prediction_report(
-    found: PredictionCounts,
+    counts: PredictionCounts,
     *,
     model: str,
     finished: bool,
@@ -241,18 +241,18 @@ def prediction_report(
     """The report.
 
     Args:
-        found: The findings.
+        counts: Answers, calls and novelty, counted block by block.
         model: Name and digest of the bundle.
         finished: False if the bundle's training was cut short.
         about: What was done, in lines.
-        notes: Warnings.
+        notes: Warnings, in sentences.
         outputs: Names of the outputs there are: ``figure``, ``predictions``, ``residues``, ``submission``, ``status``.
     """
-    rules = found.rules
-    report = Report(first_line(found, finished) + ".")
-    if found.drifts:
+    rules = counts.rules
+    report = Report(first_line(counts, finished) + ".")
+    if counts.drifts:
         report.paragraph(
-            f"**These are other proteins than the model learned from.** {_percent(found.novel / found.answered)} of "
+            f"**These are other proteins than the model learned from.** {_percent(counts.novel / counts.answered)} of "
             f"them are novel, where about {_percent(rules.novelty.share if rules.novelty else 0)} of proteins like "
             "those of training would be. Do not rely on their calls; compare the two sets (drift), or train with "
             "labelled proteins of this kind."
@@ -260,10 +260,10 @@ def prediction_report(
     if "figure" in outputs:
         report.image("figure")
     if rules.task.target == "class":
-        _counts(report, found)
+        _counts(report, counts)
     if "predictions" in outputs:
         report.heading("Predictions")
-        if found.records <= MOST_ROWS and rules.task.level != "residue":
+        if counts.records <= MOST_ROWS and rules.task.level != "residue":
             report.table("predictions", title="Predictions")  # classes name columns
         else:
             report.link("predictions")
@@ -272,8 +272,8 @@ def prediction_report(
                 report.link(name)
     if rules.task.level != "residue":
         report.heading("How far to believe them")
-        _coverage(report, found)
-        _novelty(report, found)
+        _coverage(report, counts)
+        _novelty(report, counts)
     if rules.abstain != "never":
         why = {
             "novel": "novel proteins",
@@ -281,38 +281,38 @@ def prediction_report(
             "either": "proteins that are novel or whose set is not a single class",
         }[rules.abstain]
         report.paragraph(
-            f"No call is made for {why}: {len(found.abstained):,} of {found.answered:,}"
+            f"No call is made for {why}: {len(counts.abstained):,} of {counts.answered:,}"
             + (". The column best tells what would have been called." if rules.task.target == "class" else ".")
         )
     report.heading("What was done")
-    line = f"{counted(found.records, 'record')}, {found.rejected:,} rejected; the status table names each."
+    line = f"{counted(counts.records, 'record')}, {counts.rejected:,} rejected; the status table names each."
     report.bullets([line, f"Model {plain(model)}.", *about, *(plain(note) for note in notes)])
     return report
 
 
-def _counts(report: Report, found: PredictionCounts) -> None:
-    rules = found.rules
+def _counts(report: Report, counts: PredictionCounts) -> None:
+    rules = counts.rules
     place = {name: index for index, name in enumerate(rules.task.classes)}
     report.heading("Calls")
     header = ["Class", "Called", "Mean probability"]
     known = rules.novelty is not None and rules.task.level != "residue"
     header += ["Novel among the likeliest of this class"] if known else []
     rows = []
-    ranked = sorted(rules.task.classes, key=lambda name: (-found.best[name], place[name]))
-    values, classes = found.confidence, found.classes
+    ranked = sorted(rules.task.classes, key=lambda name: (-counts.best[name], place[name]))
+    values, classes = counts.confidence, counts.classes
     for name in ranked[:_MOST_CLASSES]:
         mine = values[classes == place[name]]
-        cells = [shortened(plain(rules.names[place[name]]), 60), f"{found.called[name]:,}"]
+        cells = [shortened(plain(rules.names[place[name]]), 60), f"{counts.called[name]:,}"]
         cells.append(f"{mine.mean():.3f}" if len(mine) else "")
-        rows.append([*cells, *([f"{found.novel_by_class[name]:,}"] if known else [])])
+        rows.append([*cells, *([f"{counts.novel_by_class[name]:,}"] if known else [])])
     report.rows(header, rows)
     if len(ranked) > _MOST_CLASSES:
         rest = counted(len(ranked) - _MOST_CLASSES, "further class", "further classes")
         report.paragraph(f"Not shown here: {rest}.")
 
 
-def _coverage(report: Report, found: PredictionCounts) -> None:
-    rules, sets = found.rules, found.rules.uncertainty
+def _coverage(report: Report, counts: PredictionCounts) -> None:
+    rules, sets = counts.rules, counts.rules.uncertainty
     if sets is None:
         report.paragraph(
             "The bundle has no scores of validation rows, so there are no sets of classes (or intervals) of a known "
@@ -334,24 +334,24 @@ def _coverage(report: Report, found: PredictionCounts) -> None:
         if np.isinf(sets.radius):
             report.paragraph(f"A coverage of {share} needs at least {fewest_rows(sets.coverage):,} validation rows.")
     else:
-        _sets(report, found, sets)
-    if found.labelled:
-        low, high = binomial_interval(found.hits, found.labelled)
+        _sets(report, counts, sets)
+    if counts.labelled:
+        low, high = binomial_interval(counts.hits, counts.labelled)
         fewer = " **These are fewer than promised: the records are not like the validation rows.**"
         report.paragraph(
-            f"Of {found.labelled:,} records whose true label the input tells (rows of the splits train and valid are "
-            f"not counted), {_percent(found.hits / found.labelled)} "
+            f"Of {counts.labelled:,} records whose true label the input tells (rows of the splits train and valid are "
+            f"not counted), {_percent(counts.hits / counts.labelled)} "
             f"have it in their {what} (95 % interval {_percent(low)} to {_percent(high)}); {share} were promised."
             + (fewer if high < sets.coverage else "")
         )
 
 
-def _sets(report: Report, found: PredictionCounts, sets: LabelSets) -> None:
-    rules = found.rules
-    several = sum(count for size, count in found.sizes.items() if size > 1)
+def _sets(report: Report, counts: PredictionCounts, sets: LabelSets) -> None:
+    rules = counts.rules
+    several = sum(count for size, count in counts.sizes.items() if size > 1)
     report.paragraph(
-        f"Sets of a single class: {found.sizes[1]:,}; of several: {several:,}; empty: {found.sizes[0]:,}"
-        + (" (no class is as likely as true ones usually are)." if found.sizes[0] else ".")
+        f"Sets of a single class: {counts.sizes[1]:,}; of several: {several:,}; empty: {counts.sizes[0]:,}"
+        + (" (no class is as likely as true ones usually are)." if counts.sizes[0] else ".")
     )
     if sets.unlimited:
         names = ", ".join(shortened(plain(rules.names[index]), 40) for index in sets.unlimited[:10])
@@ -377,14 +377,14 @@ def _sets(report: Report, found: PredictionCounts, sets: LabelSets) -> None:
         )
 
 
-def _novelty(report: Report, found: PredictionCounts) -> None:
-    novelty = found.rules.novelty
+def _novelty(report: Report, counts: PredictionCounts) -> None:
+    novelty = counts.rules.novelty
     if novelty is None:
         report.paragraph("The bundle has no training proteins to compare with, so nothing is said of novelty.")
         return
     kind = "validation" if novelty.from_validation else "training"
     text = (
-        f"A {_unit(found.rules)[:-1]} is novel if its mean distance to the {novelty.k} nearest of "
+        f"A {_unit(counts.rules)[:-1]} is novel if its mean distance to the {novelty.k} nearest of "
         f"{len(novelty.ids):,} training proteins (a sample that the bundle holds) is above "
         f"{novelty.threshold:.4f}; at most {_percent(novelty.share)} of {novelty.rows:,} {kind} proteins are. "
         "1 means one standard deviation in each number of the representation. "
@@ -396,9 +396,9 @@ def _novelty(report: Report, found: PredictionCounts) -> None:
             "training proteins to each other."
         )
     report.paragraph(text)
-    if found.answered:
-        low, high = binomial_interval(found.novel, found.answered)
+    if counts.answered:
+        low, high = binomial_interval(counts.novel, counts.answered)
         report.paragraph(
-            f"{found.novel:,} of {found.answered:,} are novel: {_percent(found.novel / found.answered)} (95 % interval "
-            f"{_percent(low)} to {_percent(high)})."
+            f"{counts.novel:,} of {counts.answered:,} are novel: {_percent(counts.novel / counts.answered)} (95 % "
+            f"interval {_percent(low)} to {_percent(high)})."
         )

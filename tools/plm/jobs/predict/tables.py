@@ -30,12 +30,12 @@ class PredictionTables:
     """Writes what was predicted.
 
     Attributes:
-        queries: The records.
+        queries: Records of the input.
         rules: How answers were judged.
         model: Name and digest of the bundle.
         finished: False adds the column ``finished``, as the bundle's training was cut short.
         top: Classes listed with their probabilities in the column ``top``; 0: no such column.
-        predictions: Open file.
+        predictions: Open text file of the predictions table.
         residues: Open file for single residues, or None.
         submission: Open file for a list of ids and answers, or None.
         submission_columns: Names of its two columns.

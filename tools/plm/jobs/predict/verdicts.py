@@ -27,7 +27,7 @@ class Rules:
     """How answers are judged.
 
     Attributes:
-        task: What they mean.
+        task: Level, kind of target and classes of the answers.
         call: Classes called for ``(N, K)`` probabilities.
         uncertainty: Sets of classes or intervals; None without validation rows.
         novelty: None if there is nothing to compare with.
@@ -87,13 +87,13 @@ def make_rules(
     """Settles how answers are judged.
 
     Args:
-        task: What they mean.
+        task: Level, kind of target and classes of the answers.
         call: Classes called for ``(N, K)`` probabilities.
         errors: Of validation rows; None if the bundle has none.
         coverage: Share of sets or intervals (0-1) that are to hold the truth.
         by_class: That is promised for each class.
         novelty: None if the bundle has no reference.
-        abstain: See :class:`Rules`.
+        abstain: When no call is made; see :class:`Rules`.
 
     Raises:
         UserError: To abstain on grounds that the bundle does not give; two class names that tables cannot tell apart.
@@ -133,7 +133,7 @@ def judge(rules: Rules, values: Floats, states: NDArray[np.float32] | None) -> V
     """Judges n answers.
 
     Args:
-        rules: How.
+        rules: How answers are called, and when not.
         values: (n, K) probabilities or (n, 1) numbers.
         states: (n, D) representations; None if there are none.
     """
