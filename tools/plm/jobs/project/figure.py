@@ -62,25 +62,25 @@ def looks(labels: SpaceLabels) -> list[Look]:
     return drawn
 
 
-def projection_figure(found: ProjectionFindings, path: str | Path) -> None:
+def projection_figure(findings: ProjectionFindings, path: str | Path) -> None:
     """Draws the panels; with three the legend takes the fourth place.
 
     Args:
-        found: What was projected and scored.
-        path: Where the PNG goes.
+        findings: What was projected and scored.
+        path: PNG file to write.
     """
-    panels = found.made.projections
+    panels = findings.made.projections
     legend_inside = len(panels) == 3
     columns, rows = (1, 1) if len(panels) == 1 else (2, 2 if legend_inside else 1)
     figure, axes = new_figure(5.2 * columns + (0 if legend_inside else 2.1), 4.9 * rows + 0.3, columns, rows)
     shade = None
     for panel, made in zip(axes.flat, panels, strict=False):
-        shade = _draw(panel, made, found) or shade
-        _label(panel, made, found)
+        shade = _draw(panel, made, findings) or shade
+        _label(panel, made, findings)
     spare = axes.flat[len(panels)] if legend_inside else None
     if spare is not None:
         spare.axis("off")
-    _legend(figure, spare, found)
+    _legend(figure, spare, findings)
     if shade is not None:
         if spare is not None:
             bar = figure.colorbar(shade, cax=spare.inset_axes((0.05, 0.12, 0.05, 0.76)), extend="both", label="Label")
@@ -88,25 +88,25 @@ def projection_figure(found: ProjectionFindings, path: str | Path) -> None:
             bar = figure.colorbar(shade, ax=list(axes.flat), shrink=0.75, extend="both", label="Label")
         if bar.solids is not None:
             bar.solids.set_alpha(1)
-    figure.suptitle(_headline(found), fontsize=11)
+    figure.suptitle(_headline(findings), fontsize=11)
     save(figure, path)
 
 
-def _draw(panel: Any, made: Projection, found: ProjectionFindings) -> Any:
+def _draw(panel: Any, made: Projection, findings: ProjectionFindings) -> Any:
     """Points of one panel; returns the colour scale of numbers."""
-    count = len(found.references)
-    labels, queries = found.labels.part(slice(0, count)), found.labels.part(slice(count, None))
+    count = len(findings.references)
+    labels, queries = findings.labels.part(slice(0, count)), findings.labels.part(slice(count, None))
     size, alpha = _size(count)
     shade = None
     # Proteins without label lie below the others, queries above; among classes the order is by chance, so that none
     # hides another.
-    for look in reversed(looks(found.labels)):
+    for look in reversed(looks(findings.labels)):
         if -1 in look.codes:
             panel.scatter(
                 *made.references[~labels.known].T, s=size, c=look.colour, alpha=alpha, linewidths=0, zorder=1.5
             )
     if labels.kind == "number":
-        low, high = number_range(found.labels)
+        low, high = number_range(findings.labels)
         rows = np.flatnonzero(labels.known)
         rows = rows[np.random.default_rng(_SEED).permutation(len(rows))]
         shade = panel.scatter(
@@ -114,16 +114,21 @@ def _draw(panel: Any, made: Projection, found: ProjectionFindings) -> Any:
             linewidths=0, zorder=2,
         )  # fmt: skip
     elif labels.kind == "class":
-        _classes(panel, made.references, labels, found, size, alpha)
+        _classes(panel, made.references, labels, findings, size, alpha)
     if len(made.queries):
-        _queries(panel, made.queries, queries, found, size)
+        _queries(panel, made.queries, queries, findings, size)
     return shade
 
 
 def _classes(
-    panel: Any, points: NDArray[np.float32], labels: SpaceLabels, found: ProjectionFindings, size: float, alpha: float
+    panel: Any,
+    points: NDArray[np.float32],
+    labels: SpaceLabels,
+    findings: ProjectionFindings,
+    size: float,
+    alpha: float,
 ) -> None:
-    drawn = [look for look in looks(found.labels) if -1 not in look.codes]
+    drawn = [look for look in looks(findings.labels) if -1 not in look.codes]
     shade = np.zeros(len(labels.classes), dtype=int)
     for place, look in enumerate(drawn):
         shade[list(look.codes)] = place
@@ -140,18 +145,18 @@ def _classes(
 
 
 def _queries(
-    panel: Any, points: NDArray[np.float32], labels: SpaceLabels, found: ProjectionFindings, size: float
+    panel: Any, points: NDArray[np.float32], labels: SpaceLabels, findings: ProjectionFindings, size: float
 ) -> None:
     edges = np.full(len(points), "#000000", dtype=object)
     if labels.kind == "class":
-        for look in looks(found.labels):
+        for look in looks(findings.labels):
             if -1 not in look.codes:
                 edges[np.isin(labels.codes, look.codes)] = look.colour
     elif labels.kind == "number":
         import matplotlib
         from matplotlib.colors import to_hex
 
-        low, high = number_range(found.labels)
+        low, high = number_range(findings.labels)
         scale = matplotlib.colormaps[SCALE]
         for row in np.flatnonzero(labels.known):
             edges[row] = to_hex(scale((labels.numbers[row] - low) / (high - low)))
@@ -176,23 +181,23 @@ def _size(count: int) -> tuple[float, float]:
     return size, float(np.clip(40 / np.sqrt(max(count, 1)), 0.45, 0.85))
 
 
-def _label(panel: Any, made: Projection, found: ProjectionFindings) -> None:
+def _label(panel: Any, made: Projection, findings: ProjectionFindings) -> None:
     name = METHOD_NAMES[made.method]
     facts = []
-    agreement = found.score(made.method, "neighbour_agreement")
+    agreement = findings.score(made.method, "neighbour_agreement")
     if agreement is not None:
         facts.append(f"neighbours agree {agreement.value:.0%}")
-    correlation = found.score(made.method, "neighbour_correlation")
+    correlation = findings.score(made.method, "neighbour_correlation")
     if correlation is not None and correlation.value == correlation.value:
         facts.append(f"neighbours correlate {correlation.value:.2f}")
-    trust = found.score(made.method, "trustworthiness")
+    trust = findings.score(made.method, "trustworthiness")
     if trust is not None:
         facts.append(f"trustworthiness {trust.value:.2f}")
     panel.set_title(name, loc="left", fontweight="bold")
     panel.set_title(", ".join(facts), loc="right", fontsize=9, color="#444444")
     if made.method == "pca":
         for axis, set_label in enumerate((panel.set_xlabel, panel.set_ylabel)):
-            share = found.made.explained[axis] if axis < len(found.made.explained) else 0.0
+            share = findings.made.explained[axis] if axis < len(findings.made.explained) else 0.0
             set_label(f"PC{axis + 1} ({share:.1%} of the variance)")
     else:
         # Their units mean nothing, so there are no numbers to read off.
@@ -201,13 +206,13 @@ def _label(panel: Any, made: Projection, found: ProjectionFindings) -> None:
     panel.grid(visible=False)
 
 
-def _legend(figure: Any, spare: Any, found: ProjectionFindings) -> None:
+def _legend(figure: Any, spare: Any, findings: ProjectionFindings) -> None:
     from matplotlib.lines import Line2D
 
     entries = []
-    known = found.labels.codes[: len(found.references)]
-    if found.labels.kind == "class" or (found.labels.kind == "none" and len(found.queries or ())):
-        for look in looks(found.labels):
+    known = findings.labels.codes[: len(findings.references)]
+    if findings.labels.kind == "class" or (findings.labels.kind == "none" and len(findings.queries or ())):
+        for look in looks(findings.labels):
             rows = int(np.isin(known, look.codes).sum())
             if not rows and -1 in look.codes:  # only queries lack a label
                 continue
@@ -215,31 +220,31 @@ def _legend(figure: Any, spare: Any, found: ProjectionFindings) -> None:
             entries.append(
                 Line2D([], [], color=look.colour, marker=look.marker, markersize=6, linestyle="", label=text)
             )
-    elif found.labels.kind == "number" and not found.labels.known.all():
+    elif findings.labels.kind == "number" and not findings.labels.known.all():
         entries.append(Line2D([], [], color=UNLABELLED, marker="o", markersize=6, linestyle="", label="no label"))
-    if found.queries is not None:
-        text = f"queries ({len(found.queries):,})"
+    if findings.queries is not None:
+        text = f"queries ({len(findings.queries):,})"
         entries.append(
             Line2D([], [], color="black", marker="D", markersize=6, linestyle="", fillstyle="none", label=text)
         )
     if not entries:
         return
-    title = "Label (references)" if found.labels.kind == "class" else None
+    title = "Label (references)" if findings.labels.kind == "class" else None
     options: dict[str, Any] = {"frameon": False, "title": title, "fontsize": 9, "alignment": "left"}
     if spare is not None:
-        right = 0.25 if found.labels.kind == "number" else 0.0
+        right = 0.25 if findings.labels.kind == "number" else 0.0
         spare.legend(handles=entries, loc="center left", bbox_to_anchor=(right, 0.5), **options)
     else:
         figure.legend(handles=entries, loc="outside right center", **options)
 
 
-def _headline(found: ProjectionFindings) -> str:
+def _headline(findings: ProjectionFindings) -> str:
     """What the picture is of, and the score of the space that it was made from."""
-    text = f"{len(found.references):,} embeddings of {found.references.description.dimension:,} dimensions"
-    agreement = found.score(FULL, "neighbour_agreement")
+    text = f"{len(findings.references):,} embeddings of {findings.references.description.dimension:,} dimensions"
+    agreement = findings.score(FULL, "neighbour_agreement")
     if agreement is not None:
         text += f": {agreement.value:.0%} of nearest neighbours share the label ({agreement.expected:.0%} by chance)"
-    correlation = found.score(FULL, "neighbour_correlation")
+    correlation = findings.score(FULL, "neighbour_correlation")
     if correlation is not None and correlation.value == correlation.value:
         text += f": labels of neighbours correlate with {correlation.value:.2f} (0 by chance)"
     return text

@@ -17,14 +17,14 @@ class ProjectionFindings:
     """Everything that is told.
 
     Attributes:
-        references: With N rows.
-        queries: With Q rows, or None.
-        labels: Of the N references and then the Q queries.
-        made: Projections.
+        references: Embeddings of the N references.
+        queries: Embeddings of the Q queries, or None.
+        labels: Labels of the N references and then the Q queries.
+        made: Coordinates by each method.
         scores: In the order of the table.
         why_not: Why labels cannot be judged; empty if they can.
         source: Where the labels come from.
-        settings: Of the projections.
+        settings: Settings of the projections.
         notes: What a reader should know.
         outlook: Of each query the index of its nearest reference, the distance to it, and whether it lies outside of
             what the references span; None without queries.

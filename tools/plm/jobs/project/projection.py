@@ -35,12 +35,12 @@ class ProjectionSettings:
 
     Attributes:
         standardise: Scale each dimension to standard deviation 1 over the references.
-        metric: Distance between proteins.
+        metric: Distance between embeddings.
         components: Leading principal components that t-SNE and UMAP see.
         perplexity: Of t-SNE: about how many neighbours a protein is attracted by.
         neighbours: Of UMAP: neighbours that a protein is tied to.
         min_dist: Of UMAP: how close points may lie, 0-1.
-        seed: Of everything that is drawn at random.
+        seed: Seed of everything that is drawn at random.
         threads: For t-SNE; its result does not depend on them.
     """
 
@@ -100,8 +100,8 @@ def project(
     Args:
         references: (N, D) finite float32; changed in place.
         queries: (Q, D) finite float32, changed in place, or None.
-        methods: Of :data:`METHODS`.
-        settings: How.
+        methods: Names of methods, of :data:`METHODS`.
+        settings: Distance, perplexity, neighbours, seed and threads of the projections.
         say: Told in a line what begins.
 
     Raises:
@@ -111,19 +111,19 @@ def project(
         queries = np.zeros((0, references.shape[1]), dtype=np.float32)
     _check(references, methods)
     prepare(references, queries, settings)
-    found = Projected(references, queries)
-    reduced, reduced_queries = _reduce(found, settings)
+    projected = Projected(references, queries)
+    reduced, reduced_queries = _reduce(projected, settings)
     for method in methods:
         more = f", then {len(queries)} queries" if len(queries) else ""
         say(f"{METHOD_NAMES[method]} of {len(references)} references{more}")
         if method == "pca":
             made = reduced[:, :2].copy(), reduced_queries[:, :2].copy()
         elif method == "tsne":
-            made = _tsne(reduced, reduced_queries, settings, found.notes)
+            made = _tsne(reduced, reduced_queries, settings, projected.notes)
         else:
-            made = _umap(reduced, reduced_queries, settings, found.notes)
-        found.projections.append(Projection(method, *made))
-    return found
+            made = _umap(reduced, reduced_queries, settings, projected.notes)
+        projected.projections.append(Projection(method, *made))
+    return projected
 
 
 def _check(references: Array, methods: Sequence[str]) -> None:
@@ -181,17 +181,17 @@ def prepare(references: Array, queries: Array, settings: ProjectionSettings) -> 
     queries -= mean
 
 
-def _reduce(found: Projected, settings: ProjectionSettings) -> tuple[Array, Array]:
+def _reduce(projected: Projected, settings: ProjectionSettings) -> tuple[Array, Array]:
     """Scores on the leading principal components, (N, K) and (Q, K)."""
     from sklearn.decomposition import PCA
 
-    rows, dimension = found.references.shape
+    rows, dimension = projected.references.shape
     count = min(max(settings.components, 2), rows - 1, dimension)
     # Both are exact; the covariance is the cheaper way unless there are more dimensions than rows.
     model = PCA(count, svd_solver="covariance_eigh" if rows >= dimension else "full")
-    reduced = model.fit_transform(found.references)
-    found.explained = np.nan_to_num(np.asarray(model.explained_variance_ratio_, dtype=np.float64))
-    queries = model.transform(found.queries) if len(found.queries) else np.zeros((0, count))
+    reduced = model.fit_transform(projected.references)
+    projected.explained = np.nan_to_num(np.asarray(model.explained_variance_ratio_, dtype=np.float64))
+    queries = model.transform(projected.queries) if len(projected.queries) else np.zeros((0, count))
     return np.ascontiguousarray(reduced, np.float32), np.ascontiguousarray(queries, np.float32)
 
 

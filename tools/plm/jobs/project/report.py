@@ -200,7 +200,7 @@ def projection_report(findings: ProjectionFindings, outputs: Sequence[str]) -> R
     """The report; its interactive plot shows as many points as fit into what Galaxy renders.
 
     Args:
-        findings: What was found.
+        findings: Projections with their scores.
         outputs: Names of the outputs there are: ``figure``, ``scores``, ``coordinates``.
     """
     spare = ROOM - len(_report(findings, outputs, "").text().encode())
