@@ -20,8 +20,8 @@ def write_status(path: Path, spool: ProteinStore, windows: Ints) -> None:
     """One row a record of the input, in its order.
 
     Args:
-        path: Tab-separated.
-        spool: The records.
+        path: Table to write, tab-separated.
+        spool: Records of the input.
         windows: (U,) windows that each sequence went in.
     """
     with path.open("w", encoding="utf-8", newline="\n") as handle:
@@ -45,8 +45,8 @@ def write_logits(path: Path, spool: ProteinStore, rows: Iterable[NDArray[np.floa
     """One row a residue: id, position (from 1), residue, entropy (nats) and the twenty log-probabilities (nats).
 
     Args:
-        path: Tab-separated.
-        spool: The records.
+        path: Table to write, tab-separated.
+        spool: Records of the input.
         rows: (L, 20) of each embedded record, in order.
     """
     import pyarrow as pa

@@ -43,7 +43,7 @@ class SplitAccount:
     """The account of one run.
 
     Attributes:
-        read: Input records.
+        read: Number of input records.
         examples: Rows of the dataset.
         journal: What was rejected, left out or changed.
         leaks: Comparison of judging rows with the others.
@@ -72,33 +72,33 @@ class SplitAccount:
             lacking = "are no training records" if judging else "is no validation or test set"
             return f"nothing was compared for leakage, since there {lacking}"
         names = _sides(chosen)
-        found = counts(chosen, self.near)
+        tally = counts(chosen, self.near)
         others = self._others(chosen)
         limit = homology.default_identity(self.method, self.settings.identity)
-        if not found["leaks"]:
-            if found["records"] == 1:
+        if not tally["leaks"]:
+            if tally["records"] == 1:
                 return (
                     f"the one {names} record shares no protein, group or relative ({limit:.0%} identity) with {others}"
                 )
             return (
-                f"none of {found['records']} {names} records shares a protein, a group or a relative ({limit:.0%} "
+                f"none of {tally['records']} {names} records shares a protein, a group or a relative ({limit:.0%} "
                 f"identity or more) with {others}"
             )
-        parts = [f"{found['leaks']} of {found['records']} {names} records leak{'s' if found['leaks'] == 1 else ''}"]
+        parts = [f"{tally['leaks']} of {tally['records']} {names} records leak{'s' if tally['leaks'] == 1 else ''}"]
         close = sum(bool(leak.nearest) and leak.identity >= limit - 1e-9 for leak in chosen)
         for count, one, many in (
-            (found["same protein"], f"shares a protein with {others}", f"share a protein with {others}"),
+            (tally["same protein"], f"shares a protein with {others}", f"share a protein with {others}"),
             (
-                found["within window"],
+                tally["within window"],
                 f"lies within {self.near} residues of a site there of the same protein",
                 f"lie within {self.near} residues of a site there of the same protein",
             ),
             (
-                found["same group"] if found["same group"] > found["same protein"] else 0,
+                tally["same group"] if tally["same group"] > tally["same protein"] else 0,
                 "shares a group with these",
                 "share a group with these",
             ),
-            (found["shared stretch"], "shares a stretch of residues", "share a stretch of residues"),
+            (tally["shared stretch"], "shares a stretch of residues", "share a stretch of residues"),
             (
                 close,
                 f"has a relative there at {limit:.0%} identity or more",

@@ -42,7 +42,7 @@ class FastaPart:
         start: 0-based first record.
         stop: 0-based end.
         residues: Residues of all of them.
-        longest: Residues of the longest.
+        longest: Residues of the longest sequence.
     """
 
     name: str
@@ -91,7 +91,7 @@ def parts_of(residues: np.ndarray, count: int) -> list[FastaPart]:
 
     Args:
         residues: ``(N,)`` residues of each record, N at least 1.
-        count: Parts wanted.
+        count: Number of parts wanted.
     """
     total = len(residues)
     count = min(count, total)
@@ -182,8 +182,8 @@ def write_parts(
 
     Args:
         path: The FASTA file, plain or gzipped.
-        parts: Divides all its records.
-        folder: An existing folder.
+        parts: Parts that together hold all the records.
+        folder: Folder to write into; it exists.
         written: Called with the number of records after each part.
 
     Returns:

@@ -34,11 +34,11 @@ class EmbeddingsPart:
     Attributes:
         path: The file.
         name: What messages and the status table call it.
-        description: What its numbers are.
-        ids: Of its records.
+        description: Model, layer, pooling, dtype and dimension of the vectors.
+        ids: Ids of its records, in order.
         lengths: Residues of each record at residue level, else None.
         positions: 1-based places at site level, else None.
-        version: Of the suite that wrote it.
+        version: Version of the suite that wrote it.
     """
 
     path: Path
@@ -225,9 +225,9 @@ def merge_status(
     """Joins the status tables of the parts and adds the column ``part``: line numbers are those of the part.
 
     Args:
-        path: The joined table, tab-separated.
+        path: Joined table to write, tab-separated.
         tables: One a part, in the same order.
-        parts: The parts.
+        parts: Embeddings of the parts, in order.
         settled: What became of ids that came again; told in ``id``, ``status`` and ``details``.
 
     Returns:
