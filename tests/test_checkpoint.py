@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_cases import tiny
 from plm.errors import UserError
 from plm.model import encoder
 from plm.model.checkpoint import load_model, resolve_model, save_checkpoint, unpack_checkpoint
-from plm.model.families import find_family, prepare
+from plm.model.families import FAMILIES, find_family, prepare
 from safetensors.torch import load_file, save_file
 
 PEPTIDE = "MKTAYIAKQRQISFVKSHFSRQ"
 
 
-@pytest.fixture(params=["tiny_esm2", "tiny_t5"])
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / request.param))
+    return Path(shutil.copytree(tiny(request.param), tmp_path / request.param.name))
 
 
 def states(source: Path, tmp_path: Path) -> torch.Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
+import family_cases
 import pytest
 import torch
+from family_cases import load, own_ids, plain, relative_l2
 from plm.model import batching, encoder
-from plm.model.checkpoint import load_model, resolve_model
+from plm.model.families import FAMILIES, ModelFamily
 from plm.model.loaded import LoadedModel
 
 LENGTHS = (1, 7, 33, 33, 64, 65, 120, 300)
@@ -21,17 +22,9 @@ def proteins(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> list[str]:
     return ["".join(letters.choices("ACDEFGHIKLMNPQRSTVWYX", k=length)) for length in lengths]
 
 
-def load(folder: Path, tmp_path: Path, **options: Any) -> LoadedModel:
-    return load_model(resolve_model(str(folder), workdir=tmp_path), **options)
-
-
-def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
-
-
-@pytest.fixture(params=["tiny_esm2", "tiny_t5"])
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
 def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> LoadedModel:
-    return load(request.getfixturevalue(request.param), tmp_path)
+    return load(family_cases.tiny(request.param), tmp_path)
 
 
 def test_packed_equals_one_by_one(tiny: LoadedModel) -> None:
@@ -56,26 +49,22 @@ def test_any_budget_and_order_gives_the_same(tiny: LoadedModel) -> None:
 
 def test_equals_transformers_own_class(tiny: LoadedModel) -> None:
     """The published classes with their own tokenizer, one sequence at a time, eager attention."""
-    from transformers import AutoTokenizer, EsmModel, T5EncoderModel
-
-    folder = tiny.files.directory
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    kind = T5EncoderModel if tiny.family.name == "prott5" else EsmModel
-    plain = kind.from_pretrained(folder, attn_implementation="eager").eval()
+    folder = family_cases.tiny(tiny.family)
+    reference = plain(tiny.family, folder, headed=False)
     for sequence, found in zip(proteins(), encoder.encode(tiny, proteins()), strict=True):
-        text = " ".join(sequence) if tiny.family.name == "prott5" else sequence
-        ids = tokenizer(text, return_tensors="pt")
-        assert ids["input_ids"][0].tolist() == tiny.token_ids(sequence)
+        ids = own_ids(tiny.family, folder, sequence)
+        assert ids == tiny.token_ids(sequence)
         with torch.inference_mode():
-            states = plain(**ids).last_hidden_state[0]
+            states = reference(torch.tensor([ids])).last_hidden_state[0]
         before, after = len(tiny.family.before), len(tiny.family.after)
         assert relative_l2(found, states[before : len(states) - after]) <= 1e-5
 
 
-def test_masked_rows_packed_equal_one_by_one(tiny_esm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", [one for one in FAMILIES if one.language_model_class], ids=lambda one: one.name)
+def test_masked_rows_packed_equal_one_by_one(family: ModelFamily, tmp_path: Path) -> None:
     """ESM's token dropout rescales by the share of masked tokens: of the sequence, not of the row."""
-    loaded = load(tiny_esm2, tmp_path, purpose="masked_lm")
-    mask = loaded.vocabulary["<mask>"]
+    loaded = load(family_cases.tiny(family), tmp_path, purpose="masked_lm")
+    mask = loaded.vocabulary[family.mask]
     ids = [loaded.token_ids(sequence) for sequence in proteins()]
     for number, row in enumerate(ids):
         for position in range(1, len(row) - 1, number + 2):
@@ -105,8 +94,8 @@ def test_gradients_pass_and_checkpointing_changes_nothing(tiny: LoadedModel) -> 
         encoder.hidden_states(tiny.model, batch).square().mean().backward()
         gradients.append([p.grad.clone() for p in tiny.model.parameters() if p.grad is not None])
     assert len(gradients[0]) > 10
-    for plain, again in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, again)
+    for one, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, again)
 
 
 def test_lora_at_the_start_equals_the_base_model(tiny: LoadedModel) -> None:
@@ -122,7 +111,9 @@ def test_lora_at_the_start_equals_the_base_model(tiny: LoadedModel) -> None:
     for one, other in zip(before, after, strict=True):
         assert relative_l2(other, one) <= 1e-6
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    assert trained == 2 * 4 * 4 * (32 + 32)  # 2 layers, 4 projections, rank 4, 32 wide on both sides
+    config = wrapped.config
+    inner = config.num_attention_heads * getattr(config, "d_kv", config.hidden_size // config.num_attention_heads)
+    assert trained == 2 * 4 * 4 * (config.hidden_size + inner)  # 2 layers, 4 projections, rank 4, both sides
 
 
 def test_bfloat16_stays_close(tiny_esm2: Path, tmp_path: Path) -> None:

@@ -31,18 +31,19 @@ def main() -> None:
     from plm.errors import UserError
     from plm.jobs.compare_models.representation import represent
     from plm.model import device as devices
-    from plm.model.checkpoint import load_model
+    from plm.model.checkpoint import family_of, load_model
     from plm.model.loaded import ModelFiles
 
     try:
         devices.use_threads(order["threads"])
         device = devices.choose_device(order["device"])
         import torch
-        import transformers.models.esm.modeling_esm  # noqa: F401 - is part of the process, not of the model
+        import transformers
 
+        files = ModelFiles(order["name"], Path(order["folder"]), "")
+        getattr(transformers, family_of(files).encoder_class)  # the code is part of the process, not of the model
         empty = _memory_kib("VmRSS")
         started = time.perf_counter()
-        files = ModelFiles(order["name"], Path(order["folder"]), "")
         loaded = load_model(files, dtype="bfloat16" if order["precision"] == "bf16" else "float32", device=device)
         loading = time.perf_counter() - started
         parameters = sum(value.numel() for value in loaded.model.parameters())

@@ -20,7 +20,8 @@ from plm.model.families.prott5 import PROTT5
 from plm.received.documents import one_line
 
 __all__ = [
-    "AMINO_ACIDS", "ESM2", "FAMILIES", "MODEL_LETTERS", "UNUSUAL_LETTERS", "ModelFamily", "find_family", "prepare",
+    "AMINO_ACIDS", "ANKH", "BERT", "ESM1B", "ESM2", "FAMILIES", "MODEL_LETTERS", "PROTT5", "UNUSUAL_LETTERS",
+    "ModelFamily", "find_family", "prepare",
 ]  # fmt: skip
 FAMILIES: tuple[ModelFamily, ...] = (ESM2, ESM1B, PROTT5, ANKH, BERT)
 
