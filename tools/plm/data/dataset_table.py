@@ -1,8 +1,7 @@
 """The dataset table: what it holds, how it is read, checked and written.
 
 One row is one labelled thing: a protein, a protein with a label for each residue, or one site. Columns, only those a
-task
-needs:
+task needs:
 
 ================  =====================================================================================================
 id                unique name of the row
@@ -80,8 +79,8 @@ class Labelling:
     Attributes:
         task: Level, kind of target and classes that the labels ask for.
         labels: One a row in the form that all stages read, empty for rows without a label.
-        why: What was understood and why, in a sentence.
-        notes: What was changed or left out, in sentences.
+        why: Sentence: what was understood, and why.
+        notes: Sentences on what was changed or left out.
     """
 
     task: Task
@@ -147,13 +146,12 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
 
     Args:
         frame: Table as read, every cell a string.
-        name: What to call the table in a message.
+        name: The table in messages.
 
     Raises:
-        UserError: ``id`` or ``sequence`` missing, no rows, empty or repeated ids, letters that are no
-            residues, positions that
-            are no numbers or lie outside the sequence, windows that are even or differ, unknown splits or
-            folds.
+        UserError: ``id`` or ``sequence`` missing, no rows, empty or repeated ids, letters that are no residues,
+            positions that are no numbers or lie outside the sequence, windows that are even or differ, unknown splits
+            or folds.
     """
     for column in ("id", "sequence"):
         if column not in frame.columns:
@@ -255,7 +253,7 @@ def labelled_rows(
         frame: A checked dataset table with ``label``.
         level: ``sequence``, ``residue``, ``site`` or ``auto``, as for :func:`understand`.
         target: ``class``, ``number`` or ``auto``, as for :func:`understand`.
-        name: What to call the table in a message.
+        name: The table in messages.
 
     Raises:
         UserError: As :func:`understand`; no row has a label.
@@ -285,11 +283,10 @@ def understand(frame: pd.DataFrame, level: str = "auto", target: str = "auto", n
 
     Args:
         frame: A checked dataset table with ``label``.
-        level: ``sequence``, ``residue``, ``site``, or ``auto``: ``position`` column -> site; labels as long
-            as their sequence in
-            every row -> residue; else sequence.
+        level: ``sequence``, ``residue``, ``site``, or ``auto``: ``position`` column -> site; labels as long as their
+            sequence in every row -> residue; else sequence.
         target: ``class``, ``number``, or ``auto`` (:func:`plm.data.label_values.understand`).
-        name: What to call the table in a message.
+        name: The table in messages.
 
     Raises:
         UserError: No label column or no label, labels that do not fit the level or are no numbers, an odd value among
@@ -326,7 +323,7 @@ def understand_labels(
         level: ``sequence``, ``residue``, ``site``, or ``auto``: the first or the second.
         target: ``class``, ``number`` or ``auto``.
         where: Row number (from 0) -> how messages name that row.
-        name: What to call all of them.
+        name: The labels in messages.
     """
     missing = [label_values.is_missing(label) for label in labels]
     if all(missing):

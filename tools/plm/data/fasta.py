@@ -229,7 +229,7 @@ class Cleaned:
     Attributes:
         sequence: Cleaned residues: only the twenty letters and X (and U, Z, O, B where the rule keeps them).
         rejected: Why the record cannot be used; empty when it can.
-        changes: What was changed, one phrase each.
+        changes: Phrases, one for each change that was made.
         removed: 0-based raw indices that were closed up, ascending.
     """
 
@@ -349,7 +349,7 @@ class NucleotideTally:
 
     Attributes:
         records: Number of records read.
-        nucleotides: Those that were rejected as such.
+        nucleotides: Number of records rejected as nucleotides.
         short: Those too short to tell by themselves whose letters are all A, C, G, T, U or N.
         letters: Letters of both.
         doubtful: Records that look like nucleotides and are kept.

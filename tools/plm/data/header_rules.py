@@ -45,7 +45,7 @@ class Rule:
     Attributes:
         kind: ``key``, ``regex``, ``field``, ``column``, ``hash``, ``file`` or ``none``.
         argument: Key, pattern, field number or column.
-        text: As the user wrote it.
+        text: The rule as the user wrote it.
         separator: Between the fields of a header.
     """
 
@@ -211,9 +211,8 @@ def protein_of(record: ProteinRecord, rule: str) -> str | None:
 
     Args:
         record: Record with its header line or table columns.
-        rule: ``auto`` (UniProt accession of ``sp|ACC|NAME``, else the id), ``uniprot``, ``word`` (the id as it is),
-            or a rule of
-            this module.
+        rule: ``auto`` (UniProt accession of ``sp|ACC|NAME``, else the id), ``uniprot``, ``word`` (the id as it is), or
+            a rule of this module.
     """
     if rule in ("auto", "uniprot"):
         match = _UNIPROT.match(record.header)
@@ -231,8 +230,7 @@ def place_of(record: ProteinRecord, rule: str) -> tuple[int | None, int | None]:
     Args:
         record: Record with its header line or table columns.
         rule: ``auto`` (``%start%site`` at the end of the header's first word), ``none``, ``column:NAME`` (site),
-            ``field:N`` (site)
-            or ``regex:PATTERN`` with named groups ``site`` and optionally ``start``.
+            ``field:N`` (site) or ``regex:PATTERN`` with named groups ``site`` and optionally ``start``.
     """
     if rule == "none":
         return None, None

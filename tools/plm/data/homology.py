@@ -144,9 +144,8 @@ def relatives(
 ) -> list[Relative]:
     """All pairs of relatives within one list (first < second), equal sequences among them.
 
-    For ``mmseqs``, sequences of up to :data:`LONGEST_WINDOW` residues are compared among themselves by the
-    exact method too
-    (at no less than its own default identity), because MMseqs2 misses most of them.
+    For ``mmseqs``, sequences of up to :data:`LONGEST_WINDOW` residues are compared among themselves by the exact method
+    too (at no less than its own default identity), because MMseqs2 misses most of them.
     """
     if method == "auto":
         method = "exact" if choose_method(sequences) == "exact" else "mmseqs"
@@ -192,12 +191,10 @@ def nearest(
         threads: Processor threads.
         method: ``exact``, ``mmseqs`` or ``auto``.
         among: The whole set that queries and targets come from: its size decides sensitivity and E-values, so that a
-            pair
-            is found here exactly if it is found when the whole set is clustered. None: the targets.
+            pair is found here exactly if it is found when the whole set is clustered. None: the targets.
 
     Returns:
-        For each query (index of the target, identity 0-1); (-1, 0.0) where MMseqs2 finds none (its
-        alignments become
+        For each query (index of the target, identity 0-1); (-1, 0.0) where MMseqs2 finds none (its alignments become
         unreliable below about 25 %). Ties go to the first target.
     """
     if not queries or not targets:

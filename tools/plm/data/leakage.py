@@ -68,8 +68,7 @@ def measure(
         method: ``exact``, ``mmseqs`` or ``auto``; compared are whole proteins where they are known, else the rows'
             sequences.
         pairs: Relatives at any identity among the distinct compared sequences in order of first appearance, where a
-            search
-            was made already (``mmseqs``).
+            search was made already (``mmseqs``).
 
     Returns:
         One entry for each validation, test or fold row, in row order.

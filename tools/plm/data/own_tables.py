@@ -18,7 +18,7 @@ class OwnTable:
     Attributes:
         kind: What it can stand for, such as ``dataset`` or ``predictions``; tables that are only for people are
             ``told``.
-        name: What it is called in messages.
+        name: Name of the table in messages.
         tool: The stage that writes it, or several.
         columns: Columns by which the table is recognised: all of them are there.
         prefixed: Beginnings of column names of which each must begin at least one.

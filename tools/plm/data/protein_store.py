@@ -133,7 +133,7 @@ class ProteinStore:
         firsts: (U,) the record that brought each sequence first.
         lengths: (U,) residues of each sequence.
         sequences: The U different sequences, cleaned.
-        warning: What is to be looked at, in a sentence; may be empty.
+        warning: Sentence on what the user should look at; may be empty.
         own: Records with U, Z, O or B, which were kept.
     """
 

@@ -42,7 +42,7 @@ class ShardStore:
     Args:
         folder: Folder of the shards; made if absent.
         key: What the parts belong to; written into each and compared on reading.
-        mapped: How many parts stay open for reading.
+        mapped: Number of parts that stay open for reading.
     """
 
     def __init__(self, folder: Path, key: str, mapped: int = _OPEN) -> None:

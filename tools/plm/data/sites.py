@@ -43,7 +43,7 @@ class SiteSource:
     """A cleaned record and what its header says.
 
     Attributes:
-        record: As read; its sequence is without ``#`` marks.
+        record: Record as read; its sequence is without ``#`` marks.
         cleaned: Cleaned sequence and how positions move.
         protein: Id of the protein that the record belongs to.
         marked: 0-based indices, in the raw sequence without marks, of marked residues.
@@ -251,9 +251,8 @@ def positioned(
     """Sites given as a table with a column of 1-based positions in the sequence.
 
     The sequences given count as windows (of the longest one's width) if that is odd, short enough for a window and
-    every
-    sequence of that length has its site in the centre; else as whole proteins, whose positions are those in the protein
-    unless ``place`` says otherwise. With ``width`` None they stay as they are (window 0 for whole proteins).
+    every sequence of that length has its site in the centre; else as whole proteins, whose positions are those in the
+    protein unless ``place`` says otherwise. With ``width`` None they stay as they are (window 0 for whole proteins).
     """
     parsed_all = [(source, parse_place(source.record.columns[column_name(source.record, column)])) for source in made]
     told = [(one.record.sequence, at[0], at[1] or residues) for one, at in parsed_all if at]

@@ -22,7 +22,7 @@ def assign(
         groups: Group of each row; a group is never parted.
         strata: Class of each row ("" for all if there is none).
         fractions: Wanted part of the rows for each part, adding up to 1; a part of 0 stays empty.
-        seed: Of the order of equal groups.
+        seed: Seed of the order of equal groups.
         size_weight: How much the sizes of parts count beside the balance of strata; more where strata are small bins
             of numbers, whose rounding would add up.
 

@@ -13,9 +13,8 @@ def window(sequence: str, position0: int, width: int) -> tuple[str, int]:
             is.
 
     Returns:
-        The residues from ``position0 - width // 2`` to ``position0 + width // 2``, clipped at the ends, and
-        the site's 0-based
-        index in them.
+        The residues from ``position0 - width // 2`` to ``position0 + width // 2``, clipped at the ends, and the site's
+        0-based index in them.
 
     Raises:
         ValueError: Even or negative width, or a position outside the sequence.

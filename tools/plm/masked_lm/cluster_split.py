@@ -28,7 +28,7 @@ class ClusterSplit:
             cluster is in two of them.
         set_aside: Indices of sequences of held-out clusters that still have a relative in training; used for nothing.
         cluster: ``(N,)`` int64 numbers of homology clusters.
-        clusters: How many clusters there are, and how many were held out.
+        clusters: Number of clusters, and of those that were held out.
         missing: Domains of at least two clusters of which nothing could be held out.
         sentence: All of that in one sentence.
     """
@@ -90,7 +90,7 @@ def hold_out_clusters(
         identity: Identity from which proteins are relatives, 0-1, where clusters must be found.
         seed: Seed that decides which clusters are held out.
         threads: Processor threads.
-        parts: How many purposes the held-out clusters are divided among.
+        parts: Number of purposes that the held-out clusters are divided among.
         exclude_related: Whether to look for relatives across.
         by_domain: Whether every domain counts for itself.
 

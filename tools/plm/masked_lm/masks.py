@@ -43,7 +43,7 @@ class MaskPlan:
         Args:
             store: Corpus that holds the sequence.
             index: Number of the sequence in the corpus.
-            set_number: Of the set of masks, from 0.
+            set_number: Number of the set of masks, from 0.
 
         Returns:
             ``(L,)`` int64 residue ids after masking, and ``(L,)`` int64 targets: the true id where a residue is to be

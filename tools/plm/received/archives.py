@@ -35,7 +35,7 @@ class Archive:
 
     Args:
         path: The file.
-        what: What messages call it, e.g. ``bundle``.
+        what: The archive in messages, e.g. ``bundle``.
         fix: What the user can do if it is damaged.
 
     Raises:

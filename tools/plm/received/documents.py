@@ -23,7 +23,7 @@ def parse_json(data: str | bytes, what: str, where: str, fix: str = _AGAIN) -> A
 
     Args:
         data: Document as text, or as UTF-8 bytes.
-        what: What messages call it, e.g. ``config.json``.
+        what: The document in messages, e.g. ``config.json``.
         where: The file that it came in.
         fix: What the user can do, for messages.
 

@@ -61,8 +61,8 @@ class Answer:
     """What one baseline said about the evaluated rows.
 
     Attributes:
-        name: Its name in tables and figures.
-        about: How it works, in a sentence.
+        name: Name of the baseline in tables and figures.
+        about: Sentence on how the baseline works.
         setting: The setting that inner cross-validation chose.
         inner_score: Its main metric in the inner cross-validation; NaN if there could be none.
         scores: (M, K) probabilities or (M,) numbers.
@@ -295,7 +295,7 @@ def answer_all(
         new: Rows to answer; their targets are not looked at.
         classes: Class names; empty for numbers.
         metric: The main metric, by which settings are chosen.
-        seed: Of the inner folds and of the sample below.
+        seed: Seed of the inner folds and of the sample below.
         most_rows: Training rows beyond this are a random sample.
 
     Raises:

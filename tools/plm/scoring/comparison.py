@@ -55,7 +55,7 @@ def compare(
     Args:
         names: Names of the two models.
         metric: Name of the metric.
-        values: Their scores on the rows.
+        values: Scores of the two models on the rows.
         resampled: Their scores (R,) under the same draws of groups; None when there are too few groups.
     """
     low = high = p_value = float("nan")

@@ -149,7 +149,7 @@ class OperatingPoint:
 
         Args:
             candidates: Number of candidates that were judged.
-            called: Those called at this threshold.
+            called: Number of candidates called at this threshold.
             share: Share of real sites among them, 0-1; None: what the calls suggest.
         """
         return expected_calls(candidates, called, *self.hits(), share)

@@ -34,7 +34,7 @@ class Model:
     """One model on the evaluated rows.
 
     Attributes:
-        name: What the reports call it.
+        name: Name of the model in reports.
         scored: Its main prediction: the ensemble where there is one.
         members: The single seeds' predictions, by seed, where the table has them.
         finished: False if its training was cut short.

@@ -249,7 +249,7 @@ class SeparationJudge:
             name: Space of the points: ``embedding`` or a method of projection.
             references: (N, D) float32.
             points: (Q, D) float32.
-            labels: Of the queries, in the classes of the references.
+            labels: Labels of the queries, in the classes of the references.
             groups: (Q,) groups of the queries, numbered as those of the references.
         """
         asked = np.flatnonzero(labels.known)

@@ -340,11 +340,11 @@ class Curve:
     """One line of a ROC or precision-recall figure.
 
     Attributes:
-        label: What the legend says, score included.
+        label: Text of the legend, score included.
         x: (P,) values on the horizontal axis.
         y: (P,) values on the vertical axis.
         faint: True for what is only there for comparison (baselines): thin and dashed.
-        colour: Of the line; by its place if empty.
+        colour: Colour of the line; by its place if empty.
     """
 
     label: str
@@ -402,7 +402,7 @@ def confusion_figure(tables: Sequence[tuple[str, NDArray[np.int64]]], classes: S
     Args:
         tables: (title, (K, K) rows by true class and call); at most four are drawn.
         classes: The K class names.
-        path: Where the PNG goes.
+        path: PNG file to write.
     """
     tables = tables[:4]
     size = len(classes)
@@ -442,7 +442,7 @@ def calibration_figure(
 
     Args:
         curves: (label, mean probability (B,), observed frequency (B,), rows (B,)).
-        path: Where the PNG goes.
+        path: PNG file to write.
         binary: Whether the probability is that of the positive class (else: of the called class).
         colours: Colour of each curve.
     """

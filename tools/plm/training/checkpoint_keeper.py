@@ -53,7 +53,7 @@ class CheckpointKeeper:
         Args:
             given: A checkpoint that the user gave, or None.
             stage: Id of the stage that trains, such as ``plm_distill``.
-            settings: They must be those of the checkpoint, time limit and looks apart.
+            settings: Settings of this training; those of the checkpoint must be the same, time limit and looks apart.
             content: What else must be the same: digests of data and models, further settings.
             workdir: Folder into which the checkpoint is unpacked.
             log: Logger told which state is taken up.

@@ -166,7 +166,7 @@ def scored(probabilities: Floats, target: NDArray[Any], task: Task, threshold: f
     """Probabilities (N, K) in the form that metrics take; the positive one of two classes becomes the last.
 
     Args:
-        probabilities: In the order of ``task.classes``.
+        probabilities: (N, K) probabilities in the order of ``task.classes``.
         target: (N,) class numbers in that order.
         task: Level, kind of target and classes that are predicted.
         threshold: On the positive class; None: the likeliest class is called.
@@ -531,7 +531,7 @@ def feedforward(
         judge: Validation rows; None: train for all ``settings.epochs`` and keep the last.
         settings: Sizes of the network, and how it is trained.
         metric: The main metric, for the history and for ``settings.select`` other than ``loss``.
-        seed: Of weights, order and dropout.
+        seed: Seed of weights, order and dropout.
         stop: Told each epoch and its main metric; True ends the training (a search's pruning).
         say: Gets a line an epoch.
     """

@@ -25,9 +25,9 @@ def refuse(labels: Sequence[str], part: str, where: str, *, binary: Sequence[str
     """Refuses to train on next to nothing.
 
     Args:
-        labels: Of the labelled training rows (or residues).
-        part: What these rows are, for the message.
-        where: Name of the table, for messages.
+        labels: Labels of the training rows (or residues).
+        part: The rows in the message, such as ``the training part``.
+        where: Where the rows come from, for messages: the table or its split.
         binary: The two classes of a task with two; empty otherwise.
 
     Raises:

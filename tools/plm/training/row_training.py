@@ -44,7 +44,7 @@ class RowSettings:
         checkpoint_every: Minutes between checkpoints.
         time_limit: Minutes after which to stop with a checkpoint, or None.
         precision: ``bf16`` or ``fp32``.
-        seed: Of weights, rows and masks.
+        seed: Seed of weights, rows and masks.
     """
 
     steps: int

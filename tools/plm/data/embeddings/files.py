@@ -107,7 +107,7 @@ class Embeddings:
     """An open embeddings file; numbers are read when they are asked for.
 
     Attributes:
-        name: What messages call the file.
+        name: File name in messages.
         ids: One a record, in file order.
         description: What the numbers are; after choosing a layer, of that layer alone.
         positions: 1-based places at site level, else None.

@@ -94,8 +94,8 @@ def packed(head: ClassifierHead, masks: Masks, *, int8: bool) -> ClassifierHead:
     """A head as it is stored; :meth:`ClassifierHead.decoded` undoes it.
 
     Args:
-        head: With arrays in float32, masked.
-        masks: Of pruned weights; empty if none are.
+        head: Pruned head with float32 arrays.
+        masks: Weights that stay (True) in each matrix; empty if none are pruned.
         int8: Store weights as whole numbers.
     """
     arrays: dict[str, NDArray[Any]] = {}
@@ -235,7 +235,7 @@ class CompressionCost:
 
     Attributes:
         comparison: Paired comparison of the compressed bundle with the original.
-        loss: What the metric is worse by; negative if it is better.
+        loss: Amount by which the metric is worse; negative if it is better.
         low, high: 95 % interval of that loss; NaN with too few groups.
         changed: The largest change of a probability (standardised number).
         calls: Share of rows with another call; NaN for numbers.
@@ -373,7 +373,7 @@ def recalibrated(
 
     Args:
         before: Original bundle.
-        small: Its compressed head, as stored.
+        small: Compressed head, as stored.
         rows: Validation rows.
         notes: Gets which of the two it was.
 

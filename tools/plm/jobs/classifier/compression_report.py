@@ -34,7 +34,7 @@ class CompressionFindings:
         rows: Validation rows.
         processor: Name of the processor on which the times were taken.
         threads: Number of threads with which the times were taken.
-        notes: What a reader should know.
+        notes: Sentences that a reader should know.
     """
 
     method: str

@@ -57,7 +57,7 @@ class Final:
         truth: (n,) their class numbers or numbers.
         valid_rows: Numbers of these rows.
         train_rows: Numbers of the rows that the head was fitted on.
-        about: How it came to be, in a sentence.
+        about: Sentence on how the head came to be.
     """
 
     head: ClassifierHead

@@ -41,8 +41,8 @@ class RowFate:
         source: ``embeddings`` or ``labels``.
         file: Name of the file.
         line: 1-based record of an embeddings file, or line of the table.
-        id: Its id; at site level with the position after a tab.
-        label: Its label, empty if there is none.
+        id: Id of the row; at site level with the position after a tab.
+        label: Label of the row, empty if there is none.
         row: The row of :class:`LabelledEmbeddings` that it became, or -1.
         status: Why it became none; empty otherwise.
     """
@@ -68,7 +68,7 @@ class LabelledEmbeddings:
         labels: Label of each of the N rows, never empty.
         columns: Columns of the table by name (``KEPT_COLUMNS``), N texts each; only those that say something.
         fates: Every row of every file.
-        notes: What a reader of the results should know.
+        notes: Sentences that a reader of the results should know.
         labels_from: Where the labels come from, in words.
     """
 

@@ -39,15 +39,15 @@ class Material:
 
     Attributes:
         data: Embeddings with their labels.
-        task: What is predicted; mean and sd are those of all training rows.
+        task: Level, kind of target and classes; mean and sd are those of all training rows.
         target: (N,) class numbers, or numbers in units of the labels.
         parts: One, or one for each fold.
         groups: (N,) group of each row: relatives, or the row itself.
         grouped_by: Where the groups come from, in words.
         metric: Name of the main metric.
-        split_by: How rows were parted, in a sentence.
-        loud: What must be said first about the split; empty if nothing.
-        notes: What a reader of the results should know.
+        split_by: Sentence on how rows were split.
+        loud: Sentence on the split that must come first; empty if there is none.
+        notes: Sentences that a reader of the results should know.
     """
 
     data: LabelledEmbeddings
@@ -117,12 +117,12 @@ def prepare(
     Args:
         data: From :func:`plm.jobs.classifier.labelled_embeddings.read_labelled`; its fates are completed.
         target: ``auto``, ``class`` or ``number``.
-        positive: Of two classes the one to detect; by default the last.
+        positive: Class to detect, of two; the last by default.
         metric: The main metric, or ``auto``.
         smallest_class: Classes with fewer rows are left out; 0: none is, and a class of one row is an error.
         identity: At which sequences are relatives, 0-1; None: the method's default.
         seed: Seed of the split that is made where the table has none.
-        threads: For the search for relatives.
+        threads: Processor threads of the search for relatives.
 
     Raises:
         UserError: One class, a class of one row, no class of the name ``positive``, splits without training or

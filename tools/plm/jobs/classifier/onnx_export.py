@@ -109,7 +109,7 @@ class OnnxClassifier:
 
     Args:
         path: The file.
-        threads: How many it may use.
+        threads: Number of processor threads that it may use.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:

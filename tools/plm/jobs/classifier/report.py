@@ -49,11 +49,11 @@ class ClassifierFindings:
         valid_scores: Every score of the chosen head on the validation rows: (metric, class) to value.
         counts: Training, validation and test rows.
         split_by: How rows were split, in words.
-        about: How the bundle's head came to be.
+        about: Sentence on how the bundle's head came to be.
         threshold: Threshold on the probability of the positive one of two classes; NaN otherwise.
         temperature: Temperature of the bundle.
-        loud: What must be said first; empty if nothing.
-        notes: What else a reader should know.
+        loud: Sentence that must come first; empty if there is none.
+        notes: Further sentences that a reader should know.
         resamples: Number of bootstrap resamples.
         baselines: (name, how it works, setting) of each baseline.
         coverage: What sets or intervals of the chosen head came to on the test rows, or None.

@@ -33,7 +33,7 @@ class Searched:
 
     Attributes:
         settings: Settings of the best trial.
-        best: Their main metric on the validation rows.
+        best: Main metric of these settings on the validation rows.
         trials: One row a trial: fold, trial, state, value, best so far, epoch and the parameters.
         importance: Share of the differences between trials that each parameter explains; empty if too few finished.
     """

@@ -71,7 +71,7 @@ class FittedHead:
         temperature: Number by which logits are divided, from validation rows.
         threshold: Threshold on the probability of the positive one of two classes, from validation rows.
         valid: (n, K) logits or (n, 1) numbers in units of labels of the validation rows.
-        test: The same of the test rows.
+        test: (n, K) logits or (n, 1) numbers of the test rows, likewise.
         seconds: Seconds that the fit took.
     """
 
@@ -163,7 +163,7 @@ def train(
         material: From :func:`prepare`.
         settings: Settings that the user asked for.
         log: Gets a line a head.
-        journal: Where a search keeps its trials.
+        journal: Journal in which a search keeps its trials.
     """
     kinds = classifiers.kinds_for(material.task)
     if settings.head != "auto" and settings.head not in kinds:

@@ -30,7 +30,7 @@ class Protein:
         places: The same residues, counted from 1 in the sequence as the file has it (gaps count).
         extent: 1-based place of the last residue in the sequence as the file has it.
         rejected: Why the record cannot be used; empty when it can.
-        changes: What cleaning or renaming changed, one phrase each.
+        changes: Phrases, one for each change by cleaning or renaming.
     """
 
     id: str
@@ -57,7 +57,7 @@ class CandidateSurvey:
         longest: Residues of the longest of them.
         context: Residues of all windows around the candidates (0 without windows).
         head: The first usable proteins with candidates, a few thousand residues.
-        warning: What is to be looked at, in a sentence; may be empty.
+        warning: Sentence on what the user should look at; may be empty.
         settled: By number of the record, what becomes of those whose id came before.
     """
 
@@ -121,7 +121,7 @@ def read_candidates(
     Args:
         path: FASTA, or a table of proteins, plain, gzipped or Parquet (told by content).
         letters: Residues that are candidates.
-        cleaning: How sequences are cleaned, and what counts them.
+        cleaning: Rule by which sequences are cleaned; counts what it rejects.
         settled: By number of the record, what becomes of ids that came before; see :attr:`CandidateSurvey.settled`.
 
     Raises:

@@ -22,7 +22,7 @@ class Track:
     """One protein of the figure.
 
     Attributes:
-        name: What the track is called.
+        name: Title of the track.
         length: Length of the protein in residues.
         places: (n,) 1-based candidate residues, ascending.
         heights: (n,) probability shown, 0-1, or a predicted number.
@@ -46,7 +46,7 @@ def sites_figure(
     """Draws the tracks below each other, each along its own protein, and says how many of how many are shown.
 
     Args:
-        tracks: In the order of the figure; none gives a picture that says so.
+        tracks: Tracks from top to bottom; without any the picture says so.
         path: PNG file to write.
         proteins: Proteins with candidates there are.
         height_name: Name of the vertical axis.

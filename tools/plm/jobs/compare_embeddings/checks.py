@@ -25,7 +25,7 @@ class Judged:
 
     Attributes:
         name: ``embeddings``, ``reference`` or ``new``.
-        side: Its rows; groups and labels attached.
+        side: Embeddings with their groups and labels.
         labels: Labels of the rows.
         quality: Near copies, norms and spread of the rows.
     """
@@ -42,7 +42,7 @@ class EmbeddingFindings:
 
     Attributes:
         new: The set that was asked about.
-        reference: What it is compared with, or None.
+        reference: Set that the new one is compared with, or None.
         proteins: Each new protein against the reference; None without.
         tests: Tests of the two sets as wholes; None if there are none.
         why_not: Why there are no tests; empty if there are.
@@ -52,7 +52,7 @@ class EmbeddingFindings:
         bundle: The reference is that of a bundle.
         most: Most rows of a sample.
         seed: Seed of the samples.
-        notes: What a reader should know.
+        notes: Sentences that a reader should know.
     """
 
     new: Judged

@@ -140,7 +140,7 @@ def place(
     """Compares each new protein with the reference.
 
     Args:
-        reference: Its sample is what the new proteins are compared with.
+        reference: Set whose sample the new proteins are compared with.
         new: Set of which every row is compared.
         share: Share (0-1) of proteins like the reference that may lie beyond the limit.
         half: Numbers of one of the sets were stored as float16, so equal means equal in that precision.

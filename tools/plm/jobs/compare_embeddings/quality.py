@@ -90,7 +90,7 @@ def judge(matrix: Array, where: str, most: int, seed: int) -> Quality:
 
     Args:
         matrix: (N, D) float32 embeddings.
-        where: What messages call the set.
+        where: The set in messages.
         most: Most rows of the sample.
         seed: Seed of the sample.
 

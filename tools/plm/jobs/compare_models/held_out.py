@@ -24,9 +24,9 @@ class ProteinFate:
         id: Id of the record.
         status: ``judged``, ``rejected``, ``duplicate`` or ``not drawn``.
         details: Why, or what cleaning changed.
-        protein: Its number among the judged proteins, or -1.
-        domain: As the table names it; ``unknown`` if it does not.
-        cluster: Likewise; empty where none is known.
+        protein: Number of the record among the judged proteins, or -1.
+        domain: Domain that the table names; ``unknown`` if it names none.
+        cluster: Cluster that the table names; empty if it names none.
         length: Residues after cleaning.
     """
 

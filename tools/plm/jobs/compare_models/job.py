@@ -56,7 +56,7 @@ class ModelComparison:
     Args:
         findings: Gets all results; has models and held-out proteins already.
         datasets: Labelled datasets of the linear probes.
-        masks: How residues of the held-out proteins are masked.
+        masks: Rate, sets, seed and crop of the masks on held-out proteins.
         resamples: Number of bootstrap resamples.
         seed: Seed of resamples, samples and inner folds.
     """

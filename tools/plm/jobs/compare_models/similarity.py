@@ -50,7 +50,7 @@ def linear_cka(first: NDArray[Any], second: NDArray[Any], clusters: Sequence[str
         first: (N, D1) representations by one model.
         second: (N, D2) representations by the other.
         clusters: Cluster of each row.
-        seed: Which clusters share a block of the jackknife.
+        seed: Seed that decides which clusters share a block of the jackknife.
     """
     rows = len(first)
     index, count = group_index(clusters)

@@ -72,7 +72,7 @@ def plan(
         group: ``taxon``, or ``none`` for rows of similar length only.
         smallest: Sequences from which a taxon is by itself; None: what fills a row.
         seed: Seed of chance: sequences of like length (within 10 %) change places, and rows are shuffled.
-        epoch: Which pass over the corpus; each one has another plan.
+        epoch: Number of the pass over the corpus; each pass has a plan of its own.
     """
     indices = np.asarray(indices, np.int64)
     sizes = store.lengths(crop)[indices]

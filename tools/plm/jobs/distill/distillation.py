@@ -256,7 +256,7 @@ def looks(
         loaded: The model that is asked.
         store: Corpus that holds the sequences.
         indices: Numbers of the held-out sequences.
-        masks: Which residues are asked; the first set counts.
+        masks: Plan of the masks; its first set counts.
         budget: Tokens in a packed row.
     """
     mine = store.for_family(loaded.family, loaded.vocabulary)
@@ -271,7 +271,7 @@ class Validation:
         teacher: Answers for rows of ``masks``.
         store: The corpus in the student's token ids.
         indices: Numbers of the held-out sequences.
-        masks: Which residues are hidden; the first set counts.
+        masks: Plan of the masks; its first set counts.
         budget: Tokens in a packed row.
         most: About so many tokens, for the answers stay in memory.
         device: Device that holds the student.

@@ -58,13 +58,13 @@ class Facts:
         split: Sequences that train, and those held out to judge.
         teacher: Name of the teacher.
         teacher_sha256: Fingerprint (sha256) of the teacher's weights.
-        student: Where the student comes from.
+        student: Id of the checkpoint that the student started from.
         parameters: Number of parameters of teacher and student.
         objective: Terms of the loss and their weights.
         recipe: Name of the recipe that the settings started from.
         settings: Steps, rows, learning rate and all else that shaped the training.
         masks: Plan of the masks: rate, seed and number of sets.
-        batches: How rows were put together.
+        batches: How rows were put together, in words.
         outcome: Steps, history and end of the training.
         scores: Model -> score on the test clusters, in the order of reports.
         processes: Number of processes that trained together.

@@ -127,8 +127,8 @@ class TeacherCache:
         """Opens the cache in a folder.
 
         Args:
-            folder: Where it is, or shall be.
-            key: What it must belong to.
+            folder: Folder of the cache; made if absent.
+            key: Teacher, masks and answers that the content must belong to.
             create: Whether an absent one is made.
             log: Told of damaged shards.
 
@@ -249,7 +249,7 @@ class TeacherCache:
             set_number: Number of the set of masks.
             masked: ``(B,)`` number of masked residues of each sequence.
             residues: ``(B,)`` number of residues of each sequence.
-            targets: What the teacher said of them, in their order.
+            targets: Answers of the teacher, in the order of the sequences.
 
         Raises:
             UserError: A number is not finite; the disk is full.

@@ -41,7 +41,7 @@ class Tracking:
         name: Name of the run.
         parameters: Parameters of the run: name -> value.
         workdir: Folder in which events gather until then.
-        log: Where to say that a server does not answer any more.
+        log: Logger told when a server does not answer any more.
     """
 
     def __init__(

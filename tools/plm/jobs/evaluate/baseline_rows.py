@@ -44,10 +44,10 @@ class Prepared:
     """A dataset made ready for the baselines.
 
     Attributes:
-        parts: What to learn and answer.
+        parts: Rows to learn from and rows to answer: one for a split, one for each fold.
         rows: Number of evaluated rows.
         width: Residues of the windows around sites; 0 for whole sequences.
-        about: How the baselines see a row, in a sentence.
+        about: Sentence on how the baselines see a row.
     """
 
     parts: tuple[BaselinePart, ...]
@@ -99,11 +99,11 @@ def prepare(
     Args:
         frame: A checked dataset table with ``label`` and ``split`` or ``fold``.
         keys: (id, position) of the evaluated rows; the position counts only for residue tasks.
-        labels: Their truth, which must be the table's.
+        labels: True label of each evaluated row, which must be the table's.
         kind: ``binary``, ``multiclass`` or ``number``.
         classes: Class names in the order of the predictions.
         window: Residues around a site, where the table has whole proteins or windows wider than 64.
-        name: What to call the table in a message.
+        name: The table in messages.
 
     Raises:
         UserError: No split or fold, evaluated rows that are missing, labelled otherwise or among the training rows.

@@ -42,7 +42,7 @@ class TrainingExamples:
 
     Attributes:
         units: Sequences or windows that are encoded as one.
-        targets: For each unit its ``(n,)`` targets.
+        targets: ``(n,)`` targets of each unit.
     """
 
     units: list[Unit]

@@ -52,7 +52,7 @@ def manifest(
     Args:
         job: Job whose trainings are done.
         calibration: Temperatures and thresholds of the chosen method.
-        name: What tables and reports call the model.
+        name: Name of the model in tables and reports.
         finished: False if a time limit cut the training short.
         licence: Licence for the model card.
         compared: The ways of which this one was chosen, if there were several.
@@ -131,7 +131,7 @@ def release(
         path: Bundle file (zip) to write.
         calibration: Temperatures and thresholds, from :func:`calibrate`.
         content: Content of ``manifest.json``, from :func:`manifest`.
-        model: Where the base model is.
+        model: Path or name of the base model.
         device: Device on which the expected outputs of the self-test are computed: auto, cpu or cuda.
         allow_hub: The base model may come from the hub.
     """

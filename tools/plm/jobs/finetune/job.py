@@ -58,7 +58,7 @@ class FineTuningSettings:
     """Everything that decides what is learned; together with data and model it keys the checkpoint.
 
     Attributes:
-        adapter: What of the encoder is trained.
+        adapter: Method, and which parts of the encoder it trains.
         training: Batches, learning rate, epochs and all else that shapes a training.
         head: Fields of :class:`plm.model.heads.head.HeadConfig` other than its sizes.
         class_weights: ``none`` or ``balanced``.
@@ -100,10 +100,10 @@ class Run:
     """One training that is done, or as far as it got.
 
     Attributes:
-        adapter: What of the encoder it trained.
+        adapter: Method, and which parts of the encoder it trained.
         part: Rows that it learned from and was judged on.
         seed: Seed of the training.
-        folder: Where its weights and validation outputs lie.
+        folder: Folder of its weights and validation outputs.
         outcome: History, best epoch and scores of the training.
     """
 

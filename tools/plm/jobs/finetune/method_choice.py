@@ -30,7 +30,7 @@ class MethodResult:
     """One way of fine-tuning and what validation rows say about it.
 
     Attributes:
-        adapter: What of the encoder is trained.
+        adapter: Method, and which parts of the encoder it trains.
         parameters: Number of trained parameters.
         best_epochs: The epoch that each training kept, from 1.
         scores: Validation metrics of the ensemble of its trainings.

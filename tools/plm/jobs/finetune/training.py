@@ -45,9 +45,9 @@ class TrainingSettings:
         epochs: Passes over the training examples at most.
         learning_rate: Peak rate of the encoder's adapters or weights.
         head_learning_rate: Peak rate of the head.
-        weight_decay: Of AdamW, on matrices only.
+        weight_decay: Weight decay of AdamW, on matrices only.
         warmup: Share of all steps in which the rate rises, 0-1.
-        schedule: How it falls afterwards, to zero.
+        schedule: Shape of the rate's fall to zero after the warm-up.
         batch_sequences: Sequences in an optimiser step.
         batch_tokens: Tokens that go through the network at once.
         patience: Epochs without improvement after which training stops; 0 never stops early.
@@ -133,7 +133,7 @@ def train(
     """Trains a network in place and leaves it at its best validation epoch.
 
     Args:
-        network: On the device where it is to be trained.
+        network: Network on the device where it is to be trained.
         task: Level, kind of target and classes that are predicted.
         training: Examples to learn from.
         validation: Examples that choose the epoch.

@@ -33,9 +33,9 @@ class Calibration:
     """What validation rows say about the outputs.
 
     Attributes:
-        temperatures: Of each training, in the order of ``job.usable``.
+        temperatures: Temperature of each training, in the order of ``job.usable``.
         thresholds: On the positive class, by fold (None: no folds); empty unless there are two classes.
-        threshold: For new proteins; 0.5 unless there are two classes.
+        threshold: Threshold for new proteins, 0-1; 0.5 unless there are two classes.
         scores: Validation metrics of the ensemble, raw probabilities, all folds together.
         rows: Labelled validation rows (or residues) behind it.
         validation_scores: Of two classes, the ensemble's scores of validation negatives and positives, summed up for

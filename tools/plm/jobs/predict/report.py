@@ -32,16 +32,16 @@ class PredictionCounts:
     """The findings, gathered block by block.
 
     Attributes:
-        rules: How answers were judged.
+        rules: Rules by which answers were called.
         records: Number of records of the input.
         rejected: Number of records that could not be used.
-        answered: Those with an answer; of residue tasks the residues.
+        answered: Number of records with an answer; of residue tasks the number of residues.
         called: Answers (or residues) by class, abstained ones not counted.
-        best: The same, abstained ones counted.
+        best: Answers (or residues) by likeliest class, abstained ones counted.
         novel_by_class: Novel ones by likeliest class.
         abstained: Numbers of the records without a call on purpose.
         novel: Number of novel records.
-        sizes: How many sets have how many classes.
+        sizes: Number of classes in a set -> number of such sets.
         hits: Number of labelled records whose set or interval holds the truth.
         labelled: Number of labelled records with a set or an interval.
     """
@@ -244,7 +244,7 @@ def prediction_report(
         counts: Answers, calls and novelty, counted block by block.
         model: Name and digest of the bundle.
         finished: False if the bundle's training was cut short.
-        about: What was done, in lines.
+        about: Lines on what was done.
         notes: Warnings, in sentences.
         outputs: Names of the outputs there are: ``figure``, ``predictions``, ``residues``, ``submission``, ``status``.
     """

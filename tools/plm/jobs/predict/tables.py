@@ -31,7 +31,7 @@ class PredictionTables:
 
     Attributes:
         queries: Records of the input.
-        rules: How answers were judged.
+        rules: Rules by which answers were called.
         model: Name and digest of the bundle.
         finished: False adds the column ``finished``, as the bundle's training was cut short.
         top: Classes listed with their probabilities in the column ``top``; 0: no such column.

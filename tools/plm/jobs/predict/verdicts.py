@@ -89,7 +89,7 @@ def make_rules(
     Args:
         task: Level, kind of target and classes of the answers.
         call: Classes called for ``(N, K)`` probabilities.
-        errors: Of validation rows; None if the bundle has none.
+        errors: Errors on validation rows; None if the bundle has none.
         coverage: Share of sets or intervals (0-1) that are to hold the truth.
         by_class: That is promised for each class.
         novelty: None if the bundle has no reference.
@@ -133,7 +133,7 @@ def judge(rules: Rules, values: Floats, states: NDArray[np.float32] | None) -> V
     """Judges n answers.
 
     Args:
-        rules: How answers are called, and when not.
+        rules: Rules by which answers are called.
         values: (n, K) probabilities or (n, 1) numbers.
         states: (n, D) representations; None if there are none.
     """

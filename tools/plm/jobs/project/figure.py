@@ -29,7 +29,7 @@ class Look:
     """How one class is drawn.
 
     Attributes:
-        name: As the legend says it.
+        name: Name of the class in the legend.
         colour: ``#rrggbb``.
         marker: matplotlib's; changes once the colours are used up.
         codes: Classes that look so: one, or all the rare ones; -1 stands for no label.
@@ -66,7 +66,7 @@ def projection_figure(findings: ProjectionFindings, path: str | Path) -> None:
     """Draws the panels; with three the legend takes the fourth place.
 
     Args:
-        findings: What was projected and scored.
+        findings: Projections with their scores.
         path: PNG file to write.
     """
     panels = findings.made.projections

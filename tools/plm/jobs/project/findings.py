@@ -21,11 +21,11 @@ class ProjectionFindings:
         queries: Embeddings of the Q queries, or None.
         labels: Labels of the N references and then the Q queries.
         made: Coordinates by each method.
-        scores: In the order of the table.
+        scores: Scores in the order of the table.
         why_not: Why labels cannot be judged; empty if they can.
         source: Where the labels come from.
         settings: Settings of the projections.
-        notes: What a reader should know.
+        notes: Sentences that a reader should know.
         outlook: Of each query the index of its nearest reference, the distance to it, and whether it lies outside of
             what the references span; None without queries.
         grouped: How many groups of relatives, and what tells them; empty if every protein counts as independent.

@@ -37,11 +37,11 @@ class ProjectionSettings:
         standardise: Scale each dimension to standard deviation 1 over the references.
         metric: Distance between embeddings.
         components: Leading principal components that t-SNE and UMAP see.
-        perplexity: Of t-SNE: about how many neighbours a protein is attracted by.
-        neighbours: Of UMAP: neighbours that a protein is tied to.
-        min_dist: Of UMAP: how close points may lie, 0-1.
+        perplexity: Perplexity of t-SNE: about how many neighbours a protein is attracted by.
+        neighbours: Number of neighbours that UMAP ties a protein to.
+        min_dist: Least distance of points in UMAP, 0-1.
         seed: Seed of everything that is drawn at random.
-        threads: For t-SNE; its result does not depend on them.
+        threads: Processor threads of t-SNE; its result does not depend on them.
     """
 
     standardise: bool = False
@@ -76,7 +76,7 @@ class Projected:
     Attributes:
         references: (N, D) float32 after scaling and centring: the space that scores are computed in.
         queries: (Q, D) float32, likewise; (0, D) without queries.
-        projections: In the order asked for.
+        projections: Projections in the order asked for.
         explained: (K,) share of the references' variance that each leading component explains, 0-1.
         notes: Settings that had to be changed, in words.
     """

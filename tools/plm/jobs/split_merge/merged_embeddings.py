@@ -33,7 +33,7 @@ class EmbeddingsPart:
 
     Attributes:
         path: The file.
-        name: What messages and the status table call it.
+        name: Name of the file in messages and in the status table.
         description: Model, layer, pooling, dtype and dimension of the vectors.
         ids: Ids of its records, in order.
         lengths: Residues of each record at residue level, else None.

@@ -56,7 +56,7 @@ class Bundle(ABC):
 
         Args:
             probabilities: Calibrated, in the order of ``task.classes``.
-            threshold: On the positive class; the bundle's own by default.
+            threshold: Threshold on the positive class; the bundle's own by default.
         """
         return self.task.calls(probabilities, self.threshold if threshold is None else threshold)
 
@@ -66,7 +66,7 @@ def check_self_test(answers: Floats, expected: Floats, tolerance: float, task: T
 
     Args:
         answers: ``(N, K)`` answers computed now.
-        expected: Those that the bundle holds.
+        expected: ``(N, K)`` answers that the bundle holds.
         tolerance: How far a probability, or a standardised number, may move between machines.
         task: Task of the bundle.
         where: Name of the bundle's file, for messages.

@@ -212,9 +212,9 @@ class ClassifierBundle(Bundle):
     """A classifier: answers for embeddings of proteins (level ``sequence``) or sites.
 
     Attributes:
-        head: Its head, arrays in float32.
-        stored: The same as it lies in the file, perhaps compressed.
-        embedding: What the embeddings must be.
+        head: Classifier head with float32 arrays.
+        stored: The same head as the file holds it, perhaps compressed.
+        embedding: Model, layer, pooling and dimension that embeddings must have.
         validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows, and their truth:
             ``(n,)`` class numbers or numbers. Rows that chose head, temperature and threshold, never test rows.
     """
@@ -306,7 +306,7 @@ def check_embeddings(description: Description, bundle: ClassifierBundle, where: 
     Args:
         description: Model, layer, pooling and dimension of the embeddings.
         bundle: Bundle that is to classify them.
-        where: What messages call the embeddings.
+        where: The embeddings in messages.
 
     Returns:
         What could not be checked, as sentences for the report.
@@ -480,7 +480,7 @@ def write_classifier_bundle(
     Args:
         path: Bundle file (zip) to write.
         manifest: Everything but ``schema_version``, ``kind``, ``head``, ``standardise`` and ``files``, which are added.
-        head: Its arrays are stored in their own types.
+        head: Classifier head; its arrays are stored in their own types.
         reference: Ids, labels and embeddings ``(M, D)`` (not standardised) of a sample of training rows, at least one;
             numbers too large for float16 are clipped.
         validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows and their truth

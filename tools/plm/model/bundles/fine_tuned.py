@@ -2,11 +2,10 @@
 
 Members of the zip (stored, never compressed; JSON, safetensors, Markdown and tokenizer files only)::
 
-    manifest.json            what it answers, base model, window rule, calibration, metrics, digests of the other
-    members adapter/ or model/       PEFT's own layout, or a whole checkpoint after full fine-tuning; neither if only
-    the head was
-                             trained
-    head.safetensors
+    manifest.json            what it answers, base model, window rule, calibration, metrics, digests of the others
+    adapter/ or model/       PEFT's own layout, or a whole checkpoint after full fine-tuning; neither if only the head
+                             was trained
+    head.safetensors         arrays of the head
     reference.safetensors    a sample of training representations; their ids in reference.json
     self_test.json           inputs and expected outputs
     README.md                model card
@@ -84,7 +83,7 @@ class FineTunedBundle(Bundle):
     Attributes:
         loaded: Base model.
         members: Trained networks; several answer as an ensemble.
-        folder: Where the zip is unpacked.
+        folder: Folder into which the zip is unpacked.
     """
 
     def __init__(
@@ -283,7 +282,7 @@ def load_bundle(
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
         allow_hub: The base model may be fetched from the hub.
-        level: What the caller needs it to answer for; any by default.
+        level: Level that the caller needs: ``sequence``, ``residue`` or ``site``; any by default.
 
     Raises:
         UserError: Another level than ``level``, not a whole bundle, something in it that is no data, another base
@@ -344,7 +343,7 @@ def check_base(name: str, wanted: str, files: ModelFiles, where: str, what: str)
         name: Name of the base model that is wanted.
         wanted: Fingerprint (sha256) of the weights that are wanted.
         files: The model that is there.
-        where: What messages call what was made.
+        where: The bundle, cache or checkpoint in messages.
         what: Begin of the message.
 
     Raises:
@@ -481,7 +480,7 @@ class MemberFiles:
         folder: Holds ``head.safetensors`` and ``adapter/`` or ``model/``.
         seed: Random seed.
         fold: Fold that was its test set, or None.
-        temperature: From validation rows; 1 for numbers.
+        temperature: Number by which logits are divided, from validation rows; 1 for numbers.
         mean: Mean of its training numbers.
         sd: Standard deviation of the training numbers.
     """
@@ -528,11 +527,11 @@ def write_bundle(
         path: Bundle file (zip) to write.
         members: Trained networks on disk.
         manifest: Everything but ``schema_version``, ``members`` and ``files``, which are added here.
-        base: Where the base model is, for the self-test.
+        base: Path or name of the base model, for the self-test.
         card: Text of the model card, ``README.md``.
         reference: Training representations ``(M, D)``, their ids and labels.
-        workdir: For files on the way.
-        device: Where the self-test's expected outputs are computed.
+        workdir: Folder for files on the way.
+        device: Device on which the expected outputs of the self-test are computed: auto, cpu or cuda.
         precision: Precision in which the expected outputs of the self-test are computed: ``fp32`` or ``bf16``.
         allow_hub: As for :func:`load_bundle`.
     """

@@ -83,7 +83,7 @@ class SequencePart:
     Attributes:
         number: Given back with their arrays.
         sequences: The n sequences, cleaned.
-        sites: Of each its sites, 0-based (pooling ``sites``); else empty.
+        sites: 0-based sites of each sequence (pooling ``sites``); else empty.
     """
 
     number: int
@@ -123,7 +123,7 @@ class Piece:
 
     Attributes:
         owner: Number of the sequence that the piece is of.
-        part: Which residues are encoded, and which of them it answers for.
+        part: Residues that are encoded, and those of them that the piece answers for.
         letters: Residues that are encoded.
     """
 

@@ -43,13 +43,13 @@ class EmbedJob:
     Args:
         spool: Proteins of the input.
         embedder: The model and what is wanted of it.
-        store: Where shards are; may hold some already.
-        budget: What to begin with; what an earlier run of the same job began with comes before it.
+        store: Store of the shards; may hold some already.
+        budget: Tokens and residues that the memory holds at a time; those of an earlier run of the same job come first.
         ranks: The processes that share the work.
         log: Logger told of progress.
 
     Attributes:
-        budget: What the job began with.
+        budget: Tokens and residues that the job began with.
         ends: The number after the last sequence of each shard.
     """
 
