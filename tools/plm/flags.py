@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 from plm import stage
 from plm.errors import UserError
 
+S = TypeVar("S")
 EMBEDDING_FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
 
 
@@ -215,6 +216,11 @@ class Flags:
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{name}: arguments stay as they were given")
+
+    def into(self, settings: Callable[..., S], **more: Any) -> S:
+        """Settings of the library: each of their fields is the flag of that name, or one of ``more``."""
+        names = inspect.signature(settings).parameters
+        return settings(**{name: self.__dict__[name] for name in names if name in self.__dict__} | more)
 
     def check(self) -> None:
         """Raises a UserError for flags that do not go together."""

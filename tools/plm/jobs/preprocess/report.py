@@ -31,8 +31,6 @@ class SplitOptions(Protocol):
     @property
     def coverage(self) -> float: ...
     @property
-    def seeks_sites(self) -> bool: ...
-    @property
     def figure(self) -> Path | None: ...
     @property
     def seed(self) -> int: ...
@@ -45,7 +43,7 @@ class SplitAccount:
     Attributes:
         read: Number of input records.
         examples: Rows of the dataset.
-        journal: What was rejected, left out or changed.
+        journal: Records that were rejected, left out or changed, and why.
         leaks: Comparison of judging rows with the others.
         near: Residues within which sites of one protein have overlapping windows.
         method: How relatives were told (:mod:`plm.data.homology`).
