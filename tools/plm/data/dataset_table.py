@@ -260,9 +260,9 @@ def labelled_rows(
     """
     labelling = understand(frame, level, target, name)
     kept = [row for row, label in enumerate(labelling.labels) if label]
-    made = frame.iloc[kept].reset_index(drop=True)
-    made["label"] = [labelling.labels[row] for row in kept]
-    return made, labelling
+    labelled = frame.iloc[kept].reset_index(drop=True)
+    labelled["label"] = [labelling.labels[row] for row in kept]
+    return labelled, labelling
 
 
 def infer_task(frame: pd.DataFrame, level: str = "auto", target: str = "auto", name: str = "dataset") -> Task:

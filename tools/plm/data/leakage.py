@@ -201,7 +201,7 @@ def near(leak: Leak, window: int) -> bool:
 
 def counts(leaks: Sequence[Leak], window: int) -> dict[str, int]:
     """How many rows leak, by cause and at each threshold of identity."""
-    made = {
+    tally = {
         "records": len(leaks),
         "leaks": sum(leak.leaks for leak in leaks),
         "same protein": sum(leak.same_protein for leak in leaks),
@@ -210,7 +210,7 @@ def counts(leaks: Sequence[Leak], window: int) -> dict[str, int]:
         "within window": sum(near(leak, window) for leak in leaks),
     }
     for threshold in THRESHOLDS:
-        made[f"identity >= {threshold:.0%}"] = sum(
+        tally[f"identity >= {threshold:.0%}"] = sum(
             bool(leak.nearest) and leak.identity >= threshold - 1e-9 for leak in leaks
         )
-    return made
+    return tally

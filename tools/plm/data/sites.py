@@ -89,7 +89,7 @@ def sources(
     Raises:
         UserError: The rule finds a label in no record at all; names the rule and the first header.
     """
-    made: list[SiteSource] = []
+    site_sources: list[SiteSource] = []
     labelled = 0
     for record in records:
         marked: list[int] = []
@@ -128,7 +128,7 @@ def sources(
                 record.id, f"no protein: --protein {protein} finds nothing in the header {record.header!r}"
             )
             continue
-        made.append(SiteSource(replace(record, sequence=sequence), cleaned, name, tuple(marked), label))
+        site_sources.append(SiteSource(replace(record, sequence=sequence), cleaned, name, tuple(marked), label))
     if labels.kind in ("key", "regex", "field", "column", "hash") and not labelled:
         what = "'#' after a residue" if labels.kind == "hash" else labels.in_words
         shown = records[0].header if len(records[0].header) <= 80 else records[0].header[:80] + "…"
@@ -137,13 +137,13 @@ def sources(
             where="--labels " + labels.text,
             fix="Choose the label rule that fits these headers",
         )
-    return made
+    return site_sources
 
 
-def whole_sequences(made: Iterable[SiteSource], journal: Journal, *, residues: bool = False) -> list[Example]:
+def whole_sequences(site_sources: Iterable[SiteSource], journal: Journal, *, residues: bool = False) -> list[Example]:
     """One example a record; with ``residues`` the labels of each residue follow the cleaning of the sequence."""
     examples = []
-    for source in made:
+    for source in site_sources:
         label = source.label or ""
         if residues:
             try:
@@ -178,7 +178,7 @@ def _residue_labels(source: SiteSource, label: str) -> tuple[str | None, int]:
 
 
 def centred(
-    made: Sequence[SiteSource], width: int | None, residues: str, place: str, journal: Journal
+    site_sources: Sequence[SiteSource], width: int | None, residues: str, place: str, journal: Journal
 ) -> tuple[list[Example], int]:
     """Sites given as windows: the site is the centre.
 
@@ -186,7 +186,7 @@ def centred(
     (``%start%site``), else rejected.
 
     Args:
-        made: Cleaned windows with their labels.
+        site_sources: Cleaned windows with their labels.
         width: Width to cut them to; None: as they are.
         residues: Letters that a site may be; empty: any.
         place: Rule for the place in the protein (:func:`plm.data.header_rules.place_of`).
@@ -198,9 +198,9 @@ def centred(
     Raises:
         UserError: The windows are narrower than ``width``, or have an even width.
     """
-    if not made:
+    if not site_sources:
         return [], width or 0
-    given = Counter(len(source.record.sequence) for source in made).most_common(1)[0][0]
+    given = Counter(len(source.record.sequence) for source in site_sources).most_common(1)[0][0]
     if given % 2 == 0:
         raise UserError(
             f"Most sequences have {given} residues, an even number, so no residue is the centre",
@@ -215,7 +215,7 @@ def centred(
         )
     width = width or given
     examples = []
-    for source in made:
+    for source in site_sources:
         name, length = source.record.id, len(source.record.sequence)
         start, site = place_of(source.record, place)
         centre0 = given // 2 if length == given else None
@@ -246,7 +246,7 @@ def centred(
 
 
 def positioned(
-    made: Sequence[SiteSource], column: str, width: int | None, residues: str, place: str, journal: Journal
+    site_sources: Sequence[SiteSource], column: str, width: int | None, residues: str, place: str, journal: Journal
 ) -> tuple[list[Example], int]:
     """Sites given as a table with a column of 1-based positions in the sequence.
 
@@ -254,13 +254,15 @@ def positioned(
     every sequence of that length has its site in the centre; else as whole proteins, whose positions are those in the
     protein unless ``place`` says otherwise. With ``width`` None they stay as they are (window 0 for whole proteins).
     """
-    parsed_all = [(source, parse_place(source.record.columns[column_name(source.record, column)])) for source in made]
+    parsed_all = [
+        (source, parse_place(source.record.columns[column_name(source.record, column)])) for source in site_sources
+    ]
     told = [(one.record.sequence, at[0], at[1] or residues) for one, at in parsed_all if at]
     check_counting(told, f"column {column}")
     examples: list[Example] = []
     unstated: list[Example] = []
     given: list[tuple[int, int]] = []
-    for source in made:
+    for source in site_sources:
         text = source.record.columns[column_name(source.record, column)]
         parsed = parse_place(text)
         if parsed is None:
@@ -290,25 +292,27 @@ def positioned(
     return examples, width if width is not None else longest if windows else 0
 
 
-def marked(made: Sequence[SiteSource], width: int, residues: str, negatives: bool, journal: Journal) -> list[Example]:
+def marked(
+    site_sources: Sequence[SiteSource], width: int, residues: str, negatives: bool, journal: Journal
+) -> list[Example]:
     """Sites marked by ``#`` in full proteins (class 1); the other residues of the same letters are class 0.
 
     Args:
-        made: Cleaned proteins with their marks.
+        site_sources: Cleaned proteins with their marks.
         width: Window width, 0 = whole protein.
         residues: Letters that a site may be; empty: every letter that carries a mark somewhere.
         negatives: Whether unmarked residues of these letters become class 0.
         journal: Journal that notes rejected and changed sites.
     """
     letters = residues or "".join(
-        sorted({source.record.sequence[index].upper() for source in made for index in source.marked})
+        sorted({source.record.sequence[index].upper() for source in site_sources for index in source.marked})
     )
     listed = [
         SiteListing(source.protein, index + 1, POSITIVE, "", source.record.id)
-        for source in made
+        for source in site_sources
         for index in source.marked
     ]
-    return _joined(made, listed, width, letters, negatives, journal, by_record=True)
+    return _joined(site_sources, listed, width, letters, negatives, journal, by_record=True)
 
 
 def check_counting(places: Sequence[tuple[str, int, str]], where: str) -> None:
@@ -348,7 +352,7 @@ def check_counting(places: Sequence[tuple[str, int, str]], where: str) -> None:
 
 
 def listed(
-    made: Sequence[SiteSource],
+    site_sources: Sequence[SiteSource],
     listings: Sequence[SiteListing],
     width: int,
     residues: str,
@@ -358,7 +362,7 @@ def listed(
     """Sites of a list joined to full proteins by accession.
 
     Args:
-        made: Cleaned whole proteins.
+        site_sources: Cleaned whole proteins.
         listings: Listed sites with their labels.
         width: Window width, 0 = whole protein.
         residues: Letters that a site may be; empty: any that the list names.
@@ -369,7 +373,9 @@ def listed(
         UserError: No listed site fits the proteins; gives the first reason.
     """
     before = len(journal.entries)
-    known = {source.protein: source for source in reversed(made)} | {source.record.id: source for source in made}
+    known = {source.protein: source for source in reversed(site_sources)} | {
+        source.record.id: source for source in site_sources
+    }
     check_counting(
         [
             (known[one.protein].record.sequence, one.place, one.residue or residues)
@@ -378,7 +384,7 @@ def listed(
         ],
         "--sites",
     )
-    examples = _joined(made, listings, width, residues, negatives, journal, by_record=False)
+    examples = _joined(site_sources, listings, width, residues, negatives, journal, by_record=False)
     if not any(example.label != "" for example in examples):
         reasons = [entry for entry in journal.entries[before:] if entry[1] == "rejected"]
         first = f"{reasons[0][0]}: {reasons[0][2]}" if reasons else "the list is empty"
@@ -391,7 +397,7 @@ def listed(
 
 
 def _joined(
-    made: Sequence[SiteSource],
+    site_sources: Sequence[SiteSource],
     listings: Sequence[SiteListing],
     width: int,
     residues: str,
@@ -400,10 +406,10 @@ def _joined(
     by_record: bool,
 ) -> list[Example]:
     by_name: dict[str, SiteSource] = {}
-    for source in made:
+    for source in site_sources:
         by_name[source.record.id] = source
     if not by_record:
-        for source in made:
+        for source in site_sources:
             by_name.setdefault(source.protein, source)
     chosen: dict[str, list[SiteListing]] = {}
     for listing in listings:
@@ -418,13 +424,13 @@ def _joined(
     if not letters:
         seen = Counter(
             source.record.sequence[listing.place - 1].upper()
-            for source in made
+            for source in site_sources
             for listing in chosen.get(source.record.id, [])
             if 1 <= listing.place <= len(source.record.sequence)
         )
         letters = "".join(sorted(letter for letter in seen if letter.isalpha()))
     examples: list[Example] = []
-    for source in made:
+    for source in site_sources:
         mine = chosen.get(source.record.id, [])
         if not mine and not (negatives and by_record):
             journal.left_out(

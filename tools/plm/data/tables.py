@@ -338,12 +338,12 @@ def write_table(frame: pd.DataFrame, path: str | Path, float_format: str | None 
         path: File to write; one that is there is replaced.
         float_format: printf format of numbers, such as ``%.6g``; None: the shortest that reads back equal.
     """
-    made = frame.rename(columns=lambda name: visible(str(name)))
+    shown = frame.rename(columns=lambda name: visible(str(name)))
     for place in range(frame.shape[1]):
         values = frame.iloc[:, place]
         if values.dtype.kind not in "biuf":
-            made.isetitem(place, [visible(value) if isinstance(value, str) else value for value in values])
-    made.to_csv(
+            shown.isetitem(place, [visible(value) if isinstance(value, str) else value for value in values])
+    shown.to_csv(
         path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n", float_format=float_format,
         encoding="utf-8",
     )  # fmt: skip

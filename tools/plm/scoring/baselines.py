@@ -223,10 +223,10 @@ class Neighbour:
             return np.array([text.strip(GAP) for text in texts], dtype=object)
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        made = HashingVectorizer(
+        vectoriser = HashingVectorizer(
             analyzer="char", ngram_range=(5, 5), lowercase=False, binary=True, norm=None, alternate_sign=False
         )
-        return made.transform(texts)
+        return vectoriser.transform(texts)
 
     def predict(
         self, seen: Any, target: NDArray[Any], new: Any, settings: Sequence[Setting], classes: int
@@ -265,18 +265,18 @@ def baselines_for(examples: BaselineExamples, numbers: bool) -> list[Baseline]:
     """The baselines that make sense for these rows."""
     model = "ridge regression" if numbers else "logistic regression"
     longest = max(map(len, examples.texts))
-    made: list[Baseline] = [
+    baselines: list[Baseline] = [
         Constant(),
         Linear("baseline: composition", f"amino-acid shares, {model}", composition, numbers, (False, True)),
     ]
     if examples.aligned and longest <= LONGEST_ONE_HOT:
-        made.append(Linear("baseline: one-hot", f"the residue at each place, {model}", one_hot, numbers, (False,)))
+        baselines.append(Linear("baseline: one-hot", f"the residue at each place, {model}", one_hot, numbers, (False,)))
     else:
-        made.append(
+        baselines.append(
             Linear("baseline: dipeptides", f"shares of residue pairs, {model}", dipeptides, numbers, (True, False))
         )
-    made.append(Neighbour(short=longest <= homology.LONGEST_WINDOW))
-    return made
+    baselines.append(Neighbour(short=longest <= homology.LONGEST_WINDOW))
+    return baselines
 
 
 def answer_all(

@@ -308,10 +308,10 @@ def logistic(rows: HeadRows, metric: str, seed: int, *, balanced: bool = False) 
         seen, target = inner.scaled[learn], inner.target[learn]
         own = None if inner.weights is None else inner.weights[learn]
         outputs: list[Floats] = []
-        made: tuple[Singles, Singles] | None = None
+        fitted: tuple[Singles, Singles] | None = None
         for strength in STRENGTHS:
-            made = fit_logistic(seen, target, classes, strength, own, made, iterations=100)
-            outputs.append((inner.scaled[judge] @ made[0].T + made[1]).astype(np.float64))
+            fitted = fit_logistic(seen, target, classes, strength, own, fitted, iterations=100)
+            outputs.append((inner.scaled[judge] @ fitted[0].T + fitted[1]).astype(np.float64))
         return outputs
 
     best, reached = _choose(inner, rows.task, metric, len(STRENGTHS), answers)
@@ -369,14 +369,14 @@ def fit_ridge(
     if rows is not None:
         gram[:] = (torch.from_numpy(rows) @ torch.from_numpy(rows).T).numpy()
         right = ((target - center) * root).astype(np.float64)
-    made = []
+    fitted = []
     for alpha in alphas:
         penalised = torch.from_numpy(gram).clone()
         penalised.diagonal().add_(alpha)
         solution = torch.cholesky_solve(torch.from_numpy(right), torch.linalg.cholesky(penalised)).numpy()
         weight_of = (solution if rows is None else rows.T @ solution).T
-        made.append((weight_of.astype(np.float32), (center - weight_of @ mean).astype(np.float32)))
-    return made
+        fitted.append((weight_of.astype(np.float32), (center - weight_of @ mean).astype(np.float32)))
+    return fitted
 
 
 def ridge(rows: HeadRows, metric: str, seed: int, *, balanced: bool = False) -> Fitted:

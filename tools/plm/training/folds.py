@@ -75,10 +75,10 @@ def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -
     if fold is not None and fold not in names:
         raise UserError(f"There is no fold {fold}", where="--fold", fix=f"Choose among {', '.join(map(str, names))}")
     following: Mapping[int, int] = dict(zip(names, [*names[1:], names[0]], strict=True))
-    made = []
+    trainings = []
     for test in names if fold is None else [fold]:
         rows: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
         for row, value in enumerate(numbers):
             rows["test" if value == test else "valid" if value == following[test] else "train"].append(row)
-        made.append(TrainingPart(test, **rows))
-    return made
+        trainings.append(TrainingPart(test, **rows))
+    return trainings

@@ -234,10 +234,10 @@ def card(content: Mapping[str, Any], about: str, head: str) -> str:
 
 def _decided(content: Mapping[str, Any]) -> str:
     """What the validation rows chose, in words."""
-    made = ["head or settings"]
+    decisions = ["head or settings"]
     if content["calibration"]["method"] == "temperature":
-        made += ["temperature"] + (["threshold"] if len(content["classes"]) == 2 else [])
-    return " and ".join([", ".join(made[:-1]), made[-1]] if made[1:] else made)
+        decisions += ["temperature"] + (["threshold"] if len(content["classes"]) == 2 else [])
+    return " and ".join([", ".join(decisions[:-1]), decisions[-1]] if decisions[1:] else decisions)
 
 
 # ------------------------------------------------------------------------------------------------- what users look at
@@ -328,10 +328,10 @@ def _examples(
 
 
 def _constant(target: NDArray[Any], count: int, classes: tuple[str, ...]) -> Answer:
-    made = baselines.Constant()
-    [scores] = made.predict(np.zeros(len(target)), target, np.zeros(count), made.settings, len(classes))
+    baseline = baselines.Constant()
+    [scores] = baseline.predict(np.zeros(len(target)), target, np.zeros(count), baseline.settings, len(classes))
     calls = scores.argmax(axis=1) if classes else np.zeros(count)
-    return Answer(made.name, made.about, "", float("nan"), scores, calls.astype(np.int64))
+    return Answer(baseline.name, baseline.about, "", float("nan"), scores, calls.astype(np.int64))
 
 
 def evaluation(trained: Trained, answers: Sequence[Answer]) -> Evaluation:

@@ -195,24 +195,24 @@ def read_labelled(
             if any(column):
                 columns[name] = column
     positions = [row.position or 0 for row in rows] if files[0].positions is not None else None
-    made = LabelledEmbeddings(
+    labelled = LabelledEmbeddings(
         [row.id for row in rows], positions, matrix, description, [row.label for row in rows], columns, fates, notes,
         source,
     )  # fmt: skip
-    _count(made)
-    return made
+    _count(labelled)
+    return labelled
 
 
-def _count(made: LabelledEmbeddings) -> None:
+def _count(labelled: LabelledEmbeddings) -> None:
     """Notes how many rows are left out, and why."""
     for status, told in (
         ("no label", "embeddings have no label (empty, NA, nan, ...) and are not used"),
         ("not in the table of labels", "embeddings are not in the table of labels and are not used"),
         ("repeated", "rows repeat another one exactly and are used once"),
     ):
-        count = sum(fate.status == status and fate.source == "embeddings" for fate in made.fates)
+        count = sum(fate.status == status and fate.source == "embeddings" for fate in labelled.fates)
         if count:
-            made.notes.append(f"{count} {told}.")
+            labelled.notes.append(f"{count} {told}.")
 
 
 # --------------------------------------------------------------------------------------------------------- embeddings

@@ -172,7 +172,7 @@ def prepare(
         split_by = f"column {column} of the table"
         if column == "split":
             _complete_valid(frame, groups, task, values, seed, notes)
-    made = parts(frame, name="table of labels")
+    trainings = parts(frame, name="table of labels")
     for fate in data.fates:
         if fate.row >= 0:
             column = "split" if "split" in frame else "fold"
@@ -180,9 +180,9 @@ def prepare(
     chosen = metrics.main_metric(
         task.kind, metric
     )
-    material = Material(data, task, values, made, groups, grouped_by, chosen, split_by, loud, notes)
+    material = Material(data, task, values, trainings, groups, grouped_by, chosen, split_by, loud, notes)
     _check_parts(material)
-    train = sorted({row for part in made for row in part.train})
+    train = sorted({row for part in trainings for row in part.train})
     constant = classifiers.constant_columns(data.matrix[np.asarray(train, np.int64)])
     if constant:
         notes.append(f"{constant} of {data.matrix.shape[1]} columns of the embeddings are constant and tell nothing.")

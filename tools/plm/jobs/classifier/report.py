@@ -84,11 +84,11 @@ class ClassifierFindings:
     @property
     def decided(self) -> list[str]:
         """What the validation rows chose."""
-        made = [] if self.by_user else ["head"]
-        made += ["epoch"] if _has_network(self) else []
+        decisions = [] if self.by_user else ["head"]
+        decisions += ["epoch"] if _has_network(self) else []
         if self.assessment.evaluation.kind != "number" and not self.why_uncalibrated:
-            made += ["temperature", *(["threshold"] if math.isfinite(self.threshold) else [])]
-        return made
+            decisions += ["temperature", *(["threshold"] if math.isfinite(self.threshold) else [])]
+        return decisions
 
     def compared(self, first: str, second: str) -> Comparison:
         """The paired comparison of two models, in this order."""
@@ -351,19 +351,19 @@ def _calibration(findings: ClassifierFindings) -> list[str]:
 
 
 def _coverage(findings: ClassifierFindings) -> list[str]:
-    made = findings.coverage
-    if made is None:
+    coverage = findings.coverage
+    if coverage is None:
         return []
     what = "Intervals" if findings.assessment.evaluation.kind == "number" else "Sets of classes"
-    if math.isinf(made.size):
-        return [f"Too few validation rows for {what.lower()} that hold the truth in {made.promised:.0%} of cases"]
-    low, high = made.interval
-    size = f"width {made.size:.3g}" if what == "Intervals" else f"{made.size:.2f} classes"
+    if math.isinf(coverage.size):
+        return [f"Too few validation rows for {what.lower()} that hold the truth in {coverage.promised:.0%} of cases"]
+    low, high = coverage.interval
+    size = f"width {coverage.size:.3g}" if what == "Intervals" else f"{coverage.size:.2f} classes"
     return [
-        f"{what} that plm_predict makes for a coverage of {made.promised:.0%} (limits: validation rows) hold the truth "
-        f"of {made.share:.1%} of the {made.rows} {findings.assessment.evaluation.splits} rows (binomial 95 % interval "
-        f"{low:.1%} to {high:.1%}), on average with {size}. The promise is for rows like the validation rows: splits "
-        "by group or homology may miss it"
+        f"{what} that plm_predict makes for a coverage of {coverage.promised:.0%} (limits: validation rows) hold the "
+        f"truth of {coverage.share:.1%} of the {coverage.rows} {findings.assessment.evaluation.splits} rows (binomial "
+        f"95 % interval {low:.1%} to {high:.1%}), on average with {size}. The promise is for rows like the "
+        "validation rows: splits by group or homology may miss it"
     ]
 
 

@@ -191,11 +191,11 @@ def train(
             start = time.monotonic()
             with one_thread(rows.scaled.size * max(rows.task.outputs, 1)):
                 fitted = fit(kind, rows, judge, material.metric, own)
-            made = _member(kind, fitted, rows.task, material, part, judge, test, time.monotonic() - start)
-            members[kind].append(made)
+            head = _member(kind, fitted, rows.task, material, part, judge, test, time.monotonic() - start)
+            members[kind].append(head)
             log.info(
                 "%s%s: %s; %.1f s", classifiers.NAMES[kind], "" if part.fold is None else f", fold {part.fold}",
-                fitted.told, made.seconds,
+                fitted.told, head.seconds,
             )  # fmt: skip
     trained = Trained(material, settings, members, {}, kinds[0], searches)
     for kind in kinds:

@@ -146,10 +146,10 @@ def _scopes(asked: Asked, resamples: int, seed: int) -> list[_Scope]:
     counts = asked.sums(np.ones(len(asked.owner)))
     domains = np.asarray(asked.domains, dtype=object).astype(str)
     names = sorted(set(domains.tolist()))
-    made = [_Scope(ALL, np.ones(asked.proteins, bool), counts, asked, resamples, seed)]
+    scopes = [_Scope(ALL, np.ones(asked.proteins, bool), counts, asked, resamples, seed)]
     if len(names) > 1:
-        made += [_Scope(name, domains == name, counts, asked, resamples, seed) for name in names]
-    return [scope for scope in made if len(scope.rows)]
+        scopes += [_Scope(name, domains == name, counts, asked, resamples, seed) for name in names]
+    return [scope for scope in scopes if len(scope.rows)]
 
 
 def scores(asked: Asked, models: Sequence[MaskedAnswers], *, resamples: int = 1000, seed: int = 42) -> list[MaskedLine]:

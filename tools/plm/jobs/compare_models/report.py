@@ -407,53 +407,53 @@ def report(findings: ModelFindings, shown: Sequence[str]) -> Report:
         shown: Outputs that are written, by their names in the XML.
     """
     first, *others = first_lines(findings)
-    made = Report(first)
-    made.bullets(others)
-    made.bullets([plain(note) for note in findings.notes])
+    page = Report(first)
+    page.bullets(others)
+    page.bullets([plain(note) for note in findings.notes])
     header, rows = side_by_side(findings)
     # A column a model: names of measures are longer than those of models.
     turned = [[title, *(row[number] for row in rows)] for number, title in enumerate(header)]
-    made.heading("Side by side").rows(turned[0], turned[1:])
+    page.heading("Side by side").rows(turned[0], turned[1:])
     if findings.scores:
-        made.heading("Masked residues")
+        page.heading("Masked residues")
         assert findings.held is not None
         intervals = any(one.low == one.low for one in findings.scores)
-        made.paragraph(
+        page.paragraph(
             f"{plain(findings.held.account)}. {findings.settings} Clusters: {plain(findings.held.origin)}. "
             f"{'Intervals: 95 %, bootstrap over clusters. ' if intervals else ''}"
             "Perplexity is over each model's whole vocabulary; agreement and KL (of the model "
             "from the reference) over the twenty amino acids. Only masked residues count."
         )
         if "figure" in shown:
-            made.image("figure")
+            page.image("figure")
         if "scores" in shown:
-            made.table("scores", "Masked perplexity and accuracy", "By domain; all = all proteins.")
+            page.table("scores", "Masked perplexity and accuracy", "By domain; all = all proteins.")
     if (findings.agreement or findings.similarities) and "agreement" in shown:
-        made.heading("Agreement with the reference")
+        page.heading("Agreement with the reference")
         if findings.similarities:
-            made.paragraph(
+            page.paragraph(
                 "CKA: linear, debiased, of unmasked proteins (means over residues, and single residues drawn at "
                 "random); intervals by a jackknife over clusters."
             )
         footer = "Agreement and divergence are taken on the same masked residues." if findings.agreement else ""
-        made.table("agreement", "Agreement", footer)
+        page.table("agreement", "Agreement", footer)
     if findings.probes:
-        made.heading("Linear probes")
-        made.bullets([_probe_line(findings, probe) for probe in findings.probes])
-        made.paragraph(
+        page.heading("Linear probes")
+        page.bullets([_probe_line(findings, probe) for probe in findings.probes])
+        page.paragraph(
             "Kept: the model's score over the reference's (of AUROC: what lies above 0.5); nothing is said where the "
             "reference is not shown to be better than chance. Of the gain: the same after the best baseline's score is "
             "taken off both, which is the stricter question. Intervals, where there are any, are paired (the same "
             "groups drawn for both)."
         )
         if "probe_figure" in shown:
-            made.image("probe_figure")
+            page.image("probe_figure")
         if "probes" in shown:
-            made.table("probes", "Probes")
+            page.table("probes", "Probes")
     if findings.costs and "cost" in shown:
-        made.heading("Cost")
-        made.table("cost", "Cost", "Processes of their own, in turns on the same proteins. Memory is a whole process.")
-    return made
+        page.heading("Cost")
+        page.table("cost", "Cost", "Processes of their own, in turns on the same proteins. Memory is a whole process.")
+    return page
 
 
 def _probe_line(findings: ModelFindings, probe: ProbeResult) -> str:

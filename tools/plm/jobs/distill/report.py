@@ -265,12 +265,12 @@ def headline(facts: Facts) -> str:
 
 def report(facts: Facts, *, figure: bool, history: bool) -> Report:
     """The report of a distillation."""
-    made = Report(headline(facts))
-    made.heading(f"Distillation: {plain(facts.title)}", 1)
+    page = Report(headline(facts))
+    page.heading(f"Distillation: {plain(facts.title)}", 1)
     if not facts.outcome.finished:
-        made.paragraph("The time limit ended training early; give the checkpoint back to go on.")
-    made.rows(["test families", "masked perplexity", "masked accuracy"], facts.score_cells())
-    made.paragraph(
+        page.paragraph("The time limit ended training early; give the checkpoint back to go on.")
+    page.rows(["test families", "masked perplexity", "masked accuracy"], facts.score_cells())
+    page.paragraph(
         "Only masked residues count. These scores were taken once, after training, on families that neither training"
         " nor the looks during training used. Give the held-out proteins and the models to the comparison tool"
         " (plm_compare_models) for intervals, agreement with the teacher and what probes read out of each."
@@ -286,12 +286,12 @@ def report(facts: Facts, *, figure: bool, history: bool) -> Report:
         f"{stage.duration(facts.outcome.seconds)} in this run",
         *facts.skipped(),
     ]
-    made.bullets(lines)
+    page.bullets(lines)
     if figure:
-        made.heading("Training").image("figure")
+        page.heading("Training").image("figure")
     if history:
-        made.table("history", "History", "One row a step; validation scores where they were taken.")
-    return made
+        page.table("history", "History", "One row a step; validation scores where they were taken.")
+    return page
 
 
 def cache_report(cache: TeacherCache, store: CorpusStore, masks: MaskPlan) -> Report:
@@ -299,9 +299,9 @@ def cache_report(cache: TeacherCache, store: CorpusStore, masks: MaskPlan) -> Re
     wanted = len(store) * masks.sets
     held = sum(len(store) - len(cache.missing(store.digests, number)) for number in range(masks.sets))
     mark = "" if held == wanted else "UNFINISHED (stopped by its time limit): "
-    made = Report(f"{mark}The teacher cache holds {held:,} of {wanted:,} answers for this corpus.")
-    made.bullets([plain(cache.key.sentence()), plain(store.account), f"{masks.sets} sets of masks"])
-    return made.paragraph(
+    page = Report(f"{mark}The teacher cache holds {held:,} of {wanted:,} answers for this corpus.")
+    page.bullets([plain(cache.key.sentence()), plain(store.account), f"{masks.sets} sets of masks"])
+    return page.paragraph(
         "Give the cache to a distillation with the same teacher, loss, mask seed, mask rate and longest stretch."
         " Sequences that it lacks are asked for then."
     )
@@ -329,17 +329,17 @@ def range_figure(test: RangeTest, path: Path) -> None:
 
 def range_report(test: RangeTest, facts: Mapping[str, Any], *, figure: bool, history: bool) -> Report:
     """The report of a learning-rate range test."""
-    made = Report(range_sentence(test))
-    made.paragraph(
+    page = Report(range_sentence(test))
+    page.paragraph(
         "The learning rate rose from step to step and no model was kept. A good highest rate lies where the loss still"
         " falls fast, well below the rate at which it is lowest; beyond that the loss runs away."
     )
-    made.bullets([f"{name}: {plain(str(value))}" for name, value in facts.items()])
+    page.bullets([f"{name}: {plain(str(value))}" for name, value in facts.items()])
     if figure:
-        made.heading("Loss against learning rate").image("figure")
+        page.heading("Loss against learning rate").image("figure")
     if history:
-        made.table("history", "Steps", "")
-    return made
+        page.table("history", "Steps", "")
+    return page
 
 
 def range_sentence(test: RangeTest) -> str:

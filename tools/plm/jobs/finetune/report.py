@@ -150,8 +150,10 @@ def headline(manifest: Mapping[str, Any]) -> str:
     judged = counted(rows["valid"], "validation row")
     told = f", {judged}" if score is None else f", {wording.metric_name(metric)} {number(score)} on {judged}"
     few = few_rows.warning(rows)
-    made = f"{manifest['base']['id']} fine-tuned on {counted(rows['train'], 'row')} ({NAMES[manifest['method']]}){told}"
-    return f"{few}. {made}" if few else made
+    sentence = (
+        f"{manifest['base']['id']} fine-tuned on {counted(rows['train'], 'row')} ({NAMES[manifest['method']]}){told}"
+    )
+    return f"{few}. {sentence}" if few else sentence
 
 
 def report(

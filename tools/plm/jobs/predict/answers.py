@@ -62,10 +62,14 @@ def base_of(
     Raises:
         UserError: The bundle does not say which model, layer or pooling, or it is another than ``model``.
     """
-    made = bundle.embedding
+    embedding = bundle.embedding
     unknown = [
         name
-        for name, told in (("model", made.model_sha256), ("layer", made.layers), ("pooling", made.pooling))
+        for name, told in (
+            ("model", embedding.model_sha256),
+            ("layer", embedding.layers),
+            ("pooling", embedding.pooling),
+        )
         if not told
     ]
     if unknown:
@@ -76,18 +80,18 @@ def base_of(
             fix="Give embeddings that were made as the training ones were (--embeddings)",
         )
     if model is None:
-        if made.model != "starter":
+        if embedding.model != "starter":
             raise UserError(
-                f"The bundle was trained on embeddings of the model {made.model}, which is not built in",
+                f"The bundle was trained on embeddings of the model {embedding.model}, which is not built in",
                 where=where,
-                fix=f"Choose {made.model} as the model (--model)",
+                fix=f"Choose {embedding.model} as the model (--model)",
             )
         model = "starter"
     files = resolve_model(model, workdir=workdir, allow_hub=allow_hub)
-    check_base(made.model, made.model_sha256, files, where, "The bundle was trained on embeddings of")
+    check_base(embedding.model, embedding.model_sha256, files, where, "The bundle was trained on embeddings of")
     # The mean over stored residues is the mean.
-    pooling = "mean" if made.pooling == "residues" else made.pooling
-    return files, Wanted(made.layers, pooling, made.dtype)  # type: ignore[arg-type]
+    pooling = "mean" if embedding.pooling == "residues" else embedding.pooling
+    return files, Wanted(embedding.layers, pooling, embedding.dtype)  # type: ignore[arg-type]
 
 
 def embedded_batches(job: EmbedJob) -> Iterator[tuple[Ints, Singles]]:

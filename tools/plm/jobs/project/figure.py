@@ -69,14 +69,14 @@ def projection_figure(findings: ProjectionFindings, path: str | Path) -> None:
         findings: Projections with their scores.
         path: PNG file to write.
     """
-    panels = findings.made.projections
+    panels = findings.projected.projections
     legend_inside = len(panels) == 3
     columns, rows = (1, 1) if len(panels) == 1 else (2, 2 if legend_inside else 1)
     figure, axes = new_figure(5.2 * columns + (0 if legend_inside else 2.1), 4.9 * rows + 0.3, columns, rows)
     shade = None
-    for panel, made in zip(axes.flat, panels, strict=False):
-        shade = _draw(panel, made, findings) or shade
-        _label(panel, made, findings)
+    for panel, projection in zip(axes.flat, panels, strict=False):
+        shade = _draw(panel, projection, findings) or shade
+        _label(panel, projection, findings)
     spare = axes.flat[len(panels)] if legend_inside else None
     if spare is not None:
         spare.axis("off")
@@ -92,7 +92,7 @@ def projection_figure(findings: ProjectionFindings, path: str | Path) -> None:
     save(figure, path)
 
 
-def _draw(panel: Any, made: Projection, findings: ProjectionFindings) -> Any:
+def _draw(panel: Any, projection: Projection, findings: ProjectionFindings) -> Any:
     """Points of one panel; returns the colour scale of numbers."""
     count = len(findings.references)
     labels, queries = findings.labels.part(slice(0, count)), findings.labels.part(slice(count, None))
@@ -103,20 +103,20 @@ def _draw(panel: Any, made: Projection, findings: ProjectionFindings) -> Any:
     for look in reversed(looks(findings.labels)):
         if -1 in look.codes:
             panel.scatter(
-                *made.references[~labels.known].T, s=size, c=look.colour, alpha=alpha, linewidths=0, zorder=1.5
+                *projection.references[~labels.known].T, s=size, c=look.colour, alpha=alpha, linewidths=0, zorder=1.5
             )
     if labels.kind == "number":
         low, high = number_range(findings.labels)
         rows = np.flatnonzero(labels.known)
         rows = rows[np.random.default_rng(_SEED).permutation(len(rows))]
         shade = panel.scatter(
-            *made.references[rows].T, s=size, c=labels.numbers[rows], cmap=SCALE, vmin=low, vmax=high, alpha=alpha,
-            linewidths=0, zorder=2,
+            *projection.references[rows].T, s=size, c=labels.numbers[rows], cmap=SCALE, vmin=low, vmax=high,
+            alpha=alpha, linewidths=0, zorder=2,
         )  # fmt: skip
     elif labels.kind == "class":
-        _classes(panel, made.references, labels, findings, size, alpha)
-    if len(made.queries):
-        _queries(panel, made.queries, queries, findings, size)
+        _classes(panel, projection.references, labels, findings, size, alpha)
+    if len(projection.queries):
+        _queries(panel, projection.queries, queries, findings, size)
     return shade
 
 
@@ -181,23 +181,23 @@ def _size(count: int) -> tuple[float, float]:
     return size, float(np.clip(40 / np.sqrt(max(count, 1)), 0.45, 0.85))
 
 
-def _label(panel: Any, made: Projection, findings: ProjectionFindings) -> None:
-    name = METHOD_NAMES[made.method]
+def _label(panel: Any, projection: Projection, findings: ProjectionFindings) -> None:
+    name = METHOD_NAMES[projection.method]
     facts = []
-    agreement = findings.score(made.method, "neighbour_agreement")
+    agreement = findings.score(projection.method, "neighbour_agreement")
     if agreement is not None:
         facts.append(f"neighbours agree {agreement.value:.0%}")
-    correlation = findings.score(made.method, "neighbour_correlation")
+    correlation = findings.score(projection.method, "neighbour_correlation")
     if correlation is not None and correlation.value == correlation.value:
         facts.append(f"neighbours correlate {correlation.value:.2f}")
-    trust = findings.score(made.method, "trustworthiness")
+    trust = findings.score(projection.method, "trustworthiness")
     if trust is not None:
         facts.append(f"trustworthiness {trust.value:.2f}")
     panel.set_title(name, loc="left", fontweight="bold")
     panel.set_title(", ".join(facts), loc="right", fontsize=9, color="#444444")
-    if made.method == "pca":
+    if projection.method == "pca":
         for axis, set_label in enumerate((panel.set_xlabel, panel.set_ylabel)):
-            share = findings.made.explained[axis] if axis < len(findings.made.explained) else 0.0
+            share = findings.projected.explained[axis] if axis < len(findings.projected.explained) else 0.0
             set_label(f"PC{axis + 1} ({share:.1%} of the variance)")
     else:
         # Their units mean nothing, so there are no numbers to read off.

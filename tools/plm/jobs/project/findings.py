@@ -20,7 +20,7 @@ class ProjectionFindings:
         references: Embeddings of the N references.
         queries: Embeddings of the Q queries, or None.
         labels: Labels of the N references and then the Q queries.
-        made: Coordinates by each method.
+        projected: Coordinates by each method.
         scores: Scores in the order of the table.
         why_not: Why labels cannot be judged; empty if they can.
         source: Where the labels come from.
@@ -34,7 +34,7 @@ class ProjectionFindings:
     references: Side
     queries: Side | None
     labels: SpaceLabels
-    made: Projected
+    projected: Projected
     scores: list[SeparationScore]
     why_not: str
     source: str

@@ -117,12 +117,12 @@ def project(
         more = f", then {len(queries)} queries" if len(queries) else ""
         say(f"{METHOD_NAMES[method]} of {len(references)} references{more}")
         if method == "pca":
-            made = reduced[:, :2].copy(), reduced_queries[:, :2].copy()
+            coordinates = reduced[:, :2].copy(), reduced_queries[:, :2].copy()
         elif method == "tsne":
-            made = _tsne(reduced, reduced_queries, settings, projected.notes)
+            coordinates = _tsne(reduced, reduced_queries, settings, projected.notes)
         else:
-            made = _umap(reduced, reduced_queries, settings, projected.notes)
-        projected.projections.append(Projection(method, *made))
+            coordinates = _umap(reduced, reduced_queries, settings, projected.notes)
+        projected.projections.append(Projection(method, *coordinates))
     return projected
 
 

@@ -31,12 +31,12 @@ def coordinates_table(findings: ProjectionFindings) -> Iterator[str]:
     sides = [(findings.references, "reference")] + ([(findings.queries, "query")] if findings.queries else [])
     sited = any(side.positions is not None for side, _ in sides)
     columns = ["id", *(["position"] if sited else []), "set", "label"]
-    columns += [f"{one.method}_{axis}" for one in findings.made.projections for axis in (1, 2)]
+    columns += [f"{one.method}_{axis}" for one in findings.projected.projections for axis in (1, 2)]
     columns += ["nearest_reference", "distance", "outside"] if findings.outlook else []
     yield "\t".join(columns)
     row = 0
     for side, name in sides:
-        points = [one.queries if name == "query" else one.references for one in findings.made.projections]
+        points = [one.queries if name == "query" else one.references for one in findings.projected.projections]
         for index, identifier in enumerate(side.ids):
             cells = [identifier]
             if sited:
@@ -66,16 +66,16 @@ def scores_table(findings: ProjectionFindings) -> Iterator[str]:
 
 
 def _variance(findings: ProjectionFindings) -> list[SeparationScore]:
-    explained, rows = findings.made.explained, len(findings.references)
+    explained, rows = findings.projected.explained, len(findings.references)
     scores = []
-    if any(one.method == "pca" for one in findings.made.projections):
+    if any(one.method == "pca" for one in findings.projected.projections):
         for axis in range(min(2, len(explained))):
             scores.append(
                 SeparationScore(
                     "pca", "reference", "explained_variance", f"PC{axis + 1}", float(explained[axis]), rows=rows
                 )
             )
-    if any(one.method != "pca" for one in findings.made.projections):
+    if any(one.method != "pca" for one in findings.projected.projections):
         part = f"PC1 to PC{len(explained)}"
         note = "what t-SNE and UMAP see"
         scores.append(
@@ -102,7 +102,7 @@ def first_lines(findings: ProjectionFindings) -> list[str]:
         lines.append(_judged_by(findings))
     if findings.queries is not None:
         lines.append(_query_line(findings))
-    methods = [METHOD_NAMES[one.method] for one in findings.made.projections if one.method != "pca"]
+    methods = [METHOD_NAMES[one.method] for one in findings.projected.projections if one.method != "pca"]
     if methods:
         lines.append(
             f"Distances between far clusters, sizes of clusters and empty space mean nothing in "
@@ -165,7 +165,7 @@ def _query_line(findings: ProjectionFindings) -> str:
             f"{outside:,} of {total:,} {lie} outside of what the references span (farther from every reference than "
             "95 % of the references from their nearest)"
         )
-        drawn = [METHOD_NAMES[one.method] for one in findings.made.projections if one.method != "pca"]
+        drawn = [METHOD_NAMES[one.method] for one in findings.projected.projections if one.method != "pca"]
         if outside and drawn:
             among = f"{' and '.join(drawn)} {'draw' if len(drawn) > 1 else 'draws'}"
             line += f"; {among} such among the references all the same."
@@ -237,7 +237,7 @@ def _compare(report: Report, findings: ProjectionFindings) -> None:
     header = ["Space", "Neighbour correlation" if numbers else "Neighbour agreement"]
     header += ([] if numbers else ["Silhouette"]) + ["Trustworthiness"]
     rows = []
-    for space in [FULL, *(one.method for one in findings.made.projections)]:
+    for space in [FULL, *(one.method for one in findings.projected.projections)]:
         name = "Full space" if space == FULL else METHOD_NAMES[space]
         trust = findings.score(space, "trustworthiness")
         cells = [name]
@@ -251,7 +251,7 @@ def _compare(report: Report, findings: ProjectionFindings) -> None:
         header, rows = ["Space", "Trustworthiness"], [[row[0], row[-1]] for row in rows]
     report.rows(header, rows)
     full, tight = findings.score(FULL, "silhouette"), []
-    for one in findings.made.projections:
+    for one in findings.projected.projections:
         shown = findings.score(one.method, "silhouette")
         if one.method != "pca" and full and shown and shown.value > full.high:
             tight.append(f"{METHOD_NAMES[one.method]} ({_two(shown.value)})")
@@ -294,7 +294,7 @@ def _done(findings: ProjectionFindings) -> list[str]:
         lines.append(f"{labelled:,} {have} a label ({plain(findings.source)}).")
     scaled = "each dimension scaled to standard deviation 1" if settings.standardise else "dimensions as they are"
     lines.append(f"{settings.metric.capitalize()} distance, {scaled}.")
-    methods = [made.method for made in findings.made.projections]
+    methods = [projection.method for projection in findings.projected.projections]
     told = []
     if "tsne" in methods:
         told.append(f"t-SNE: perplexity {min(settings.perplexity, (len(findings.references) - 1) / 3):.3g}")
@@ -302,8 +302,8 @@ def _done(findings: ProjectionFindings) -> list[str]:
         count = min(settings.neighbours, len(findings.references) - 1)
         told.append(f"UMAP: {count} neighbours, minimal distance {settings.min_dist:g}")
     if told:
-        share = findings.made.explained.sum()
-        told.append(f"both started from and saw {len(findings.made.explained)} principal components")
+        share = findings.projected.explained.sum()
+        told.append(f"both started from and saw {len(findings.projected.explained)} principal components")
         if len(told) == 2:
             told[-1] = told[-1].replace("both ", "")
         lines.append(f"{'; '.join(told)} ({_percent(share)} of the variance); seed {settings.seed}.")
@@ -313,7 +313,7 @@ def _done(findings: ProjectionFindings) -> list[str]:
 def _shown(findings: ProjectionFindings, plot: str) -> str:
     count = json.loads(plot)["data"]["values"].count("\n")
     total = len(_stratified(findings))
-    method = METHOD_NAMES[findings.made.projections[-1].method]
+    method = METHOD_NAMES[findings.projected.projections[-1].method]
     how = "from the classes in proportion" if findings.labels.kind == "class" else "at random"
     what = (
         "proteins with a label" if findings.labels.kind == "number" and not findings.labels.known.all() else "proteins"
@@ -363,9 +363,9 @@ def _stratified(findings: ProjectionFindings) -> NDArray[np.int64]:
 
 
 def _plot(findings: ProjectionFindings, rows: NDArray[np.int64]) -> str:
-    made = findings.made.projections[-1]
-    points = np.concatenate([made.references, made.queries])
-    digits = max(0, 2 - math.floor(math.log10(max(float(np.ptp(made.references, axis=0).max()), 1e-6))))
+    projection = findings.projected.projections[-1]
+    points = np.concatenate([projection.references, projection.queries])
+    digits = max(0, 2 - math.floor(math.log10(max(float(np.ptp(projection.references, axis=0).max()), 1e-6))))
     count, drawn = len(findings.references), looks(findings.labels)
     place = {code: index for index, look in enumerate(drawn) for code in look.codes}
     numbers = findings.labels.kind == "number"
@@ -380,7 +380,7 @@ def _plot(findings: ProjectionFindings, rows: NDArray[np.int64]) -> str:
 
 
 def _spec(values: str, findings: ProjectionFindings, drawn: list[Look]) -> dict[str, Any]:
-    name = METHOD_NAMES[findings.made.projections[-1].method]
+    name = METHOD_NAMES[findings.projected.projections[-1].method]
     numbers = findings.labels.kind == "number"
     axis = {"type": "quantitative", "scale": {"zero": False}}
     if name != "PCA":

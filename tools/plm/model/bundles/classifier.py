@@ -358,13 +358,13 @@ def _facts(description: Description) -> list[tuple[str, str]]:
 
 
 def _other(what: str, wanted: object, given: object, bundle: ClassifierBundle, where: str) -> UserError:
-    made = bundle.embedding
-    by = f" of {made.model}" if made.model else ""
-    layer = f", layer {made.layers[0]}" if made.layers else ""
+    embedding = bundle.embedding
+    by = f" of {embedding.model}" if embedding.model else ""
+    layer = f", layer {embedding.layers[0]}" if embedding.layers else ""
     return UserError(
         f"The embeddings differ from those that the bundle was trained on in {what}: {given} instead of {wanted}",
         where=f"{where}, bundle {bundle.name}",
-        fix=f"Give embeddings{by}{layer}{f', pooling {made.pooling}' if made.pooling else ''}",
+        fix=f"Give embeddings{by}{layer}{f', pooling {embedding.pooling}' if embedding.pooling else ''}",
     )
 
 
