@@ -135,7 +135,7 @@ def settle_labels(
         return f"{how.input.name}, {line}id {made[row].id!r}"
 
     try:
-        found = understand_labels(
+        understood = understand_labels(
             [one.label for one in made], [one.sequence for one in made], how.task, how.target, where, how.input.name
         )
     except UserError as error:
@@ -143,11 +143,11 @@ def settle_labels(
         if none and "one class only" in error.what:
             raise UserError(error.what, where=error.where, fix=error.fix + told_missing(none)) from None
         raise
-    log.info("Task: %s", found.why)
-    for note in found.notes:
+    log.info("Task: %s", understood.why)
+    for note in understood.notes:
         log.warning("Note: %s", note)
     kept = []
-    for example, label in zip(made, found.labels, strict=True):
+    for example, label in zip(made, understood.labels, strict=True):
         if not label:
             journal.left_out(example.id, f"no label: {example.label[:40]!r} says that there is none")
             continue
@@ -155,7 +155,7 @@ def settle_labels(
             journal.changed(example.id, f"label {example.label!r} read as {label!r}")
         example.label = label
         kept.append(example)
-    return kept, found.task.target
+    return kept, understood.task.target
 
 
 def select(how: Labelling, made: Sequence[Example], journal: Journal) -> list[Example]:

@@ -85,8 +85,8 @@ def split(
 def _own_groups(how: Splitting, made: Sequence[Example], records: dict[str, ProteinRecord], journal: Journal) -> None:
     """Groups by the user's rule; where it finds none the protein stands for the group, and the journal says so."""
     rule = parse_rule(how.group, "--group")
-    found = {example.id: rule.find(_origin(example, records)) for example in made}
-    if not any(found.values()):
+    group_of = {example.id: rule.find(_origin(example, records)) for example in made}
+    if not any(group_of.values()):
         raise UserError(
             f"No group found: the {rule.in_words} matches none of {len(made)} records; the first header is "
             f"{_origin(made[0], records).header[:80]!r}",
@@ -94,7 +94,7 @@ def _own_groups(how: Splitting, made: Sequence[Example], records: dict[str, Prot
             fix="Choose the rule that fits these headers, or split by protein or homology",
         )
     for example in made:
-        group = found[example.id]
+        group = group_of[example.id]
         if group is None:
             journal.changed(example.id, f"no group: the {rule.in_words} finds nothing, so its protein stands for it")
         example.group = group or example.group
