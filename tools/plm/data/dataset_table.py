@@ -110,7 +110,7 @@ def read_strings(path: str | Path, kind: str, fix: str) -> pd.DataFrame:
     """Reads a table with a header as strings, told by content (:mod:`plm.data.tables`): text or Parquet.
 
     Args:
-        path: The file.
+        path: Table to read, plain or compressed text, or Parquet.
         kind: What the table is called in messages, such as ``dataset table``.
         fix: What to do when there is none.
 

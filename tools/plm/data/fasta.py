@@ -381,7 +381,7 @@ class NucleotideTally:
         """Refuses a file nine of ten records of which are nucleotides.
 
         Args:
-            name: The file.
+            name: File name in messages.
             rule: The cleaning rule; with ``keep`` no file is refused.
             switch: Whether the stage has the option.
 

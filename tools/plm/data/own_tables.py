@@ -125,7 +125,7 @@ def refuse_other(header: Sequence[str], name: str, wanted: str, kinds: Collectio
 
     Args:
         header: Column names of the table.
-        name: The file.
+        name: File name in messages.
         wanted: Key of :data:`WANTED`: the table that should stand here.
         kinds: Kinds of tables that are right there; a table that is none of the suite's always is.
 

@@ -56,7 +56,7 @@ def read_proteins(
     """Streams the records of a file, untouched.
 
     Args:
-        path: The file.
+        path: FASTA file or table to read.
         kind: ``fasta``, ``table`` (Parquet too), or ``auto``.
         wanted: Columns to read, each by its possible names (lower case), the first of which is its key in
             ``ProteinRecord.columns``; in FASTA they are looked for in the header as ``NAME=value``, as UniProt's

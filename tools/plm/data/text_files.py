@@ -116,7 +116,7 @@ def whole_stream(name: str, lines: Callable[[], int]) -> Iterator[None]:
     """Makes one line of a gzip stream that breaks.
 
     Args:
-        name: The file.
+        name: File name in messages.
         lines: Gives the lines read so far.
 
     Raises:
@@ -136,7 +136,7 @@ def raw_lines(path: str | Path, longest: int = LONGEST_LINE, too_long: str = "")
     """Yields (1-based line number, line without its end, its bytes as Latin-1) of a text file.
 
     Args:
-        path: The file.
+        path: Text file to read.
         longest: Characters of a line at most.
         too_long: What to say of a longer one.
 

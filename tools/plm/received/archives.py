@@ -34,7 +34,7 @@ class Archive:
     """An open archive whose list of members has passed.
 
     Args:
-        path: The file.
+        path: Archive (zip) to read.
         what: The archive in messages, e.g. ``bundle``.
         fix: What the user can do if it is damaged.
 

@@ -25,7 +25,7 @@ def open_arrays(path: Path, name: str) -> dict[str, np.ndarray]:
     """The arrays of an archive by name: large ones that are stored plainly are mapped, the others are read.
 
     Args:
-        path: The file.
+        path: NumPy archive (npz) to read.
         name: File name in messages.
 
     Raises:

@@ -32,7 +32,7 @@ def open_hdf5(path: Path, name: str) -> h5py.File:
     """Opens a file for reading; what it holds is judged piece by piece as it is asked for.
 
     Args:
-        path: The file.
+        path: HDF5 file to read.
         name: File name in messages.
 
     Raises:

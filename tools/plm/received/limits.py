@@ -38,7 +38,7 @@ def check_growth(unpacked: int, packed: int, what: str, where: str) -> None:
         unpacked: Bytes that it says it becomes.
         packed: Bytes that it takes in the file.
         what: The compressed content in messages, such as ``The bundle``.
-        where: The file.
+        where: File name in messages.
 
     Raises:
         UserError: It grows more than any real file does.

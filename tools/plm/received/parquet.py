@@ -18,7 +18,7 @@ def open_parquet(path: Path, name: str, *, streamed: bool = False) -> Any:
     """Opens a Parquet file for reading.
 
     Args:
-        path: The file.
+        path: Parquet file to read.
         name: File name in messages.
         streamed: Read columns in small pieces, for a row group may be the whole file.
 

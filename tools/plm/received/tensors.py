@@ -25,7 +25,7 @@ def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> di
     """Names and shapes of the tensors in a safetensors file; the library compares them with the file's real size.
 
     Args:
-        path: The file.
+        path: safetensors file to read.
         what: The file in messages, such as ``The bundle's adapter``.
         where: Archive or model that the file came in, for messages.
         fix: What the user can do, for messages.

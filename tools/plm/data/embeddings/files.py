@@ -73,7 +73,7 @@ def read_embeddings(
     values, and tables (TSV, CSV, Parquet) with an id and columns of numbers.
 
     Args:
-        path: The file.
+        path: Embeddings file to read.
         layer: Take this layer of a file with several; None: all of them.
         name: What messages call the file; default: its own name.
         matrices: What the rows of two-dimensional data sets in HDF5 of others are: ``residues`` of one protein (as

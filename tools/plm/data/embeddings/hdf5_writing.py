@@ -48,7 +48,7 @@ class Hdf5Writer:
     """An HDF5 file being written.
 
     Attributes:
-        file: The file.
+        file: Open HDF5 file that is written.
     """
 
     def __init__(self, file: h5py.File, below: _Remembering) -> None:

@@ -264,7 +264,7 @@ def open_table(path: Path, name: str, matrices: str = "") -> Source:
     """Opens a table of ours or of others.
 
     Args:
-        path: The file.
+        path: Table to read.
         name: File name in messages.
         matrices: Says nothing of tables.
 

@@ -108,7 +108,7 @@ class OnnxClassifier:
     """An exported classifier, run by ONNX Runtime on the processor.
 
     Args:
-        path: The file.
+        path: ONNX file to read.
         threads: Number of processor threads that it may use.
     """
 

@@ -80,7 +80,7 @@ def read_held_out(
     """Reads proteins from FASTA, CSV/TSV with a sequence column, or a dataset table (also Parquet).
 
     Args:
-        path: The file.
+        path: FASTA file or table to read.
         domain_column: Column of the taxon domain; empty: ``domain``, if there is one.
         cluster_column: Column of clusters; empty: ``cluster`` or ``group``, else MMseqs2 makes clusters.
         most: Judge at most so many proteins, those whose sequences have the lowest digests (0: all), so that the same

@@ -22,7 +22,7 @@ def read_records(
     """Reads FASTA or a table (TSV, CSV, plain or gzipped, or Parquet) with all its columns.
 
     Args:
-        path: The file.
+        path: FASTA file or table to read.
         kind: ``fasta``, ``table`` or ``auto``.
         id_column: Column of ids by name or number; empty: the usual names, else rows are called ``row<number>``.
         sequence_column: Column of sequences; empty: the usual names.

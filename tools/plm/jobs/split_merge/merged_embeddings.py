@@ -32,7 +32,7 @@ class EmbeddingsPart:
     """What is known of one file before its numbers are read.
 
     Attributes:
-        path: The file.
+        path: Embeddings file of the part.
         name: Name of the file in messages and in the status table.
         description: Model, layer, pooling, dtype and dimension of the vectors.
         ids: Ids of its records, in order.
