@@ -187,6 +187,19 @@ def test_distill_takes_no_layers_without_a_head(family: ModelFamily, corpus: Pat
 
 
 @pytest.mark.slow
+def test_distill_into_bert(corpus: Path, tmp_path: Path) -> None:
+    """A student of another family than its teacher: states and similarities, and the true residues."""
+    out = tmp_path / "student.zip"
+    flags = ("--input", corpus, "--teacher", tiny(ESM2), "--student", tiny(BERT), *DISTIL, "--output-model", out)
+    states = ("--weight-logit-mse", "0", "--weight-kl", "0", "--weight-kernel", "1", "--weight-mlm", "1")
+    run("plm_distill", *flags, *states)
+    assert load(out, tmp_path / "w", purpose="masked_lm").family.name == "bert"
+    long = fasta(tmp_path / "long.fasta", [protein(1200, number) for number in range(8)])
+    flags = ("--input", long, "--teacher", tiny(ESM2), "--student", tiny(ESM1B), "--output-model", tmp_path / "no.zip")
+    refused("plm_distill", "takes at most 1022 residues", *flags, "--max-length", "1100", "--holdout", "0.5")
+
+
+@pytest.mark.slow
 @every_family
 def test_compare_models(family: ModelFamily, corpus: Path, tmp_path: Path) -> None:
     models = ("--model", f"mine={tiny(family)}", "--model", f"theirs={tiny(ESM2)}")

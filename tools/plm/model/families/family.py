@@ -168,7 +168,7 @@ class ModelFamily(ABC):
         if self.max_residues is not None and residues > self.max_residues:
             raise UserError(
                 f"{self.title} takes at most {self.max_residues} residues and a sequence has {residues}",
-                fix="Cut windows (plm_preprocess) or use ESM-2 or ProtT5, which have no such limit",
+                fix="Cut windows (plm_preprocess), lower --max-length, or use ESM-2 or ProtT5, which are without limit",
             )
 
     @property
