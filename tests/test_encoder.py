@@ -125,6 +125,18 @@ def test_bfloat16_stays_close(tiny_esm2: Path, tmp_path: Path) -> None:
     assert rough.model.rotary_embeddings.inv_freq.dtype == torch.float32
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_bfloat16_is_as_near_as_the_plain_class(family: ModelFamily, tmp_path: Path) -> None:
+    exact, rough = (load(family_cases.tiny(family), tmp_path, dtype=kind) for kind in ("float32", "bfloat16"))
+    reference = plain(family, family_cases.tiny(family), headed=False).to(torch.bfloat16)
+    for sequence in proteins((33, 600)):
+        wanted, ids = encoder.encode(exact, [sequence])[0], exact.token_ids(sequence)
+        with torch.inference_mode():
+            states = reference(torch.tensor([ids])).last_hidden_state[0].float()
+        theirs = relative_l2(states[len(family.before) : len(ids) - len(family.after)], wanted)
+        assert relative_l2(encoder.encode(rough, [sequence])[0], wanted) <= 1.3 * theirs
+
+
 def test_plan_batches_keeps_every_sequence_and_the_budget() -> None:
     lengths = [random.Random(3).randint(1, 900) for _ in range(500)] + [5000]
     for seed in (None, 1, 2):

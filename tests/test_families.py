@@ -14,9 +14,10 @@ import pytest
 import torch
 from family_cases import every_family, load, own_ids, plain, protein, relative_l2, tiny
 from plm.errors import UserError
-from plm.model import batching, encoder
+from plm.model import batching, configuration, encoder
 from plm.model.checkpoint import resolve_model, save_checkpoint
-from plm.model.families import BERT, ESM1B, ESM2, FAMILIES, ModelFamily, find_family
+from plm.model.families import ANKH, BERT, ESM1B, ESM2, FAMILIES, PROTT5, ModelFamily, find_family
+from plm.received.vocabularies import read_vocabulary as received_vocabulary
 from safetensors.torch import load_file, save_file
 
 EXACT = 2e-5
@@ -168,7 +169,6 @@ def others() -> dict[str, tuple[Callable[[], Any], str, ModelFamily]]:
 
     t5 = {"vocab_size": 144, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
     distil = {"vocab_size": 33, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
-    ankh = next(family for family in FAMILIES if family.name == "ankh")
     return {
         "modernbert": (
             lambda: t.ModernBertConfig(**_SHAPE, local_attention=16, pad_token_id=0), "ModernBertForMaskedLM", BERT,
@@ -178,8 +178,8 @@ def others() -> dict[str, tuple[Callable[[], Any], str, ModelFamily]]:
         "electra": (lambda: t.ElectraConfig(**_SHAPE, embedding_size=16), "ElectraModel", BERT),
         "deberta": (lambda: t.DebertaV2Config(**_SHAPE, relative_attention=True), "DebertaV2Model", BERT),
         "megatron-bert": (lambda: t.MegatronBertConfig(**_SHAPE), "MegatronBertForMaskedLM", BERT),
-        "t5-plain-letters": (lambda: t.T5Config(**t5), "T5EncoderModel", ankh),
-        "mt5": (lambda: t.MT5Config(**t5, feed_forward_proj="gated-gelu"), "MT5EncoderModel", ankh),
+        "t5-plain-letters": (lambda: t.T5Config(**t5), "T5EncoderModel", ANKH),
+        "mt5": (lambda: t.MT5Config(**t5, feed_forward_proj="gated-gelu"), "MT5EncoderModel", ANKH),
     }  # fmt: skip
 
 
@@ -227,6 +227,46 @@ def test_a_vocabulary_of_words_makes_no_protein_model() -> None:
     assert find_family(config, words) == BERT
 
 
+PUBLISHED: list[tuple[ModelFamily, dict[str, Any]]] = [
+    (ESM2, {
+        "model_type": "esm", "vocab_size": 33, "hidden_size": 320, "num_attention_heads": 20, "num_hidden_layers": 6,
+        "intermediate_size": 1280, "position_embedding_type": "rotary", "layer_norm_eps": 1e-05, "mask_token_id": 32,
+        "pad_token_id": 1, "token_dropout": True, "emb_layer_norm_before": False, "is_folding_model": False,
+        "esmfold_config": None, "hidden_act": "gelu", "max_position_embeddings": 1026, "use_cache": True,
+    }),
+    (ESM1B, {
+        "model_type": "esm", "vocab_size": 33, "hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 33,
+        "intermediate_size": 5120, "position_embedding_type": "absolute", "emb_layer_norm_before": True,
+        "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True, "max_position_embeddings": 1026,
+    }),
+    (PROTT5, {
+        "model_type": "t5", "vocab_size": 128, "d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24,
+        "num_heads": 32, "num_decoder_layers": 24, "is_encoder_decoder": True, "feed_forward_proj": "relu",
+        "relative_attention_num_buckets": 32, "n_positions": 512, "output_past": True, "task_specific_params": {"a": 1},
+    }),
+    (ANKH, {
+        "model_type": "t5", "vocab_size": 144, "d_model": 1536, "d_kv": 64, "d_ff": 3840, "num_layers": 48,
+        "num_heads": 16, "feed_forward_proj": "gated-gelu", "is_gated_act": True, "is_encoder_decoder": True,
+        "relative_attention_num_buckets": 64, "dense_act_fn": "gelu_new", "tie_word_embeddings": False,
+    }),
+    (BERT, {
+        "model_type": "bert", "vocab_size": 30, "hidden_size": 1024, "num_attention_heads": 16, "hidden_act": "gelu",
+        "num_hidden_layers": 30, "intermediate_size": 4096, "max_position_embeddings": 40000, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12, "initializer_range": 0.02, "hidden_dropout_prob": 0.0,
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "config"), PUBLISHED, ids=[family.name for family, _ in PUBLISHED])
+def test_published_configurations_are_taken(family: ModelFamily, config: dict[str, Any]) -> None:
+    vocabulary = received_vocabulary(tiny(family), family.name)
+    assert find_family(config, vocabulary) == family
+    settings = configuration.settings_of(config, family, family.title)
+    configuration.check_tokens(settings, family, vocabulary, family.title)
+    assert family.limit(settings) == {"esm1b": 1022, "bert": 39_998}.get(family.name)
+    assert {name: settings[name] for name in family.settings.keys() & config.keys()}.items() <= config.items()
+
+
 FIELDS: list[tuple[ModelFamily, dict[str, Any], str]] = [
     (BERT, {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
     (BERT, {"position_embedding_type": "relative_key_query"}, "position_embedding_type is 'relative_key_query'"),
@@ -236,6 +276,7 @@ FIELDS: list[tuple[ModelFamily, dict[str, Any], str]] = [
     (BERT, {"local_attention": 128}, "local_attention is 128"),
     (BERT, {"attention_window": [64, 64]}, "attention_window is a list"),
     (BERT, {"pre_layer_norm": True}, "pre_layer_norm is true"),
+    (BERT, {"bert_pre_ln": True}, "bert_pre_ln is true"),
     (BERT, {"norm_first": True}, "norm_first is true"),
     (BERT, {"normalize_before": True}, "normalize_before is true"),
     (BERT, {"pruned_heads": {"0": [1]}}, "pruned_heads is an object"),

@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _OTHER_MODELS = re.compile(
     r"is_decoder|is_folding_model|.*cross_attention.*|pruned_heads|embedding_size|num_hidden_groups|.*experts?.*"
     r"|.*sliding.*|.*attention_window.*|local_attention.*|global_attn.*|.*alibi.*|relative_attention|pos_att_type"
-    r"|.*pre_?(?:layer_?)?norm.*|.*norm(?:alize)?_(?:first|before)|pre_ln"
+    r"|.*pre_?(?:layer_?)?norm.*|.*norm(?:alize)?_(?:first|before)|(?:.*_)?pre_ln"
 )
 """Fields with which other kinds of models say how they compute: windows, decoders, experts, norms in other places."""
 _LAYER = re.compile(r"(?:^|\.)encoder\.(?:layer|block)\.(\d{1,9})\.")
