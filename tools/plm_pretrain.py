@@ -54,7 +54,6 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.masked_lm.cluster_split import hold_out_clusters
     from plm.masked_lm.corpus_store import open_corpus
     from plm.model import device as devices
-    from plm.model import encoder
     from plm.model.checkpoint import load_model, resolve_model
     from plm.training.checkpoint_keeper import CheckpointKeeper
     from plm.training.row_training import RowSettings, Steering
@@ -79,7 +78,7 @@ def run(argv: Sequence[str] | None) -> None:
         loaded = load_model(files, purpose="masked_lm", device=device)
         model = training.MaskedRowModel(loaded.model)
         store = store.for_family(loaded.family, loaded.vocabulary)
-        encoder.check_length(loaded.model, int(store.lengths(args.max_length).max()))
+        loaded.family.check_length(store.lengths(args.max_length).max())
         train_set, held_out = store.subset(split.train), store.subset(split.held_out)
         settings = RowSettings(
             steps=args.steps,

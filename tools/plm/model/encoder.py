@@ -138,23 +138,10 @@ def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
     Raises:
         UserError: A sequence is longer than the family's position embedding.
     """
-    check_length(model, batch.layout.longest)
     base = unwrap(model)
-    return model(**base.packed_family.inputs(base.base_model, batch), packing=batch.layout, **options)
-
-
-def check_length(model: nn.Module, tokens: int) -> None:
-    """Refuses sequences that the model's position embedding cannot hold.
-
-    Args:
-        model: Possibly wrapped by PEFT.
-        tokens: Of the longest sequence, special tokens included.
-
-    Raises:
-        UserError: They are too many.
-    """
-    family: ModelFamily = unwrap(model).packed_family
-    family.check_length(tokens - family.specials)
+    family: ModelFamily = base.packed_family
+    family.check_length(batch.layout.longest)
+    return model(**family.inputs(base.base_model, batch), packing=batch.layout, **options)
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:

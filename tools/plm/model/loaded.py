@@ -61,7 +61,7 @@ class LoadedModel:
         Raises:
             UserError: The family's position embedding cannot hold the sequence.
         """
-        self.family.check_length(len(sequence))
+        self.family.check_length(len(sequence) + self.family.specials)
         own = self.family.own_letters(self.vocabulary)
         letters = self.family.letter_ids(self.vocabulary) | own
         before = [self.vocabulary[token] for token in self.family.before]

@@ -153,7 +153,7 @@ class DistillationJob:
             if cache is None
             else CachedTeacher(cache, self.store).answer
         )
-        encoder.check_length(self.student.model, int(self.store.lengths(self.setup.masks.crop).max()))
+        self.student.family.check_length(self.store.lengths(self.setup.masks.crop).max())
         torch.manual_seed(self.settings.seed)
         widths = (self.student.hidden_size, self.setup.teacher.hidden_size)
         return DistillationModel(self.student.model, self.student.family, self.objective, answer, widths)

@@ -159,12 +159,16 @@ class ModelFamily(ABC):
             )
         return {letter: vocabulary[self.token(letter)] for letter in MODEL_LETTERS}
 
-    def check_length(self, residues: int) -> None:
+    def check_length(self, tokens: int) -> None:
         """Refuses a sequence that the position embedding cannot hold.
+
+        Args:
+            tokens: Of the sequence, special tokens included.
 
         Raises:
             UserError: It is too long.
         """
+        residues = int(tokens) - self.specials
         if self.max_residues is not None and residues > self.max_residues:
             raise UserError(
                 f"{self.title} takes at most {self.max_residues} residues and a sequence has {residues}",
