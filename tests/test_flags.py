@@ -306,3 +306,34 @@ def test_formats_on_the_command_line_are_those_that_are_registered() -> None:
     from plm.data.embeddings.files import FORMATS
 
     assert flags.EMBEDDING_FORMATS == FORMATS
+
+
+@dataclass(frozen=True)
+class Settings:
+    size: int
+    most: int | None
+    rate: float = 0.1
+    seed: int = 1
+    depth: int = 3
+
+
+def test_settings_take_the_flags_of_their_names() -> None:
+    assert read("--size", "64").into(Settings) == Settings(64, None, 0.5, 42, 3)
+    assert read().into(Settings, depth=5, seed=2) == Settings(0, None, 0.5, 2, 5)
+
+
+def test_a_flag_that_was_left_out_leaves_the_settings_default() -> None:
+    class Open(flags.Flags):
+        size: int = flags.whole(1, "of a part")
+        most: int | None = flags.whole(None, "at most")
+        rate: float | None = flags.number(None, "of change")
+
+    assert flags.read(Open, "x", "", []).into(Settings) == Settings(1, None)
+
+
+def test_arguments_stay_as_they_were_given() -> None:
+    given = read()
+    with pytest.raises(AttributeError, match="stay as they were"):
+        given.size = 100
+    with pytest.raises(TypeError, match="colour"):
+        Example(input=[Path("a")], colour="red")

@@ -12,7 +12,7 @@ Example:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +21,8 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
-    from plm.jobs.classify_sites.candidates import CandidateSurvey
     from plm.jobs.classify_sites.report import SiteCounts
-    from plm.jobs.classify_sites.scan import SiteScanner
-    from plm.jobs.classify_sites.tables import SiteTables, Truth
+    from plm.jobs.classify_sites.tables import SiteTables
     from plm.model.bundles.fine_tuned import FineTunedBundle
     from plm.scoring.operating_point import OperatingPoint
 
@@ -55,9 +53,7 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
     tracks: int = flags.whole(12, "proteins in the figure at most", 1, 40)
     status: Path | None = flags.status()
     report: Path | None = flags.report()
-    batch_tokens: int = flags.whole(
-        8192, "residues encoded together; halved when memory runs out", 64, 10**7
-    )
+    batch_tokens: int = flags.whole(8192, "residues encoded together; halved when memory runs out", 64, 10**7)
 
     def check(self) -> None:
         if self.truth_otherwise and self.truth is None:
@@ -71,15 +67,12 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.jobs.classify_sites import candidates
     from plm.jobs.classify_sites.report import SiteCounts
     from plm.jobs.classify_sites.scan import SiteScanner
+    from plm.jobs.classify_sites.survey import SiteSurvey, announce, choose_point
     from plm.jobs.classify_sites.tables import read_truth
     from plm.model import device as devices
     from plm.model.bundles.fine_tuned import load_bundle
-    from plm.scoring.operating_point import OperatingPoint
 
-    devices.use_threads(stage.threads())
-    device = devices.choose_device(args.device)
-    precision = devices.choose_precision(args.precision, device)
-    devices.announce(log, device, precision)
+    device, precision = devices.settle(args.device, args.precision, stage.threads(), log)
     with tempfile.TemporaryDirectory(prefix="plm_") as scratch, stage.Outputs() as outputs, ExitStack() as opened:
         bundle = load_bundle(
             args.bundle, args.model, workdir=Path(scratch), device=args.device, precision=args.precision,
@@ -88,37 +81,20 @@ def run(argv: Sequence[str] | None) -> None:
         notes: list[str] = []
         trained = str(bundle.manifest.get("site_residues") or "")
         letters = candidates.choose_letters(trained, args.residues, args.bundle.name, notes)
-        point = None
-        if bundle.task.binary:
-            point = OperatingPoint.choose(
-                bundle.manifest, false_positive_rate=args.false_positive_rate, prevalence=args.prevalence,
-                where=args.bundle.name,
-            )  # fmt: skip
-        elif args.false_positive_rate is not None or args.prevalence is not None:
-            raise UserError(
-                "The bundle does not tell two classes apart, so there is no threshold to choose",
-                where="--false-positive-rate or --prevalence",
-                fix="Leave them out",
-            )
-        if point and args.false_positive_rate and args.false_positive_rate < (point.unresolved or 0):
-            notes.append(
-                f"A false-positive rate of {args.false_positive_rate:g} is finer than {point.counts[0]} validation "
-                "negatives can show: the threshold lies just above all of them."
-            )
+        point = choose_point(bundle, args.false_positive_rate, args.prevalence, args.bundle.name, notes)
         truth = None if args.truth is None else read_truth(args.truth, bundle.task, args.truth_otherwise)
-        survey = candidates.survey(
-            args.input, letters, bundle.window, args.duplicate_ids, nucleotides=args.nucleotides
-        )
+        survey = candidates.survey(args.input, letters, bundle.window, args.duplicate_ids, nucleotides=args.nucleotides)
         notes += [survey.warning] if survey.warning else []
         scanner = SiteScanner(bundle, args.batch_tokens, log)
-        _plan(log, survey, scanner, letters, f"{device.type}, {precision}")
+        announce(survey, scanner, letters, f"{device.type}, {precision}", log)
         for note in notes:
             log.warning("Note: %s", note)
 
         model = bundle.signature(args.bundle)
         tables = _open_tables(args, bundle, point, model, outputs, opened)
         found = SiteCounts(bundle.task, args.tracks)
-        _scan(args, scanner, letters, survey, tables, found, truth, log)
+        sites = SiteSurvey(args.input, args.nucleotides, letters, survey, scanner, tables, found, truth)
+        sites.run(args.batch_tokens, log)
         opened.close()
         if truth and (told := truth.account()):
             notes.append(told)
@@ -130,21 +106,6 @@ def run(argv: Sequence[str] | None) -> None:
         if not bundle.finished:
             notes.append("The bundle is unfinished: its training was stopped by its time limit.")
         _finish(args, bundle, point, found, letters, model, notes, outputs, log)
-
-
-def _plan(log: stage.logging.Logger, survey: CandidateSurvey, scanner: SiteScanner, letters: str, where: str) -> None:
-    """Says what is to be done, on what, and for how long."""
-    window, specials = scanner.bundle.window, scanner.bundle.loaded.family.specials
-    tokens = survey.context + specials * survey.candidates if window else survey.residues + specials * survey.proteins
-    minutes = "0"
-    if survey.candidates:
-        minutes = f"{tokens * scanner.seconds_per_token(survey.head) / 60:.1f}"
-    context = f"windows of {window} residues (equal ones once)" if window else "whole proteins"
-    log.info(
-        "Plan: %d proteins of %d records, %d candidates (%s), %s, %d tokens, %d networks, %s; about %s minutes",
-        survey.proteins, survey.records, survey.candidates, "/".join(letters), context, tokens,
-        len(scanner.bundle.members), where, minutes,
-    )  # fmt: skip
 
 
 def _open_tables(
@@ -165,38 +126,6 @@ def _open_tables(
     gff = None if handles[2] is None else GffWriter(handles[2], NAME)
     finished = bundle.finished
     return SiteTables(bundle.task, point, model, finished, handles[0], handles[1], gff, args.gff_sites == "all")
-
-
-def _scan(
-    args: Arguments, scanner: SiteScanner, letters: str, survey: CandidateSurvey, tables: SiteTables, found: SiteCounts,
-    truth: Truth | None, log: stage.logging.Logger,
-) -> None:  # fmt: skip
-    """Scores the file chunk by chunk and writes each protein as soon as it is known."""
-    import numpy as np
-    from plm.data.fasta import CleaningRule
-    from plm.data.proteins import Cleaning
-    from plm.jobs.classify_sites.candidates import read_candidates
-    from plm.jobs.classify_sites.scan import chunks
-    from plm.jobs.classify_sites.tables import judge
-
-    task = tables.task
-    positive = task.classes[task.positive_index] if task.binary else ""
-    progress = stage.Progress(log, survey.candidates, "candidates", every=10.0)
-    cleaning = Cleaning(args.input.name, CleaningRule(nucleotides=args.nucleotides))
-    records: Iterator = read_candidates(args.input, letters, cleaning, survey.settled)
-    for chunk in chunks(records, scanner.bundle.window, 32 * args.batch_tokens):
-        for protein, values in zip(chunk, scanner.score(chunk, progress.advance), strict=True):
-            if truth:
-                truth.see(protein)
-            if not protein.sites:
-                tables.skip(protein)
-                found.skip(protein)
-                continue
-            answers = judge(values, task, tables.point)
-            labels = truth.labels(protein) if truth else [""] * len(protein.sites)
-            known = np.array([bool(label) and label == positive for label in labels])
-            tables.add(protein, answers, labels)
-            found.add(protein, answers.heights, answers.called, answers.calls, known)
 
 
 def _finish(

@@ -13,11 +13,12 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plm import flags, stage
+from plm.outputs import write_lines
 
 if TYPE_CHECKING:
     from plm.data.embeddings.reference_and_queries import Side
@@ -30,18 +31,14 @@ class Arguments(flags.LabelKind, flags.Seed):
     """The command line; see ``--help``."""
 
     embeddings: Path = flags.source("the set to judge: HDF5, npz, Parquet or a table", required=True)
-    reference: Path | None = flags.source(
-        "what it is compared with: embeddings, or a bundle of plm_train_classifier"
-    )
+    reference: Path | None = flags.source("what it is compared with: embeddings, or a bundle of plm_train_classifier")
     group_column: str = flags.like(
         flags.LabelKind, "group_column", help="column that names groups of relatives; each counts once in tests"
     )
     drift_share: float = flags.number(
         0.05, "share of proteins like the reference that may be called drifted", 0.001, 0.5
     )
-    most_rows: int = flags.whole(
-        5000, "rows of each set for near copies and tests, drawn at random", 100, 20_000
-    )
+    most_rows: int = flags.whole(5000, "rows of each set for near copies and tests, drawn at random", 100, 20_000)
     permutations: int = flags.whole(999, "of the test of the energy distance", 99, 100_000)
     proteins: Path = flags.output("table of every protein", required=True)
     report: Path | None = flags.report()
@@ -64,7 +61,7 @@ def run(argv: Sequence[str] | None) -> None:
             (args.components, drift_report.components_table),
         ):  # fmt: skip
             if path:
-                write(outputs.path(path), lines(found))
+                write_lines(outputs.path(path), lines(found))
         if args.figure:
             drift_figure(found, outputs.path(args.figure))
         if args.report:
@@ -154,11 +151,6 @@ def attach(args: Arguments, sides: list[Side], notes: list[str], bundle: bool) -
     if kept:
         sides[0].labels = kept
     return source
-
-
-def write(path: Path, lines: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as handle:
-        handle.writelines(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.outputs import write_lines
 
 if TYPE_CHECKING:
     from plm.jobs.compare_models.report import ModelFindings
@@ -39,9 +40,7 @@ class Arguments(flags.Device):
         metavar="NAME=SOURCE",
     )
     allow_hub: bool = flags.switch("let --model NAME=hub:... use the network")
-    input: Path | None = flags.source(
-        "proteins that no model was trained on: FASTA, CSV/TSV, dataset table or Parquet"
-    )
+    input: Path | None = flags.source("proteins that no model was trained on: FASTA, CSV/TSV, dataset table or Parquet")
     domain_column: str = flags.text("column of taxon domains (default: domain, if there is one)")
     cluster_column: str = flags.text("column of clusters (default: cluster or group, else MMseqs2 makes them)")
     most_proteins: int = flags.whole(2000, "judge at most so many, drawn by their content (0: all)", 0, 10**7)
@@ -122,10 +121,7 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.jobs.compare_models import report as reports
     from plm.model import device as devices
 
-    devices.use_threads(stage.threads())
-    device = devices.choose_device(args.device)
-    precision = devices.choose_precision(args.precision, device)
-    devices.announce(log, device, precision)
+    device, precision = devices.settle(args.device, args.precision, stage.threads(), log)
     with tempfile.TemporaryDirectory(prefix="plm_") as scratch:
         found = compare(args, log, Path(scratch), device, precision)
     tables = ("scores", "agreement", "proteins", "probes", "cost")
@@ -137,7 +133,7 @@ def run(argv: Sequence[str] | None) -> None:
             if name in figures:
                 figures[name](found, path)
             else:
-                write(path, getattr(reports, f"{name}_table")(found))
+                write_lines(path, getattr(reports, f"{name}_table")(found))
         if args.report:
             reports.report(found, shown).write(outputs.path(args.report))
     for line in [*found.notes, *reports.first_lines(found)]:
@@ -182,11 +178,6 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
             threads=threads, device=str(device), precision=precision, told=log.info,
         )  # fmt: skip
     return found
-
-
-def write(path: Path, lines: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as handle:
-        handle.writelines(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from plm.jobs.distill.job import DistillationJob
     from plm.jobs.distill.setup import Setup
     from plm.jobs.distill.teacher_cache import TeacherCache
-    from plm.model.ranks import Ranks
 
 NAME = "plm_distill"
 WEIGHTS = ("logit_mse", "kl", "kernel", "hidden", "mlm")
@@ -41,25 +40,17 @@ def weight(told: str) -> Any:
 class Arguments(flags.MaskedTraining, flags.Device):
     """The command line; see ``--help``. What is None is left to the preset."""
 
-    input: list[Path] = flags.source(
-        "proteins: FASTA, CSV/TSV, dataset table or Parquet", several=True, required=True
-    )
+    input: list[Path] = flags.source("proteins: FASTA, CSV/TSV, dataset table or Parquet", several=True, required=True)
     teacher: str = flags.text("model to learn from: starter, folder, zip, hub:name", required=True)
     allow_hub: bool = flags.switch("let hub:... models use the network")
-    student: str | None = flags.text(
-        "start from this smaller ESM-2 model (starter, folder, zip, hub:name)", None
-    )
+    student: str | None = flags.text("start from this smaller ESM-2 model (starter, folder, zip, hub:name)", None)
     student_preset: str | None = flags.text(
         "start from a new model: tiny, small, esm2_8m, esm2_35m, esm2_150m, esm2_650m", None
     )
     student_layers: int | None = flags.whole(None, "start from a new model of so many layers")
     student_width: int | None = flags.whole(None, "width of that model")
-    student_heads: int | None = flags.whole(
-        None, "its attention heads (default: one for each 64 of the width)"
-    )
-    student_take: str | None = flags.text(
-        "start from these layers of the teacher: 1,3,5 or 1-3 or 'every 2'", None
-    )
+    student_heads: int | None = flags.whole(None, "its attention heads (default: one for each 64 of the width)")
+    student_take: str | None = flags.text("start from these layers of the teacher: 1,3,5 or 1-3 or 'every 2'", None)
     output_model: Path | None = flags.output("the student, a zip in Hugging Face format")
     undistilled: Path | None = flags.output("the student as it was before, likewise, for comparison")
     history: Path | None = flags.output("table of every step: each term of the loss, rate, scores")
@@ -72,9 +63,7 @@ class Arguments(flags.MaskedTraining, flags.Device):
     rejected: Path | None = flags.output("table of the records that are not used")
     tfevents: Path | None = flags.output("every step for TensorBoard")
     mlflow: str | None = flags.text("tracking URI of MLflow, which must be installed", None)
-    preset: str = flags.text(
-        "suite, or B: logit MSE and kernel alignment, as published; other flags go first", "suite"
-    )
+    preset: str = flags.text("suite, or B: logit MSE and kernel alignment, as published; other flags go first", "suite")
     weight_logit_mse: float | None = weight("squared difference of the logits of masked residues")
     weight_kl: float | None = weight("divergence of the probabilities of masked residues")
     weight_kernel: float | None = weight("difference of the similarities between the proteins of a batch")
@@ -91,12 +80,8 @@ class Arguments(flags.MaskedTraining, flags.Device):
     batches: Literal["taxon", "plain"] = flags.choice(
         ("taxon", "plain"), "of one taxon and similar length, or length only"
     )
-    smallest_taxon: int | None = flags.whole(
-        None, "smaller taxa are pooled by domain (default: what fills a batch)", 1
-    )
-    taxon_column: str | None = flags.text(
-        "column of the taxon (default: taxon, taxid, ..., or OX= in FASTA)", None
-    )
+    smallest_taxon: int | None = flags.whole(None, "smaller taxa are pooled by domain (default: what fills a batch)", 1)
+    taxon_column: str | None = flags.text("column of the taxon (default: taxon, taxid, ..., or OX= in FASTA)", None)
     mask_sets: int | None = flags.whole(
         None, "sets of masks that epochs take in turn; 0: always fresh (default; with a cache 4)", 0, 10**6
     )
@@ -155,11 +140,14 @@ def run(argv: Sequence[str] | None) -> None:
         stack.callback(ranks.leave)
         log.disabled = not ranks.leads
         outputs = stack.enter_context(stage.Outputs())
-        setup = _setup(args, scratch, ranks, log)
+        from plm.jobs.distill.preparation import Request, ready_job, ready_teacher
+
+        request = args.into(Request, objective=args.objective, training=args.training, caches=args.caches)
+        setup = ready_teacher(request, scratch, ranks, log)
         if args.cache_only:
             _ask_only(args, setup, outputs)
             return
-        job = _prepare(args, setup)
+        job = ready_job(request, setup)
         cache = setup.cache(args.teacher_cache, job.store, job.split.train) if args.caches else None
         finished = True
         if args.find_learning_rate is not None:
@@ -171,66 +159,6 @@ def run(argv: Sequence[str] | None) -> None:
                 cache.export(outputs.path(args.output_cache))
             if finished:
                 setup.forget(cache, args.teacher_cache)
-
-
-def _setup(args: Arguments, scratch: Path, ranks: Ranks, log: logging.Logger) -> Setup:
-    """Device, teacher, loss and masks: what asking the teacher takes."""
-    from plm.jobs.distill import setup as setups
-    from plm.masked_lm.masks import MaskPlan
-    from plm.model import device as devices
-    from plm.model.checkpoint import resolve_model
-
-    recipe = setups.recipe(args.preset, args.objective, args.training)
-    devices.use_threads(max(1, stage.threads() // ranks.here))
-    device = devices.choose_device(args.device)
-    if device.type == "cuda" and ranks.world > 1:
-        device = devices.choose_device(f"cuda:{ranks.local}")
-    precision = devices.choose_precision(args.precision, device)
-    devices.announce(log, device, precision)
-    files = setups.together(
-        ranks, lambda: resolve_model(args.teacher, workdir=scratch / "teacher", allow_hub=args.allow_hub)
-    )
-    teacher = setups.load_teacher(files, precision=precision, device=device, logits=recipe.objective.needs_logits)
-    settings = dict(recipe.settings)
-    sets = settings.pop("mask_sets", 4 if args.caches else 0)
-    masks = MaskPlan(args.mask_seed, sets, settings.setdefault("mask_rate", 0.15), args.max_length)
-    wants = setups.wants_of(recipe.objective, setups.teacher_layer(args.teacher_layer, teacher), args.teacher_top)
-    return setups.Setup(
-        teacher, recipe.objective, settings, masks, wants, precision, device, ranks, scratch, args.time_limit, log
-    )
-
-
-def _prepare(args: Arguments, setup: Setup) -> DistillationJob:
-    """The student and the corpus, and what is planned."""
-    import torch
-    from plm.jobs.distill import setup as setups
-    from plm.jobs.distill.job import DistillationJob
-    from plm.model.checkpoint import load_model
-    from plm.training.row_training import RowSettings
-
-    shape = (args.student_layers, args.student_width, args.student_heads)
-    torch.manual_seed(args.seed)
-    start = setups.together(
-        setup.ranks,
-        lambda: setups.choose_student(
-            setup.teacher, setup.scratch / "student", source=args.student, preset=args.student_preset,
-            take=args.student_take, shape=shape, allow_hub=args.allow_hub,
-        ),
-    )  # fmt: skip
-    student = load_model(start, purpose="masked_lm", device=setup.device)
-    setups.check_pair(setup.teacher, student, setup.objective)
-    store = setup.corpus(args.input, student.family, student.vocabulary, args.taxon_column)
-    split = setup.split(store, share=args.holdout, identity=args.identity, seed=args.seed)
-    setup.settings["warmup_steps"] = min(setup.settings.get("warmup_steps", 100), args.steps)
-    settings = RowSettings(
-        steps=args.steps, accumulate=args.accumulate, crop=args.max_length, evaluate_every=args.evaluate_every,
-        checkpoint_every=args.checkpoint_every, time_limit=args.time_limit, precision=setup.precision, seed=args.seed,
-        **setup.settings,
-    )  # fmt: skip
-    group: Any = "taxon" if args.batches == "taxon" else "none"
-    job = DistillationJob(setup, student, start, store, split, settings, group, args.smallest_taxon)
-    job.announce()
-    return job
 
 
 def _ask_only(args: Arguments, setup: Setup, outputs: stage.Outputs) -> None:

@@ -35,9 +35,7 @@ NAME = "plm_embed"
 class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     """The command line; see ``--help``."""
 
-    input: Path = flags.source(
-        "FASTA, or a table with the columns id and sequence (and position)", required=True
-    )
+    input: Path = flags.source("FASTA, or a table with the columns id and sequence (and position)", required=True)
     model: str = flags.text("starter, folder, zip or hub:name (default: the built-in one)", "starter")
     pooling: Pooling = flags.choice(
         ("mean", "max", "first", "residues", "sites"),
@@ -89,13 +87,8 @@ def run(argv: Sequence[str] | None) -> None:
         ranks = Ranks.join()
         stack.callback(ranks.leave)
         log.disabled = not ranks.leads
-        devices.use_threads(max(1, stage.threads() // ranks.here))
-        chosen = devices.choose_device(args.device)
-        if chosen.type == "cuda" and ranks.world > 1:
-            chosen = devices.choose_device(f"cuda:{ranks.local}")
-        precision = devices.choose_precision(args.precision, chosen)
-        devices.announce(log, chosen, precision)
-        files, loaded, wanted = _load(args, scratch, chosen, precision)
+        device, precision = devices.settle(args.device, args.precision, stage.threads(), log, ranks)
+        files, loaded, wanted = _load(args, scratch, device, precision)
         if spool.own and not loaded.family.own_letters(loaded.vocabulary):
             spool = read(scratch / "as_x")  # the model's authors took them for X
         elif spool.own:
@@ -105,23 +98,15 @@ def run(argv: Sequence[str] | None) -> None:
         )
         if spool.warning:
             log.warning("Note: %s", spool.warning)
-        store = setup.open_store(
-            spool, files, wanted, settings, name=NAME, device=chosen.type, work_dir=args.work_dir, scratch=scratch,
-            ranks=ranks, stack=stack, log=log,
+        job = setup.embed(
+            spool, files, loaded, wanted, settings, name=NAME, work_dir=args.work_dir, scratch=scratch, ranks=ranks,
+            stack=stack, log=log,
         )  # fmt: skip
-        job = setup.begin(spool, loaded, wanted, settings, store, ranks, log)
-        missing = job.missing()
-        setup.announce(job, missing, precision, ranks, log)
-        ranks.meet()  # a shard that appears from now on was made by its owner
-        job.compute(missing)
-        ranks.meet()
         if not ranks.leads:
             return
-        while broken := job.missing():
-            job.compute(broken, Ranks())
         with stage.Outputs() as outputs:
             _write(args, job, files, precision, outputs)
-        store.remove()
+        job.store.remove()
         _finish(spool, job, log)
 
 

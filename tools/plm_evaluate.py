@@ -12,19 +12,11 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plm import flags, stage
 from plm.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from plm.scoring.assessment import Leaking
-    from plm.scoring.baselines import Answer
-    from plm.scoring.predictions import Evaluation
 
 NAME = "plm_evaluate"
 FIGURES = ("roc", "pr", "confusion", "calibration", "scores", "scatter", "residuals")
@@ -107,7 +99,9 @@ class Arguments(flags.Flags):
 def run(argv: Sequence[str] | None) -> None:
     args = flags.read(Arguments, NAME, __doc__, argv)
     stage.require({"scikit-learn": "1.5", "pandas": "2.1", "matplotlib": "3.8"})
+    from plm.data.tables import write_table
     from plm.jobs.evaluate.baseline_rows import answers_table
+    from plm.jobs.evaluate.beside import Beside, ask_baselines, leaking_from, with_baselines
     from plm.scoring import assessment, metrics, predictions
     from plm.telling import evaluation_figures, evaluation_report
 
@@ -119,32 +113,33 @@ def run(argv: Sequence[str] | None) -> None:
     _check_task(args, evaluation.kind)
     metric = metrics.main_metric(evaluation.kind, args.main_metric)
     log.info("%d rows (%s), %s task, main metric %s", len(evaluation.rows), evaluation.splits, evaluation.kind, metric)
-    answers: list[Answer] = []
-    identity: NDArray[np.float64] | None = None
-    best, notes, leaking, training_rows = "", list[str](), None, None
+    beside, leaking = Beside(), None
     if args.training is not None:
-        answers, identity, best, notes, training_rows = _baselines(args, evaluation, metric)
-        leaking = _leaking(args.training, evaluation)
-        evaluation = _with_baselines(evaluation, answers)
+        beside = ask_baselines(
+            args.training, evaluation, metric, window=args.window, seed=args.seed, most_rows=args.baseline_rows,
+            threads=stage.threads(), log=log,
+        )  # fmt: skip
+        leaking = leaking_from(args.training, evaluation, stage.threads())
+        evaluation = with_baselines(evaluation, beside.answers)
     found = assessment.assess(
-        evaluation, metric, best_baseline=best, identity=identity, identity_bins=args.bins, leaking=leaking,
-        resamples=args.resamples, seed=args.seed,
+        evaluation, metric, best_baseline=beside.best, identity=beside.identity, identity_bins=args.bins,
+        leaking=leaking, resamples=args.resamples, seed=args.seed,
     )  # fmt: skip
     with stage.Outputs() as out:
         if args.metrics:
-            _write(found.metrics_table(), out.path(args.metrics))
+            write_table(found.metrics_table(), out.path(args.metrics))
         if args.comparison:
-            _write(found.comparison_table(), out.path(args.comparison))
+            write_table(found.comparison_table(), out.path(args.comparison))
         if args.baseline_predictions:
-            _write(answers_table(evaluation, answers), out.path(args.baseline_predictions))
+            write_table(answers_table(evaluation, beside.answers), out.path(args.baseline_predictions))
         for figure, path in args.figures().items():
             evaluation_figures.draw(figure, found, out.path(path))
         if args.report:
-            told = [(one.name, one.about, one.setting, one.inner_score) for one in answers]
+            told = [(one.name, one.about, one.setting, one.inner_score) for one in beside.answers]
             report = evaluation_report.write_up(
                 found, figures=list(args.figures()), with_comparison=args.comparison is not None,
-                with_metrics=args.metrics is not None, baselines=told, notes=notes, resamples=args.resamples,
-                training_rows=training_rows,
+                with_metrics=args.metrics is not None, baselines=told, notes=beside.notes,
+                resamples=args.resamples, training_rows=beside.training_rows,
             )  # fmt: skip
             report.write(out.path(args.report))
     for line in evaluation_report.rows_told(found):
@@ -160,15 +155,6 @@ def run(argv: Sequence[str] | None) -> None:
         log.info("%s", found.leakage())
 
 
-def _leaking(training: Path, evaluation: Evaluation) -> Leaking:
-    """What the evaluated rows share with training; the dataset was checked for the baselines before."""
-    from plm.data import dataset_table
-    from plm.jobs.evaluate import leaking_rows
-
-    ids = [name for name, _ in evaluation.keys()]  # noqa: SIM118 - a method that makes the keys
-    return leaking_rows.leaking(dataset_table.read_dataset(training), ids, stage.threads())
-
-
 def _check_task(args: Arguments, kind: str) -> None:
     target = "number" if kind == "number" else "class"
     if args.task not in ("auto", target):
@@ -177,52 +163,6 @@ def _check_task(args: Arguments, kind: str) -> None:
     for figure in args.figures():
         if (figure in ("scatter", "residuals")) != (target == "number"):
             raise UserError(f"--{figure} is no figure of a task whose target is a {target}", fix="Leave it out")
-
-
-def _baselines(
-    args: Arguments, evaluation: Evaluation, metric: str
-) -> tuple[list[Answer], NDArray[np.float64], str, list[str], int]:
-    """Answers of the baselines, identity of rows to training, the baseline to beat, notes, number of training rows."""
-    from plm.data import dataset_table
-    from plm.jobs.evaluate import baseline_rows
-    from plm.scoring import baselines
-
-    assert args.training is not None
-    log = stage.log(NAME)
-    prepared = baseline_rows.prepare(
-        dataset_table.read_dataset(args.training), evaluation.keys(), list(evaluation.rows["label"]), evaluation.kind,
-        evaluation.classes, args.window, args.training.name,
-    )  # fmt: skip
-    log.info("baselines learn from %d training rows: %s", prepared.training_rows, prepared.about)
-    answers = prepared.answers(evaluation.classes, metric, seed=args.seed, most_rows=args.baseline_rows)
-    log.info("baselines done; looking for the nearest training row of each evaluated row")
-    identity = prepared.nearest(stage.threads())
-    notes = [f"Baselines learn from {prepared.training_rows} training rows and see {prepared.about}"]
-    if prepared.training_rows > args.baseline_rows:
-        notes.append(f"of the training rows the baselines saw a random sample of {args.baseline_rows}")
-    notes.append(f"Identity to the nearest training row: {prepared.measure}")
-    return answers, identity, baselines.best_of(answers, metric).name, notes, prepared.training_rows
-
-
-def _with_baselines(evaluation: Evaluation, answers: Sequence[Answer]) -> Evaluation:
-    from plm.scoring.metrics import Scored
-    from plm.scoring.predictions import Model
-
-    added = tuple(
-        Model(
-            one.name,
-            Scored(evaluation.kind, evaluation.truth, one.scores, one.calls, evaluation.classes),
-            baseline=True,
-        )
-        for one in answers
-    )
-    return replace(evaluation, models=evaluation.models + added)
-
-
-def _write(table: Any, path: Path) -> None:
-    from plm.data.tables import write_table
-
-    write_table(table, path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,9 +36,7 @@ class Data(flags.Flags, heading="data and task"):
     """What is learnt."""
 
     dataset: Path = flags.source("dataset table with a split or fold column", required=True)
-    level: str = flags.choice(
-        ("auto", "sequence", "residue", "site"), "what a label belongs to (default: %(default)s)"
-    )
+    level: str = flags.choice(("auto", "sequence", "residue", "site"), "what a label belongs to (default: %(default)s)")
     target: str = flags.choice(("auto", "class", "number"), "classes or numbers (default: %(default)s)")
     positive_class: str = flags.text("of two classes the one to detect; by default the last")
     window: int | None = flags.whole(
@@ -51,9 +48,7 @@ class Data(flags.Flags, heading="data and task"):
 class Model(flags.Flags, heading="model"):
     """What learns."""
 
-    model: str = flags.text(
-        "starter, a folder or zip in Hugging Face format, or hub:organisation/name", required=True
-    )
+    model: str = flags.text("starter, a folder or zip in Hugging Face format, or hub:organisation/name", required=True)
     allow_hub: bool = flags.switch("allow the network for a hub model")
     method: str = flags.words(
         METHODS,
@@ -111,20 +106,13 @@ class Training(flags.Device, flags.Resume, heading="training"):
         flags.Device, "precision", help="bf16 halves the memory; auto takes it where the processor is fast at it"
     )
     seed: int = flags.seed("random seed of the first training (default: %(default)s)")
-    seeds: int = flags.whole(
-        1, "trainings with consecutive seeds, used as an ensemble (default: %(default)s)", 1
-    )
+    seeds: int = flags.whole(1, "trainings with consecutive seeds, used as an ensemble (default: %(default)s)", 1)
 
 
-class Outputs(flags.Flags, heading="outputs"):
+class Outputs(flags.TrainedBundle, heading="outputs"):
     """What is written."""
 
-    bundle: Path = flags.output("the fine-tuned model (zip)", required=True)
     name: str = flags.text("name of the fine-tuned model in tables and reports; by default model and method")
-    licence: str = flags.text("licence of the data or model, for the model card")
-    predictions: Path | None = flags.output(
-        "validation and test rows, predicted by the reloaded bundle (tabular)"
-    )
     history: Path | None = flags.output("losses and metrics (tabular)")
     curves: Path | None = flags.output("losses and metrics (PNG)")
     report: Path | None = flags.output("report (Markdown)")
@@ -209,46 +197,22 @@ def run(argv: Sequence[str] | None) -> None:
 
 def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     """Reads data and model and settles everything that decides the result."""
-    from plm.data.dataset_table import labelled_rows, read_dataset
     from plm.jobs.finetune import objectives
     from plm.jobs.finetune.job import FineTuningJob, FineTuningSettings
-    from plm.jobs.finetune.labelled_rows import check_numbers, read_rows
+    from plm.jobs.finetune.preparation import read_data
     from plm.jobs.finetune.training import TrainingSettings
-    from plm.model import device
+    from plm.model import device as devices
     from plm.model.adapters import AdapterSettings
     from plm.model.checkpoint import resolve_model
-    from plm.training.folds import parts
 
     log = stage.log(NAME)
-    device.use_threads(stage.threads())
-    chosen = device.choose_device(given.device)
-    precision = device.choose_precision(given.precision, chosen)
-    frame, labelling = labelled_rows(read_dataset(given.dataset), given.level, given.target, given.dataset.name)
-    rows = read_rows(
-        frame, level=labelling.task.level, target=labelling.task.target, positive=given.positive_class,
-        window=given.window, name=given.dataset.name,
+    device, precision = devices.settle(given.device, given.precision, stage.threads(), log)
+    rows, splits = read_data(
+        given.dataset, level=given.level, target=given.target, positive=given.positive_class, window=given.window,
+        fold=given.fold, methods=given.methods, log=log,
     )  # fmt: skip
-    rows = replace(rows, notes=(f"Labels: {labelling.why}", *labelling.notes))
-    splits = parts(frame, given.fold, given.dataset.name)
-    few = check_numbers(rows, splits, given.dataset.name)
-    if few:
-        log.warning("%s", few)
-    device.announce(log, chosen, precision)
-    log.info("Labels: %s", labelling.why)
-    for note in labelling.notes:
-        log.warning("Note: %s", note)
-    if len(given.methods) > 1 and len(splits) > 1:
-        raise UserError(
-            "In a cross-validation the validation rows of one fold are the test rows of another, so they cannot choose"
-            " among methods",
-            where="--method",
-            fix="Choose one fold with --fold, or make splits instead of folds with plm_preprocess",
-        )
-    log.info("Task: %s; %d rows", rows.describe(), len(frame))
-    targets = flags.parts(given.targets)
     adapter, *others = (
-        AdapterSettings(method, given.rank, given.alpha, given.dropout, targets)  # type: ignore[arg-type]
-        for method in given.methods
+        given.into(AdapterSettings, method=method, targets=flags.parts(given.targets)) for method in given.methods
     )
     metric = given.metric
     if others and metric == "auto" and rows.task.target == "class":
@@ -257,13 +221,9 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
         adapter=adapter,
         others=tuple(others),
         rates={"full": FULL_LEARNING_RATE} if given.learning_rate is None and "full" in given.methods else {},
-        training=TrainingSettings(
-            epochs=given.epochs, learning_rate=given.learning_rate or LEARNING_RATE,
-            head_learning_rate=given.head_learning_rate,
-            weight_decay=given.weight_decay, warmup=given.warmup, schedule=given.schedule,
-            batch_sequences=given.batch_sequences, batch_tokens=given.batch_tokens, patience=given.patience,
+        training=given.into(
+            TrainingSettings, learning_rate=given.learning_rate or LEARNING_RATE,
             metric=objectives.choose_metric(metric, rows.task),
-            gradient_checkpointing=given.gradient_checkpointing,
         ),
         head={"width": given.head_width, "dropout": given.head_dropout, "reach": given.reach},
         class_weights=given.class_weights,
@@ -274,7 +234,7 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     log.info("Model: %s (sha256 %s...)", files.id, files.sha256[:12])
     return FineTuningJob(
         rows, splits, files, settings,
-        device=chosen, workdir=workdir, data_sha256=fingerprints.file_sha256(given.dataset), log=log,
+        device=device, workdir=workdir, data_sha256=fingerprints.file_sha256(given.dataset), log=log,
     )  # fmt: skip
 
 

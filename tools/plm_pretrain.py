@@ -27,12 +27,8 @@ NAME = "plm_pretrain"
 class Arguments(flags.Hub, flags.MaskedTraining, flags.MaskedRates, flags.Device):
     """The command line; see ``--help``."""
 
-    input: Path = flags.source(
-        "proteins: FASTA, CSV/TSV with a sequence column, or a dataset table", required=True
-    )
-    preset: str = flags.text(
-        "shape of a new model: tiny, small, esm2_8m, esm2_35m, esm2_150m, esm2_650m", "tiny"
-    )
+    input: Path = flags.source("proteins: FASTA, CSV/TSV with a sequence column, or a dataset table", required=True)
+    preset: str = flags.text("shape of a new model: tiny, small, esm2_8m, esm2_35m, esm2_150m, esm2_650m", "tiny")
     model: str | None = flags.text(
         "continue from this ESM-2 model (starter, folder, zip, hub:name) instead of a new one", None
     )
@@ -58,10 +54,7 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.training.checkpoint_keeper import CheckpointKeeper
     from plm.training.row_training import RowSettings, Steering
 
-    devices.use_threads(stage.threads())
-    device = devices.choose_device(args.device)
-    precision = devices.choose_precision(args.precision, device)
-    devices.announce(log, device, precision)
+    device, precision = devices.settle(args.device, args.precision, stage.threads(), log)
     torch.manual_seed(args.seed)
     with stage.Outputs() as outputs, tempfile.TemporaryDirectory(prefix="plm_") as scratch:
         workdir = Path(scratch)
@@ -80,21 +73,11 @@ def run(argv: Sequence[str] | None) -> None:
         store = store.for_family(loaded.family, loaded.vocabulary)
         loaded.family.check_length(store.lengths(args.max_length).max())
         train_set, held_out = store.subset(split.train), store.subset(split.held_out)
-        settings = RowSettings(
-            steps=args.steps,
-            batch_tokens=args.batch_tokens,
-            accumulate=args.accumulate,
+        settings = args.into(
+            RowSettings,
             crop=args.max_length,
-            mask_rate=args.mask_rate,
-            learning_rate=args.learning_rate,
-            schedule=args.schedule,
             warmup_steps=min(args.warmup_steps, args.steps),
-            weight_decay=args.weight_decay,
-            evaluate_every=args.evaluate_every,
-            checkpoint_every=args.checkpoint_every,
-            time_limit=args.time_limit,
             precision=precision,
-            seed=args.seed,
         )
         parameters = sum(value.numel() for value in model.parameters())
         log.info(

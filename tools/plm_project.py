@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.outputs import write_lines
 
 if TYPE_CHECKING:
     from plm.jobs.project.findings import ProjectionFindings
@@ -96,9 +97,9 @@ def run(argv: Sequence[str] | None) -> None:
         )  # fmt: skip
         log.info("Scores")
         findings = _judge(args, references, queries, made, source, settings, [*notes, *made.notes])
-        _write(outputs.path(args.coordinates), coordinates_table(findings))
+        write_lines(outputs.path(args.coordinates), coordinates_table(findings))
         if args.scores:
-            _write(outputs.path(args.scores), scores_table(findings))
+            write_lines(outputs.path(args.scores), scores_table(findings))
         if args.figure:
             projection_figure(findings, outputs.path(args.figure))
         if args.report:
@@ -163,11 +164,6 @@ def _grouped_by(references: Any, groups: int) -> str:
     if groups == len(references):
         return ""
     return f"{groups:,} groups by {references.grouped_by or 'protein'}"
-
-
-def _write(path: Path, lines: Any) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as handle:
-        handle.writelines(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from plm.errors import UserError
 
 if TYPE_CHECKING:
     from plm.jobs.classifier.material import Material
-    from plm.jobs.classifier.search import TrialJournal
     from plm.jobs.classifier.training import ClassifierSettings, Trained
 
 NAME = "plm_train_classifier"
@@ -43,9 +41,7 @@ class Data(flags.ClassFiles, heading="data and task"):
     target: str = flags.choice(("auto", "class", "number"), "classes or numbers")
     positive_class: str = flags.text("of two classes the one to detect (default: the last)")
     smallest_class: int = flags.whole(0, "leave out classes with fewer members; 0: none", 0)
-    identity: float | None = flags.number(
-        None, "identity of relatives (0-1) when splitting by sequence", 0.05, 1
-    )
+    identity: float | None = flags.number(None, "identity of relatives (0-1) when splitting by sequence", 0.05, 1)
 
 
 class Heads(flags.Seed, heading="heads"):
@@ -68,26 +64,17 @@ class Heads(flags.Seed, heading="heads"):
     weight_decay: float = flags.number(1e-4, "of AdamW (default: %(default)s)", 0, 10)
     batch: int = flags.whole(128, "rows in a step (default: %(default)s)", 1, 10**6)
     epochs: int = flags.whole(40, "passes over the training rows at most (default: %(default)s)", 1, 10_000)
-    patience: int = flags.whole(
-        6, "epochs without a better validation score; 0: never stop early", 0, 10_000
-    )
+    patience: int = flags.whole(6, "epochs without a better validation score; 0: never stop early", 0, 10_000)
     select: str = flags.choice(("loss", "metric"), "validation score that chooses the epoch")
-    search_trials: int = flags.whole(
-        0, "trials of a search for the network's settings; 0: no search", 0, 10_000
-    )
+    search_trials: int = flags.whole(0, "trials of a search for the network's settings; 0: no search", 0, 10_000)
     resume_study: Path | None = flags.source("study of an earlier search to go on with")
     resamples: int = flags.resamples("bootstrap resamples; fewer for large tables")
 
 
-class Outputs(flags.Flags, heading="outputs"):
+class Outputs(flags.TrainedBundle, heading="outputs"):
     """What is written."""
 
-    bundle: Path = flags.output("the trained classifier (zip)", required=True)
     name: str = flags.text("its name in tables and reports (default: model and head)")
-    licence: str = flags.text("licence of the data, for the model card")
-    predictions: Path | None = flags.output(
-        "validation and test rows, predicted by the reloaded bundle (tabular)"
-    )
     metrics: Path | None = flags.output("scores of all heads and baselines (tabular)")
     status: Path | None = flags.output("what became of every embedding and every row of labels (tabular)")
     history: Path | None = flags.output("losses and scores of the feed-forward network (tabular)")
@@ -120,6 +107,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     from plm.jobs.classifier import finished as release
     from plm.jobs.classifier import report as classifier_report
     from plm.jobs.classifier import training
+    from plm.jobs.classifier import training_steps as steps
     from plm.jobs.classifier.material import data_digest
     from plm.model import device
     from plm.model.bundles.classifier import load_classifier_bundle, write_classifier_bundle
@@ -128,18 +116,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as place, stage.Outputs() as out:
         workdir = Path(place)
         material = prepare(args, workdir)
+        steps.check_parts(material, log)
         settings = settle(args, material)
-        log.info(
-            "Plan: %d embeddings of dimension %d, %s, %s (%s)%s",
-            len(material.data),
-            material.data.description.dimension,
-            _told(material),
-            "folds" if material.folds else "training, validation and test",
-            material.split_by,
-            f", search of {args.search_trials} trials" if args.search_trials else "",
-        )
+        steps.announce(material, args.search_trials, log)
         digest = data_digest(material)
-        journal = open_journal(args, material, settings, digest, workdir) if args.search_trials else None
+        journal = None
+        if args.search_trials:
+            journal = steps.open_journal(NAME, material, settings, digest, workdir, args.resume_study)
         trained = training.train(material, settings, log, journal)
         final = release.finish(trained)
         log.info("Scores and baselines")
@@ -172,27 +155,17 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def prepare(args: Arguments, workdir: Path) -> Material:
     """Reads embeddings and labels and parts the rows."""
+    from plm.jobs.classifier import material
     from plm.jobs.classifier.labelled_embeddings import read_labelled
-    from plm.jobs.classifier.material import prepare as prepare_rows
-    from plm.training import few_rows
 
     data = read_labelled(
         args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
         label_column=args.label_column, layer=args.layer,
     )  # fmt: skip
-    material = prepare_rows(
+    return material.prepare(
         data, target=args.target, positive=args.positive_class, metric=args.metric, smallest_class=args.smallest_class,
         identity=args.identity, seed=args.seed, threads=stage.threads(),
     )  # fmt: skip
-    labels, task = material.data.labels, material.task
-    for part in material.parts:
-        of = "the training part" if part.fold is None else f"the training part of fold {part.fold}"
-        refused = [labels[row] for row in part.train]
-        few_rows.refuse(refused, of, material.split_by, binary=task.classes if task.binary else ())
-    few = {name: min(len(getattr(part, name)) for part in material.parts) for name in ("train", "valid")}
-    if warning := few_rows.warning(few):
-        stage.log(NAME).warning("%s", warning)
-    return material
 
 
 def settle(args: Arguments, material: Material) -> ClassifierSettings:
@@ -201,37 +174,11 @@ def settle(args: Arguments, material: Material) -> ClassifierSettings:
 
     size: dict[str, Any] = dict(PRESETS[args.preset])
     size |= {key: getattr(args, key) for key in size if getattr(args, key) is not None}
-    network = NetworkSettings(
-        **size, learning_rate=args.learning_rate, weight_decay=args.weight_decay, batch=args.batch, epochs=args.epochs,
-        patience=args.patience, balance=args.balance, select="loss" if args.select == "loss" else material.metric,
-    )  # fmt: skip
+    network = args.into(NetworkSettings, **size, select="loss" if args.select == "loss" else material.metric)
     return ClassifierSettings(
         args.head, network, not args.no_standardise, material.metric, args.balance, args.seed, args.resamples,
         args.search_trials, stage.threads(),
     )  # fmt: skip
-
-
-def open_journal(
-    args: Arguments, material: Material, settings: ClassifierSettings, digest: str, workdir: Path
-) -> TrialJournal:
-    """The file of the search's trials: in PLM_CHECKPOINT_DIR if there is one, so that a killed job goes on."""
-    from plm.jobs.classifier.search import TrialJournal, search_key
-
-    key = search_key(settings.network, settings.standardise, material.metric, settings.seed, digest)
-    kept = Path(os.environ.get("PLM_CHECKPOINT_DIR") or workdir)
-    path = (kept if kept.is_dir() else workdir) / f"{NAME}-{key[:32]}.journal"
-    if args.resume_study is not None and not path.exists():
-        if not args.resume_study.is_file():
-            raise UserError("The study does not exist", where=str(args.resume_study), fix="Check the path")
-        shutil.copyfile(args.resume_study, path)
-    return TrialJournal(path, key)
-
-
-def _told(material: Material) -> str:
-    if material.task.target == "number":
-        return "numbers"
-    names = material.task.classes
-    return f"{len(names)} classes ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
 
 
 def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, findings: Any, predictions: Any) -> None:
@@ -239,6 +186,7 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
     import pandas as pd
     from plm.data.tables import write_table
     from plm.jobs.classifier import report as classifier_report
+    from plm.jobs.classifier import training_steps as steps
     from plm.telling import evaluation_figures, figures
 
     def table(frame: Any, path: Path) -> None:
@@ -252,9 +200,7 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
     if args.metrics:
         table(classifier_report.metrics_table(findings), args.metrics)
     if args.status:
-        fates = material.data.fates
-        rows = [(fate.source, fate.file, fate.line, *_id(fate.id), fate.label, fate.status) for fate in fates]
-        table(pd.DataFrame(rows, columns=["source", "file", "line", "id", "position", "label", "status"]), args.status)
+        table(steps.status_table(material), args.status)
     if args.history:
         table(history, args.history)
     if args.curves:
@@ -277,11 +223,6 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
             tables=[name for name in TABLES if getattr(args, name)], best_trial=best,
         )  # fmt: skip
         report.write(out.path(args.report))
-
-
-def _id(key: str) -> tuple[str, str]:
-    name, _, place = key.partition("\t")
-    return name, place
 
 
 if __name__ == "__main__":

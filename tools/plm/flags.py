@@ -217,10 +217,17 @@ class Flags:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{name}: arguments stay as they were given")
 
-    def into(self, settings: Callable[..., S], **more: Any) -> S:
-        """Settings of the library: each of their fields is the flag of that name, or one of ``more``."""
-        names = inspect.signature(settings).parameters
-        return settings(**{name: self.__dict__[name] for name in names if name in self.__dict__} | more)
+    def into(self, settings: Callable[..., S], /, **more: Any) -> S:
+        """Settings of the library: each field is the flag of its name, or one of ``more``.
+
+        A flag that was left out and has no default of its own leaves the field at the settings' default.
+        """
+        given = {}
+        for name, parameter in inspect.signature(settings).parameters.items():
+            value = self.__dict__.get(name)
+            if name in self.__dict__ and (value is not None or parameter.default is inspect.Parameter.empty):
+                given[name] = value
+        return settings(**given | more)
 
     def check(self) -> None:
         """Raises a UserError for flags that do not go together."""
@@ -303,6 +310,14 @@ class ClassFiles(Labels):
         "one or more files of one model: HDF5, npz, Parquet or tables", several=True, required=True
     )
     class_name: list[str] = text("class of a file; once for each file (default: files' names)", again=True)
+
+
+class TrainedBundle(Flags):
+    """What a training on labelled rows writes."""
+
+    bundle: Path = output("what was trained (zip)", required=True)
+    licence: str = text("licence of the data or model, for the model card")
+    predictions: Path | None = output("validation and test rows, predicted by the reloaded bundle (tabular)")
 
 
 class Resume(Flags):

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +26,12 @@ def output_file(text: str) -> Path:
 def output_folder(text: str) -> Path:
     """The ``type`` of a flag that names an output folder."""
     return Path(text)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes lines of text, each with an end."""
+    with path.open("w", encoding="utf-8", newline="\n") as handle:
+        handle.writelines(f"{line}\n" for line in lines)
 
 
 def check_places(given: Sequence[tuple[str, str, Path]]) -> None:

@@ -11,7 +11,30 @@ from plm.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from plm.model.ranks import Ranks
+
 Precision = Literal["fp32", "bf16"]
+
+
+def settle(
+    device: str, precision: str, threads: int, log: logging.Logger, ranks: Ranks | None = None
+) -> tuple[torch.device, Precision]:
+    """Where a job runs and how, as the first line of its log says.
+
+    Args:
+        device: As for :func:`choose_device`.
+        precision: As for :func:`choose_precision`.
+        threads: Processor threads of the job.
+        log: Takes the line.
+        ranks: The processes of the job; those of one machine share its threads and take a GPU each.
+    """
+    use_threads(max(1, threads // (ranks.here if ranks else 1)))
+    chosen = choose_device(device)
+    if ranks and chosen.type == "cuda" and ranks.world > 1:
+        chosen = choose_device(f"cuda:{ranks.local}")
+    arithmetic = choose_precision(precision, chosen)
+    announce(log, chosen, arithmetic)
+    return chosen, arithmetic
 
 
 def choose_device(requested: str = "auto") -> torch.device:

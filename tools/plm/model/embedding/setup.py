@@ -131,3 +131,39 @@ def announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, lo
         f" x {ranks.world}" if ranks.world > 1 else "", precision, budget.tokens, job.memory() / 2**30,
         "unknown time" if seconds is None else stage.duration(seconds),
     )  # fmt: skip
+
+
+def embed(
+    spool: ProteinStore,
+    files: ModelFiles,
+    loaded: LoadedModel,
+    wanted: Wanted,
+    settings: EmbeddingSettings,
+    *,
+    name: str,
+    work_dir: Path | None,
+    scratch: Path,
+    ranks: Ranks,
+    stack: ExitStack,
+    log: logging.Logger,
+) -> EmbedJob:
+    """Embeds all proteins; what an earlier job of the same content has done is not done again.
+
+    Args: as for :func:`open_store`, and the loaded model.
+
+    Returns:
+        The job, whose parts are complete in the leading process.
+    """
+    store = open_store(
+        spool, files, wanted, settings, name=name, device=loaded.device.type, work_dir=work_dir, scratch=scratch,
+        ranks=ranks, stack=stack, log=log,
+    )  # fmt: skip
+    job = begin(spool, loaded, wanted, settings, store, ranks, log)
+    missing = job.missing()
+    announce(job, missing, settings.precision, ranks, log)
+    ranks.meet()  # a shard that appears from now on was made by its owner
+    job.compute(missing)
+    ranks.meet()
+    while ranks.leads and (broken := job.missing()):
+        job.compute(broken, Ranks())
+    return job

@@ -1,0 +1,115 @@
+"""The survey of a file of proteins: threshold, plan, and every candidate scored and written as it comes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plm import stage
+from plm.data.fasta import CleaningRule
+from plm.data.proteins import Cleaning
+from plm.errors import UserError
+from plm.jobs.classify_sites.candidates import CandidateSurvey, read_candidates
+from plm.jobs.classify_sites.report import SiteCounts
+from plm.jobs.classify_sites.scan import SiteScanner, chunks
+from plm.jobs.classify_sites.tables import SiteTables, Truth, judge
+from plm.model.bundles.fine_tuned import FineTunedBundle
+from plm.scoring.operating_point import OperatingPoint
+
+
+def choose_point(
+    bundle: FineTunedBundle, false_positive_rate: float | None, prevalence: float | None, where: str, notes: list[str]
+) -> OperatingPoint | None:
+    """The threshold of two classes; None for others.
+
+    Args:
+        bundle: The loaded bundle.
+        false_positive_rate: Share (0-1) of validation negatives that may be called; None: the bundle's threshold.
+        prevalence: Share (0-1) of candidates that are real sites; None: as in training.
+        where: The bundle's file, for messages.
+        notes: Takes what the user should know.
+
+    Raises:
+        UserError: A threshold is asked for where there is none.
+    """
+    if not bundle.task.binary:
+        if false_positive_rate is not None or prevalence is not None:
+            raise UserError(
+                "The bundle does not tell two classes apart, so there is no threshold to choose",
+                where="--false-positive-rate or --prevalence",
+                fix="Leave them out",
+            )
+        return None
+    point = OperatingPoint.choose(
+        bundle.manifest, false_positive_rate=false_positive_rate, prevalence=prevalence, where=where
+    )
+    if false_positive_rate and false_positive_rate < (point.unresolved or 0):
+        notes.append(
+            f"A false-positive rate of {false_positive_rate:g} is finer than {point.counts[0]} validation "
+            "negatives can show: the threshold lies just above all of them."
+        )
+    return point
+
+
+def announce(survey: CandidateSurvey, scanner: SiteScanner, letters: str, where: str, log: logging.Logger) -> None:
+    """Says what is to be done, on what, and for how long."""
+    window, specials = scanner.bundle.window, scanner.bundle.loaded.family.specials
+    tokens = survey.context + specials * survey.candidates if window else survey.residues + specials * survey.proteins
+    minutes = "0"
+    if survey.candidates:
+        minutes = f"{tokens * scanner.seconds_per_token(survey.head) / 60:.1f}"
+    context = f"windows of {window} residues (equal ones once)" if window else "whole proteins"
+    log.info(
+        "Plan: %d proteins of %d records, %d candidates (%s), %s, %d tokens, %d networks, %s; about %s minutes",
+        survey.proteins, survey.records, survey.candidates, "/".join(letters), context, tokens,
+        len(scanner.bundle.members), where, minutes,
+    )  # fmt: skip
+
+
+@dataclass
+class SiteSurvey:
+    """Scores a file chunk by chunk and writes each protein as soon as it is known.
+
+    Attributes:
+        proteins: The file.
+        nucleotides: ``reject`` or ``keep``.
+        letters: Candidate residues.
+        candidates: What the file holds.
+        scanner: The model.
+        tables: Where candidates are written.
+        counts: What the report tells.
+        truth: Known sites, if there is a list.
+    """
+
+    proteins: Path
+    nucleotides: str
+    letters: str
+    candidates: CandidateSurvey
+    scanner: SiteScanner
+    tables: SiteTables
+    counts: SiteCounts
+    truth: Truth | None
+
+    def run(self, batch_tokens: int, log: logging.Logger) -> None:
+        """Goes through the file, ``batch_tokens`` residues encoded together."""
+        task, truth = self.tables.task, self.truth
+        positive = task.classes[task.positive_index] if task.binary else ""
+        progress = stage.Progress(log, self.candidates.candidates, "candidates", every=10.0)
+        cleaning = Cleaning(self.proteins.name, CleaningRule(nucleotides=self.nucleotides))
+        records = read_candidates(self.proteins, self.letters, cleaning, self.candidates.settled)
+        for chunk in chunks(records, self.scanner.bundle.window, 32 * batch_tokens):
+            for protein, values in zip(chunk, self.scanner.score(chunk, progress.advance), strict=True):
+                if truth:
+                    truth.see(protein)
+                if not protein.sites:
+                    self.tables.skip(protein)
+                    self.counts.skip(protein)
+                    continue
+                answers = judge(values, task, self.tables.point)
+                labels = truth.labels(protein) if truth else [""] * len(protein.sites)
+                known = np.array([bool(label) and label == positive for label in labels])
+                self.tables.add(protein, answers, labels)
+                self.counts.add(protein, answers.heights, answers.called, answers.calls, known)

@@ -1,0 +1,210 @@
+"""What answers: a classifier of embeddings, or a fine-tuned model that reads proteins itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plm import stage
+from plm.data.embeddings.description import UNUSUAL
+from plm.data.embeddings.files import read_embeddings
+from plm.data.protein_store import read_spool
+from plm.errors import UserError
+from plm.jobs.predict.queries import Queries, stored_batches
+from plm.jobs.predict.verdicts import Rules
+from plm.model.bundles.bundle import Bundle
+from plm.model.bundles.classifier import ClassifierBundle, bundle_kind, check_embeddings, load_classifier_bundle
+from plm.scoring.conformal import Errors
+
+if TYPE_CHECKING:
+    from plm.jobs.predict.answers import Asker, BundleAnswers
+    from plm.model.embedding.sharded import EmbedJob
+
+Settle = Callable[[Bundle, tuple[Any, ...], "Errors | None"], Rules]
+"""Rules for a bundle, its sample of training rows and its errors on validation rows."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of which bundle; the flags of plm_predict by their names, and the stage's own name."""
+
+    input: Path | None
+    embeddings: Path | None
+    bundle: Path
+    model: str | None
+    allow_hub: bool
+    duplicate_ids: str
+    nucleotides: str
+    max_residues: int
+    max_memory: int | None
+    batch_tokens: int
+    work_dir: Path | None
+    device: str
+    precision: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to come, block by block, and what a report needs to know of them.
+
+    Attributes:
+        about: Sentences on the bundle.
+        notes: What the user should know.
+        job: Which knows, after the last block, the windows of each protein.
+    """
+
+    bundle: Bundle
+    rules: Rules
+    queries: Queries
+    blocks: Iterable[BundleAnswers]
+    about: list[str]
+    notes: list[str]
+    job: EmbedJob | Asker | None = None
+
+    def forget(self) -> None:
+        """Removes the finished parts of embeddings, once everything that rests on them is written."""
+        store = getattr(self.job, "store", None)
+        if store is not None:
+            store.remove()
+
+
+def ask(question: Question, settle: Settle, scratch: Path, stack: ExitStack, log: logging.Logger) -> Answered:
+    """Loads the bundle and puts the question to it.
+
+    Args:
+        question: What is asked.
+        settle: How answers are judged; called before the work starts.
+        scratch: Folder for what does not outlive the job.
+        stack: Keeps files open until it is closed.
+        log: Told what is planned.
+
+    Raises:
+        UserError: The bundle is damaged, or does not answer such questions.
+    """
+    if bundle_kind(question.bundle) == "embedding":
+        return _with_embeddings(question, settle, scratch, stack, log)
+    return _with_finetuned(question, settle, scratch, log)
+
+
+def _with_embeddings(
+    question: Question, settle: Settle, scratch: Path, stack: ExitStack, log: logging.Logger
+) -> Answered:
+    """A classifier of embeddings: embeds proteins as its training proteins were, or takes embeddings of that kind."""
+    from plm.jobs.predict.answers import ask_classifier, embedded_batches
+
+    bundle = load_classifier_bundle(question.bundle)
+    scores, truth = bundle.validation_scores
+    errors = Errors.of(scores, truth, number=bundle.task.target == "number") if len(scores) else None
+    rules = settle(bundle, bundle.reference, errors)
+    made = bundle.embedding
+    about = [f"Classifier of embeddings: model {made.model or 'unknown'}, layer {_layer(made.layers)}, pooling "
+             f"{made.pooling or 'unknown'}, {made.dimension} numbers; head {bundle.head.kind}."]  # fmt: skip
+    if question.input is not None:
+        queries, job = _embed(question, bundle, scratch, stack, log)
+        return Answered(bundle, rules, queries, ask_classifier(bundle, embedded_batches(job)), about, [], job)
+    assert question.embeddings is not None
+    opened = stack.enter_context(read_embeddings(question.embeddings))
+    # Of several layers the one that the bundle was trained on.
+    if opened.description.depth > 1 and made.layers and made.layers[0] in opened.description.layers:
+        opened = stack.enter_context(read_embeddings(question.embeddings, layer=made.layers[0]))
+    notes = check_embeddings(opened.description, bundle, opened.name)
+    if opened.description.depth > 1:
+        raise UserError(
+            f"The file has the layers {_layer(opened.description.layers)}, and the bundle does not say which it needs",
+            where=opened.name,
+            fix="Embed again with one layer",
+        )
+    queries = Queries.of_embeddings(opened)
+    log.info("Plan: %d embeddings of dimension %d; seconds, on the processor", len(queries), opened.dimension)
+    return Answered(bundle, rules, queries, ask_classifier(bundle, stored_batches(opened, queries)), about, notes)
+
+
+def _embed(
+    question: Question, bundle: ClassifierBundle, scratch: Path, stack: ExitStack, log: logging.Logger
+) -> tuple[Queries, EmbedJob]:
+    """Embeds the proteins, as plm_embed does; a killed job goes on where it stopped."""
+    stage.require({"torch": "2.6", "transformers": "5.2"})
+    from plm.jobs.predict.answers import base_of
+    from plm.model import device as devices
+    from plm.model.checkpoint import load_model
+    from plm.model.embedding import setup
+    from plm.model.embedding.representations import check_wanted
+    from plm.model.ranks import Ranks
+
+    assert question.input is not None
+    files, wanted = base_of(bundle, question.bundle.name, question.model, workdir=scratch, allow_hub=question.allow_hub)
+    sites = wanted.pooling == "sites"
+    read = partial(
+        read_spool, question.input, duplicates=question.duplicate_ids, sites=sites, nucleotides=question.nucleotides
+    )  # fmt: skip
+    own = bundle.embedding.notes.get(UNUSUAL, "x")  # as in the embeddings that the bundle was trained on
+    spool = read(scratch / "spool", unusual=own)
+    device, precision = devices.settle(question.device, question.precision, stage.threads(), log)
+    loaded = load_model(files, dtype="bfloat16" if precision == "bf16" else "float32", device=device)
+    if spool.own and not loaded.family.own_letters(loaded.vocabulary):
+        spool = read(scratch / "as_x")
+    check_wanted(loaded, wanted)
+    settings = setup.EmbeddingSettings(
+        question.duplicate_ids, precision, question.batch_tokens, question.max_residues, question.max_memory
+    )
+    job = setup.embed(
+        spool, files, loaded, wanted, settings, name=question.stage, work_dir=question.work_dir, scratch=scratch,
+        ranks=Ranks(), stack=stack, log=log,
+    )  # fmt: skip
+    return Queries.of_proteins(question.input, spool, sites=sites), job
+
+
+def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logging.Logger) -> Answered:
+    """A fine-tuned model, which reads proteins itself."""
+    stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17"})
+    from plm.jobs.predict.answers import Asker
+    from plm.model import device as devices
+    from plm.model.bundles.archive import bundle_level
+    from plm.model.bundles.fine_tuned import DEFAULT_BUDGET, load_bundle
+
+    if bundle_level(question.bundle) == "site":
+        raise UserError(
+            "The bundle answers for sites in proteins, not for whole proteins or every residue",
+            where=question.bundle.name,
+            fix="Use plm_classify_sites",
+        )
+    if question.input is None:
+        raise UserError(
+            "A fine-tuned model reads proteins, not embeddings", where=question.bundle.name, fix="Give --input"
+        )
+    spool = read_spool(
+        question.input, scratch / "spool", duplicates=question.duplicate_ids, nucleotides=question.nucleotides
+    )
+    _, precision = devices.settle(question.device, question.precision, stage.threads(), log)
+    bundle = load_bundle(
+        question.bundle,
+        question.model,
+        workdir=scratch,
+        device=question.device,
+        precision=precision,
+        allow_hub=question.allow_hub,
+    )
+    whole = bundle.task.level == "sequence"
+    stored = bundle.manifest.get("conformal") if whole else None
+    errors = Errors.from_json(stored) if stored else None
+    rules = settle(bundle, bundle.reference if whole else ([], [], []), errors)
+    asker = Asker(bundle, spool, question.batch_tokens or DEFAULT_BUDGET, log, longest=question.max_residues)
+    log.info(
+        "Plan: %d proteins of %d records (%d different sequences), %d residues, %d networks",
+        len(spool.accepted), len(spool.ids), len(spool.lengths), int(spool.lengths.sum()), len(bundle.members),
+    )  # fmt: skip
+    base = bundle.manifest["base"]
+    about = [f"Fine-tuned model: base model {base['id']} (sha256 {base['sha256'][:12]}), method "
+             f"{bundle.manifest['method']}, {len(bundle.members)} trained networks."]  # fmt: skip
+    queries = Queries.of_proteins(question.input, spool, sites=False)
+    return Answered(bundle, rules, queries, asker.answers(), about, [], asker)
+
+
+def _layer(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers)) or "unknown"
