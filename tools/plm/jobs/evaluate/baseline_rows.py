@@ -261,4 +261,7 @@ def answers_table(evaluation: Evaluation, answers: Sequence[Answer]) -> pd.DataF
             answer = [values] if number else values
             rows.append(layout.cells(row[:after], answer, call, row[after:], one.name))
     table = layout.frame(rows)
-    return table[[column for column in table if column in ("id", "label") or (table[column] != "").any()]]
+    # The answer behind what stands beside it, as this table has always been written.
+    call = [] if number else ["call"]
+    order = [*names[:after], *call, *names[after:], *(name for name in layout.columns if name not in (*names, *call))]
+    return table[[name for name in order if name in ("id", "label") or (table[name] != "").any()]]
