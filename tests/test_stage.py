@@ -14,7 +14,7 @@ import pytest
 from plm import stage
 from plm.errors import UserError
 
-STAGES = ("plm_preprocess", "plm_pretrain", "plm_finetune", "plm_classify_sites", "plm_evaluate")
+STAGES = sorted(path.stem for path in (Path(__file__).parents[1] / "tools").glob("plm_*.py"))
 
 
 def _children() -> float:
