@@ -56,16 +56,16 @@ class Arguments(flags.Device):
         again=True,
         metavar="NAME=DATASET",
     )
+    probes: Path | None = flags.output("table of the probes")
+    probe_figure: Path | None = flags.output("scores of the probes (PNG)")
     resamples: int = flags.resamples("of clusters, for intervals")
     turns: int = flags.whole(3, "rounds in which each model is timed (0: no measurement of cost)", 0, 1000)
     timed_residues: int = flags.whole(20_000, "residues that each model encodes in a round", 100, 10**8)
+    cost: Path | None = flags.output("table of parameters, speed and memory")
     scores: Path | None = flags.output("table of masked perplexity and accuracy")
     agreement: Path | None = flags.output("table of agreement with the reference, CKA included")
     proteins: Path | None = flags.output("table of every protein")
-    probes: Path | None = flags.output("table of the probes")
-    cost: Path | None = flags.output("table of parameters, speed and memory")
     figure: Path | None = flags.output("box plots of proteins (PNG)")
-    probe_figure: Path | None = flags.output("scores of the probes (PNG)")
     report: Path | None = flags.report()
     seed: int = flags.seed("of folds, samples and resamples")
 
