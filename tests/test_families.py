@@ -55,6 +55,14 @@ def test_equals_the_plain_class(family: ModelFamily, length: int, tmp_path: Path
 
 
 @every_family
+def test_attention_matters_in_the_tiny_checkpoint(family: ModelFamily, tmp_path: Path) -> None:
+    """Else the comparisons above would prove little: residues far away change the states."""
+    loaded, near, far = load(tiny(family), tmp_path), protein(150), protein(150, seed=1)
+    one, other = (encoder.encode(loaded, [sequence])[0][:150] for sequence in (near + near, near + far))
+    assert relative_l2(other, one) > 0.05
+
+
+@every_family
 def test_a_stored_model_is_the_same_model(family: ModelFamily, tmp_path: Path) -> None:
     for purpose in ("encoder", "masked_lm") if family.language_model_class else ("encoder",):
         loaded = load(tiny(family), tmp_path, purpose=purpose)
