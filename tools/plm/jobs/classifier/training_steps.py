@@ -57,10 +57,10 @@ def open_journal(
     """The file of the search's trials: in PLM_CHECKPOINT_DIR if there is one, so that a killed job goes on.
 
     Args:
-        name: The stage's, for the file's name.
-        material: What is learnt.
-        settings: Of the heads; the search goes on only with the same.
-        digest: Of the rows, likewise.
+        name: Id of the stage, for the file's name.
+        material: Labelled embeddings that are learned from.
+        settings: Settings of the heads; the search goes on only with the same.
+        digest: sha256 of the rows; the search goes on only with the same.
         workdir: Folder for a file that does not outlive the job.
         resumed: Study of an earlier search.
 

@@ -26,11 +26,11 @@ def choose_point(
     """The threshold of two classes; None for others.
 
     Args:
-        bundle: The loaded bundle.
+        bundle: Fine-tuned bundle of a site task.
         false_positive_rate: Share (0-1) of validation negatives that may be called; None: the bundle's threshold.
         prevalence: Share (0-1) of candidates that are real sites; None: as in training.
         where: The bundle's file, for messages.
-        notes: Takes what the user should know.
+        notes: List to which sentences that the user should know are appended.
 
     Raises:
         UserError: A threshold is asked for where there is none.
@@ -64,9 +64,16 @@ def announce(survey: CandidateSurvey, scanner: SiteScanner, letters: str, where:
     context = f"windows of {window} residues (equal ones once)" if window else "whole proteins"
     log.info(
         "Plan: %d proteins of %d records, %d candidates (%s), %s, %d tokens, %d networks, %s; about %s minutes",
-        survey.proteins, survey.records, survey.candidates, "/".join(letters), context, tokens,
-        len(scanner.bundle.members), where, minutes,
-    )  # fmt: skip
+        survey.proteins,
+        survey.records,
+        survey.candidates,
+        "/".join(letters),
+        context,
+        tokens,
+        len(scanner.bundle.members),
+        where,
+        minutes,
+    )
 
 
 @dataclass
@@ -74,13 +81,13 @@ class SiteSurvey:
     """Scores a file chunk by chunk and writes each protein as soon as it is known.
 
     Attributes:
-        proteins: The file.
+        proteins: FASTA file or table to read.
         nucleotides: ``reject`` or ``keep``.
         letters: Candidate residues.
-        candidates: What the file holds.
-        scanner: The model.
-        tables: Where candidates are written.
-        counts: What the report tells.
+        candidates: Records, proteins and candidates of that file, counted before.
+        scanner: Scanner with the bundle that scores the candidates.
+        tables: Writer of the tables of sites and proteins.
+        counts: Counts that the report tells.
         truth: Known sites, if there is a list.
     """
 

@@ -24,10 +24,10 @@ class Beside(NamedTuple):
     """What stands beside the models; nothing without a training table.
 
     Attributes:
-        answers: Of the baselines.
+        answers: Answers of the baselines to the evaluated rows.
         identity: (M,) of each row to its nearest training row, 0-1.
         best: Name of the baseline to beat.
-        notes: How it was done.
+        notes: Sentences on how it was done.
         training_rows: Number of rows that the baselines could learn from.
     """
 
@@ -39,25 +39,37 @@ class Beside(NamedTuple):
 
 
 def ask_baselines(
-    training: Path, evaluation: Evaluation, metric: str, *, window: int, seed: int, most_rows: int, threads: int,
+    training: Path,
+    evaluation: Evaluation,
+    metric: str,
+    *,
+    window: int,
+    seed: int,
+    most_rows: int,
+    threads: int,
     log: logging.Logger,
-) -> Beside:  # fmt: skip
+) -> Beside:
     """Trains the baselines on the training rows and lets them answer the evaluated ones.
 
     Args:
         training: The dataset table that the predictions come from.
-        evaluation: The evaluated rows.
-        metric: By which the baseline to beat is chosen.
+        evaluation: Evaluated rows and what each model said about them.
+        metric: Metric by which the baseline to beat is chosen.
         window: Residues around a site that baselines see.
-        seed: Of samples and of the baselines.
+        seed: Seed of the samples and of the baselines.
         most_rows: Training rows that the baselines see at most.
         threads: Processor threads to use.
-        log: Told how far it is.
+        log: Logger told of progress.
     """
     prepared = baseline_rows.prepare(
-        dataset_table.read_dataset(training), evaluation.keys(), list(evaluation.rows["label"]), evaluation.kind,
-        evaluation.classes, window, training.name,
-    )  # fmt: skip
+        dataset_table.read_dataset(training),
+        evaluation.keys(),
+        list(evaluation.rows["label"]),
+        evaluation.kind,
+        evaluation.classes,
+        window,
+        training.name,
+    )
     log.info("baselines learn from %d training rows: %s", prepared.training_rows, prepared.about)
     answers = prepared.answers(evaluation.classes, metric, seed=seed, most_rows=most_rows)
     log.info("baselines done; looking for the nearest training row of each evaluated row")

@@ -14,29 +14,40 @@ from plm.training.folds import TrainingPart, parts
 
 
 def read_data(
-    dataset: Path, *, level: str, target: str, positive: str, window: int | None, fold: int | None,
-    methods: Sequence[str], log: logging.Logger,
-) -> tuple[LabelledRows, list[TrainingPart]]:  # fmt: skip
+    dataset: Path,
+    *,
+    level: str,
+    target: str,
+    positive: str,
+    window: int | None,
+    fold: int | None,
+    methods: Sequence[str],
+    log: logging.Logger,
+) -> tuple[LabelledRows, list[TrainingPart]]:
     """The labelled rows and the splits to train on.
 
     Args:
-        dataset: Dataset table.
-        level: What a label belongs to, or ``auto``.
+        dataset: Dataset table with labels and splits or folds.
+        level: Level of the labels: ``sequence``, ``residue``, ``site`` or ``auto``.
         target: ``class``, ``number`` or ``auto``.
-        positive: Of two classes the one to detect; empty: the last.
+        positive: Class to detect, of two; empty: the last.
         window: Residues around a site; None: as in the table; 0: whole proteins.
         fold: The only fold to train for; None: each.
         methods: Ways to train; validation rows choose among several.
-        log: Told what was understood.
+        log: Logger told what was understood.
 
     Raises:
         UserError: There is nothing to learn from these rows, or folds where validation rows must choose a method.
     """
     frame, labelling = labelled_rows(read_dataset(dataset), level, target, dataset.name)
     rows = read_rows(
-        frame, level=labelling.task.level, target=labelling.task.target, positive=positive, window=window,
+        frame,
+        level=labelling.task.level,
+        target=labelling.task.target,
+        positive=positive,
+        window=window,
         name=dataset.name,
-    )  # fmt: skip
+    )
     rows = replace(rows, notes=(f"Labels: {labelling.why}", *labelling.notes))
     splits = parts(frame, fold, dataset.name)
     few = check_numbers(rows, splits, dataset.name)

@@ -55,8 +55,8 @@ class Answered:
 
     Attributes:
         about: Sentences on the bundle.
-        notes: What the user should know.
-        job: Which knows, after the last block, the windows of each protein.
+        notes: Sentences that the user should know.
+        job: Job that knows the windows of each protein after the last block, or None.
     """
 
     bundle: Bundle
@@ -78,11 +78,11 @@ def ask(question: Question, settle: Settle, scratch: Path, stack: ExitStack, log
     """Loads the bundle and puts the question to it.
 
     Args:
-        question: What is asked.
-        settle: How answers are judged; called before the work starts.
+        question: Input, bundle and options of the run.
+        settle: Function that makes the rules by which answers are called; runs before the work starts.
         scratch: Folder for what does not outlive the job.
         stack: Keeps files open until it is closed.
-        log: Told what is planned.
+        log: Logger told what is planned.
 
     Raises:
         UserError: The bundle is damaged, or does not answer such questions.
@@ -102,17 +102,19 @@ def _with_embeddings(
     scores, truth = bundle.validation_scores
     errors = Errors.of(scores, truth, number=bundle.task.target == "number") if len(scores) else None
     rules = settle(bundle, bundle.reference, errors)
-    made = bundle.embedding
-    about = [f"Classifier of embeddings: model {made.model or 'unknown'}, layer {_layer(made.layers)}, pooling "
-             f"{made.pooling or 'unknown'}, {made.dimension} numbers; head {bundle.head.kind}."]  # fmt: skip
+    embedding = bundle.embedding
+    about = [
+        f"Classifier of embeddings: model {embedding.model or 'unknown'}, layer {_layer(embedding.layers)}, "
+        f"pooling {embedding.pooling or 'unknown'}, {embedding.dimension} numbers; head {bundle.head.kind}."
+    ]
     if question.input is not None:
         queries, job = _embed(question, bundle, scratch, stack, log)
         return Answered(bundle, rules, queries, ask_classifier(bundle, embedded_batches(job)), about, [], job)
     assert question.embeddings is not None
     opened = stack.enter_context(read_embeddings(question.embeddings))
     # Of several layers the one that the bundle was trained on.
-    if opened.description.depth > 1 and made.layers and made.layers[0] in opened.description.layers:
-        opened = stack.enter_context(read_embeddings(question.embeddings, layer=made.layers[0]))
+    if opened.description.depth > 1 and embedding.layers and embedding.layers[0] in opened.description.layers:
+        opened = stack.enter_context(read_embeddings(question.embeddings, layer=embedding.layers[0]))
     notes = check_embeddings(opened.description, bundle, opened.name)
     if opened.description.depth > 1:
         raise UserError(
@@ -142,7 +144,7 @@ def _embed(
     sites = wanted.pooling == "sites"
     read = partial(
         read_spool, question.input, duplicates=question.duplicate_ids, sites=sites, nucleotides=question.nucleotides
-    )  # fmt: skip
+    )
     own = bundle.embedding.notes.get(UNUSUAL, "x")  # as in the embeddings that the bundle was trained on
     spool = read(scratch / "spool", unusual=own)
     device, precision = devices.settle(question.device, question.precision, stage.threads(), log)
@@ -154,9 +156,18 @@ def _embed(
         question.duplicate_ids, precision, question.batch_tokens, question.max_residues, question.max_memory
     )
     job = setup.embed(
-        spool, files, loaded, wanted, settings, name=question.stage, work_dir=question.work_dir, scratch=scratch,
-        ranks=Ranks(), stack=stack, log=log,
-    )  # fmt: skip
+        spool,
+        files,
+        loaded,
+        wanted,
+        settings,
+        name=question.stage,
+        work_dir=question.work_dir,
+        scratch=scratch,
+        ranks=Ranks(),
+        stack=stack,
+        log=log,
+    )
     return Queries.of_proteins(question.input, spool, sites=sites), job
 
 
@@ -197,11 +208,17 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
     asker = Asker(bundle, spool, question.batch_tokens or DEFAULT_BUDGET, log, longest=question.max_residues)
     log.info(
         "Plan: %d proteins of %d records (%d different sequences), %d residues, %d networks",
-        len(spool.accepted), len(spool.ids), len(spool.lengths), int(spool.lengths.sum()), len(bundle.members),
-    )  # fmt: skip
+        len(spool.accepted),
+        len(spool.ids),
+        len(spool.lengths),
+        int(spool.lengths.sum()),
+        len(bundle.members),
+    )
     base = bundle.manifest["base"]
-    about = [f"Fine-tuned model: base model {base['id']} (sha256 {base['sha256'][:12]}), method "
-             f"{bundle.manifest['method']}, {len(bundle.members)} trained networks."]  # fmt: skip
+    about = [
+        f"Fine-tuned model: base model {base['id']} (sha256 {base['sha256'][:12]}), method "
+        f"{bundle.manifest['method']}, {len(bundle.members)} trained networks."
+    ]
     queries = Queries.of_proteins(question.input, spool, sites=False)
     return Answered(bundle, rules, queries, asker.answers(), about, [], asker)
 

@@ -19,7 +19,7 @@ from plm.jobs.preprocess.records import read_records, with_unique_ids
 
 
 @dataclass(frozen=True)
-class Labelling:
+class LabellingSettings:
     """How records become labelled examples; the flags of plm_preprocess by their names."""
 
     input: Path
@@ -73,7 +73,7 @@ class Labelling:
         return self.task == "site" and (self.sites is not None or self.labels == "hash")
 
 
-def read(how: Labelling, journal: Journal) -> list[ProteinRecord]:
+def read(how: LabellingSettings, journal: Journal) -> list[ProteinRecord]:
     """The records of all files, each under an id of its own."""
 
     def read_file(path: Path, from_test_file: bool = False) -> list[ProteinRecord]:
@@ -89,18 +89,18 @@ def read(how: Labelling, journal: Journal) -> list[ProteinRecord]:
 
 
 def make_examples(
-    how: Labelling, records: Sequence[ProteinRecord], journal: Journal, log: logging.Logger
+    how: LabellingSettings, records: Sequence[ProteinRecord], journal: Journal, log: logging.Logger
 ) -> tuple[list[Example], int]:
     """The examples, and residues of their windows (0: whole proteins)."""
     cleaning = CleaningRule(how.unusual, how.gaps, how.stops, how.lower, how.nucleotides)
     rule = parse_rule("column:class", "--labels") if how.labels == "file" else how.rule
-    made = sites.sources(records, cleaning, rule, how.otherwise, how.protein, journal)
-    doubtful = sum(any("looks like nucleotides" in change for change in one.cleaned.changes) for one in made)
+    site_sources = sites.sources(records, cleaning, rule, how.otherwise, how.protein, journal)
+    doubtful = sum(any("looks like nucleotides" in change for change in one.cleaned.changes) for one in site_sources)
     if doubtful:
         log.warning("Note: %d records look like nucleotides and are kept: look at them", doubtful)
     width = how.window or 0
     if how.task != "site":
-        return sites.whole_sequences(made, journal, residues=how.task == "residue"), 0
+        return sites.whole_sequences(site_sources, journal, residues=how.task == "residue"), 0
     unlisted = how.unlisted == "negative" or (how.unlisted == "auto" and how.labels == "hash")
     if how.sites is not None:
         columns = (how.sites_accession, how.sites_position, how.sites_label)
@@ -109,34 +109,39 @@ def make_examples(
             table = read_table(how.negative_sites, header=None)
             listed += sites.read_listings(table, (*columns[:2], ""), sites.NEGATIVE, "--negative-sites")
         unlisted = unlisted or (how.unlisted == "auto" and len({listing.label for listing in listed}) == 1)
-        return sites.listed(made, listed, width, how.site_residues, unlisted, journal), width
+        return sites.listed(site_sources, listed, width, how.site_residues, unlisted, journal), width
     if how.labels == "hash":
-        return sites.marked(made, width, how.site_residues, unlisted, journal), width
+        return sites.marked(site_sources, width, how.site_residues, unlisted, journal), width
     if how.site == "centre":
-        return sites.centred(made, how.window, how.site_residues, how.protein_position, journal)
+        return sites.centred(site_sources, how.window, how.site_residues, how.protein_position, journal)
     column = how.site.removeprefix("column:")
-    return sites.positioned(made, column, how.window, how.site_residues, how.protein_position, journal)
+    return sites.positioned(site_sources, column, how.window, how.site_residues, how.protein_position, journal)
 
 
 def settle_labels(
-    how: Labelling, made: list[Example], lines: Mapping[str, int], journal: Journal, log: logging.Logger
+    how: LabellingSettings, examples: list[Example], lines: Mapping[str, int], journal: Journal, log: logging.Logger
 ) -> tuple[list[Example], str]:
     """Gives labels the form that all stages read, leaves unlabelled examples out, and says what was understood.
 
     Returns:
         The labelled examples and ``class`` or ``number``; all of them and ``class`` where nothing has labels.
     """
-    if not made or not how.labelled:
-        return made, "class"
+    if not examples or not how.labelled:
+        return examples, "class"
 
     def where(row: int) -> str:
-        source = made[row].source
+        source = examples[row].source
         line = f"line {lines[source]}, " if lines.get(source) else ""
-        return f"{how.input.name}, {line}id {made[row].id!r}"
+        return f"{how.input.name}, {line}id {examples[row].id!r}"
 
     try:
         understood = understand_labels(
-            [one.label for one in made], [one.sequence for one in made], how.task, how.target, where, how.input.name
+            [one.label for one in examples],
+            [one.sequence for one in examples],
+            how.task,
+            how.target,
+            where,
+            how.input.name,
         )
     except UserError as error:
         none = sum("says that there is none" in reason for _, _, reason in journal.entries)
@@ -147,7 +152,7 @@ def settle_labels(
     for note in understood.notes:
         log.warning("Note: %s", note)
     kept = []
-    for example, label in zip(made, understood.labels, strict=True):
+    for example, label in zip(examples, understood.labels, strict=True):
         if not label:
             journal.left_out(example.id, f"no label: {example.label[:40]!r} says that there is none")
             continue
@@ -158,13 +163,13 @@ def settle_labels(
     return kept, understood.task.target
 
 
-def select(how: Labelling, made: Sequence[Example], journal: Journal) -> list[Example]:
+def select(how: LabellingSettings, examples: Sequence[Example], journal: Journal) -> list[Example]:
     """Applies the policies; a test set of the user's own is only checked for length.
 
     Names come first: the policies know examples by them, and two records of one accession make sites of one name.
     """
-    made = policies.with_unique_names(made, journal)
-    kept = policies.by_length(made, how.min_length, how.max_length, journal)
+    examples = policies.with_unique_names(examples, journal)
+    kept = policies.by_length(examples, how.min_length, how.max_length, journal)
     test = [example for example in kept if example.from_test_file]
     kept = [example for example in kept if not example.from_test_file]
     kept = policies.without_conflicts(kept, how.conflicting_labels, journal)

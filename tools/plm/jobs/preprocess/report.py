@@ -140,11 +140,11 @@ class SplitAccount:
 
     def first_line(self) -> str:
         """What was made and whether it leaks."""
-        made = f"{len(self.examples):,} {self._unit} from {self.read:,} records"
+        content = f"{len(self.examples):,} {self._unit} from {self.read:,} records"
         parts = Counter(example.split for example in self.examples)
         if set(parts) - {""}:
-            made += " (" + ", ".join(f"{parts[part]:,} {_name(part)}" for part in _ordered(parts)) + ")"
-        return ". ".join([made, *self.few_groups(), *self._signed()]) + "."
+            content += " (" + ", ".join(f"{parts[part]:,} {_name(part)}" for part in _ordered(parts)) + ")"
+        return ". ".join([content, *self.few_groups(), *self._signed()]) + "."
 
     def _signed(self) -> list[str]:
         """The verdicts on leakage, each with its sign."""

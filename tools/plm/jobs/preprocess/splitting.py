@@ -16,7 +16,7 @@ SPLIT_NAMES = {"training": "train", "validation": "valid", "val": "valid", "dev"
 
 
 @dataclass(frozen=True)
-class Splitting:
+class SplittingSettings:
     """How examples are split; the flags of plm_preprocess by their names.
 
     Attributes:
@@ -39,29 +39,29 @@ class Splitting:
 
 
 def split(
-    how: Splitting, made: list[Example], records: dict[str, ProteinRecord], target: str, journal: Journal
+    how: SplittingSettings, examples: list[Example], records: dict[str, ProteinRecord], target: str, journal: Journal
 ) -> tuple[list[Example], str, list[homology.Relative] | None]:
     """Gives every example its group, cluster and split; returns the method and known relatives too."""
     pairs: list[homology.Relative] | None = None
-    sequences = [example.whole or example.sequence for example in made]
+    sequences = [example.whole or example.sequence for example in examples]
     method = homology.choose_method(sequences)
-    for example in made:
+    for example in examples:
         example.group = without_isoform(example.protein)
     if how.split == "group":
-        _own_groups(how, made, records, journal)
+        _own_groups(how, examples, records, journal)
     if how.split == "homology":
         clusters, pairs = _clusters(how, list(dict.fromkeys(sequences)), method)
-        for example, sequence in zip(made, sequences, strict=True):
+        for example, sequence in zip(examples, sequences, strict=True):
             example.cluster = clusters[sequence]
-        joint = splits.joined_groups([one.group for one in made], [one.cluster for one in made])
-        for example, group in zip(made, joint, strict=True):
+        joint = splits.joined_groups([one.group for one in examples], [one.cluster for one in examples])
+        for example, group in zip(examples, joint, strict=True):
             example.group = group
-    free = [example for example in made if not example.from_test_file]
-    for example in made:
+    free = [example for example in examples if not example.from_test_file]
+    for example in examples:
         example.split = "test" if example.from_test_file else "train"
     if how.split == "given":
         rule = parse_rule(how.split_from, "--split-from")
-        for example in made:
+        for example in examples:
             example.split = _given_split(rule.find(_origin(example, records)), example.id)
     elif how.split != "none":
         held = 0.0 if how.published else how.test_fraction
@@ -76,24 +76,26 @@ def split(
         for example, part in zip(free, places, strict=True):
             example.split = parts[part]
     elif not how.published:
-        for example in made:
+        for example in examples:
             example.split = ""
     # Fast clusters are for many sequences; without clusters only the search of the leakage report counts.
-    return made, "mmseqs" if method == "cascade" and how.split != "homology" else method, pairs
+    return examples, "mmseqs" if method == "cascade" and how.split != "homology" else method, pairs
 
 
-def _own_groups(how: Splitting, made: Sequence[Example], records: dict[str, ProteinRecord], journal: Journal) -> None:
+def _own_groups(
+    how: SplittingSettings, examples: Sequence[Example], records: dict[str, ProteinRecord], journal: Journal
+) -> None:
     """Groups by the user's rule; where it finds none the protein stands for the group, and the journal says so."""
     rule = parse_rule(how.group, "--group")
-    group_of = {example.id: rule.find(_origin(example, records)) for example in made}
+    group_of = {example.id: rule.find(_origin(example, records)) for example in examples}
     if not any(group_of.values()):
         raise UserError(
-            f"No group found: the {rule.in_words} matches none of {len(made)} records; the first header is "
-            f"{_origin(made[0], records).header[:80]!r}",
+            f"No group found: the {rule.in_words} matches none of {len(examples)} records; the first header is "
+            f"{_origin(examples[0], records).header[:80]!r}",
             where=f"--group {how.group}",
             fix="Choose the rule that fits these headers, or split by protein or homology",
         )
-    for example in made:
+    for example in examples:
         group = group_of[example.id]
         if group is None:
             journal.changed(example.id, f"no group: the {rule.in_words} finds nothing, so its protein stands for it")
@@ -101,7 +103,7 @@ def _own_groups(how: Splitting, made: Sequence[Example], records: dict[str, Prot
 
 
 def _clusters(
-    how: Splitting, distinct: list[str], method: str
+    how: SplittingSettings, distinct: list[str], method: str
 ) -> tuple[dict[str, str], list[homology.Relative] | None]:
     """Cluster of every distinct sequence, and the relatives at any identity if a search for all of them was made."""
     pairs: list[homology.Relative] | None = None
@@ -123,11 +125,11 @@ def _clusters(
     }, pairs
 
 
-def strata(how: Splitting, made: Sequence[Example], target: str) -> list[str]:
+def strata(how: SplittingSettings, examples: Sequence[Example], target: str) -> list[str]:
     """Classes to balance: the labels, fifths of their range for numbers, none for residue labels."""
     if how.task == "residue":
-        return [""] * len(made)
-    labels = [example.label for example in made]
+        return [""] * len(examples)
+    labels = [example.label for example in examples]
     return splits.quantile_strata([float(label) for label in labels]) if target == "number" else labels
 
 

@@ -92,23 +92,23 @@ def write_report(
             f"{score.beside_unigram} that of the letters' frequencies "
             f"({score.unigram_perplexity:.2f})."
         )
-        made = Report(verdict)
+        page = Report(verdict)
         if not outcome.finished:
-            made.paragraph("**Unfinished:** the time limit ended training early; give the checkpoint back to go on.")
-        made.rows(
+            page.paragraph("**Unfinished:** the time limit ended training early; give the checkpoint back to go on.")
+        page.rows(
             ["held-out families", "masked perplexity", "masked accuracy"],
             [
                 ["this model", f"{score.perplexity:.2f}", f"{score.accuracy:.3f}"],
                 ["unigram", f"{score.unigram_perplexity:.2f}", f"{score.unigram_accuracy:.3f}"],
             ],
         )
-        made.bullets([plain(facts["store"].account), split.sentence])
-        made.paragraph(
+        page.bullets([plain(facts["store"].account), split.sentence])
+        page.paragraph(
             f"{counted(outcome.steps, 'step')}, {outcome.tokens:,} residues seen, "
             f"{stage.duration(outcome.seconds)} in this run."
         )
         if figure is not None:
-            made.heading("Training").image("figure")
+            page.heading("Training").image("figure")
         if history is not None:
-            made.table("history", "History", "Scores during training may be of a part of the held-out families.")
-        made.write(outputs.path(report))
+            page.table("history", "History", "Scores during training may be of a part of the held-out families.")
+        page.write(outputs.path(report))
