@@ -75,9 +75,14 @@ def run(argv: Sequence[str] | None) -> None:
     device, precision = devices.settle(args.device, args.precision, stage.threads(), log)
     with tempfile.TemporaryDirectory(prefix="plm_") as scratch, stage.Outputs() as outputs, ExitStack() as opened:
         bundle = load_bundle(
-            args.bundle, args.model, workdir=Path(scratch), device=args.device, precision=args.precision,
-            allow_hub=args.allow_hub, level="site",
-        )  # fmt: skip
+            args.bundle,
+            args.model,
+            workdir=Path(scratch),
+            device=args.device,
+            precision=args.precision,
+            allow_hub=args.allow_hub,
+            level="site",
+        )
         notes: list[str] = []
         trained = str(bundle.manifest.get("site_residues") or "")
         letters = candidates.choose_letters(trained, args.residues, args.bundle.name, notes)
@@ -129,18 +134,28 @@ def _open_tables(
 
 
 def _finish(
-    args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, found: SiteCounts, letters: str, model: str,
-    notes: list[str], outputs: stage.Outputs, log: stage.logging.Logger,
-) -> None:  # fmt: skip
+    args: Arguments,
+    bundle: FineTunedBundle,
+    point: OperatingPoint | None,
+    found: SiteCounts,
+    letters: str,
+    model: str,
+    notes: list[str],
+    outputs: stage.Outputs,
+    log: stage.logging.Logger,
+) -> None:
     """Figure, report and the last lines of the log."""
     from plm.jobs.classify_sites.figure import sites_figure
     from plm.jobs.classify_sites.report import first_line, height_name, site_report
 
     if args.figure:
         sites_figure(
-            found.tracks(), outputs.path(args.figure), proteins=found.classified, height_name=height_name(bundle.task),
+            found.tracks(),
+            outputs.path(args.figure),
+            proteins=found.classified,
+            height_name=height_name(bundle.task),
             threshold=None if point is None else point.threshold,
-        )  # fmt: skip
+        )
     if args.report:
         names = [name for name in ("figure", "sites", "gff", "status") if getattr(args, name)]
         report = site_report(
@@ -149,8 +164,11 @@ def _finish(
         report.write(outputs.path(args.report))
     log.info(
         "%d records: %d classified, %d without a candidate, %d rejected",
-        found.proteins, found.classified, found.without, found.rejected,
-    )  # fmt: skip
+        found.proteins,
+        found.classified,
+        found.without,
+        found.rejected,
+    )
     log.info("%s.", first_line(found, point, letters, bundle.finished))
 
 

@@ -57,9 +57,10 @@ def run(argv: Sequence[str] | None) -> None:
     found = compare(args, log)
     with stage.Outputs() as outputs:
         for path, lines in (
-            (args.proteins, drift_report.proteins_table), (args.checks, drift_report.checks_table),
+            (args.proteins, drift_report.proteins_table),
+            (args.checks, drift_report.checks_table),
             (args.components, drift_report.components_table),
-        ):  # fmt: skip
+        ):
             if path:
                 write_lines(outputs.path(path), lines(found))
         if args.figure:
@@ -90,9 +91,12 @@ def compare(args: Arguments, log: Any) -> EmbeddingFindings:
     sides = [side for side in (reference, new) if side is not None]
     source = attach(args, sides, notes, bundle)
     log.info(
-        "Plan: %d embeddings of dimension %d%s; labels: %s", len(new), new.description.dimension,
-        "" if reference is None else f", {len(reference)} of the reference", source or "none",
-    )  # fmt: skip
+        "Plan: %d embeddings of dimension %d%s; labels: %s",
+        len(new),
+        new.description.dimension,
+        "" if reference is None else f", {len(reference)} of the reference",
+        source or "none",
+    )
     texts = [text for side in sides for text in side.labels]
     both, start, judged = separation.read_labels(texts, args.label_kind, source), 0, []
     for side in sides:
@@ -110,9 +114,18 @@ def compare(args: Arguments, log: Any) -> EmbeddingFindings:
         tests, why_not = drift.compare_sets(one, other, proteins, permutations=args.permutations, seed=args.seed)
         label_p = label_change(judged[0].labels, judged[1].labels)
     return EmbeddingFindings(
-        judged[-1], judged[0] if reference is not None else None, proteins, tests, why_not, label_p, source, bundle,
-        args.most_rows, args.seed, notes,
-    )  # fmt: skip
+        judged[-1],
+        judged[0] if reference is not None else None,
+        proteins,
+        tests,
+        why_not,
+        label_p,
+        source,
+        bundle,
+        args.most_rows,
+        args.seed,
+        notes,
+    )
 
 
 def read_reference(args: Arguments, notes: list[str]) -> tuple[Side, tuple[int, float, int] | None, bool]:
@@ -145,9 +158,15 @@ def attach(args: Arguments, sides: list[Side], notes: list[str], bundle: bool) -
     source = ""
     for one, *others in (sides[::-1], sides):  # either may carry the column
         source = source or reference_and_queries.attach_labels(
-            one, others[0] if others else None, table=args.labels, id_column=args.id_column,
-            label_column=args.label_column, group_column=args.group_column, wanted=True, notes=notes,
-        )  # fmt: skip
+            one,
+            others[0] if others else None,
+            table=args.labels,
+            id_column=args.id_column,
+            label_column=args.label_column,
+            group_column=args.group_column,
+            wanted=True,
+            notes=notes,
+        )
     if kept:
         sides[0].labels = kept
     return source

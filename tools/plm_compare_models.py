@@ -156,13 +156,23 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
     found = ModelFindings([name for name, _ in sources])
     probes = [read_probe(name, path, seed=args.seed, threads=threads) for name, path in args.datasets]
     for probe in probes:
-        log.info("Probe %s: %s level, %d training and %d judged rows; %s", probe.name, probe.task.level, probe.learned,
-                 len(probe.judged), probe.split)  # fmt: skip
+        log.info(
+            "Probe %s: %s level, %d training and %d judged rows; %s",
+            probe.name,
+            probe.task.level,
+            probe.learned,
+            len(probe.judged),
+            probe.split,
+        )
     if args.input:
         found.held = read_held_out(
-            args.input, domain_column=args.domain_column, cluster_column=args.cluster_column,
-            most=args.most_proteins, identity=args.identity, threads=threads,
-        )  # fmt: skip
+            args.input,
+            domain_column=args.domain_column,
+            cluster_column=args.cluster_column,
+            most=args.most_proteins,
+            identity=args.identity,
+            threads=threads,
+        )
         log.info("%s; clusters: %s", found.held.account, found.held.origin)
     masks = job.Masks(args.mask_rate, args.sets, args.mask_seed, args.max_length)
     comparison = job.ModelComparison(found, probes, masks, resamples=args.resamples, seed=args.seed)
@@ -174,9 +184,16 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
     comparison.finish()
     if args.turns:
         found.costs = job.measure_costs(
-            found, sources, [probe.sequences for probe in probes], residues=args.timed_residues, turns=args.turns,
-            threads=threads, device=str(device), precision=precision, told=log.info,
-        )  # fmt: skip
+            found,
+            sources,
+            [probe.sequences for probe in probes],
+            residues=args.timed_residues,
+            turns=args.turns,
+            threads=threads,
+            device=str(device),
+            precision=precision,
+            told=log.info,
+        )
     return found
 
 

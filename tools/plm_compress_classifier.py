@@ -82,7 +82,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         before = load_classifier_bundle(args.bundle)
         if before.manifest.get("compressed"):
             raise UserError("The bundle is compressed already", where=args.bundle.name, fix="Give the original bundle")
-        request = args.into(steps.Request, prunes=args.prunes)
+        request = args.into(steps.CompressionRequest, prunes=args.prunes)
         valid, train = steps.read_rows(request, before, Path(place), notes)
         metric = steps.choose_metric(request, before)
         log.info("Plan: %s, %s; judged by %s on %d rows", before.name, args.compress, metric, len(valid))
@@ -99,9 +99,20 @@ def run(argv: Sequence[str] | None = None) -> None:
         log.info("Latency")
         measured = steps.measure(before, after, files, stage.threads())
         found = CompressionFindings(
-            args.compress, before, measured, costs, metric, args.most_loss, refused, args.prune_share, tuned,
-            len(valid), compression.processor(), stage.threads(), notes,
-        )  # fmt: skip
+            args.compress,
+            before,
+            measured,
+            costs,
+            metric,
+            args.most_loss,
+            refused,
+            args.prune_share,
+            tuned,
+            len(valid),
+            compression.processor(),
+            stage.threads(),
+            notes,
+        )
         if args.compression_table:
             write_lines(out.path(args.compression_table), compression_table(found))
         if args.report:

@@ -140,9 +140,9 @@ def run(argv: Sequence[str] | None) -> None:
         stack.callback(ranks.leave)
         log.disabled = not ranks.leads
         outputs = stack.enter_context(stage.Outputs())
-        from plm.jobs.distill.preparation import Request, ready_job, ready_teacher
+        from plm.jobs.distill.preparation import DistillationRequest, ready_job, ready_teacher
 
-        request = args.into(Request, objective=args.objective, training=args.training, caches=args.caches)
+        request = args.into(DistillationRequest, objective=args.objective, training=args.training, caches=args.caches)
         setup = ready_teacher(request, scratch, ranks, log)
         if args.cache_only:
             _ask_only(args, setup, outputs)

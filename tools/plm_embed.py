@@ -76,9 +76,12 @@ def run(argv: Sequence[str] | None) -> None:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
         # Everything wrong with the input is found before the model is loaded.
         read = partial(
-            read_spool, args.input, duplicates=args.duplicate_ids, sites=args.pooling == "sites",
+            read_spool,
+            args.input,
+            duplicates=args.duplicate_ids,
+            sites=args.pooling == "sites",
             nucleotides=args.nucleotides,
-        )  # fmt: skip
+        )
         spool = read(scratch / "spool", unusual=args.unusual)
         from plm.model import device as devices
         from plm.model.embedding import setup
@@ -99,9 +102,18 @@ def run(argv: Sequence[str] | None) -> None:
         if spool.warning:
             log.warning("Note: %s", spool.warning)
         job = setup.embed(
-            spool, files, loaded, wanted, settings, name=NAME, work_dir=args.work_dir, scratch=scratch, ranks=ranks,
-            stack=stack, log=log,
-        )  # fmt: skip
+            spool,
+            files,
+            loaded,
+            wanted,
+            settings,
+            name=NAME,
+            work_dir=args.work_dir,
+            scratch=scratch,
+            ranks=ranks,
+            stack=stack,
+            log=log,
+        )
         if not ranks.leads:
             return
         with stage.Outputs() as outputs:
@@ -117,9 +129,11 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tup
     files = resolve_model(args.model, workdir=scratch, allow_hub=args.allow_hub)
     head = args.logits is not None or args.pseudo_perplexity is not None
     loaded = load_model(
-        files, purpose="masked_lm" if head else "encoder", dtype="bfloat16" if precision == "bf16" else "float32",
+        files,
+        purpose="masked_lm" if head else "encoder",
+        dtype="bfloat16" if precision == "bf16" else "float32",
         device=device,
-    )  # fmt: skip
+    )
     wanted = Wanted(
         layers=parse_layers(args.layers, loaded.layers),
         pooling=args.pooling,
@@ -143,17 +157,22 @@ def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, ou
     windows = job.windows()
     known = args.unusual == "own" and bool(loaded.family.own_letters(loaded.vocabulary))
     notes = {
-        "precision": precision, "windowed_proteins": str(int((windows[spool.unique[accepted]] > 1).sum())),
+        "precision": precision,
+        "windowed_proteins": str(int((windows[spool.unique[accepted]] > 1).sum())),
         UNUSUAL: "own" if known else "x",
-    }  # fmt: skip
+    }
     description = Description(
         files.id, files.sha256, wanted.layers, wanted.pooling, wanted.dtype, job.embedder.loaded.hidden_size, notes
     )
     write_embeddings(
-        outputs.path(args.embeddings), args.format, description, spool.ids.select(accepted), job.values(),
+        outputs.path(args.embeddings),
+        args.format,
+        description,
+        spool.ids.select(accepted),
+        job.values(),
         lengths=spool.lengths[spool.unique[accepted]] if wanted.pooling == "residues" else None,
         positions=spool.positions[accepted] if wanted.pooling == "sites" else None,
-    )  # fmt: skip
+    )
     if args.status:
         side_tables.write_status(outputs.path(args.status), spool, windows)
     if args.logits:
@@ -169,8 +188,11 @@ def _finish(spool: ProteinStore, job: EmbedJob, log: stage.logging.Logger) -> No
     records, accepted = len(spool.ids), len(spool.accepted)
     log.info(
         "%d records: %d embedded (%d different sequences), %d rejected",
-        records, accepted, len(spool.lengths), records - accepted,
-    )  # fmt: skip
+        records,
+        accepted,
+        len(spool.lengths),
+        records - accepted,
+    )
 
 
 if __name__ == "__main__":

@@ -116,15 +116,27 @@ def run(argv: Sequence[str] | None) -> None:
     beside, leaking = Beside(), None
     if args.training is not None:
         beside = ask_baselines(
-            args.training, evaluation, metric, window=args.window, seed=args.seed, most_rows=args.baseline_rows,
-            threads=stage.threads(), log=log,
-        )  # fmt: skip
+            args.training,
+            evaluation,
+            metric,
+            window=args.window,
+            seed=args.seed,
+            most_rows=args.baseline_rows,
+            threads=stage.threads(),
+            log=log,
+        )
         leaking = leaking_from(args.training, evaluation, stage.threads())
         evaluation = with_baselines(evaluation, beside.answers)
     found = assessment.assess(
-        evaluation, metric, best_baseline=beside.best, identity=beside.identity, identity_bins=args.bins,
-        leaking=leaking, resamples=args.resamples, seed=args.seed,
-    )  # fmt: skip
+        evaluation,
+        metric,
+        best_baseline=beside.best,
+        identity=beside.identity,
+        identity_bins=args.bins,
+        leaking=leaking,
+        resamples=args.resamples,
+        seed=args.seed,
+    )
     with stage.Outputs() as out:
         if args.metrics:
             write_table(found.metrics_table(), out.path(args.metrics))
@@ -137,10 +149,15 @@ def run(argv: Sequence[str] | None) -> None:
         if args.report:
             told = [(one.name, one.about, one.setting, one.inner_score) for one in beside.answers]
             report = evaluation_report.write_up(
-                found, figures=list(args.figures()), with_comparison=args.comparison is not None,
-                with_metrics=args.metrics is not None, baselines=told, notes=beside.notes,
-                resamples=args.resamples, training_rows=beside.training_rows,
-            )  # fmt: skip
+                found,
+                figures=list(args.figures()),
+                with_comparison=args.comparison is not None,
+                with_metrics=args.metrics is not None,
+                baselines=told,
+                notes=beside.notes,
+                resamples=args.resamples,
+                training_rows=beside.training_rows,
+            )
             report.write(out.path(args.report))
     for line in evaluation_report.rows_told(found):
         log.info("%s", line)

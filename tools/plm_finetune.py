@@ -32,7 +32,7 @@ LEARNING_RATE, FULL_LEARNING_RATE = 5e-4, 5e-5
 STARTED = time.monotonic()
 
 
-class Data(flags.Flags, heading="data and task"):
+class FineTuningRows(flags.Flags, heading="data and task"):
     """What is learnt."""
 
     dataset: Path = flags.source("dataset table with a split or fold column", required=True)
@@ -45,7 +45,7 @@ class Data(flags.Flags, heading="data and task"):
     fold: int | None = flags.whole(None, "train for this fold only; by default for each")
 
 
-class Model(flags.Flags, heading="model"):
+class FineTuningModel(flags.Flags, heading="model"):
     """What learns."""
 
     model: str = flags.text("starter, a folder or zip in Hugging Face format, or hub:organisation/name", required=True)
@@ -69,7 +69,7 @@ class Model(flags.Flags, heading="model"):
     )
 
 
-class Training(flags.Device, flags.Resume, heading="training"):
+class FineTuningCourse(flags.Device, flags.Resume, heading="training"):
     """How it learns."""
 
     epochs: int = flags.whole(20, "passes over the training rows at most (default: %(default)s)", 1)
@@ -109,7 +109,7 @@ class Training(flags.Device, flags.Resume, heading="training"):
     seeds: int = flags.whole(1, "trainings with consecutive seeds, used as an ensemble (default: %(default)s)", 1)
 
 
-class Outputs(flags.TrainedBundle, heading="outputs"):
+class FineTuningOutputs(flags.TrainedBundle, heading="outputs"):
     """What is written."""
 
     name: str = flags.text("name of the fine-tuned model in tables and reports; by default model and method")
@@ -119,7 +119,7 @@ class Outputs(flags.TrainedBundle, heading="outputs"):
     tfevents: Path | None = flags.output("losses and metrics for TensorBoard")
 
 
-class Arguments(Data, Model, Training, Outputs):
+class Arguments(FineTuningRows, FineTuningModel, FineTuningCourse, FineTuningOutputs):
     """The command line; see ``--help``."""
 
     def check(self) -> None:
@@ -177,9 +177,13 @@ def run(argv: Sequence[str] | None) -> None:
         )
         log.info("Loading the bundle again: self-test, then the predictions of validation and test rows")
         bundle = load_bundle(
-            bundle_path, given.model, workdir=job.workdir / "reloaded", device=given.device,
-            precision=job.settings.precision, allow_hub=given.allow_hub,
-        )  # fmt: skip
+            bundle_path,
+            given.model,
+            workdir=job.workdir / "reloaded",
+            device=given.device,
+            precision=job.settings.precision,
+            allow_hub=given.allow_hub,
+        )
         table = release.predictions(bundle, job, calibration)
         if given.predictions is not None:
             write_table(table, out.path(given.predictions))
@@ -208,9 +212,15 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     log = stage.log(NAME)
     device, precision = devices.settle(given.device, given.precision, stage.threads(), log)
     rows, splits = read_data(
-        given.dataset, level=given.level, target=given.target, positive=given.positive_class, window=given.window,
-        fold=given.fold, methods=given.methods, log=log,
-    )  # fmt: skip
+        given.dataset,
+        level=given.level,
+        target=given.target,
+        positive=given.positive_class,
+        window=given.window,
+        fold=given.fold,
+        methods=given.methods,
+        log=log,
+    )
     adapter, *others = (
         given.into(AdapterSettings, method=method, targets=flags.parts(given.targets)) for method in given.methods
     )
@@ -222,20 +232,27 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
         others=tuple(others),
         rates={"full": FULL_LEARNING_RATE} if given.learning_rate is None and "full" in given.methods else {},
         training=given.into(
-            TrainingSettings, learning_rate=given.learning_rate or LEARNING_RATE,
+            TrainingSettings,
+            learning_rate=given.learning_rate or LEARNING_RATE,
             metric=objectives.choose_metric(metric, rows.task),
         ),
         head={"width": given.head_width, "dropout": given.head_dropout, "reach": given.reach},
         class_weights=given.class_weights,
         seeds=tuple(given.seed + number for number in range(given.seeds)),
         precision=precision,
-    )  # fmt: skip
+    )
     files = resolve_model(given.model, workdir=workdir, allow_hub=given.allow_hub)
     log.info("Model: %s (sha256 %s...)", files.id, files.sha256[:12])
     return FineTuningJob(
-        rows, splits, files, settings,
-        device=device, workdir=workdir, data_sha256=fingerprints.file_sha256(given.dataset), log=log,
-    )  # fmt: skip
+        rows,
+        splits,
+        files,
+        settings,
+        device=device,
+        workdir=workdir,
+        data_sha256=fingerprints.file_sha256(given.dataset),
+        log=log,
+    )
 
 
 if __name__ == "__main__":

@@ -23,9 +23,7 @@ NAME = "plm_merge_embeddings"
 class Arguments(flags.Flags):
     """The command line; see ``--help``."""
 
-    input: list[Path] = flags.source(
-        "embeddings file of a part; give it again for each", again=True, required=True
-    )
+    input: list[Path] = flags.source("embeddings file of a part; give it again for each", again=True, required=True)
     status: list[Path] = flags.source("status table of a part, in the same order", again=True)
     format: str = flags.choice(flags.EMBEDDING_FORMATS, "of the merged file (default: hdf5)")
     duplicate_ids: str = flags.duplicate_ids("when parts have an id in common")
@@ -66,8 +64,12 @@ def run(argv: Sequence[str] | None) -> None:
             log.info("Status: %d records, %d embedded, %d rejected", records, embedded, records - embedded)
     log.info(
         "%d records of %d parts merged: %s, %d numbers a vector, %s",
-        written, len(parts), description.level, description.dimension, description.model or "model unknown",
-    )  # fmt: skip
+        written,
+        len(parts),
+        description.level,
+        description.dimension,
+        description.model or "model unknown",
+    )
 
 
 if __name__ == "__main__":

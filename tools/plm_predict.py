@@ -100,9 +100,14 @@ def settle(args: Arguments, bundle: Bundle, reference: tuple, errors: Errors | N
         )
     call = bundle.calls
     return make_rules(
-        bundle.task, call, errors=errors, coverage=args.coverage, by_class=args.coverage_for == "class",
-        novelty=Novelty.of(reference, bundle.manifest.get("novelty"), args.novel_share), abstain=args.abstain,
-    )  # fmt: skip
+        bundle.task,
+        call,
+        errors=errors,
+        coverage=args.coverage,
+        by_class=args.coverage_for == "class",
+        novelty=Novelty.of(reference, bundle.manifest.get("novelty"), args.novel_share),
+        abstain=args.abstain,
+    )
 
 
 def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> None:
@@ -124,9 +129,16 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
         predictions = text(args.predictions)
         assert predictions is not None
         tables = PredictionTables(
-            queries, rules, model, finished, args.top_k, predictions, text(args.residues), text(args.submission),
+            queries,
+            rules,
+            model,
+            finished,
+            args.top_k,
+            predictions,
+            text(args.residues),
+            text(args.submission),
             (args.submission_names[0], args.submission_names[1]),
-        )  # fmt: skip
+        )
         for block in answered.blocks:
             verdicts = judge(rules, block.values, block.states)
             found.add(queries, block.records, verdicts)

@@ -126,7 +126,7 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.jobs.preprocess.report import SplitAccount
 
     journal = examples.Journal()
-    how = args.into(labelling.Labelling)
+    how = args.into(labelling.LabellingSettings)
     records = labelling.read(how, journal)
     log.info("%d records read", len(records))
     made, width = labelling.make_examples(how, records, journal, log)
@@ -139,7 +139,7 @@ def run(argv: Sequence[str] | None) -> None:
             where=first[0],
             fix="Check the input and the rules for labels, sites and lengths",
         )
-    parting = args.into(splitting.Splitting, published=args.test is not None, threads=stage.threads())
+    parting = args.into(splitting.SplittingSettings, published=args.test is not None, threads=stage.threads())
     made, method, pairs = splitting.split(parting, made, {record.id: record for record in records}, target, journal)
     frame = examples.to_frame(made, width if args.task == "site" else None)
     if how.labelled:
@@ -151,9 +151,13 @@ def run(argv: Sequence[str] | None) -> None:
                 "Choose %s as the target in training, too: by itself it would take these labels otherwise", kind
             )
     leaks = leakage.measure(
-        made, identity=args.identity, coverage=args.coverage, threads=stage.threads(),
-        method="mmseqs" if method == "cascade" else method, pairs=pairs,
-    )  # fmt: skip
+        made,
+        identity=args.identity,
+        coverage=args.coverage,
+        threads=stage.threads(),
+        method="mmseqs" if method == "cascade" else method,
+        pairs=pairs,
+    )
     near = width or 33
     account = SplitAccount(len(records), made, journal, leaks, near, method, args)
     for line in account.lines():

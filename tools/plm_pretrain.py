@@ -82,18 +82,29 @@ def run(argv: Sequence[str] | None) -> None:
         parameters = sum(value.numel() for value in model.parameters())
         log.info(
             "Plan: %d parameters, all trained; %d steps of about %d residues, %.2f passes over the data; %s on %s",
-            parameters, args.steps, args.batch_tokens * args.accumulate,
-            args.steps * args.batch_tokens * args.accumulate / train_set.residues, precision, device,
-        )  # fmt: skip
+            parameters,
+            args.steps,
+            args.batch_tokens * args.accumulate,
+            args.steps * args.batch_tokens * args.accumulate / train_set.residues,
+            precision,
+            device,
+        )
         same = {"base": files.sha256, "data": train_set.digest()}
         keeper = CheckpointKeeper.open(args.resume, NAME, settings, same, workdir, log)
         progress = stage.Progress(log, args.steps - keeper.step, "steps", every=10.0)
 
         def judge(most: int | None = 200_000) -> MaskedScore:
             return training.evaluate(
-                model, held_out, train_set.frequencies(), device=device, precision=precision,
-                budget=args.batch_tokens, crop=args.max_length, rate=args.mask_rate, most_residues=most,
-            )  # fmt: skip
+                model,
+                held_out,
+                train_set.frequencies(),
+                device=device,
+                precision=precision,
+                budget=args.batch_tokens,
+                crop=args.max_length,
+                rate=args.mask_rate,
+                most_residues=most,
+            )
 
         def report(step: int, known: Mapping[str, Any]) -> None:
             note = f"loss {known['train_loss']:.3f}"
@@ -108,13 +119,25 @@ def run(argv: Sequence[str] | None) -> None:
         log.info(
             "Held-out clusters: masked perplexity %.2f (unigram %.2f, %s), accuracy %.3f (unigram %.3f), "
             "%d masked residues",
-            score.perplexity, score.unigram_perplexity, score.beside_unigram, score.accuracy,
-            score.unigram_accuracy, score.residues,
-        )  # fmt: skip
+            score.perplexity,
+            score.unigram_perplexity,
+            score.beside_unigram,
+            score.accuracy,
+            score.unigram_accuracy,
+            score.residues,
+        )
         facts = {
-            "arguments": args, "store": store, "split": split, "outcome": outcome, "score": score, "files": files,
-            "residues": train_set.residues, "parameters": parameters, "device": str(device), "precision": precision,
-        }  # fmt: skip
+            "arguments": args,
+            "store": store,
+            "split": split,
+            "outcome": outcome,
+            "score": score,
+            "files": files,
+            "residues": train_set.residues,
+            "parameters": parameters,
+            "device": str(device),
+            "precision": precision,
+        }
         write_model(loaded, outputs.path(args.output_model), facts, dtype=args.stored_dtype, workdir=workdir)
         write_report(facts, outputs, history=args.history, figure=args.figure, report=args.report)
         if args.checkpoint:

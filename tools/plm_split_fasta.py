@@ -78,8 +78,11 @@ def _warn(found: FastaSurvey, log: stage.logging.Logger) -> None:
     log.warning(
         "Note: %d records have an id that came before; the first is %s (records %d and %d). Stages that see one part "
         "alone do not notice; say in plm_merge_embeddings what to do with them",
-        found.repeats, identifier, first, again,
-    )  # fmt: skip
+        found.repeats,
+        identifier,
+        first,
+        again,
+    )
 
 
 def _write_table(path: Path, parts: list[FastaPart], ends: list[tuple[str, str]]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ IMAGES = ("heads", "confusion", "curves", "search_figure")
 PRESETS = {"arginator": {"width": 256, "depth": 2, "dropout": 0.2}, "small": {"width": 64, "depth": 1, "dropout": 0.1}}
 
 
-class Data(flags.ClassFiles, heading="data and task"):
+class ClassifierRows(flags.ClassFiles, heading="data and task"):
     """What is learnt."""
 
     labels: Path | None = flags.source(
@@ -44,7 +45,7 @@ class Data(flags.ClassFiles, heading="data and task"):
     identity: float | None = flags.number(None, "identity of relatives (0-1) when splitting by sequence", 0.05, 1)
 
 
-class Heads(flags.Seed, heading="heads"):
+class ClassifierHeads(flags.Seed, heading="heads"):
     """How it is learnt."""
 
     head: str = flags.choice(
@@ -71,7 +72,7 @@ class Heads(flags.Seed, heading="heads"):
     resamples: int = flags.resamples("bootstrap resamples; fewer for large tables")
 
 
-class Outputs(flags.TrainedBundle, heading="outputs"):
+class ClassifierOutputs(flags.TrainedBundle, heading="outputs"):
     """What is written."""
 
     name: str = flags.text("its name in tables and reports (default: model and head)")
@@ -87,7 +88,7 @@ class Outputs(flags.TrainedBundle, heading="outputs"):
     report: Path | None = flags.report()
 
 
-class Arguments(Data, Heads, Outputs):
+class Arguments(ClassifierRows, ClassifierHeads, ClassifierOutputs):
     """The command line; see ``--help``."""
 
     def check(self) -> None:
@@ -128,18 +129,24 @@ def run(argv: Sequence[str] | None = None) -> None:
         log.info("Scores and baselines")
         findings = release.judge(trained, final)
         best = findings.assessment.best_baseline
-        baseline = {one.name: findings.assessment.line(one.name, material.metric).value
-                    for one in findings.assessment.evaluation.models if one.baseline}  # fmt: skip
+        baseline = {
+            one.name: findings.assessment.line(one.name, material.metric).value
+            for one in findings.assessment.evaluation.models
+            if one.baseline
+        }
         name = args.name or f"{material.data.description.model or 'embeddings'}-{trained.chosen}"
         content = release.manifest(
             trained, final, name=name, licence=args.licence, data_sha256=digest, baseline=baseline
         )
         bundle_path = out.path(args.bundle)
         write_classifier_bundle(
-            bundle_path, content, final.head, reference=release.reference(trained, final),
+            bundle_path,
+            content,
+            final.head,
+            reference=release.reference(trained, final),
             validation_scores=(final.validation, final.truth),
             card=release.card(content, final.about, findings.settings[findings.chosen]),
-        )  # fmt: skip
+        )
         log.info("Loading the bundle again: self-test, then the predictions of validation and test rows")
         bundle = load_classifier_bundle(bundle_path)
         log.info("Best baseline: %s", best)
@@ -158,14 +165,8 @@ def prepare(args: Arguments, workdir: Path) -> Material:
     from plm.jobs.classifier import material
     from plm.jobs.classifier.labelled_embeddings import read_labelled
 
-    data = read_labelled(
-        args.embeddings, workdir=workdir, labels=args.labels, class_names=args.class_name, id_column=args.id_column,
-        label_column=args.label_column, layer=args.layer,
-    )  # fmt: skip
-    return material.prepare(
-        data, target=args.target, positive=args.positive_class, metric=args.metric, smallest_class=args.smallest_class,
-        identity=args.identity, seed=args.seed, threads=stage.threads(),
-    )  # fmt: skip
+    data = args.into(partial(read_labelled, args.embeddings), workdir=workdir, class_names=args.class_name)
+    return args.into(partial(material.prepare, data), positive=args.positive_class, threads=stage.threads())
 
 
 def settle(args: Arguments, material: Material) -> ClassifierSettings:
@@ -176,9 +177,16 @@ def settle(args: Arguments, material: Material) -> ClassifierSettings:
     size |= {key: getattr(args, key) for key in size if getattr(args, key) is not None}
     network = args.into(NetworkSettings, **size, select="loss" if args.select == "loss" else material.metric)
     return ClassifierSettings(
-        args.head, network, not args.no_standardise, material.metric, args.balance, args.seed, args.resamples,
-        args.search_trials, stage.threads(),
-    )  # fmt: skip
+        args.head,
+        network,
+        not args.no_standardise,
+        material.metric,
+        args.balance,
+        args.seed,
+        args.resamples,
+        args.search_trials,
+        stage.threads(),
+    )
 
 
 def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, findings: Any, predictions: Any) -> None:
@@ -219,9 +227,11 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
     if args.report:
         best = "; ".join(one.settings.told() + f", weight decay {one.settings.weight_decay:.2g}" for one in searched)
         report = classifier_report.write_up(
-            findings, images=[name for name in IMAGES if getattr(args, name)],
-            tables=[name for name in TABLES if getattr(args, name)], best_trial=best,
-        )  # fmt: skip
+            findings,
+            images=[name for name in IMAGES if getattr(args, name)],
+            tables=[name for name in TABLES if getattr(args, name)],
+            best_trial=best,
+        )
         report.write(out.path(args.report))
 
 

@@ -109,14 +109,22 @@ def _shown(value: float) -> str:
 
 
 def whole(default: int | None, told: str | None, low: int | None = None, high: int | None = None, **more: Any) -> Any:
-    """A whole number; ``more`` as in :class:`Flag`."""
+    """A whole number.
+
+    Args:
+        default: Value without the flag; None leaves it open.
+        told: Its help.
+        low: Smallest value, if there is one.
+        high: Largest value, if there is one.
+        more: Further fields of :class:`Flag`.
+    """
     return Flag(told, int, default, low=low, high=high, **more)
 
 
 def number(
     default: float | None, told: str | None, low: float | None = None, high: float | None = None, **more: Any
 ) -> Any:
-    """A number; ``more`` as in :class:`Flag`."""
+    """A number, whole or not; arguments as for :func:`whole`."""
     return Flag(told, float, default, low=low, high=high, **more)
 
 

@@ -22,7 +22,7 @@ from plm.training.row_training import RowSettings
 
 
 @dataclass(frozen=True)
-class Request:
+class DistillationRequest:
     """What is to be distilled, and how; the flags of plm_distill by their names.
 
     Attributes:
@@ -63,7 +63,7 @@ class Request:
     caches: bool
 
 
-def ready_teacher(request: Request, scratch: Path, ranks: Ranks, log: logging.Logger) -> Setup:
+def ready_teacher(request: DistillationRequest, scratch: Path, ranks: Ranks, log: logging.Logger) -> Setup:
     """Device, teacher, loss and masks: what asking the teacher takes."""
     recipe = setups.recipe(request.preset, request.objective, request.training)
     device, precision = devices.settle(request.device, request.precision, stage.threads(), log, ranks)
@@ -80,27 +80,38 @@ def ready_teacher(request: Request, scratch: Path, ranks: Ranks, log: logging.Lo
     )
 
 
-def ready_job(request: Request, setup: Setup) -> DistillationJob:
+def ready_job(request: DistillationRequest, setup: Setup) -> DistillationJob:
     """The student and the corpus, and what is planned."""
     shape = (request.student_layers, request.student_width, request.student_heads)
     torch.manual_seed(request.seed)
     start = setups.together(
         setup.ranks,
         lambda: setups.choose_student(
-            setup.teacher, setup.scratch / "student", source=request.student, preset=request.student_preset,
-            take=request.student_take, shape=shape, allow_hub=request.allow_hub,
+            setup.teacher,
+            setup.scratch / "student",
+            source=request.student,
+            preset=request.student_preset,
+            take=request.student_take,
+            shape=shape,
+            allow_hub=request.allow_hub,
         ),
-    )  # fmt: skip
+    )
     student = load_model(start, purpose="masked_lm", device=setup.device)
     setups.check_pair(setup.teacher, student, setup.objective)
     store = setup.corpus(request.input, student.family, student.vocabulary, request.taxon_column)
     split = setup.split(store, share=request.holdout, identity=request.identity, seed=request.seed)
     setup.settings["warmup_steps"] = min(setup.settings.get("warmup_steps", 100), request.steps)
     settings = RowSettings(
-        steps=request.steps, accumulate=request.accumulate, crop=request.max_length,
-        evaluate_every=request.evaluate_every, checkpoint_every=request.checkpoint_every,
-        time_limit=request.time_limit, precision=setup.precision, seed=request.seed, **setup.settings,
-    )  # fmt: skip
+        steps=request.steps,
+        accumulate=request.accumulate,
+        crop=request.max_length,
+        evaluate_every=request.evaluate_every,
+        checkpoint_every=request.checkpoint_every,
+        time_limit=request.time_limit,
+        precision=setup.precision,
+        seed=request.seed,
+        **setup.settings,
+    )
     group: Literal["taxon", "none"] = "taxon" if request.batches == "taxon" else "none"
     job = DistillationJob(setup, student, start, store, split, settings, group, request.smallest_taxon)
     job.announce()
