@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -210,7 +211,7 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     from plm.model.checkpoint import resolve_model
 
     log = stage.log(NAME)
-    device, precision = devices.settle(given.device, given.precision, stage.threads(), log)
+    device, precision = devices.settle(given.device, given.precision, stage.threads(), None)
     rows, splits = read_data(
         given.dataset,
         level=given.level,
@@ -219,6 +220,7 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
         window=given.window,
         fold=given.fold,
         methods=given.methods,
+        announce=partial(devices.announce, log, device, precision),
         log=log,
     )
     adapter, *others = (

@@ -17,7 +17,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def settle(
-    device: str, precision: str, threads: int, log: logging.Logger, ranks: Ranks | None = None
+    device: str, precision: str, threads: int, log: logging.Logger | None, ranks: Ranks | None = None
 ) -> tuple[torch.device, Precision]:
     """Where a job runs and how, as the first line of its log says.
 
@@ -25,7 +25,7 @@ def settle(
         device: As for :func:`choose_device`.
         precision: As for :func:`choose_precision`.
         threads: Processor threads of the job.
-        log: Takes the line.
+        log: Takes the line; None: the caller says it, after what matters more.
         ranks: The processes of the job; those of one machine share its threads and take a GPU each.
     """
     use_threads(max(1, threads // (ranks.here if ranks else 1)))
@@ -33,7 +33,8 @@ def settle(
     if ranks and chosen.type == "cuda" and ranks.world > 1:
         chosen = choose_device(f"cuda:{ranks.local}")
     arithmetic = choose_precision(precision, chosen)
-    announce(log, chosen, arithmetic)
+    if log is not None:
+        announce(log, chosen, arithmetic)
     return chosen, arithmetic
 
 

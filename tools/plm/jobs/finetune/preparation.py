@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ def read_data(
     window: int | None,
     fold: int | None,
     methods: Sequence[str],
+    announce: Callable[[], None],
     log: logging.Logger,
 ) -> tuple[LabelledRows, list[TrainingPart]]:
     """The labelled rows and the splits to train on.
@@ -34,6 +35,7 @@ def read_data(
         window: Residues around a site; None: as in the table; 0: whole proteins.
         fold: The only fold to train for; None: each.
         methods: Ways to train; validation rows choose among several.
+        announce: Says where the job runs; only a warning of few rows comes before.
         log: Logger told what was understood.
 
     Raises:
@@ -53,6 +55,7 @@ def read_data(
     few = check_numbers(rows, splits, dataset.name)
     if few:
         log.warning("%s", few)
+    announce()
     log.info("Labels: %s", labelling.why)
     for note in labelling.notes:
         log.warning("Note: %s", note)
