@@ -107,6 +107,27 @@ def test_nor_do_the_commands_behind_the_scripts() -> None:
     assert circles({name: set(imports(source, named, "harness")) for name, source in named.items()}) == []
 
 
+def test_a_class_has_a_name_of_its_own() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    arguments = twice.pop("Arguments")  # what a stage's script takes
+    assert twice == {} and all(name.startswith("plm_") for name in arguments)
+
+
+def test_nothing_is_called_found() -> None:
+    called = [
+        f"{name}:{node.lineno}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Name) and node.id == "found") or (isinstance(node, ast.arg) and node.arg == "found")
+    ]
+    assert called == []
+
+
 @pytest.mark.parametrize(
     ("source", "target"),
     [

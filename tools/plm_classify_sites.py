@@ -97,8 +97,8 @@ def run(argv: Sequence[str] | None) -> None:
 
         model = bundle.signature(args.bundle)
         tables = _open_tables(args, bundle, point, model, outputs, opened)
-        found = SiteCounts(bundle.task, args.tracks)
-        sites = SiteSurvey(args.input, args.nucleotides, letters, survey, scanner, tables, found, truth)
+        counts = SiteCounts(bundle.task, args.tracks)
+        sites = SiteSurvey(args.input, args.nucleotides, letters, survey, scanner, tables, counts, truth)
         sites.run(args.batch_tokens, log)
         opened.close()
         if truth and (told := truth.account()):
@@ -110,7 +110,7 @@ def run(argv: Sequence[str] | None) -> None:
             )
         if not bundle.finished:
             notes.append("The bundle is unfinished: its training was stopped by its time limit.")
-        _finish(args, bundle, point, found, letters, model, notes, outputs, log)
+        _finish(args, bundle, point, counts, letters, model, notes, outputs, log)
 
 
 def _open_tables(
@@ -137,7 +137,7 @@ def _finish(
     args: Arguments,
     bundle: FineTunedBundle,
     point: OperatingPoint | None,
-    found: SiteCounts,
+    counts: SiteCounts,
     letters: str,
     model: str,
     notes: list[str],
@@ -150,26 +150,26 @@ def _finish(
 
     if args.figure:
         sites_figure(
-            found.tracks(),
+            counts.tracks(),
             outputs.path(args.figure),
-            proteins=found.classified,
+            proteins=counts.classified,
             height_name=height_name(bundle.task),
             threshold=None if point is None else point.threshold,
         )
     if args.report:
         names = [name for name in ("figure", "sites", "gff", "status") if getattr(args, name)]
         report = site_report(
-            found, point, letters=letters, manifest=bundle.manifest, model=model, notes=notes, outputs=names
+            counts, point, letters=letters, manifest=bundle.manifest, model=model, notes=notes, outputs=names
         )
         report.write(outputs.path(args.report))
     log.info(
         "%d records: %d classified, %d without a candidate, %d rejected",
-        found.proteins,
-        found.classified,
-        found.without,
-        found.rejected,
+        counts.proteins,
+        counts.classified,
+        counts.without,
+        counts.rejected,
     )
-    log.info("%s.", first_line(found, point, letters, bundle.finished))
+    log.info("%s.", first_line(counts, point, letters, bundle.finished))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.jobs.compare_embeddings import report as drift_report
     from plm.jobs.compare_embeddings.figure import drift_figure
 
-    found = compare(args, log)
+    findings = compare(args, log)
     with stage.Outputs() as outputs:
         for path, lines in (
             (args.proteins, drift_report.proteins_table),
@@ -62,15 +62,15 @@ def run(argv: Sequence[str] | None) -> None:
             (args.components, drift_report.components_table),
         ):
             if path:
-                write_lines(outputs.path(path), lines(found))
+                write_lines(outputs.path(path), lines(findings))
         if args.figure:
-            drift_figure(found, outputs.path(args.figure))
+            drift_figure(findings, outputs.path(args.figure))
         if args.report:
             shown = [name for name in ("figure", "checks", "components", "proteins") if getattr(args, name)]
-            drift_report.drift_report(found, shown).write(outputs.path(args.report))
-    for note in found.notes:
+            drift_report.drift_report(findings, shown).write(outputs.path(args.report))
+    for note in findings.notes:
         log.info("Note: %s", note)
-    for line in drift_report.first_lines(found):
+    for line in drift_report.first_lines(findings):
         log.info("%s", line)
 
 
@@ -146,8 +146,8 @@ def read_reference(args: Arguments, notes: list[str]) -> tuple[Side, tuple[int, 
     own = {"label": list(labels)}
     side = reference_and_queries.Side(args.reference.name, ids, positions, matrix, bundle.embedding, own)
     content = bundle.manifest.get("novelty")
-    found = novelty.Novelty.of(bundle.reference, content, args.drift_share) if content else None
-    return side, (found.k, found.threshold, found.rows) if found else None, True
+    limits = novelty.Novelty.of(bundle.reference, content, args.drift_share) if content else None
+    return side, (limits.k, limits.threshold, limits.rows) if limits else None, True
 
 
 def attach(args: Arguments, sides: list[Side], notes: list[str], bundle: bool) -> str:

@@ -123,7 +123,7 @@ def run(argv: Sequence[str] | None) -> None:
 
     device, precision = devices.settle(args.device, args.precision, stage.threads(), log)
     with tempfile.TemporaryDirectory(prefix="plm_") as scratch:
-        found = compare(args, log, Path(scratch), device, precision)
+        findings = compare(args, log, Path(scratch), device, precision)
     tables = ("scores", "agreement", "proteins", "probes", "cost")
     figures = {"figure": reports.boxes, "probe_figure": reports.dots}
     shown = [name for name in (*tables, *figures) if getattr(args, name)]
@@ -131,12 +131,12 @@ def run(argv: Sequence[str] | None) -> None:
         for name in shown:
             path = outputs.path(getattr(args, name))
             if name in figures:
-                figures[name](found, path)
+                figures[name](findings, path)
             else:
-                write_lines(path, getattr(reports, f"{name}_table")(found))
+                write_lines(path, getattr(reports, f"{name}_table")(findings))
         if args.report:
-            reports.report(found, shown).write(outputs.path(args.report))
-    for line in [*found.notes, *reports.first_lines(found)]:
+            reports.report(findings, shown).write(outputs.path(args.report))
+    for line in [*findings.notes, *reports.first_lines(findings)]:
         log.info("%s", line)
 
 
@@ -153,7 +153,7 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
         (name, resolve_model(source, workdir=workdir / f"model{number}", allow_hub=args.allow_hub))
         for number, (name, source) in enumerate(args.models)
     ]
-    found = ModelFindings([name for name, _ in sources])
+    findings = ModelFindings([name for name, _ in sources])
     probes = [read_probe(name, path, seed=args.seed, threads=threads) for name, path in args.datasets]
     for probe in probes:
         log.info(
@@ -165,7 +165,7 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
             probe.split,
         )
     if args.input:
-        found.held = read_held_out(
+        findings.held = read_held_out(
             args.input,
             domain_column=args.domain_column,
             cluster_column=args.cluster_column,
@@ -173,9 +173,9 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
             identity=args.identity,
             threads=threads,
         )
-        log.info("%s; clusters: %s", found.held.account, found.held.origin)
+        log.info("%s; clusters: %s", findings.held.account, findings.held.origin)
     masks = job.Masks(args.mask_rate, args.sets, args.mask_seed, args.max_length)
-    comparison = job.ModelComparison(found, probes, masks, resamples=args.resamples, seed=args.seed)
+    comparison = job.ModelComparison(findings, probes, masks, resamples=args.resamples, seed=args.seed)
     log.info("Plan: %d models, %d residues for each", len(sources), comparison.residues)
     for name, files in sources:
         progress = stage.Progress(log, comparison.residues, "residues", every=10.0)
@@ -183,8 +183,8 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
         log.info("%s: done", name)
     comparison.finish()
     if args.turns:
-        found.costs = job.measure_costs(
-            found,
+        findings.costs = job.measure_costs(
+            findings,
             sources,
             [probe.sequences for probe in probes],
             residues=args.timed_residues,
@@ -194,7 +194,7 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
             precision=precision,
             told=log.info,
         )
-    return found
+    return findings
 
 
 if __name__ == "__main__":

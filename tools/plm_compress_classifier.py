@@ -98,7 +98,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             costs["onnx"] = steps.export(request, before, after, valid, metric, files["onnx"], stage.threads())
         log.info("Latency")
         measured = steps.measure(before, after, files, stage.threads())
-        found = CompressionFindings(
+        findings = CompressionFindings(
             args.compress,
             before,
             measured,
@@ -114,10 +114,10 @@ def run(argv: Sequence[str] | None = None) -> None:
             notes,
         )
         if args.compression_table:
-            write_lines(out.path(args.compression_table), compression_table(found))
+            write_lines(out.path(args.compression_table), compression_table(findings))
         if args.report:
-            compression_report(found, table=bool(args.compression_table)).write(out.path(args.report))
-    for line in [*(f"Note: {note}" for note in notes), *first_lines(found)]:
+            compression_report(findings, table=bool(args.compression_table)).write(out.path(args.report))
+    for line in [*(f"Note: {note}" for note in notes), *first_lines(findings)]:
         log.info("%s", line)
 
 

@@ -185,15 +185,15 @@ def _find_rate(
     from plm.jobs.distill import report as reports
 
     assert args.find_learning_rate is not None
-    found, outcome = job.find_rate(job.network(cache), args.find_learning_rate)
-    log.info("%s", reports.range_sentence(found))
+    rate, outcome = job.find_rate(job.network(cache), args.find_learning_rate)
+    log.info("%s", reports.range_sentence(rate))
     if not job.ranks.leads:
         return
     reports.write_history(outcome, job.objective, args.history, outputs)
     if args.figure:
-        reports.range_figure(found, outputs.path(args.figure))
+        reports.range_figure(rate, outputs.path(args.figure))
     if args.report:
-        made = reports.range_report(found, job.plan(), figure=bool(args.figure), history=bool(args.history))
+        made = reports.range_report(rate, job.plan(), figure=bool(args.figure), history=bool(args.history))
         made.write(outputs.path(args.report))
     reports.write_rejected(args.rejected, job.store, outputs)
 

@@ -127,7 +127,7 @@ def run(argv: Sequence[str] | None) -> None:
         )
         leaking = leaking_from(args.training, evaluation, stage.threads())
         evaluation = with_baselines(evaluation, beside.answers)
-    found = assessment.assess(
+    assessed = assessment.assess(
         evaluation,
         metric,
         best_baseline=beside.best,
@@ -139,17 +139,17 @@ def run(argv: Sequence[str] | None) -> None:
     )
     with stage.Outputs() as out:
         if args.metrics:
-            write_table(found.metrics_table(), out.path(args.metrics))
+            write_table(assessed.metrics_table(), out.path(args.metrics))
         if args.comparison:
-            write_table(found.comparison_table(), out.path(args.comparison))
+            write_table(assessed.comparison_table(), out.path(args.comparison))
         if args.baseline_predictions:
             write_table(answers_table(evaluation, beside.answers), out.path(args.baseline_predictions))
         for figure, path in args.figures().items():
-            evaluation_figures.draw(figure, found, out.path(path))
+            evaluation_figures.draw(figure, assessed, out.path(path))
         if args.report:
             told = [(one.name, one.about, one.setting, one.inner_score) for one in beside.answers]
             report = evaluation_report.write_up(
-                found,
+                assessed,
                 figures=list(args.figures()),
                 with_comparison=args.comparison is not None,
                 with_metrics=args.metrics is not None,
@@ -159,17 +159,17 @@ def run(argv: Sequence[str] | None) -> None:
                 training_rows=beside.training_rows,
             )
             report.write(out.path(args.report))
-    for line in evaluation_report.rows_told(found):
+    for line in evaluation_report.rows_told(assessed):
         log.info("%s", line)
     for model in evaluation.models:
-        got = found.line(model.name, metric)
+        got = assessed.line(model.name, metric)
         value = "undefined" if got.value != got.value else f"{got.value:.3f}"
         log.info("%s: %s %s%s", model.name, metric, value, assessment.interval_text(got.low, got.high))
     for name in (model.name for model in evaluation.models if not model.finished):
         log.info("UNFINISHED: the training of %s was cut short", name)
-    log.info("%s", found.verdict())
-    if found.leaking is not None:
-        log.info("%s", found.leakage())
+    log.info("%s", assessed.verdict())
+    if assessed.leaking is not None:
+        log.info("%s", assessed.leakage())
 
 
 def _check_task(args: Arguments, kind: str) -> None:

@@ -118,7 +118,7 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
 
     bundle, rules, queries, job = answered.bundle, answered.rules, answered.queries, answered.job
     finished, model = bundle.finished, bundle.signature(args.bundle)
-    found = PredictionCounts(rules, records=len(queries))
+    counts = PredictionCounts(rules, records=len(queries))
     with stage.Outputs() as outputs, ExitStack() as opened:
 
         def text(path: Path | None) -> TextIO | None:
@@ -141,7 +141,7 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
         )
         for block in answered.blocks:
             verdicts = judge(rules, block.values, block.states)
-            found.add(queries, block.records, verdicts)
+            counts.add(queries, block.records, verdicts)
             if rules.task.level == "residue":
                 tables.add_residues(block.records, block.sequences, block.values, verdicts)
             else:
@@ -149,26 +149,26 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
         tables.close()
         if job is not None:
             queries.windows = job.windows()
-        found.rejected = sum(queries.is_rejected(record) for record in range(len(queries)))
+        counts.rejected = sum(queries.is_rejected(record) for record in range(len(queries)))
         notes = [*answered.notes, *queries.remarks(), *tables.remarks()]
         if not finished:
             notes.append("The bundle is unfinished: its training was stopped by its time limit.")
         status = text(args.status)
         if status is not None:
-            queries.write_status(status, found.abstained)
+            queries.write_status(status, counts.abstained)
         if args.figure:
-            predictions_figure(found, outputs.path(args.figure))
+            predictions_figure(counts, outputs.path(args.figure))
         if args.report:
             names = [name for name in ("figure", "predictions", "residues", "submission") if getattr(args, name)]
             report = prediction_report(
-                found, model=model, finished=finished, about=answered.about, notes=notes, outputs=names
+                counts, model=model, finished=finished, about=answered.about, notes=notes, outputs=names
             )
             report.write(outputs.path(args.report))
         opened.close()
     for note in notes:
         log.warning("Note: %s", note)
-    log.info("%d records: %d predicted, %d rejected", len(queries), len(queries) - found.rejected, found.rejected)
-    log.info("%s.", first_line(found, finished))
+    log.info("%d records: %d predicted, %d rejected", len(queries), len(queries) - counts.rejected, counts.rejected)
+    log.info("%s.", first_line(counts, finished))
 
 
 if __name__ == "__main__":

@@ -46,21 +46,21 @@ def run(argv: Sequence[str] | None) -> None:
     log = stage.log(NAME)
     from plm.jobs.split_merge import fasta_parts
 
-    found = fasta_parts.survey(args.input)
-    records, total = len(found.residues), int(found.residues.sum())
+    survey = fasta_parts.survey(args.input)
+    records, total = len(survey.residues), int(survey.residues.sum())
     log.info("%s: %d records, %d residues", args.input.name, records, total)
     if args.parts is not None:
-        parts = fasta_parts.parts_of(found.residues, args.parts)
+        parts = fasta_parts.parts_of(survey.residues, args.parts)
         if len(parts) < args.parts:
             log.warning("Note: %d parts instead of %d, since there are no more records", len(parts), args.parts)
     elif args.max_residues is not None:
-        parts = fasta_parts.parts_up_to(found.residues, args.max_residues)
+        parts = fasta_parts.parts_up_to(survey.residues, args.max_residues)
         longer = sum(part.longest > args.max_residues for part in parts)
         if longer:
             log.warning(
                 "Note: %d records are longer than %d residues and alone in their parts", longer, args.max_residues
             )
-    _warn(found, log)
+    _warn(survey, log)
     with stage.Outputs() as outputs:
         folder = outputs.directory(args.output_dir)
         progress = stage.Progress(log, records, "records", every=10.0)
@@ -71,14 +71,14 @@ def run(argv: Sequence[str] | None) -> None:
     log.info("%d parts of %d to %d residues", len(parts), min(sizes), max(sizes))
 
 
-def _warn(found: FastaSurvey, log: stage.logging.Logger) -> None:
-    if found.repeated is None:
+def _warn(survey: FastaSurvey, log: stage.logging.Logger) -> None:
+    if survey.repeated is None:
         return
-    identifier, first, again = found.repeated
+    identifier, first, again = survey.repeated
     log.warning(
         "Note: %d records have an id that came before; the first is %s (records %d and %d). Stages that see one part "
         "alone do not notice; say in plm_merge_embeddings what to do with them",
-        found.repeats,
+        survey.repeats,
         identifier,
         first,
         again,

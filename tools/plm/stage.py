@@ -174,16 +174,16 @@ def require(libraries: Mapping[str, str]) -> None:
     """
     for name, lowest in libraries.items():
         try:
-            found = metadata.version(name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
             raise UserError(
                 f"{name} is missing: this tool needs {name} {lowest} or newer",
                 where=sys.executable,
                 fix="Install the tool's requirements (environment.yml) or let Galaxy resolve them",
             ) from None
-        if _version(found) < _version(lowest):
+        if _version(version) < _version(lowest):
             raise UserError(
-                f"{name} {found} is too old: this tool needs {lowest} or newer",
+                f"{name} {version} is too old: this tool needs {lowest} or newer",
                 where=sys.executable,
                 fix="Update the environment that runs the tool (environment.yml)",
             )

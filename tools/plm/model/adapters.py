@@ -270,11 +270,11 @@ def received_settings(file: Path, family: ModelFamily) -> ReceivedAdapter:
                 where=where, fix="Do not trust this file; give the bundle as the suite wrote it",
             )  # fmt: skip
     if kind == "IA3":
-        found = _names_in(fields, "target_modules", family, where)
+        targets = _names_in(fields, "target_modules", family, where)
         forward = _names_in(fields, "feedforward_modules", family, where)
         if not set(forward) <= {*family.feedforward_targets}:
             raise _no_name(forward[0], where)
-        return ReceivedAdapter("ia3", 0, 0.0, 0.0, found)
+        return ReceivedAdapter("ia3", 0, 0.0, 0.0, targets)
     return ReceivedAdapter(
         "dora" if fields.flag("use_dora", default=False) else "lora", fields.whole("r", 1, 65_536),
         fields.number("lora_alpha", 0, 1e9), fields.number("lora_dropout", 0, 0.999, default=0.0),
@@ -332,7 +332,7 @@ def _wanted_shapes(base: nn.Module, stored: ReceivedAdapter, family: ModelFamily
             layers[name] = module.get_base_layer()
         elif isinstance(module, nn.Linear) and ".base_layer" not in name and ".lora_" not in name:
             layers.setdefault(name, module)
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     forward = re.compile(_pattern([*family.feedforward_targets]))
     own = family.feedforward_targets
     chosen = re.compile(_pattern([one if one in own else re.escape(one) for one in stored.targets]))
@@ -342,9 +342,9 @@ def _wanted_shapes(base: nn.Module, stored: ReceivedAdapter, family: ModelFamily
         out, inner = (int(extent) for extent in layer.weight.shape)
         key = f"base_model.model.{name}"
         if stored.method == "ia3":
-            found[f"{key}.ia3_l"] = (1, inner) if forward.fullmatch(name) else (out, 1)
+            shapes[f"{key}.ia3_l"] = (1, inner) if forward.fullmatch(name) else (out, 1)
             continue
-        found[f"{key}.lora_A.weight"], found[f"{key}.lora_B.weight"] = (stored.rank, inner), (out, stored.rank)
+        shapes[f"{key}.lora_A.weight"], shapes[f"{key}.lora_B.weight"] = (stored.rank, inner), (out, stored.rank)
         if stored.method == "dora":
-            found[f"{key}.lora_magnitude_vector"] = (out,)
-    return found
+            shapes[f"{key}.lora_magnitude_vector"] = (out,)
+    return shapes

@@ -283,10 +283,10 @@ class _Blocks(torch.autograd.Function):
             q, k, v = (_span(one, result, part).view(-1, length, result.shape[-1]) for one in (query, key, value))
             above = _by_head(given[part].reshape(count, length, *result.shape[1:]), result.dtype)
             share = inner[part].view(count, length, -1).transpose(1, 2).reshape(-1, length, 1)
-            found = _backward_heads(q, k, v, above, share)
+            slopes = _backward_heads(q, k, v, above, share)
             # q carries scale * log2(e): the scores' gradient times k misses the scale, times q has log2(e) too much.
-            found = (found[0] * ctx.scale, found[1] / _LOG2E, found[2])
-            for to, heads in zip(towards, found, strict=True):
+            slopes = (slopes[0] * ctx.scale, slopes[1] / _LOG2E, slopes[2])
+            for to, heads in zip(towards, slopes, strict=True):
                 _put(to[part], heads, count)
         if tables:
             towards[:2] = [_rotated(one, tables[0], -tables[1]) for one in towards[:2]]

@@ -95,14 +95,14 @@ def _known(name: str) -> bool:
 def _checkpoint_folder(folder: Path) -> Path:
     """The folder that holds ``config.json``: itself, one inside it, or one snapshot of a hub cache."""
     for pattern in ("config.json", "*/config.json", "snapshots/*/config.json", "models--*/snapshots/*/config.json"):
-        found = sorted(path.parent for path in folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
+        folders = sorted(path.parent for path in folder.glob(pattern))
+        if len(folders) == 1:
+            return folders[0]
+        if folders:
             raise UserError(
-                f"The folder holds {len(found)} models",
+                f"The folder holds {len(folders)} models",
                 where=folder.name,
-                fix=f"Name one of them, for example {found[0].relative_to(folder)}",
+                fix=f"Name one of them, for example {folders[0].relative_to(folder)}",
             )
     return folder
 
@@ -241,9 +241,9 @@ def weight_files(folder: Path, where: str = "") -> list[Path]:
         index = folder / f"{whole}.index.json"
         if os.path.lexists(index):
             return _indexed(folder, index, where or folder.name)
-        found = sorted(path for path in folder.glob(f"{stem}*.{kind}") if _WEIGHTS.fullmatch(path.name))
-        if found:
-            return found
+        files = sorted(path for path in folder.glob(f"{stem}*.{kind}") if _WEIGHTS.fullmatch(path.name))
+        if files:
+            return files
     raise UserError(
         "The checkpoint has no weights",
         where=where or folder.name,
@@ -256,19 +256,19 @@ def _indexed(folder: Path, index: Path, where: str) -> list[Path]:
     fix = "Give all parts of the model beside their index"
     content = Fields(read_object(index, where=where, fix=fix), index.name, where, fix)
     named = content.inside("weight_map").content.values()
-    found = set()
+    names = set()
     for one in named:
         if not isinstance(one, str) or "/" in one or _WEIGHTS.fullmatch(one) is None:
             raise UserError(
                 f"{index.name} names {shown(one)}, which is no part of the model", where=where,
                 fix="Do not trust this model",
             )  # fmt: skip
-        found.add(one)
-    missing = sorted(one for one in found if not os.path.lexists(folder / one))
-    if missing or not found:
+        names.add(one)
+    missing = sorted(one for one in names if not os.path.lexists(folder / one))
+    if missing or not names:
         what = f"The part {missing[0]} of the weights is missing" if missing else f"{index.name} names no files"
         raise UserError(what, where=where, fix=fix)
-    return [folder / one for one in sorted(found)]
+    return [folder / one for one in sorted(names)]
 
 
 def has_language_model(files: ModelFiles) -> bool:

@@ -313,10 +313,10 @@ def encode(
         states = hidden_states(loaded.model, batch).float().cpu()
         return [piece.clone() for piece in residues(states, batch, loaded.family)]
 
-    found: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     batches = (pack([ids[index] for index in row], row) for row in rows)
     for row, pieces in zip(rows, run(loaded, batches, compute), strict=True):
-        found.update((unique[index], piece) for index, piece in zip(row, pieces, strict=True))
+        outputs.update((unique[index], piece) for index, piece in zip(row, pieces, strict=True))
         if advance is not None:
             advance(len(row))
-    return [found[sequence] for sequence in sequences]
+    return [outputs[sequence] for sequence in sequences]

@@ -45,7 +45,7 @@ def segments(length: int, limit: int) -> list[Segment]:
     if limit < 8:
         raise ValueError(f"segments of {limit} residues are too short")
     margin = min(256, limit // 4)
-    found: list[Segment] = []
+    pieces: list[Segment] = []
     keep = 0
     while keep < length:
         # The first segment needs no margin before it; the last is moved back to be as long as the others.
@@ -53,12 +53,12 @@ def segments(length: int, limit: int) -> list[Segment]:
         end = min(start + limit, length)
         stop = length if end == length else end - margin
         if start < keep - margin:
-            before = found[-1]
+            before = pieces[-1]
             keep = (start + before.end) // 2
-            found[-1] = Segment(before.start, before.end, before.keep_start, keep)
-        found.append(Segment(start, end, keep, stop))
+            pieces[-1] = Segment(before.start, before.end, before.keep_start, keep)
+        pieces.append(Segment(start, end, keep, stop))
         keep = stop
-    return found
+    return pieces
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def make_units(
 def _site_units(
     loaded: LoadedModel, sequences: Sequence[str], positions: Sequence[int], window: int, most: int | None
 ) -> list[Unit]:
-    found: dict[str, tuple[list[int], list[int]]] = {}
+    placed: dict[str, tuple[list[int], list[int]]] = {}
     for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
         if not 0 <= position < len(sequence):
             raise UserError(
@@ -148,12 +148,12 @@ def _site_units(
             )
         text, at = cut_window(sequence, position, window)
         part = next(p for p in segments(len(text), most or len(text)) if p.keep_start <= at < p.keep_end)
-        rows, sites = found.setdefault(text[part.start : part.end], ([], []))
+        rows, sites = placed.setdefault(text[part.start : part.end], ([], []))
         rows.append(row)
         sites.append(at - part.start)
     return [
         Unit((loaded.token_ids(text),), ((0, len(text)),), tuple(rows), tuple(sites))
-        for text, (rows, sites) in found.items()
+        for text, (rows, sites) in placed.items()
     ]
 
 

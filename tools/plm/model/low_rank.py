@@ -55,10 +55,10 @@ class _LowRank(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         mask, share = kept(flat, dropout) if dropout > 0 else (None, 1.0)
         low = (flat if mask is None else flat * mask) @ a.to(x.dtype).t()
-        found = functional.linear(flat, weight, bias).addmm_(low, b.to(x.dtype).t(), alpha=scale / share)
+        outputs = functional.linear(flat, weight, bias).addmm_(low, b.to(x.dtype).t(), alpha=scale / share)
         ctx.save_for_backward(flat, mask, weight, a, b, low)
         ctx.scale = scale / share
-        return found.view(*x.shape[:-1], weight.shape[0])
+        return outputs.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -86,11 +86,11 @@ class LowRankLinear(Linear):
         dropout = self.lora_dropout[name]
         probability = float(dropout.p) if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
         base = self.get_base_layer()
-        found: torch.Tensor = _LowRank.apply(
+        outputs: torch.Tensor = _LowRank.apply(
             x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name],
             probability,
         )  # fmt: skip
-        return found
+        return outputs
 
     def _plain(self, x: torch.Tensor) -> bool:
         """One LoRA adapter on a frozen linear layer, with gradients wanted, in one type without autocast."""

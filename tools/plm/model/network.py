@@ -109,9 +109,9 @@ def answers(
     try:
         while rows:
             planned = list(rows)
-            found = _run(network, units, planned, represent)
+            answered = _run(network, units, planned, represent)
             try:
-                for row, (values, seen) in zip(planned, found, strict=True):
+                for row, (values, seen) in zip(planned, answered, strict=True):
                     sizes = np.cumsum([units[index].answers(level) for index in row])[:-1]
                     outputs.update(zip(row, np.split(values, sizes), strict=True))
                     if represent:
@@ -145,8 +145,8 @@ def _run(
     def compute(batch: Batch) -> tuple[Floats, NDArray[np.float32]]:
         where = places.pop(batch.indices[0]).to(network.device)
         hidden = network.hidden(batch)
-        found = network.head(hidden, where).double().cpu().numpy()
+        outputs = network.head(hidden, where).double().cpu().numpy()
         seen = network.head.represent(hidden, where).float().cpu().numpy() if represent else np.empty((0, 0))
-        return found, seen.astype(np.float32, copy=False)
+        return outputs, seen.astype(np.float32, copy=False)
 
     yield from encoder.run(network, batches(), compute)

@@ -167,8 +167,8 @@ def answer(
         ]
         asked = torch.from_numpy(np.concatenate(places)).to(loaded.device)
         hidden = encoder.hidden_states(loaded.model, batch)[asked]
-        found = head(hidden.float()).log_softmax(-1)
-        return found[:, amino_acids].cpu().numpy(), code_of[found.argmax(-1).cpu().numpy()]
+        logs = head(hidden.float()).log_softmax(-1)
+        return logs[:, amino_acids].cpu().numpy(), code_of[logs.argmax(-1).cpu().numpy()]
 
     batches = (pack([[*before, *ids[put.items[index].codes].tolist(), *after] for index in row], row) for row in plan)
     for row, (values, best) in zip(plan, encoder.run(loaded, batches, compute), strict=True):

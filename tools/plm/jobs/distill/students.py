@@ -30,7 +30,7 @@ def parse_layers(text: str, layers: int) -> list[int]:
         UserError: Not such a list, or not layers of the teacher.
     """
     flag = "--student-take"
-    found: list[int] = []
+    chosen: list[int] = []
     every = re.fullmatch(r"every[ -]?(\d+)", text.strip())
     if every and int(every[1]) > 0:
         # Counted from the end, so that the last layer, which the head reads, is among them.
@@ -41,16 +41,16 @@ def parse_layers(text: str, layers: int) -> list[int]:
             raise UserError(
                 f"{part.strip()!r} is no layer", where=flag, fix="Write for example 1,3,5 or 1-3 or every 2"
             )
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
-    wrong = [number for number in found if not 1 <= number <= layers]
-    if wrong or not found:
+        chosen += range(int(match[1]), int(match[2] or match[1]) + 1)
+    wrong = [number for number in chosen if not 1 <= number <= layers]
+    if wrong or not chosen:
         raise UserError(
             f"The teacher has no layer {wrong[0]}" if wrong else "No layer is left", where=flag,
             fix=f"Choose from 1 to {layers}",
         )  # fmt: skip
-    if len(set(found)) != len(found):
+    if len(set(chosen)) != len(chosen):
         raise UserError("A layer is named twice", where=flag, fix="Name each layer once")
-    return found
+    return chosen
 
 
 def shape(layers: int, width: int, heads: int) -> Preset:
