@@ -11,13 +11,13 @@ import pytest
 from plm.errors import UserError
 from plm.model.bundles.fine_tuned import unpack_bundle
 from plm.model.checkpoint import unpack_checkpoint
-from plm.training import checkpointing
+from plm.training import training_state
 
 Unpack = Callable[[Path, Path], Any]
 UNPACKERS: dict[str, tuple[Unpack, str]] = {
     "model": (unpack_checkpoint, "config.json"),
     "bundle": (unpack_bundle, "manifest.json"),
-    "checkpoint": (lambda path, folder: checkpointing.unpack(path, folder, "plm_finetune"), "checkpoint.json"),
+    "checkpoint": (lambda path, folder: training_state.unpack(path, folder, "plm_finetune"), "checkpoint.json"),
 }
 
 

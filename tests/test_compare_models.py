@@ -17,9 +17,9 @@ import plm_compare_models
 import pytest
 import torch
 from plm.errors import UserError
-from plm.jobs.compare_models import cost, masked_scores, masked_scoring, probe_scores, probes
+from plm.jobs.compare_models import cost, masked_agreement, masked_questions, probe_scores, probes
 from plm.jobs.compare_models.held_out import read_held_out
-from plm.jobs.compare_models.masked_scores import Asked, MaskedAnswers
+from plm.jobs.compare_models.masked_agreement import Asked, MaskedAnswers
 from plm.jobs.compare_models.probe_scores import Draws, gain_kept, retention
 from plm.jobs.compare_models.representation import represent
 from plm.jobs.compare_models.similarity import linear_cka
@@ -121,10 +121,10 @@ def test_jackknife_of_cka_is_that_of_leaving_clusters_out() -> None:
 # -- masks and answers --------------------
 
 
-def ask(sequences: list[str], **more: Any) -> masked_scoring.Questions:
+def ask(sequences: list[str], **more: Any) -> masked_questions.Questions:
     clusters = [str(number) for number in range(len(sequences))]
     settings = {"rate": 0.15, "sets": 1, "seed": 42, "crop": 1022, **more}
-    return masked_scoring.questions(sequences, ["x"] * len(sequences), clusters, **settings)
+    return masked_questions.questions(sequences, ["x"] * len(sequences), clusters, **settings)
 
 
 def test_masks_belong_to_the_sequence_alone() -> None:
@@ -150,7 +150,7 @@ def test_an_exact_share_is_asked_and_the_truth_is_kept() -> None:
     for item in put.items:
         letters = "".join(LETTERS[code] for code in put.asked.truth[at : at + len(item.places)])
         assert letters == "".join(sequences[item.owner][place] for place in item.places)
-        hidden = (item.codes[item.places] == masked_scoring.CODES["<mask>"]).sum()
+        hidden = (item.codes[item.places] == masked_questions.CODES["<mask>"]).sum()
         assert hidden == (round(0.8 * len(item.places)) if len(item.places) > 1 else 1)
         rest = np.setdiff1d(np.arange(len(item.codes)), item.places)
         kept = "".join((LETTERS + "X")[code] for code in item.codes[rest])
@@ -166,7 +166,7 @@ def test_answers_are_those_of_the_model_one_protein_at_a_time(esm: LoadedModel, 
 
     plain = EsmForMaskedLM.from_pretrained(tiny_esm2, attn_implementation="eager").eval()
     put = ask(proteins(9, seed=4), sets=2)
-    found = masked_scoring.answer("m", esm, put, budget=200)
+    found = masked_questions.answer("m", esm, put, budget=200)
     names = [esm.vocabulary[letter] for letter in LETTERS]
     at = 0
     for item in put.items:
@@ -185,15 +185,15 @@ def test_answers_are_those_of_the_model_one_protein_at_a_time(esm: LoadedModel, 
 
 def test_a_row_makes_no_difference(esm: LoadedModel) -> None:
     put = ask(proteins(20, seed=5))
-    one, other = (masked_scoring.answer("m", esm, put, budget=budget) for budget in (50, 5000))
+    one, other = (masked_questions.answer("m", esm, put, budget=budget) for budget in (50, 5000))
     np.testing.assert_allclose(one.log_p, other.log_p, atol=2e-5)
 
 
 def test_bfloat16_hardly_moves_the_perplexity(esm: LoadedModel, tiny_esm2: Path, workplace: Path) -> None:
     half = load_model(resolve_model(str(tiny_esm2), workdir=workplace), purpose="masked_lm", dtype="bfloat16")
     put = ask(proteins(40, seed=6))
-    lines = masked_scores.scores(
-        put.asked, [masked_scoring.answer(name, one, put) for name, one in (("single", esm), ("half", half))]
+    lines = masked_agreement.scores(
+        put.asked, [masked_questions.answer(name, one, put) for name, one in (("single", esm), ("half", half))]
     )
     single, half_line = (line.value for line in lines if line.measure == "masked_perplexity")
     assert half_line == pytest.approx(single, rel=2e-3)
@@ -222,7 +222,7 @@ def simulated(
 
 def test_scores_are_the_plain_ones_in_each_domain() -> None:
     asked, teacher, student = simulated()
-    lines = masked_scores.scores(asked, [teacher, student])
+    lines = masked_agreement.scores(asked, [teacher, student])
     of = np.array(asked.domains)[asked.owner]
     assert {line.domain for line in lines} == {"all", "Archaea", "Viruses"}
     for line in lines:
@@ -245,8 +245,8 @@ def test_relatives_do_not_make_an_interval_narrower() -> None:
         owner, asked.truth[copies], 10 * asked.proteins, ["a"] * 10 * asked.proteins, list(asked.clusters) * 10
     )
     again = MaskedAnswers("teacher", teacher.log_p[copies], teacher.called[copies])
-    one = masked_scores.scores(Asked(asked.owner, asked.truth, 30, ["a"] * 30, asked.clusters), [teacher])[0]
-    ten = masked_scores.scores(many, [again])[0]
+    one = masked_agreement.scores(Asked(asked.owner, asked.truth, 30, ["a"] * 30, asked.clusters), [teacher])[0]
+    ten = masked_agreement.scores(many, [again])[0]
     assert (one.low, one.value, one.high) == pytest.approx((ten.low, ten.value, ten.high), rel=1e-6)
 
 
@@ -260,7 +260,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         log_p = np.full((200, 20), -9.0, np.float32)
         log_p[:, 0] = -hard[owner]
         asked = Asked(owner, np.zeros(200, np.int64), 40, ["a"] * 40, [str(number) for number in range(40)])
-        [line, _] = masked_scores.scores(
+        [line, _] = masked_agreement.scores(
             asked, [MaskedAnswers("m", log_p, np.zeros(200, np.int64))], seed=trial, resamples=300
         )
         hits += line.low <= np.exp(1.5) <= line.high
@@ -272,7 +272,7 @@ def test_agreement_with_itself_is_perfect_and_with_others_as_by_hand() -> None:
     twin = MaskedAnswers("twin", teacher.log_p, teacher.called)
     lines = {
         (line.model, line.measure): line
-        for line in masked_scores.agreement(asked, teacher, [twin, student])
+        for line in masked_agreement.agreement(asked, teacher, [twin, student])
         if line.domain == "all"
     }
     for measure, value in (
@@ -287,7 +287,7 @@ def test_agreement_with_itself_is_perfect_and_with_others_as_by_hand() -> None:
     assert lines["student", "kl_divergence"].value == pytest.approx(entropy(p, q, axis=1).mean(), rel=1e-4)
     same = (teacher.log_p.argmax(1) == student.log_p.argmax(1)).mean()
     assert lines["student", "top1_agreement"].value == pytest.approx(same)
-    single = {line.model: line.value for line in masked_scores.scores(asked, [teacher, student])[::2][:2]}
+    single = {line.model: line.value for line in masked_agreement.scores(asked, [teacher, student])[::2][:2]}
     ratio = lines["student", "perplexity_ratio"]
     assert ratio.value == pytest.approx(single["student"] / single["teacher"])
     assert ratio.low > 1 and lines["student", "accuracy_difference"].high < 0
@@ -295,12 +295,12 @@ def test_agreement_with_itself_is_perfect_and_with_others_as_by_hand() -> None:
 
 def test_baselines_know_letters_only() -> None:
     asked, _, _ = simulated()
-    unigram = masked_scores.unigram(asked)
+    unigram = masked_agreement.unigram(asked)
     counts = np.bincount(asked.truth, minlength=20) + 1
     assert np.exp(unigram.log_p[0]) == pytest.approx(counts / counts.sum(), rel=1e-5)
     visible = np.zeros((asked.proteins, 20), np.int64)
     visible[0, 3] = 10_000
-    own = masked_scores.composition(asked, visible)
+    own = masked_agreement.composition(asked, visible)
     assert (own.called[asked.owner == 0] == 3).all() and own.baseline
     assert np.exp(own.log_p).sum(axis=1) == pytest.approx(1, rel=1e-5)
 
@@ -670,5 +670,5 @@ def test_cuda_agrees_with_the_processor(tiny_esm2: Path, workplace: Path, esm: L
         pytest.skip("no CUDA device")
     files = resolve_model(str(tiny_esm2), workdir=workplace)
     put = ask(proteins(20, seed=5))
-    found = masked_scoring.answer("m", load_model(files, purpose="masked_lm", device="cuda"), put)
-    np.testing.assert_allclose(found.log_p, masked_scoring.answer("m", esm, put).log_p, atol=1e-3)
+    found = masked_questions.answer("m", load_model(files, purpose="masked_lm", device="cuda"), put)
+    np.testing.assert_allclose(found.log_p, masked_questions.answer("m", esm, put).log_p, atol=1e-3)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import plm_embed
 import pytest
-from plm.data.protein_store import read_spool
+from plm.data.protein_store import store_proteins
 from plm.data.shards import Lock, ShardStore, key
 from plm.errors import UserError
 from plm.model import encoder
@@ -341,12 +341,12 @@ def test_shards_end_by_work_and_by_size() -> None:
 
 def test_spool_keeps_everything_in_order(tmp_path: Path) -> None:
     (tmp_path / "in.fasta").write_text(">b\nMK\n>a\nML\n>c\nmk\n>x\n\n>d\nML\n")
-    spool = read_spool(tmp_path / "in.fasta", tmp_path / "spool")
-    assert list(spool.ids) == ["b", "a", "c", "x", "d"]
-    assert spool.unique.tolist() == [0, 1, 0, -1, 1] and spool.firsts.tolist() == [0, 1]
-    assert list(spool.sequences) == ["MK", "ML"] and spool.lengths.tolist() == [2, 2]
-    assert list(spool.ids.select(spool.accepted)) == ["b", "a", "c", "d"] and list(spool.ids[1:3]) == ["a", "c"]
-    other = read_spool(tmp_path / "in.fasta", tmp_path / "spool2")
-    assert other.digest == spool.digest
+    stored = store_proteins(tmp_path / "in.fasta", tmp_path / "stored")
+    assert list(stored.ids) == ["b", "a", "c", "x", "d"]
+    assert stored.unique.tolist() == [0, 1, 0, -1, 1] and stored.firsts.tolist() == [0, 1]
+    assert list(stored.sequences) == ["MK", "ML"] and stored.lengths.tolist() == [2, 2]
+    assert list(stored.ids.select(stored.accepted)) == ["b", "a", "c", "d"] and list(stored.ids[1:3]) == ["a", "c"]
+    other = store_proteins(tmp_path / "in.fasta", tmp_path / "spool2")
+    assert other.digest == stored.digest
     (tmp_path / "in.fasta").write_text(">b\nMKM\n>a\nL\n>c\nmk\n>x\n\n>d\nML\n")
-    assert read_spool(tmp_path / "in.fasta", tmp_path / "spool3").digest != spool.digest
+    assert store_proteins(tmp_path / "in.fasta", tmp_path / "spool3").digest != stored.digest

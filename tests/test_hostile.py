@@ -982,11 +982,11 @@ def test_a_damaged_checkpoint_that_was_kept_is_set_aside(
     kept = tmp_path / "kept"
     kept.mkdir()
     monkeypatch.setenv("PLM_CHECKPOINT_DIR", str(kept))
-    from plm.training import checkpointing
+    from plm.training import training_state
 
     names: list[str] = []
-    plain = checkpointing.key
-    monkeypatch.setattr(checkpointing, "key", lambda content: names.append(plain(content)) or plain(content))
+    plain = training_state.key
+    monkeypatch.setattr(training_state, "key", lambda content: names.append(plain(content)) or plain(content))
     run("plm_finetune", *checkpoint[1], "--bundle", tmp_path / "first.zip")
     path = kept / f"plm_finetune-{names[-1][:32]}.zip"
     path.write_bytes(checkpoint[0].read_bytes()[:-100])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from plm.data.examples import Journal
-from plm.data.protein_store import read_spool
+from plm.data.protein_store import store_proteins
 from plm.data.proteins import Cleaning, kind_of, read_proteins
 from plm.data.unique_ids import first_equal, unused
 from plm.errors import UserError
@@ -46,7 +46,7 @@ def test_every_format_gives_the_same_records(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["fasta", "table", "parquet"])
 def test_every_stage_renames_alike(tmp_path: Path, kind: str) -> None:
     path = files(tmp_path)[kind]
-    assert list(read_spool(path, tmp_path / "spool", duplicates="rename").ids) == RENAMED
+    assert list(store_proteins(path, tmp_path / "stored", duplicates="rename").ids) == RENAMED
     assert [one.id for one in with_unique_ids(read_records(path), "rename", path.name, Journal())] == RENAMED
     settled = survey(path, "Y", 0, "rename").settled
     assert [one.id for one in read_candidates(path, "Y", Cleaning(path.name), settled)] == RENAMED
@@ -57,7 +57,7 @@ def test_every_stage_refuses_alike(tmp_path: Path) -> None:
     path = files(tmp_path)["fasta"]
     refusals = []
     for read in (
-        lambda: read_spool(path, tmp_path / "spool"),
+        lambda: store_proteins(path, tmp_path / "stored"),
         lambda: with_unique_ids(read_records(path), "error", path.name, Journal()),
         lambda: survey(path, "Y", 0),
     ):
@@ -70,8 +70,8 @@ def test_every_stage_refuses_alike(tmp_path: Path) -> None:
 def test_every_stage_keeps_the_first_alike(tmp_path: Path) -> None:
     path = files(tmp_path)["table"]
     kept = ["a", "b", "a_2"]
-    spool = read_spool(path, tmp_path / "spool", duplicates="first")
-    assert [spool.ids[row] for row in spool.accepted] == kept
+    stored = store_proteins(path, tmp_path / "stored", duplicates="first")
+    assert [stored.ids[row] for row in stored.accepted] == kept
     journal = Journal()
     assert [one.id for one in with_unique_ids(read_records(path), "first", path.name, journal)] == kept
     found = survey(path, "Y", 0, "first")
@@ -85,7 +85,7 @@ def test_a_file_of_nucleotides_is_refused_alike(tmp_path: Path) -> None:
     path = tmp_path / "genes.fasta"
     path.write_text("".join(f">g{row}\n{'ACGTTGCA' * 9}\n" for row in range(6)))
     for read in (
-        lambda: read_spool(path, tmp_path / "spool"), lambda: read_records(path), lambda: survey(path, "Y", 0),
+        lambda: store_proteins(path, tmp_path / "stored"), lambda: read_records(path), lambda: survey(path, "Y", 0),
         lambda: open_corpus(path, tmp_path / "corpus"),
     ):  # fmt: skip
         with pytest.raises(UserError, match="All sequences are nucleotides"):

@@ -37,7 +37,7 @@ from plm.jobs.classify_sites.report import SiteCounts
 from plm.jobs.compare_models import report as model_comparison_report
 from plm.jobs.compare_models.cost import ModelCost as ModelCost
 from plm.jobs.compare_models.held_out import HeldOut
-from plm.jobs.compare_models.masked_scores import MaskedLine
+from plm.jobs.compare_models.masked_agreement import MaskedLine
 from plm.jobs.compare_models.probe_scores import Resampled
 from plm.jobs.compare_models.report import ProbeResult
 from plm.jobs.compare_models.similarity import Similarity

@@ -18,7 +18,7 @@ import torch
 from plm.errors import UserError
 from plm.jobs.finetune import method_choice, training
 from plm.jobs.finetune.job import FineTuningJob, write_zip
-from plm.training.checkpointing import load_tensors, unpack
+from plm.training.training_state import load_tensors, unpack
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "patience": 0, "batch_sequences": 4}
 

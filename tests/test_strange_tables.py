@@ -263,7 +263,7 @@ PIECES = (b">", b"\n", b"\r", b"\t", b",", b";", b'"', b" ", b"id", b"sequence",
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join))
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     from plm.data.dataset_table import labelled_rows
-    from plm.data.protein_store import read_spool
+    from plm.data.protein_store import store_proteins
     from plm.jobs.classify_sites.candidates import survey
     from plm.jobs.predict.queries import passed_columns
 
@@ -273,8 +273,8 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.Temp
     for number, read in enumerate(
         (
             read_records,
-            lambda path: read_spool(path, folder / "spool", sites=False),
-            lambda path: read_spool(path, folder / "sites", sites=True),
+            lambda path: store_proteins(path, folder / "stored", sites=False),
+            lambda path: store_proteins(path, folder / "sites", sites=True),
             lambda path: survey(path, "Y", 0, "rename"),
             read_table,
             lambda path: read_table(path, header=None),

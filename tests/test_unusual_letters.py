@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from plm.data.fasta import CleaningRule, clean
-from plm.data.protein_store import read_spool
+from plm.data.protein_store import store_proteins
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.families import prepare
 
@@ -38,8 +38,8 @@ def test_the_rule_keeps_only_those_that_some_model_knows() -> None:
 def test_records_with_own_letters_are_counted(tmp_path: Path, unusual: str, own: int, different: int) -> None:
     path = tmp_path / "a.fasta"
     path.write_text(">a\nMKUV\n>b\nMKOV\n>c\nMKXV\n>d\nMKLV\n" if unusual == "x" else ">a\nMKUV\n>b\nMKOV\n>c\nMKXV\n")
-    spool = read_spool(path, tmp_path / "spool", unusual=unusual)
-    assert (spool.own, len(spool.lengths)) == (own, different)
+    stored = store_proteins(path, tmp_path / "stored", unusual=unusual)
+    assert (stored.own, len(stored.lengths)) == (own, different)
 
 
 @pytest.mark.parametrize("rule", ["own", "x"])

@@ -204,7 +204,7 @@ def _distil(
     """Trains, judges once on test clusters, and writes what the user wants; whether training has finished."""
     from plm.jobs.distill import report as reports
     from plm.jobs.distill.tracking import Tracking
-    from plm.training.checkpoint_keeper import CheckpointKeeper
+    from plm.training.checkpoints import CheckpointKeeper
 
     assert args.output_model is not None
     leads, title = job.ranks.leads, args.title or args.output_model.stem

@@ -70,19 +70,19 @@ def run(argv: Sequence[str] | None) -> None:
     args = flags.read(Arguments, NAME, __doc__, argv)
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "h5py": "3.10", "pyarrow": "14"})
-    from plm.data.protein_store import read_spool
+    from plm.data.protein_store import store_proteins
 
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
         # Everything wrong with the input is found before the model is loaded.
         read = partial(
-            read_spool,
+            store_proteins,
             args.input,
             duplicates=args.duplicate_ids,
             sites=args.pooling == "sites",
             nucleotides=args.nucleotides,
         )
-        spool = read(scratch / "spool", unusual=args.unusual)
+        proteins = read(scratch / "proteins", unusual=args.unusual)
         from plm.model import device as devices
         from plm.model.embedding import setup
         from plm.model.ranks import Ranks
@@ -92,17 +92,17 @@ def run(argv: Sequence[str] | None) -> None:
         log.disabled = not ranks.leads
         device, precision = devices.settle(args.device, args.precision, stage.threads(), log, ranks)
         files, loaded, wanted = _load(args, scratch, device, precision)
-        if spool.own and not loaded.family.own_letters(loaded.vocabulary):
-            spool = read(scratch / "as_x")  # the model's authors took them for X
-        elif spool.own:
-            log.info("%d records have U, Z, O or B, which this model knows as letters of their own", spool.own)
+        if proteins.own and not loaded.family.own_letters(loaded.vocabulary):
+            proteins = read(scratch / "as_x")  # the model's authors took them for X
+        elif proteins.own:
+            log.info("%d records have U, Z, O or B, which this model knows as letters of their own", proteins.own)
         settings = setup.EmbeddingSettings(
             args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory
         )
-        if spool.warning:
-            log.warning("Note: %s", spool.warning)
+        if proteins.warning:
+            log.warning("Note: %s", proteins.warning)
         job = setup.embed(
-            spool,
+            proteins,
             files,
             loaded,
             wanted,
@@ -119,7 +119,7 @@ def run(argv: Sequence[str] | None) -> None:
         with stage.Outputs() as outputs:
             _write(args, job, files, precision, outputs)
         job.store.remove()
-        _finish(spool, job, log)
+        _finish(proteins, job, log)
 
 
 def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tuple[ModelFiles, LoadedModel, Wanted]:
@@ -152,13 +152,13 @@ def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, ou
     from plm.data.embeddings.files import Description, write_embeddings
     from plm.jobs.embed import side_tables
 
-    spool, wanted, loaded = job.spool, job.embedder.wanted, job.embedder.loaded
-    accepted = spool.accepted
+    proteins, wanted, loaded = job.proteins, job.embedder.wanted, job.embedder.loaded
+    accepted = proteins.accepted
     windows = job.windows()
     known = args.unusual == "own" and bool(loaded.family.own_letters(loaded.vocabulary))
     notes = {
         "precision": precision,
-        "windowed_proteins": str(int((windows[spool.unique[accepted]] > 1).sum())),
+        "windowed_proteins": str(int((windows[proteins.unique[accepted]] > 1).sum())),
         UNUSUAL: "own" if known else "x",
     }
     description = Description(
@@ -168,29 +168,29 @@ def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, ou
         outputs.path(args.embeddings),
         args.format,
         description,
-        spool.ids.select(accepted),
+        proteins.ids.select(accepted),
         job.values(),
-        lengths=spool.lengths[spool.unique[accepted]] if wanted.pooling == "residues" else None,
-        positions=spool.positions[accepted] if wanted.pooling == "sites" else None,
+        lengths=proteins.lengths[proteins.unique[accepted]] if wanted.pooling == "residues" else None,
+        positions=proteins.positions[accepted] if wanted.pooling == "sites" else None,
     )
     if args.status:
-        side_tables.write_status(outputs.path(args.status), spool, windows)
+        side_tables.write_status(outputs.path(args.status), proteins, windows)
     if args.logits:
-        side_tables.write_logits(outputs.path(args.logits), spool, job.logits())
+        side_tables.write_logits(outputs.path(args.logits), proteins, job.logits())
     if args.pseudo_perplexity:
         path = outputs.path(args.pseudo_perplexity)
-        side_tables.write_perplexity(path, spool, job.perplexity(), wanted.perplexity)
+        side_tables.write_perplexity(path, proteins, job.perplexity(), wanted.perplexity)
     if args.contacts:
-        side_tables.write_contacts(outputs.path(args.contacts), spool, job.contacts())
+        side_tables.write_contacts(outputs.path(args.contacts), proteins, job.contacts())
 
 
-def _finish(spool: ProteinStore, job: EmbedJob, log: stage.logging.Logger) -> None:
-    records, accepted = len(spool.ids), len(spool.accepted)
+def _finish(proteins: ProteinStore, job: EmbedJob, log: stage.logging.Logger) -> None:
+    records, accepted = len(proteins.ids), len(proteins.accepted)
     log.info(
         "%d records: %d embedded (%d different sequences), %d rejected",
         records,
         accepted,
-        len(spool.lengths),
+        len(proteins.lengths),
         records - accepted,
     )
 

@@ -51,7 +51,7 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.masked_lm.corpus_store import open_corpus
     from plm.model import device as devices
     from plm.model.checkpoint import load_model, resolve_model
-    from plm.training.checkpoint_keeper import CheckpointKeeper
+    from plm.training.checkpoints import CheckpointKeeper
     from plm.training.row_training import RowSettings, Steering
 
     device, precision = devices.settle(args.device, args.precision, stage.threads(), log)

@@ -166,7 +166,7 @@ class ProteinStore:
                 yield record, sequence
 
 
-def read_spool(
+def store_proteins(
     path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False, nucleotides: str = "reject",
     unusual: str = "x",
 ) -> ProteinStore:  # fmt: skip
@@ -174,7 +174,7 @@ def read_spool(
 
     Args:
         path: FASTA or a table with the columns id and sequence (and position), plain, gzipped or Parquet.
-        folder: Takes the files; it must outlive the spool.
+        folder: Takes the files; it must outlive the proteins.
         duplicates: An id that comes again: ``error``, ``rename`` (``_2``, ``_3``, ... is added) or ``first`` (the later
             records are rejected).
         sites: Each record is a site, named by its column ``position``.

@@ -21,7 +21,7 @@ from torch import nn
 from plm import stage
 from plm.errors import UserError
 from plm.model.ranks import Ranks
-from plm.training import checkpointing
+from plm.training import training_state
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,8 @@ def train_rows(
     rows_a_step = settings.accumulate * processes.world
 
     def write(folder: Path) -> None:
-        checkpointing.save_tensors(dict(model.named_parameters()), folder / "model.safetensors")
-        checkpointing.save_optimizer(trainer.optimizer, trainer.lr_scheduler, folder)
+        training_state.save_tensors(dict(model.named_parameters()), folder / "model.safetensors")
+        training_state.save_optimizer(trainer.optimizer, trainer.lr_scheduler, folder)
 
     class RowTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
@@ -268,7 +268,7 @@ def train_rows(
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             state.global_step = before.step
             if resume is not None:  # only now do both exist; the Trainer's own files are pickled and never used
-                checkpointing.load_optimizer(trainer.optimizer, trainer.lr_scheduler, resume[0])
+                training_state.load_optimizer(trainer.optimizer, trainer.lr_scheduler, resume[0])
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.rate = float(trainer.optimizer.param_groups[0]["lr"])
@@ -334,8 +334,8 @@ def train_rows(
         )
         silence(trainer)
         if resume is not None:
-            stored = checkpointing.load_tensors(resume[0] / "model.safetensors")
-            checkpointing.put_back(dict(model.named_parameters()), stored)
+            stored = training_state.load_tensors(resume[0] / "model.safetensors")
+            training_state.put_back(dict(model.named_parameters()), stored)
         trainer.train()
     steps = int(trainer.state.global_step)
     seconds = time.monotonic() - started

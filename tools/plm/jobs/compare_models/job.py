@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from plm import stage
 from plm.errors import UserError
-from plm.jobs.compare_models import cost, masked_scores, masked_scoring, probes
+from plm.jobs.compare_models import cost, masked_agreement, masked_questions, probes
 from plm.jobs.compare_models.probe_scores import Draws, Resampled
 from plm.jobs.compare_models.probes import Probe
 from plm.jobs.compare_models.report import ModelFindings, ProbeResult
@@ -65,12 +65,12 @@ class ModelComparison:
         self, findings: ModelFindings, datasets: Sequence[Probe], masks: Masks, *, resamples: int, seed: int
     ) -> None:  # fmt: skip
         self._findings, self._probes, self._resamples, self._seed = findings, datasets, resamples, seed
-        self._put: masked_scoring.Questions | None = None
+        self._put: masked_questions.Questions | None = None
         self._sample: tuple[list[str], list[NDArray[np.int64]], list[str]] = ([], [], [])
         self._reference: dict[str, NDArray[np.float32]] = {}
         held = findings.held
         if held is not None:
-            self._put = masked_scoring.questions(
+            self._put = masked_questions.questions(
                 held.sequences, held.domains, held.clusters, rate=masks.rate, sets=masks.sets, seed=masks.seed,
                 crop=masks.crop,
             )  # fmt: skip
@@ -106,7 +106,7 @@ class ModelComparison:
         findings.parameters[name] = parameters_of(loaded)
         if self._put is not None and findings.held is not None:
             if headed:
-                findings.answers.append(masked_scoring.answer(name, loaded, self._put, advance=advance))
+                findings.answers.append(masked_questions.answer(name, loaded, self._put, advance=advance))
             else:
                 advance(self._put.tokens)
                 findings.notes.append(
@@ -146,13 +146,13 @@ class ModelComparison:
             models = list(findings.answers)
             if models:
                 findings.answers += [
-                    masked_scores.unigram(asked),
-                    masked_scores.composition(asked, self._put.visible),
+                    masked_agreement.unigram(asked),
+                    masked_agreement.composition(asked, self._put.visible),
                 ]
             options = {"resamples": self._resamples, "seed": self._seed}
-            findings.scores = masked_scores.scores(asked, findings.answers, **options)
+            findings.scores = masked_agreement.scores(asked, findings.answers, **options)
             if models and models[0].name == findings.reference:
-                findings.agreement = masked_scores.agreement(asked, models[0], models[1:], **options)
+                findings.agreement = masked_agreement.agreement(asked, models[0], models[1:], **options)
             elif len(findings.models) > 1:
                 findings.notes.append(f"{findings.reference}, the reference, has no head: no agreement with it.")
         for number, probe in enumerate(self._probes):

@@ -11,7 +11,7 @@ import numpy as np
 from plm.jobs.compare_models.cost import ModelCost
 from plm.jobs.compare_models.figures import Boxes, Dots, box_figure, dot_figure
 from plm.jobs.compare_models.held_out import HeldOut
-from plm.jobs.compare_models.masked_scores import ALL, Asked, MaskedAnswers, MaskedLine
+from plm.jobs.compare_models.masked_agreement import ALL, Asked, MaskedAnswers, MaskedLine
 from plm.jobs.compare_models.probe_scores import MEASURES, KeptShare, Resampled, gain_kept, ratios, retention
 from plm.jobs.compare_models.similarity import Similarity
 from plm.scoring.intervals import interval

@@ -27,7 +27,7 @@ from plm.model import encoder
 from plm.model.checkpoint import load_model
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
-from plm.training.checkpoint_keeper import CheckpointKeeper
+from plm.training.checkpoints import CheckpointKeeper
 from plm.training.row_training import RowOutcome, RowSettings, Steering, train_rows
 
 LOOK_RESIDUES = 100_000

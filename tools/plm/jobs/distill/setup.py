@@ -30,7 +30,7 @@ from plm.model.checkpoint import family_of, load_model, resolve_model
 from plm.model.families import ESM2, ModelFamily
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
-from plm.training import checkpointing
+from plm.training import training_state
 
 STUDENT_FAMILY = ESM2
 STUDENT_VOCABULARY = {token: number for number, token in enumerate(ESM2_VOCABULARY)}
@@ -352,4 +352,4 @@ class Setup:
 
 def _own_cache(key: CacheKey) -> Path | None:
     folder = kept.folder()
-    return folder / f"teacher_{checkpointing.key(key.content)[:32]}" if folder else None
+    return folder / f"teacher_{training_state.key(key.content)[:32]}" if folder else None

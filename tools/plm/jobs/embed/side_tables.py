@@ -16,37 +16,44 @@ STATUS_COLUMNS = ("id", "line", "length", "encoded", "windows", "cleaned", "dupl
 _BLOCK = 100_000
 
 
-def write_status(path: Path, spool: ProteinStore, windows: Ints) -> None:
+def write_status(path: Path, proteins: ProteinStore, windows: Ints) -> None:
     """One row a record of the input, in its order.
 
     Args:
         path: Table to write, tab-separated.
-        spool: Records of the input.
+        proteins: Records of the input.
         windows: (U,) windows that each sequence went in.
     """
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("\t".join(STATUS_COLUMNS) + "\n")
-        for record in range(len(spool.ids)):
-            sequence = int(spool.unique[record])
+        for record in range(len(proteins.ids)):
+            sequence = int(proteins.unique[record])
             encoded = pieces = 0
             twin = ""
             if sequence >= 0:
-                first = int(spool.firsts[sequence])
-                encoded, pieces = int(spool.lengths[sequence]), int(windows[sequence])
-                twin = "" if first == record else spool.ids[first]
+                first = int(proteins.firsts[sequence])
+                encoded, pieces = int(proteins.lengths[sequence]), int(windows[sequence])
+                twin = "" if first == record else proteins.ids[first]
             fields = (
-                spool.ids[record], spool.lines[record], spool.letters[record], encoded, pieces, spool.cleaned[record],
-                twin, "embedded" if sequence >= 0 else "rejected", spool.details.get(record, ""),
-            )  # fmt: skip
+                proteins.ids[record],
+                proteins.lines[record],
+                proteins.letters[record],
+                encoded,
+                pieces,
+                proteins.cleaned[record],
+                twin,
+                "embedded" if sequence >= 0 else "rejected",
+                proteins.details.get(record, ""),
+            )
             handle.write("\t".join(map(str, fields)) + "\n")
 
 
-def write_logits(path: Path, spool: ProteinStore, rows: Iterable[NDArray[np.float32]]) -> None:
+def write_logits(path: Path, proteins: ProteinStore, rows: Iterable[NDArray[np.float32]]) -> None:
     """One row a residue: id, position (from 1), residue, entropy (nats) and the twenty log-probabilities (nats).
 
     Args:
         path: Table to write, tab-separated.
-        spool: Records of the input.
+        proteins: Records of the input.
         rows: (L, 20) of each embedded record, in order.
     """
     import pyarrow as pa
@@ -55,8 +62,8 @@ def write_logits(path: Path, spool: ProteinStore, rows: Iterable[NDArray[np.floa
     names = ["id", "position", "residue", "entropy", *STANDARD_RESIDUES]
     with path.open("wb") as handle:
         handle.write(("\t".join(names) + "\n").encode())
-        for (record, number), values in zip(spool.embedded(), rows, strict=True):
-            name, sequence = spool.ids[record], spool.sequences[number]
+        for (record, number), values in zip(proteins.embedded(), rows, strict=True):
+            name, sequence = proteins.ids[record], proteins.sequences[number]
             for start in range(0, len(sequence), _BLOCK):
                 block = values[start : start + _BLOCK].astype(np.float64)
                 entropy = -(np.exp(block) * block).sum(1)
@@ -72,23 +79,23 @@ def write_logits(path: Path, spool: ProteinStore, rows: Iterable[NDArray[np.floa
                 handle.write("".join(f"{line}\n" for line in lines.to_pylist()).encode())
 
 
-def write_perplexity(path: Path, spool: ProteinStore, values: Iterable[tuple[float, int]], mode: str) -> None:
+def write_perplexity(path: Path, proteins: ProteinStore, values: Iterable[tuple[float, int]], mode: str) -> None:
     """One row an embedded record: id, length, residues that were scored, pseudo-perplexity, how it was computed."""
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("id\tlength\tscored\tpseudo_perplexity\tmode\n")
-        for (record, number), (perplexity, scored) in zip(spool.embedded(), values, strict=True):
-            length = int(spool.lengths[number])
+        for (record, number), (perplexity, scored) in zip(proteins.embedded(), values, strict=True):
+            length = int(proteins.lengths[number])
             shown = f"{perplexity:.6g}" if scored else ""
-            handle.write(f"{spool.ids[record]}\t{length}\t{scored}\t{shown}\t{mode}\n")
+            handle.write(f"{proteins.ids[record]}\t{length}\t{scored}\t{shown}\t{mode}\n")
 
 
 def write_contacts(
-    path: Path, spool: ProteinStore, values: Iterable[tuple[NDArray[np.int32], NDArray[np.float32]]]
+    path: Path, proteins: ProteinStore, values: Iterable[tuple[NDArray[np.int32], NDArray[np.float32]]]
 ) -> None:
     """One row a contact of an embedded record: id, i, j (from 1, i < j), probability."""
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("id\ti\tj\tprobability\n")
-        for (record, _), (pairs, probabilities) in zip(spool.embedded(), values, strict=True):
-            name = spool.ids[record]
+        for (record, _), (pairs, probabilities) in zip(proteins.embedded(), values, strict=True):
+            name = proteins.ids[record]
             for (i, j), probability in zip(pairs.tolist(), probabilities.tolist(), strict=True):
                 handle.write(f"{name}\t{i + 1}\t{j + 1}\t{probability:.4f}\n")

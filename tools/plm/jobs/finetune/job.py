@@ -45,7 +45,7 @@ from plm.model.network import Floats, Network, answers, as_network
 from plm.received import tensors
 from plm.received.documents import one_line, read_object
 from plm.received.fields import Fields
-from plm.training import checkpointing
+from plm.training import training_state
 from plm.training.folds import TrainingPart
 
 STAGE = "plm_finetune"
@@ -115,7 +115,7 @@ class Run:
 
     def valid_outputs(self) -> Floats:
         """Raw outputs ``(N, K)`` of the validation rows, unlabelled residues included."""
-        return checkpointing.load_tensors(self.folder / "valid.safetensors")["outputs"].numpy()
+        return training_state.load_tensors(self.folder / "valid.safetensors")["outputs"].numpy()
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class FineTuningJob:
     def trained_network(self, run: Run) -> tuple[LoadedModel, Network]:
         """The network that a training left."""
         loaded, network = self.network(run.seed, run.adapter)
-        load_trainable_state(network, checkpointing.load_tensors(run.folder / "weights.safetensors"))
+        load_trainable_state(network, training_state.load_tensors(run.folder / "weights.safetensors"))
         if run.adapter.method == "head_lora":
             merge_head_adapters(network.head)
         return loaded, network.eval()
@@ -282,7 +282,7 @@ class FineTuningJob:
         if self.state is not None:
             members.update({f"state/{file.name}": file for file in self.state.iterdir()})
         content = {
-            "schema_version": checkpointing.SCHEMA_VERSION, "stage": STAGE, "identity": self.identity,
+            "schema_version": training_state.SCHEMA_VERSION, "stage": STAGE, "identity": self.identity,
             "done": len(self.done), "under_way": self.state is not None,
             "budget": None if self.budget is None else asdict(self.budget),
         }  # fmt: skip
@@ -297,8 +297,8 @@ class FineTuningJob:
             UserError: Not a checkpoint, or of other data, another model or other settings.
         """
         folder = self.workdir / "resumed"
-        content = checkpointing.unpack(path, folder, STAGE)
-        fields = Fields(content, "checkpoint.json", path.name, checkpointing.AGAIN)
+        content = training_state.unpack(path, folder, STAGE)
+        fields = Fields(content, "checkpoint.json", path.name, training_state.AGAIN)
         _same(fields.inside("identity").content, json.loads(json.dumps(self.identity)), path.name)
         done, under_way = fields.whole("done", 0, len(self.runs)), fields.flag("under_way")
         budget = None
@@ -308,7 +308,7 @@ class FineTuningJob:
         finished = [self._read_run(number, folder / "runs" / str(number)) for number in range(done)]
         missing = [name for name in _STATE if under_way and not (folder / "state" / name).is_file()]
         if missing:
-            raise UserError(f"The checkpoint lacks {missing[0]}", where=path.name, fix=checkpointing.AGAIN)
+            raise UserError(f"The checkpoint lacks {missing[0]}", where=path.name, fix=training_state.AGAIN)
         # Only now, so that a damaged one leaves the job as it was.
         if budget is not None:
             self.budget, self.resumed = budget, True
@@ -325,7 +325,7 @@ class FineTuningJob:
         if not folder.is_dir():
             self.log.info("The checkpoint directory %s does not exist; no checkpoints are kept", folder)
             return None
-        return folder / f"{STAGE}-{checkpointing.key(self.identity)[:32]}.zip"
+        return folder / f"{STAGE}-{training_state.key(self.identity)[:32]}.zip"
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -341,7 +341,7 @@ class FineTuningJob:
         """
         place = self._kept()
         if place is not None and place.is_file() and not self.done and self.state is None:
-            checkpointing.open_kept(place, self.resume, self.log)
+            training_state.open_kept(place, self.resume, self.log)
         interruption = training.Interruption(deadline, PERIOD_SECONDS if place is not None else None)
 
         def keep(state: Path) -> None:
@@ -441,22 +441,22 @@ class FineTuningJob:
         assert self.budget is not None
         folder = self.workdir / "runs" / str(number)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpointing.save_tensors(trainable_state(network), folder / "weights.safetensors")
+        training_state.save_tensors(trainable_state(network), folder / "weights.safetensors")
         outputs, _ = answers(network, validation.units, self.budget.tokens)
         # In the order of rows, whatever the order in which they were encoded.
         ordered = in_row_order(outputs, [unit.rows for unit in validation.units], self.rows.task.level)
-        checkpointing.save_tensors({"outputs": torch.from_numpy(ordered)}, folder / "valid.safetensors")
+        training_state.save_tensors({"outputs": torch.from_numpy(ordered)}, folder / "valid.safetensors")
         (folder / "run.json").write_text(json.dumps(asdict(outcome)))
         return Run(*self.runs[number], folder, outcome)
 
     def _read_run(self, number: int, folder: Path) -> Run:
-        again = checkpointing.AGAIN
+        again = training_state.AGAIN
         fields = Fields(read_object(folder / "run.json", fix=again), "run.json", f"runs/{number}", again)
         best = fields.content.get("best")
         outcome = training.TrainingOutcome(
             fields.text("status", choices=("finished", "time limit")),  # type: ignore[arg-type]
-            checkpointing.history_of(fields.content.get("history"), "run.json"),
-            None if best is None else checkpointing.history_of([best], "run.json")[0],
+            training_state.history_of(fields.content.get("history"), "run.json"),
+            None if best is None else training_state.history_of([best], "run.json")[0],
             *(fields.whole(name, 0, 2**53) for name in ("best_epoch", "epochs", "steps")),
         )
         for name in ("weights.safetensors", "valid.safetensors"):

@@ -29,7 +29,7 @@ from plm.model.adapters import load_trainable_state, trainable_state
 from plm.model.network import Network, answers
 from plm.received.documents import read_object
 from plm.received.fields import Fields
-from plm.training import checkpointing
+from plm.training import training_state
 from plm.training.trainer import quiet_arguments, silence
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -308,11 +308,11 @@ class _PackedTrainer(Trainer):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.state.save_to_json(str(folder / STATE_FILE))
-        checkpointing.save_tensors(trainable_state(self.model), folder / "weights.safetensors")
+        training_state.save_tensors(trainable_state(self.model), folder / "weights.safetensors")
         if self.best_weights is not None:
-            checkpointing.save_tensors(self.best_weights, folder / "best.safetensors")
-        checkpointing.save_optimizer(self.optimizer, self.lr_scheduler, folder)
-        checkpointing.save_random_state(folder)
+            training_state.save_tensors(self.best_weights, folder / "best.safetensors")
+        training_state.save_optimizer(self.optimizer, self.lr_scheduler, folder)
+        training_state.save_random_state(folder)
         own = {name: getattr(self, name) for name in _OWN_STATE}
         (folder / "progress.json").write_text(json.dumps(own))
         self.interruption.saved = time.monotonic()
@@ -321,22 +321,22 @@ class _PackedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_trainable_state(self.model, checkpointing.load_tensors(folder / "weights.safetensors"))
+        load_trainable_state(self.model, training_state.load_tensors(folder / "weights.safetensors"))
         if (folder / "best.safetensors").is_file():
-            self.best_weights = checkpointing.load_tensors(folder / "best.safetensors")
+            self.best_weights = training_state.load_tensors(folder / "best.safetensors")
         for name, value in _progress(folder / "progress.json").items():
             setattr(self, name, value)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpointing.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
+            training_state.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Nothing: bfloat16 needs no loss scaling."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpointing.load_random_state(Path(checkpoint))
+            training_state.load_random_state(Path(checkpoint))
 
 
 _OWN_STATE = ("history", "best", "best_epoch", "epochs_done", "stale", "epoch_loss")
@@ -344,11 +344,11 @@ _OWN_STATE = ("history", "best", "best_epoch", "epochs_done", "stale", "epoch_lo
 
 def _progress(file: Path) -> dict[str, Any]:
     """What :meth:`_PackedTrainer._save_checkpoint` noted: these fields by type, and no other."""
-    fields = Fields(read_object(file, fix=checkpointing.AGAIN), file.name, file.name, checkpointing.AGAIN)
+    fields = Fields(read_object(file, fix=training_state.AGAIN), file.name, file.name, training_state.AGAIN)
     best = fields.content.get("best")
     return {
-        "history": checkpointing.history_of(fields.content.get("history"), file.name),
-        "best": None if best is None else checkpointing.history_of([best], file.name)[0],
+        "history": training_state.history_of(fields.content.get("history"), file.name),
+        "best": None if best is None else training_state.history_of([best], file.name)[0],
         **{name: fields.whole(name, 0, 2**53) for name in ("best_epoch", "epochs_done", "stale")},
         "epoch_loss": fields.number("epoch_loss", -1e300, 1e300),
     }
@@ -360,7 +360,7 @@ def clean_state(folder: Path) -> None:
     Raises:
         UserError: It is missing or damaged.
     """
-    file, again = folder / STATE_FILE, checkpointing.AGAIN
+    file, again = folder / STATE_FILE, training_state.AGAIN
     fields = Fields(read_object(file, fix=again), file.name, file.name, again)
     kept: dict[str, Any] = {name: fields.whole(name, 0, 2**53) for name in ("global_step", "max_steps")}
     kept |= {name: fields.whole(name, 0, 2**53, default=0) for name in ("num_train_epochs",)}

@@ -96,7 +96,7 @@ def base_of(
 
 def embedded_batches(job: EmbedJob) -> Iterator[tuple[Ints, Singles]]:
     """Records of a finished embedding job in blocks: their numbers ``(n,)`` and ``(n, D)`` vectors."""
-    accepted = job.spool.accepted
+    accepted = job.proteins.accepted
     rows: list[NDArray[Any]] = []
     done = 0
     for row in job.values():
@@ -120,22 +120,22 @@ class Asker:
 
     Args:
         bundle: Fine-tuned bundle of a sequence or a residue task.
-        spool: Proteins of the input.
+        proteins: Proteins of the input.
         budget: Tokens in a packed row; longer proteins go in overlapping segments.
         log: Told of progress, and when memory runs short.
         longest: Residues that are encoded in one piece; 0: as many as the budget holds.
     """
 
     def __init__(
-        self, bundle: FineTunedBundle, spool: ProteinStore, budget: int, log: logging.Logger, *, longest: int = 0
+        self, bundle: FineTunedBundle, proteins: ProteinStore, budget: int, log: logging.Logger, *, longest: int = 0
     ) -> None:
         if longest:
             budget = min(budget, longest + bundle.loaded.family.specials)
-        self._bundle, self._spool, self._budget, self._log = bundle, spool, budget, log
-        self._windows = np.ones(len(spool.lengths), np.int64)
-        self._repeated = np.bincount(spool.unique[spool.accepted], minlength=len(spool.lengths)) > 1
+        self._bundle, self._proteins, self._budget, self._log = bundle, proteins, budget, log
+        self._windows = np.ones(len(proteins.lengths), np.int64)
+        self._repeated = np.bincount(proteins.unique[proteins.accepted], minlength=len(proteins.lengths)) > 1
         self._known: dict[int, tuple[Floats, Singles]] = {}
-        self._progress = stage.Progress(log, int(spool.lengths.sum()), "residues", every=10.0)
+        self._progress = stage.Progress(log, int(proteins.lengths.sum()), "residues", every=10.0)
 
     def windows(self) -> Ints:
         """Segments that each sequence went in, (U,)."""
@@ -149,8 +149,8 @@ class Asker:
         """
         block: list[int] = []
         size, most = 0, 4 * self._budget
-        for record in self._spool.accepted.tolist():
-            length = int(self._spool.lengths[self._spool.unique[record]])
+        for record in self._proteins.accepted.tolist():
+            length = int(self._proteins.lengths[self._proteins.unique[record]])
             if block and (size + length > most or len(block) == BATCH_ROWS):
                 yield self._block(block)
                 block, size = [], 0
@@ -160,7 +160,7 @@ class Asker:
             yield self._block(block)
 
     def _block(self, records: list[int]) -> BundleAnswers:
-        numbers = [int(self._spool.unique[record]) for record in records]
+        numbers = [int(self._proteins.unique[record]) for record in records]
         new = [number for number in dict.fromkeys(numbers) if number not in self._known]
         fresh = dict(zip(new, self._ask(new), strict=True)) if new else {}
         self._known.update({number: fresh[number] for number in new if self._repeated[number]})
@@ -168,11 +168,11 @@ class Asker:
         values = np.concatenate([one for one, _ in answers])
         where = np.array(records, np.int64)
         if self._bundle.task.level == "residue":
-            return BundleAnswers(where, values, None, tuple(self._spool.sequences[number] for number in numbers))
+            return BundleAnswers(where, values, None, tuple(self._proteins.sequences[number] for number in numbers))
         return BundleAnswers(where, values, np.concatenate([states for _, states in answers]))
 
     def _ask(self, numbers: list[int]) -> list[tuple[Floats, Singles]]:
-        texts = [self._spool.sequences[number] for number in numbers]
+        texts = [self._proteins.sequences[number] for number in numbers]
         family = self._bundle.loaded.family
         while True:
             try:

@@ -56,7 +56,7 @@ class Queries:
         ids: One a record, as tables show them.
         columns: What stands beside them, of :data:`PASSED`, one value a record.
         positions: 1-based sites, one a record; None unless the records are sites.
-        spool: The proteins; None for embeddings.
+        proteins: The proteins; None for embeddings.
         lengths: Residues of each record of an embeddings file that tells them.
         rejected: Reasons by record, for embeddings.
         windows: Windows that each record's sequence went in; set once it is known.
@@ -66,16 +66,16 @@ class Queries:
     ids: Sequence[str]
     columns: dict[str, list[str]]
     positions: Sequence[int] | None = None
-    spool: ProteinStore | None = None
+    proteins: ProteinStore | None = None
     lengths: Sequence[int] | None = None
     rejected: dict[int, str] = field(default_factory=dict)
     windows: Ints | None = None
 
     @classmethod
-    def of_proteins(cls, path: Path, spool: ProteinStore, *, sites: bool) -> Queries:
+    def of_proteins(cls, path: Path, proteins: ProteinStore, *, sites: bool) -> Queries:
         """From proteins that were read."""
-        positions = [int(place) for place in spool.positions] if sites else None
-        return cls(spool.name, spool.ids, passed_columns(path), positions, spool)
+        positions = [int(place) for place in proteins.positions] if sites else None
+        return cls(proteins.name, proteins.ids, passed_columns(path), positions, proteins)
 
     @classmethod
     def of_embeddings(cls, embeddings: Embeddings) -> Queries:
@@ -92,17 +92,17 @@ class Queries:
         return len(self.ids)
 
     def is_rejected(self, record: int) -> bool:
-        if self.spool is not None:
-            return bool(self.spool.unique[record] < 0)
+        if self.proteins is not None:
+            return bool(self.proteins.unique[record] < 0)
         return record in self.rejected
 
     def remarks(self) -> list[str]:
         """What is worth a line in the report."""
-        if self.spool is None:
+        if self.proteins is None:
             some = len(self.rejected)
             return [f"{some} embeddings hold NaN or infinity and have no answer."] if some else []
-        notes = [self.spool.warning] if self.spool.warning else []
-        changed = sum(not self.is_rejected(record) for record in self.spool.details)
+        notes = [self.proteins.warning] if self.proteins.warning else []
+        changed = sum(not self.is_rejected(record) for record in self.proteins.details)
         if changed:
             notes.append(f"{changed} records were changed before use (the status table tells how).")
         if self.windows is not None and (cut := int((self.windows > 1).sum())):
@@ -125,18 +125,18 @@ class Queries:
 
     def _facts(self, record: int) -> tuple[object, object, object, object, str]:
         """Line, length, windows, cleaned letters, and the record with the same sequence before it."""
-        if self.spool is None:
+        if self.proteins is None:
             return record + 1, "" if self.lengths is None else self.lengths[record], "", "", ""
-        sequence = int(self.spool.unique[record])
+        sequence = int(self.proteins.unique[record])
         twin, windows = "", 0
         if sequence >= 0:
-            first = int(self.spool.firsts[sequence])
-            twin = "" if first == record else visible(self.spool.ids[first])
+            first = int(self.proteins.firsts[sequence])
+            twin = "" if first == record else visible(self.proteins.ids[first])
             windows = 1 if self.windows is None else int(self.windows[sequence])
-        return self.spool.lines[record], self.spool.letters[record], windows, self.spool.cleaned[record], twin
+        return self.proteins.lines[record], self.proteins.letters[record], windows, self.proteins.cleaned[record], twin
 
     def _details(self, record: int) -> str:
-        return self.rejected.get(record, "") if self.spool is None else self.spool.details.get(record, "")
+        return self.rejected.get(record, "") if self.proteins is None else self.proteins.details.get(record, "")
 
 
 def stored_batches(embeddings: Embeddings, queries: Queries) -> Iterator[tuple[Ints, Singles]]:

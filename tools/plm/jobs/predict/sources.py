@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from plm import stage
 from plm.data.embeddings.description import UNUSUAL
 from plm.data.embeddings.files import read_embeddings
-from plm.data.protein_store import read_spool
+from plm.data.protein_store import store_proteins
 from plm.errors import UserError
 from plm.jobs.predict.queries import Queries, stored_batches
 from plm.jobs.predict.verdicts import Rules
@@ -143,20 +143,20 @@ def _embed(
     files, wanted = base_of(bundle, question.bundle.name, question.model, workdir=scratch, allow_hub=question.allow_hub)
     sites = wanted.pooling == "sites"
     read = partial(
-        read_spool, question.input, duplicates=question.duplicate_ids, sites=sites, nucleotides=question.nucleotides
+        store_proteins, question.input, duplicates=question.duplicate_ids, sites=sites, nucleotides=question.nucleotides
     )
     own = bundle.embedding.notes.get(UNUSUAL, "x")  # as in the embeddings that the bundle was trained on
-    spool = read(scratch / "spool", unusual=own)
+    proteins = read(scratch / "proteins", unusual=own)
     device, precision = devices.settle(question.device, question.precision, stage.threads(), log)
     loaded = load_model(files, dtype="bfloat16" if precision == "bf16" else "float32", device=device)
-    if spool.own and not loaded.family.own_letters(loaded.vocabulary):
-        spool = read(scratch / "as_x")
+    if proteins.own and not loaded.family.own_letters(loaded.vocabulary):
+        proteins = read(scratch / "as_x")
     check_wanted(loaded, wanted)
     settings = setup.EmbeddingSettings(
         question.duplicate_ids, precision, question.batch_tokens, question.max_residues, question.max_memory
     )
     job = setup.embed(
-        spool,
+        proteins,
         files,
         loaded,
         wanted,
@@ -168,7 +168,7 @@ def _embed(
         stack=stack,
         log=log,
     )
-    return Queries.of_proteins(question.input, spool, sites=sites), job
+    return Queries.of_proteins(question.input, proteins, sites=sites), job
 
 
 def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logging.Logger) -> Answered:
@@ -189,8 +189,8 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
         raise UserError(
             "A fine-tuned model reads proteins, not embeddings", where=question.bundle.name, fix="Give --input"
         )
-    spool = read_spool(
-        question.input, scratch / "spool", duplicates=question.duplicate_ids, nucleotides=question.nucleotides
+    proteins = store_proteins(
+        question.input, scratch / "proteins", duplicates=question.duplicate_ids, nucleotides=question.nucleotides
     )
     _, precision = devices.settle(question.device, question.precision, stage.threads(), log)
     bundle = load_bundle(
@@ -205,13 +205,13 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
     stored = bundle.manifest.get("conformal") if whole else None
     errors = Errors.from_json(stored) if stored else None
     rules = settle(bundle, bundle.reference if whole else ([], [], []), errors)
-    asker = Asker(bundle, spool, question.batch_tokens or DEFAULT_BUDGET, log, longest=question.max_residues)
+    asker = Asker(bundle, proteins, question.batch_tokens or DEFAULT_BUDGET, log, longest=question.max_residues)
     log.info(
         "Plan: %d proteins of %d records (%d different sequences), %d residues, %d networks",
-        len(spool.accepted),
-        len(spool.ids),
-        len(spool.lengths),
-        int(spool.lengths.sum()),
+        len(proteins.accepted),
+        len(proteins.ids),
+        len(proteins.lengths),
+        int(proteins.lengths.sum()),
         len(bundle.members),
     )
     base = bundle.manifest["base"]
@@ -219,7 +219,7 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
         f"Fine-tuned model: base model {base['id']} (sha256 {base['sha256'][:12]}), method "
         f"{bundle.manifest['method']}, {len(bundle.members)} trained networks."
     ]
-    queries = Queries.of_proteins(question.input, spool, sites=False)
+    queries = Queries.of_proteins(question.input, proteins, sites=False)
     return Answered(bundle, rules, queries, asker.answers(), about, [], asker)
 
 

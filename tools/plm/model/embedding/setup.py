@@ -44,7 +44,7 @@ class EmbeddingSettings:
 
 
 def open_store(
-    spool: ProteinStore,
+    proteins: ProteinStore,
     files: ModelFiles,
     wanted: Wanted,
     settings: EmbeddingSettings,
@@ -60,7 +60,7 @@ def open_store(
     """The folder of this very work: equal input, model and settings find it again, others never.
 
     Args:
-        spool: Proteins of the input.
+        proteins: Proteins of the input.
         files: Checkpoint of the model.
         wanted: Layers, pooling and extras to compute.
         settings: Precision, batch and window lengths, and the policy for repeated ids.
@@ -73,7 +73,7 @@ def open_store(
         log: Told why parts are not kept.
     """
     content = {
-        "suite": __version__, "input": spool.digest, "duplicates": settings.duplicates, "weights": files.sha256,
+        "suite": __version__, "input": proteins.digest, "duplicates": settings.duplicates, "weights": files.sha256,
         "config": read_config(files.directory), "vocabulary": read_vocabulary(files.directory),
         "wanted": asdict(wanted), "precision": settings.precision, "device": device,
         "batch_tokens": settings.batch_tokens, "max_residues": settings.max_residues,
@@ -94,7 +94,7 @@ def open_store(
 
 
 def begin(
-    spool: ProteinStore,
+    proteins: ProteinStore,
     loaded: LoadedModel,
     wanted: Wanted,
     settings: EmbeddingSettings,
@@ -112,13 +112,13 @@ def begin(
     inner = set(wanted.layers) != {loaded.layers}
     room = capacity(loaded, settings.max_memory, inner_layers=inner, kept_per_token=kept)
     budget = first_budget(room, loaded, wanted, batch_tokens=settings.batch_tokens, max_residues=settings.max_residues)
-    return EmbedJob(spool, Embedder(loaded, wanted, room), store, budget, ranks, log)
+    return EmbedJob(proteins, Embedder(loaded, wanted, room), store, budget, ranks, log)
 
 
 def announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, log: logging.Logger) -> None:
     """Says what is to be done, on what, and for how long."""
-    spool, budget, loaded = job.spool, job.budget, job.embedder.loaded
-    lengths = spool.lengths
+    proteins, budget, loaded = job.proteins, job.budget, job.embedder.loaded
+    lengths = proteins.lengths
     if len(missing) < len(job.ends):
         log.info("Going on from an earlier run: %d of %d parts are done", len(job.ends) - len(missing), len(job.ends))
     seconds = job.seconds(missing) if ranks.leads else None
@@ -126,7 +126,7 @@ def announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, lo
     log.info(
         "Plan: %d proteins of %d records (%d different sequences), %d residues, longest %d, %s; %s%s, %s, "
         "batches of %d tokens, about %.1f GiB of memory; about %s",
-        len(spool.accepted), len(spool.ids), len(lengths), int(lengths.sum()), int(lengths.max()),
+        len(proteins.accepted), len(proteins.ids), len(lengths), int(lengths.sum()), int(lengths.max()),
         f"{cut} in windows of {budget.whole}" if cut else "all whole", loaded.device.type,
         f" x {ranks.world}" if ranks.world > 1 else "", precision, budget.tokens, job.memory() / 2**30,
         "unknown time" if seconds is None else stage.duration(seconds),
@@ -134,7 +134,7 @@ def announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, lo
 
 
 def embed(
-    spool: ProteinStore,
+    proteins: ProteinStore,
     files: ModelFiles,
     loaded: LoadedModel,
     wanted: Wanted,
@@ -155,10 +155,10 @@ def embed(
         The job, whose parts are complete in the leading process.
     """
     store = open_store(
-        spool, files, wanted, settings, name=name, device=loaded.device.type, work_dir=work_dir, scratch=scratch,
+        proteins, files, wanted, settings, name=name, device=loaded.device.type, work_dir=work_dir, scratch=scratch,
         ranks=ranks, stack=stack, log=log,
     )  # fmt: skip
-    job = begin(spool, loaded, wanted, settings, store, ranks, log)
+    job = begin(proteins, loaded, wanted, settings, store, ranks, log)
     missing = job.missing()
     announce(job, missing, settings.precision, ranks, log)
     ranks.meet()  # a shard that appears from now on was made by its owner

@@ -1,4 +1,4 @@
-"""An embedding job from spooled sequences to shards, and from shards to rows in the order of the input.
+"""An embedding job from stored sequences to shards, and from shards to rows in the order of the input.
 
 Sequences are cut into shards in their order. A shard is computed whole, written as a verified file and never touched
 again. What the numbers depend on beside the key (rows, windows, where shards end, and how far the budget was halved
@@ -41,7 +41,7 @@ class EmbedJob:
     """Computes the shards of a job and reads them back.
 
     Args:
-        spool: Proteins of the input.
+        proteins: Proteins of the input.
         embedder: The model and what is wanted of it.
         store: Store of the shards; may hold some already.
         budget: Tokens and residues that the memory holds at a time; those of an earlier run of the same job come first.
@@ -55,20 +55,20 @@ class EmbedJob:
 
     def __init__(
         self,
-        spool: ProteinStore,
+        proteins: ProteinStore,
         embedder: Embedder,
         store: ShardStore,
         budget: EncodingBudget,
         ranks: Ranks,
         log: logging.Logger,
     ) -> None:
-        self.spool, self.embedder, self.store, self._ranks, self._log = spool, embedder, store, ranks, log
+        self.proteins, self.embedder, self.store, self._ranks, self._log = proteins, embedder, store, ranks, log
         wanted = embedder.wanted
-        self._order, self._edges = _sites_by_sequence(spool) if wanted.pooling == "sites" else (_NONE, _NONE)
-        counts = np.diff(self._edges) if len(self._edges) else np.ones_like(spool.lengths)
+        self._order, self._edges = _sites_by_sequence(proteins) if wanted.pooling == "sites" else (_NONE, _NONE)
+        counts = np.diff(self._edges) if len(self._edges) else np.ones_like(proteins.lengths)
         if ranks.leads and not store.notes("plan"):
-            sizes = work_plan.stored_bytes(wanted, embedder.loaded.hidden_size, spool.lengths, counts)
-            tokens = spool.lengths + embedder.loaded.family.specials
+            sizes = work_plan.stored_bytes(wanted, embedder.loaded.hidden_size, proteins.lengths, counts)
+            tokens = proteins.lengths + embedder.loaded.family.specials
             store.note("plan", {**asdict(budget), "ends": work_plan.shard_ends(tokens, sizes, budget.tokens)})
         ranks.meet()
         plan = store.notes("plan")["plan"]
@@ -77,12 +77,12 @@ class EmbedJob:
         # Where each sequence's residues begin in its shard.
         starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
         self._starts = starts
-        self._offsets = np.concatenate([[0], np.cumsum(spool.lengths)])
+        self._offsets = np.concatenate([[0], np.cumsum(proteins.lengths)])
         self._halved: dict[int, EncodingBudget] = {}
 
     def planned_windows(self) -> Ints:
         """Windows that each sequence will go in, (U,), unless memory runs out."""
-        return windows(self.spool.lengths, self.budget.whole)
+        return windows(self.proteins.lengths, self.budget.whole)
 
     def windows(self) -> Ints:
         """Windows that each sequence went in, (U,)."""
@@ -100,14 +100,14 @@ class EmbedJob:
         """How long shards will take, timed on this machine; None if that failed (the work will say why)."""
         numbers = np.concatenate([np.arange(self._starts[n], self.ends[n]) for n in shards] or [_NONE])
         try:
-            return work_plan.expected_seconds(self.embedder, self.spool, self.budget, numbers) / self._ranks.world
+            return work_plan.expected_seconds(self.embedder, self.proteins, self.budget, numbers) / self._ranks.world
         except (OutOfMemory, UnfitNumber):
             return None
 
     def memory(self) -> int:
         """Bytes that the job will take, about."""
-        longest = int(min(self.spool.lengths.max(), self.budget.whole))
-        rows = self.embedder.rows_at_once(self.spool.lengths, self.budget)
+        longest = int(min(self.proteins.lengths.max(), self.budget.whole))
+        rows = self.embedder.rows_at_once(self.proteins.lengths, self.budget)
         capacity = self.embedder.capacity
         return capacity.fixed + rows * capacity.need(max(self.budget.tokens, longest), longest)
 
@@ -144,7 +144,7 @@ class EmbedJob:
             parts = (self._part(number) for number in alike)
             try:
                 for number, arrays in self.embedder.compute(parts, budget, rows=rows, advance=advance):
-                    lengths = self.spool.lengths[self._starts[number] : self.ends[number]]
+                    lengths = self.proteins.lengths[self._starts[number] : self.ends[number]]
                     arrays["windows"] = windows(lengths, budget.whole).astype(np.int32)
                     self.store.save(number, arrays)
                     advance(due - done)
@@ -157,19 +157,19 @@ class EmbedJob:
                 raise self._unfit(left[0], error) from None
 
     def _work_lengths(self, number: int) -> Ints:
-        lengths = self.spool.lengths[self._starts[number] : self.ends[number]]
+        lengths = self.proteins.lengths[self._starts[number] : self.ends[number]]
         return work_plan.work_lengths(self.embedder.wanted, lengths)
 
     def _rows(self, number: int, budget: EncodingBudget) -> int:
-        return self.embedder.rows_at_once(self.spool.lengths[self._starts[number] : self.ends[number]], budget)
+        return self.embedder.rows_at_once(self.proteins.lengths[self._starts[number] : self.ends[number]], budget)
 
     def _part(self, number: int) -> SequencePart:
         span = range(int(self._starts[number]), self.ends[number])
         sites: list[Ints] = []
         if len(self._edges):
             records = [self._order[self._edges[u] : self._edges[u + 1]] for u in span]
-            sites = [self.spool.places[mine].astype(np.int64) for mine in records]
-        return SequencePart(number, [self.spool.sequences[u] for u in span], sites)
+            sites = [self.proteins.places[mine].astype(np.int64) for mine in records]
+        return SequencePart(number, [self.proteins.sequences[u] for u in span], sites)
 
     def _budget_of(self, number: int) -> EncodingBudget:
         """What a shard is computed with: the last halving at or before it, else what the job began with."""
@@ -189,8 +189,8 @@ class EmbedJob:
             torch.cuda.empty_cache()
 
     def _unfit(self, number: int, error: UnfitNumber) -> UserError:
-        record = int(self.spool.firsts[self._starts[number] + error.sequence])
-        where = f"{self.spool.name}, line {int(self.spool.lines[record])}, id {self.spool.ids[record]!r}"
+        record = int(self.proteins.firsts[self._starts[number] + error.sequence])
+        where = f"{self.proteins.name}, line {int(self.proteins.lines[record])}, id {self.proteins.ids[record]!r}"
         if error.overflow:
             return UserError(
                 "A representation is larger than 16 bits can hold (65,504)", where=where, fix="Use --store float32"
@@ -208,9 +208,9 @@ class EmbedJob:
         pooling = self.embedder.wanted.pooling
         ranks = _NONE
         if pooling == "sites":
-            ranks = np.empty(len(self.spool.ids), np.int64)
+            ranks = np.empty(len(self.proteins.ids), np.int64)
             ranks[self._order] = np.arange(len(self._order))
-        for record, sequence in self.spool.embedded():
+        for record, sequence in self.proteins.embedded():
             number, first = self._shard(sequence)
             if pooling == "residues":
                 yield self._residues(number, first, sequence, "values")
@@ -222,19 +222,19 @@ class EmbedJob:
 
     def logits(self) -> Iterator[NDArray[np.float32]]:
         """(L, 20) log-probabilities of each embedded record."""
-        for _, sequence in self.spool.embedded():
+        for _, sequence in self.proteins.embedded():
             yield self._residues(*self._shard(sequence), sequence, "logits")
 
     def perplexity(self) -> Iterator[tuple[float, int]]:
         """Pseudo-perplexity of each embedded record and the residues that were scored (none: not a number)."""
-        for _, sequence in self.spool.embedded():
+        for _, sequence in self.proteins.embedded():
             number, first = self._shard(sequence)
             total, count = self.store.read(number, "perplexity", sequence - first, sequence - first + 1)[0].tolist()
             yield (float(np.exp(-total / count)) if count else float("nan")), int(count)
 
     def contacts(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
         """0-based pairs (C, 2) and probabilities (C,) of each embedded record."""
-        for _, sequence in self.spool.embedded():
+        for _, sequence in self.proteins.embedded():
             number, first = self._shard(sequence)
             row = sequence - first
             ends = self.store.read(number, "contact_ends", max(0, row - 1), row + 1).tolist()
@@ -256,9 +256,9 @@ class EmbedJob:
 _NONE: Ints = np.empty(0, np.int64)
 
 
-def _sites_by_sequence(spool: ProteinStore) -> tuple[Ints, Ints]:
+def _sites_by_sequence(proteins: ProteinStore) -> tuple[Ints, Ints]:
     """Records by their sequence, and where each sequence's records begin: (records,), (U + 1,)."""
-    records = spool.accepted
-    order = records[np.argsort(spool.unique[records], kind="stable")]
-    edges = np.searchsorted(spool.unique[order], np.arange(len(spool.lengths) + 1))
+    records = proteins.accepted
+    order = records[np.argsort(proteins.unique[records], kind="stable")]
+    edges = np.searchsorted(proteins.unique[order], np.arange(len(proteins.lengths) + 1))
     return order, edges.astype(np.int64)

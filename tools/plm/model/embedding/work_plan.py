@@ -127,12 +127,12 @@ def work_lengths(wanted: Wanted, lengths: Ints) -> Ints:
     return total
 
 
-def expected_seconds(embedder: Embedder, spool: ProteinStore, budget: EncodingBudget, numbers: Ints) -> float:
+def expected_seconds(embedder: Embedder, proteins: ProteinStore, budget: EncodingBudget, numbers: Ints) -> float:
     """How long some sequences will take, from timing a few of middle length on this machine.
 
     Args:
         embedder: Embedder with its model loaded.
-        spool: Proteins of the input.
+        proteins: Proteins of the input.
         budget: Rows as the work will have them.
         numbers: The sequences that are to be computed.
     """
@@ -141,7 +141,7 @@ def expected_seconds(embedder: Embedder, spool: ProteinStore, budget: EncodingBu
     specials = embedder.loaded.family.specials
     step = -(-len(numbers) // _SAMPLED)
     numbers = numbers[::step]
-    lengths = spool.lengths[numbers]
+    lengths = proteins.lengths[numbers]
     cost = EncodingCost.of(embedder.loaded)
     simple = Embedder(embedder.loaded, Wanted(embedder.wanted.layers, "mean"), embedder.capacity)
     middle = numbers[np.argsort(lengths, kind="stable")][len(numbers) // 2 :]
@@ -151,7 +151,7 @@ def expected_seconds(embedder: Embedder, spool: ProteinStore, budget: EncodingBu
         """Seconds an operation, over about so many tokens."""
         chosen: list[str] = []
         while sum(map(len, chosen)) < tokens:
-            text = spool.sequences[int(middle[len(chosen) % len(middle)])]
+            text = proteins.sequences[int(middle[len(chosen) % len(middle)])]
             chosen.append(text[: min(tokens, budget.whole)])
         start = time.perf_counter()
         for _ in simple.compute([SequencePart(0, chosen)], budget, rows=rows):

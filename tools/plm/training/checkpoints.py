@@ -15,7 +15,7 @@ from typing import Any
 from plm import kept
 from plm.errors import UserError
 from plm.received.fields import Fields
-from plm.training import checkpointing
+from plm.training import training_state
 from plm.training.row_training import FREE_SETTINGS, Done, RowSettings
 
 
@@ -62,15 +62,15 @@ class CheckpointKeeper:
             UserError: The checkpoint is damaged or belongs to other data, model or settings.
         """
         fixed = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
-        keeper = cls(stage, checkpointing.key({"settings": fixed, **content}), workdir, log)
+        keeper = cls(stage, training_state.key({"settings": fixed, **content}), workdir, log)
         if given is not None:
             keeper._read(given, workdir / "resume")
         elif keeper._kept is not None and keeper._kept.is_file():
-            checkpointing.open_kept(keeper._kept, lambda state: keeper._read(state, workdir / "resume"), log)
+            training_state.open_kept(keeper._kept, lambda state: keeper._read(state, workdir / "resume"), log)
         return keeper
 
     def _read(self, path: Path, folder: Path) -> None:
-        content = checkpointing.unpack(path, folder, self._stage)
+        content = training_state.unpack(path, folder, self._stage)
         if content.get("finished"):
             raise UserError(
                 "The checkpoint belongs to a training run that has finished",
@@ -83,13 +83,13 @@ class CheckpointKeeper:
                 where=path.name,
                 fix="Give the same input and settings (only the time limit may change), or start anew",
             )
-        fields = Fields(content, "checkpoint.json", path.name, checkpointing.AGAIN)
+        fields = Fields(content, "checkpoint.json", path.name, training_state.AGAIN)
         step, tokens = fields.whole("step", 0, 2**53), fields.whole("tokens", 0, 2**62)
-        done = Done(step, tokens, checkpointing.history_of(content.get("history"), path.name))
+        done = Done(step, tokens, training_state.history_of(content.get("history"), path.name))
         needed = ("model.safetensors", "optimizer.safetensors", "optimizer.json")
         missing = [name for name in needed if not (folder / name).is_file()]
         if missing:
-            raise UserError(f"The checkpoint lacks {missing[0]}", where=path.name, fix=checkpointing.AGAIN)
+            raise UserError(f"The checkpoint lacks {missing[0]}", where=path.name, fix=training_state.AGAIN)
         self.resume = (folder, done)
         self._log.info("Going on from step %d of an earlier run", done.step)
 
@@ -119,7 +119,7 @@ class CheckpointKeeper:
         self._log.info("Checkpoint at step %d kept for a resubmitted job", done.step)
 
     def _write(self, path: Path, content: dict[str, object], files: list[Path]) -> None:
-        described = {"schema_version": checkpointing.SCHEMA_VERSION, "stage": self._stage, "key": self.key, **content}
+        described = {"schema_version": training_state.SCHEMA_VERSION, "stage": self._stage, "key": self.key, **content}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo("checkpoint.json"), json.dumps(described))
             for file in files:

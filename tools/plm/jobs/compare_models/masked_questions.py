@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from plm.errors import UserError
-from plm.jobs.compare_models.masked_scores import LETTERS, Asked, MaskedAnswers
+from plm.jobs.compare_models.masked_agreement import LETTERS, Asked, MaskedAnswers
 from plm.masked_lm.corpus import IGNORED, Corpus
 from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
