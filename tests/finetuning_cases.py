@@ -79,7 +79,7 @@ def job(
     return FineTuningJob(
         rows, parts(frame, fold), resolve_model(str(model), workdir=workdir), settings,
         device=torch.device("cpu"), workdir=workdir, data_sha256="0" * 64, log=logging.getLogger("test"),
-    )  # fmt: skip
+    )
 
 
 def released(

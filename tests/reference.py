@@ -34,7 +34,7 @@ def fair_esm1b(shape: tuple[int, int, int], folder: Path) -> Any:
     settings = Namespace(
         arch="roberta_large", layers=layers, embed_dim=hidden, ffn_embed_dim=4 * hidden, attention_heads=heads,
         max_positions=1024, token_dropout=True, emb_layer_norm_before=True,
-    )  # fmt: skip
+    )
     model = esm.model.esm1.ProteinBertModel(settings, alphabet)
     config = esm2_config(layers=layers, hidden=hidden, heads=heads, feedforward=4 * hidden)
     config.position_embedding_type, config.emb_layer_norm_before = "absolute", True

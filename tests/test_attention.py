@@ -38,7 +38,7 @@ def turned(x: torch.Tensor, rotary: attention.Tables | None) -> torch.Tensor:
 def textbook(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rotary: attention.Tables | None,
     bias: torch.Tensor | None, scale: float,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     query, key = turned(query, rotary), turned(key, rotary)
     result = torch.empty(value.shape, dtype=torch.float64)
     for start, length in zip(LAYOUT.starts, LAYOUT.lengths, strict=True):
@@ -58,7 +58,7 @@ def textbook(
 def test_equals_the_textbook(
     gradients: bool, with_bias: bool, rotated: bool, dtype: torch.dtype, bound: float, block: int,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(attention, "BLOCK", block)
     query, key, value = states(1.5, dtype)
     rotary = tables() if rotated else None

@@ -141,7 +141,7 @@ def test_rows_are_found_by_id_and_cut_to_windows() -> None:
     frame = table(
         sequence=["ACDEFGHIKL", "ACDEFGHIKL", "MNPQRSTVWY"], label=["0", "1", "1"], position=["1", "5", "10"],
         split=["train", "train", "test"],
-    )  # fmt: skip
+    )
     prepared = baseline_rows.prepare(frame, [("r2", "999")], ["1"], "binary", ("0", "1"), 5, "d")
     [part] = prepared.parts
     assert part.train.texts == ["--ACD", "DEFGH"] and part.new.texts == ["VWY--"]

@@ -95,7 +95,7 @@ def test_ratios_compare_within_rounds_only() -> None:
     found = timing.interleaved(
         {"slow": lambda: run("slow", slow), "quick": lambda: run("quick", quick), "once": lambda: run("once", [1.0])},
         2, once={"once"},
-    )  # fmt: skip
+    )
     assert turns == ["slow", "quick", "once", "quick", "slow"]
     assert timing.ratio(found["slow"], found["quick"]) == timing.Ratio(3.0, 2.0, 4.0)
     assert timing.ratio(found["slow"], found["once"]) == timing.Ratio(4.0, 4.0, 4.0)
@@ -142,7 +142,7 @@ def test_bench_embed_writes_its_page(work: Path, tmp_path: Path, capsys: pytest.
     embed_command.main(
         ["--shapes", "tiny,tinyT5:windows", "--variants", chosen, "--processes", "", "--residues", "800", "--threads",
          "1", "--repeats", "2", "--device", "cpu", "--work", str(work), "--output", str(tmp_path)]
-    )  # fmt: skip
+    )
     found = json.loads((tmp_path / "figures" / "bench_embed.json").read_text())
     names = [variant["name"] for variant in found["cases"][0]["variants"]]
     assert names == ["reference", "hf-sorted-bf16", "ours-bf16-4096", "gemm"]
@@ -166,7 +166,7 @@ def test_bench_train_writes_its_page(work: Path, tmp_path: Path) -> None:
     train_command.main(
         ["--cases", "tiny", "--ways", "packed", "--repeats", "1", "--threads", "1", "--work", str(work), "--output",
          str(tmp_path)]
-    )  # fmt: skip
+    )
     (case,) = json.loads((tmp_path / "figures" / "bench_train.json").read_text())["cases"]
     assert [way["name"] for way in case["ways"]] == ["naive", "packed"]
     assert "this suite, packed, bf16" in (tmp_path / publish.PAGE).read_text()

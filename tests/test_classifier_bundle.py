@@ -27,14 +27,14 @@ DIMENSION, CLASSES = 6, ("A", "B", "β-lactam")
 ABOUT = {
     "model": "tiny", "model_sha256": "ab" * 32, "layers": [6], "pooling": "mean", "dimension": DIMENSION,
     "dtype": "float32",
-}  # fmt: skip
+}
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
     made = {
         "name": "made up", "task": {"level": "sequence", "target": "class"}, "classes": list(CLASSES), "positive": "",
         "embedding": ABOUT, "temperature": 2.0, "threshold": 0.5,
-    }  # fmt: skip
+    }
     return {**made, **changes}
 
 
@@ -62,7 +62,7 @@ def write(path: Path, made: ClassifierHead, **changes: Any) -> Path:
     write_classifier_bundle(
         path, manifest(**changes), made, reference=([f"p{i}" for i in range(12)], ["A"] * 12, rows),
         validation_scores=(np.full((4, 3), 1 / 3), np.array([0, 1, 2, 0])), card="# card\n",
-    )  # fmt: skip
+    )
     return path
 
 
@@ -108,7 +108,7 @@ def test_numbers_come_in_units_of_the_labels(tmp_path: Path) -> None:
     path = write(
         tmp_path / "number.zip", made, task={"level": "sequence", "target": "number"}, classes=[],
         standardisation={"mean": 10.0, "sd": 3.0},
-    )  # fmt: skip
+    )
     bundle = load_classifier_bundle(path)
     assert bundle.predict(np.ones((2, DIMENSION), np.float32)).tolist() == [[28.0], [28.0]]
     assert not bundle.manifest["standardise"]
@@ -143,7 +143,7 @@ def test_other_embeddings_are_refused(tmp_path: Path) -> None:
     for changes, said in (
         ({"dimension": 7}, "dimension: 7 instead of 6"), ({"layers": (5,)}, "layer: 5 instead of 6"),
         ({"pooling": "max"}, "pooling: max instead of mean"), ({"model_sha256": "cd" * 32}, "cdcdcdcdcdcd"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match="differ from those that the bundle was trained on in") as caught:
             check_embeddings(dataclasses.replace(about, **changes), bundle, "x.h5")
         assert said in str(caught.value) and "x.h5" in str(caught.value)

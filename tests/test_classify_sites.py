@@ -66,13 +66,13 @@ def make_bundle(tiny_esm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
             **task.to_json(), "name": name, "method": "lora", "window": 33, "site_residues": "Y",
             "base": {"id": files.id, "sha256": files.sha256, "family": "esm2"}, "head": head.to_json(),
             "threshold": 0.5, "calibration": {}, "training_prevalence": 0.5, "finished": True, **changes,
-        }  # fmt: skip
+        }
         path = folder / f"{name}.zip"
         write_bundle(
             path, [MemberFiles(folder / "member", 3, None)], manifest, base=str(tiny_esm2), card="made for a test",
             reference=(np.zeros((1, loaded.hidden_size), np.float32), ["none"], ["0"]), workdir=folder,
             device="cpu", precision="fp32",
-        )  # fmt: skip
+        )
         return path
 
     return make
@@ -106,7 +106,7 @@ def classify(
         plm_classify_sites.run(
             ["--input", str(proteins), "--bundle", str(bundle), *model, "--device", "cpu", "--precision", "fp32",
              *outputs, *options]
-        )  # fmt: skip
+        )
         return folder
 
     return run
@@ -290,7 +290,7 @@ def test_every_record_has_its_status(classify: Callable[..., Path]) -> None:
     assert [(row["id"], row["candidates"], row["status"]) for row in rows] == [
         ("good", "2", "done"), ("none", "0", "no candidate"), ("inner", "0", "rejected"), ("dna", "0", "rejected"),
         ("odd", "1", "done"), ("empty", "0", "rejected"),
-    ]  # fmt: skip
+    ]
     details = {row["id"]: row["details"] for row in rows}
     assert "stop inside the sequence" in details["inner"] and "nucleotides" in details["dna"]
     assert "gap removed" in details["odd"] and "-> X" in details["odd"] and "no residues" in details["empty"]
@@ -631,7 +631,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     done = run_stage(
         "plm_classify_sites", "--input", query, "--bundle", tiny_bundle, "--model", tiny_t5,
         "--sites", tmp_path / "s.tsv", "--device", "cpu",
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert re.fullmatch(r"plm_classify_sites: error: The bundle was trained on .*\n", done.stderr)
     assert done.stdout.startswith("[plm_classify_sites] Device: CPU")

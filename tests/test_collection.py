@@ -29,7 +29,7 @@ def collected(*tests: str | Path, seed: int, shift: float, folder: Path = ROOT) 
         [sys.executable, "-c", COLLECT, str(shift), *map(str, tests)],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHONHASHSEED": str(seed), "PYTEST_ADDOPTS": ""},
-    )  # fmt: skip
+    )
 
 
 def names(*tests: str | Path, folder: Path = ROOT) -> tuple[list[str], list[str]]:

@@ -279,7 +279,7 @@ def bundle(path: Path, values: np.ndarray, description: Description) -> Path:
         },
         "temperature": 1.0, "threshold": 0.5,
         "novelty": {"k": 2, "rows": 50, "distances": np.linspace(0.5, 1.5, 50).tolist(), "quantile": 0.95},
-    }  # fmt: skip
+    }
     head = ClassifierHead(
         "logistic", {"weight": np.zeros((2, values.shape[1]), np.float32), "bias": np.zeros(2, np.float32)}
     )
@@ -287,7 +287,7 @@ def bundle(path: Path, values: np.ndarray, description: Description) -> Path:
     write_classifier_bundle(
         path, manifest, head, reference=(ids, ["A", "B"] * (len(values) // 2), values),
         validation_scores=(np.full((4, 2), 0.5), np.array([0, 1, 0, 1])), card="# card\n",
-    )  # fmt: skip
+    )
     return path
 
 
@@ -341,7 +341,7 @@ def test_the_stage_runs_by_itself_and_refuses_in_one_line(run_stage: Callable[..
     ended = run_stage(
         "plm_compare_embeddings", "--embeddings", root / "test-data/simulated_embeddings_other_model.h5",
         "--reference", root / "test-data/simulated_embeddings.h5", "--proteins", "unused.tsv",
-    )  # fmt: skip
+    )
     assert ended.returncode == 1 and not Path("unused.tsv").exists()
     assert ended.stderr.startswith("plm_compare_embeddings: error: Reference and new embeddings differ in model")
     assert ended.stderr.count("\n") == 1

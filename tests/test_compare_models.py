@@ -421,7 +421,7 @@ def test_rows_that_training_repeats_are_not_judged(tmp_path: Path) -> None:
         {"id": f"P{number}", "sequence": sequence, "label": f"{number / 7:.3f}", "group": f"g{number // 2}",
          "split": "valid" if number % 2 else "train"}
         for number, sequence in enumerate(proteins(20, seed=12))
-    ]  # fmt: skip
+    ]
     rows[1]["sequence"] = rows[0]["sequence"]
     probe = probes.read_probe("p", table(tmp_path / "d.tsv", rows), seed=1, threads=1)
     assert len(probe.judged) == 9 and probe.kind == "number" and "judged on validation rows" in probe.split
@@ -519,7 +519,7 @@ def test_the_whole_comparison(
         "--model", f"teacher={tiny_esm2}", "--model", f"twin={root / 'test-data' / 'tiny_esm2.zip'}",
         "--model", f"T5={tiny_t5}", "--input", root / "test-data" / "simulated_held_out.tabular", "--precision", "fp32",
         "--probe", f"structure={structure_table(tmp_path / 'd.tsv')}", "--turns", "1", "--timed-residues", "500",
-    )  # fmt: skip
+    )
     scores = {(row["model"], row["domain"], row["measure"]): float(row["value"]) for row in read(out["scores"])}
     assert {key[0] for key in scores} == {"teacher", "twin", "unigram", "composition"}
     assert {key[1] for key in scores} == {"all", "Bacteria", "Eukaryota", "Viruses"}
@@ -549,7 +549,7 @@ def test_equal_calls_give_equal_tables(
     execute: Callable[..., Any], tiny_esm2: Path, tmp_path: Path, starter: Path
 ) -> None:
     argv = ["--model", f"a={tiny_esm2}", "--model", f"b={tiny_esm2}", "--turns", "0",
-            "--probe", f"structure={structure_table(tmp_path / 'd.tsv')}"]  # fmt: skip
+            "--probe", f"structure={structure_table(tmp_path / 'd.tsv')}"]
     first = execute(*argv, only=("probes", "report"))
     texts = [path.read_text() for path in first.values()]
     shutil.rmtree(tmp_path / "out")
@@ -647,7 +647,7 @@ def test_tasks_are_split_as_their_docstrings_say(tmp_path: Path) -> None:
     assert all(row["cluster"] for row in rows)
     assert [(row["id"], row["sequence"], row["label"], row["split"]) for row in read(made["structure"])] == [
         ("a", "MKXL", "-EHC", "train"), ("c", "MMLV", "-EHC", "test"),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.realdata

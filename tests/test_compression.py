@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tu
                 "--embeddings", str(embeddings), "--labels", str(labels), "--head", head, "--preset", "small",
                 "--epochs", "12", "--resamples", "100", "--bundle", str(folder / "b.zip"),
                 "--predictions", str(folder / "p.tsv"),
-            ])  # fmt: skip
+            ])
             made[kind, head] = (folder / "b.zip", embeddings, labels)
         return made[kind, head]
 
@@ -282,11 +282,11 @@ def neighbours(path: Path) -> Path:
         "embedding": {"model": "model", "model_sha256": "c" * 64, "layers": [6], "pooling": "mean",
                       "dimension": DIMENSION, "dtype": "float32"},
         "temperature": 1.0, "threshold": 0.5,
-    }  # fmt: skip
+    }
     write_classifier_bundle(
         path, manifest, made, reference=([f"p{row}" for row in range(30)], ["A"] * 30, rows),
         validation_scores=(np.full((4, 3), 1 / 3), np.array([0, 1, 2, 0])), card="# card\n",
-    )  # fmt: skip
+    )
     return path
 
 
@@ -319,7 +319,7 @@ def test_a_refusal_is_one_line_and_leaves_no_output(
         "plm_compress_classifier", "--bundle", bundle, "--embeddings", embeddings, "--labels", labels, "--compress",
         "prune", "--prune-share", "0.98", "--compressed-bundle", tmp_path / "s.zip", "--onnx", tmp_path / "c.onnx",
         "--compression-table", tmp_path / "t.tsv",
-    )  # fmt: skip
+    )
     assert ended.returncode == 1 and not list(tmp_path.iterdir())
     assert ended.stderr.startswith("plm_compress_classifier: error: Compression costs 0.")
     assert "allowed [--most-loss]. Compress less" in ended.stderr
@@ -375,7 +375,7 @@ def test_an_export_that_answers_otherwise_is_refused(
         changed = ClassifierBundle(
             {**bundle.manifest, "temperature": 1.5 * bundle.temperature}, bundle.stored, bundle.reference,
             bundle.validation_scores,
-        )  # fmt: skip
+        )
         real(changed, path)
 
     monkeypatch.setattr(onnx_export, "write_onnx", another)

@@ -39,7 +39,7 @@ def flags(out: Path, model: Path, steps: int = 8, **more: object) -> list[str]:
         "input": corpus, "teacher": model, "steps": steps, "batch_tokens": 600, "evaluate_every": 4,
         "warmup_steps": 2, "precision": "fp32", "stored_dtype": "float32", "device": "cpu", "holdout": 0.2,
         "weight_kernel": 1, "learning_rate": 1e-3, "output_model": out / "model.zip", "history": out / "history.tsv",
-    }  # fmt: skip
+    }
     if not any(name.startswith("student") for name in more) and not more.get("cache_only"):
         given["student_take"] = 2
     found = []
@@ -124,7 +124,7 @@ def test_every_output_is_there(tiny_esm2: Path, tmp_path: Path, run_stage: Run) 
     names = {
         "figure": "f.png", "report": "report.md", "held_out": "held_out.tabular", "rejected": "rejected.tsv",
         "tfevents": "t.tfevents", "undistilled": "before.zip",
-    }  # fmt: skip
+    }
     shape = {"student_layers": 1, "student_width": 16, "student_heads": 2}
     more = {name: out / file for name, file in names.items()}
     done = ran(run_stage, flags(out, tiny_esm2, title="A small one", **shape, **more))
@@ -181,7 +181,7 @@ def test_a_student_learns_what_its_teacher_knows(starter: Path, tmp_path: Path, 
     ran(run_stage, flags(out, starter, steps=60, learning_rate=3e-3, **more))
     rows = table(out / "history.tsv")
     first, last = ({name: np.mean([float(row[name]) for row in part]) for name in ("kl", "hidden")}
-                   for part in (rows[:5], rows[-5:]))  # fmt: skip
+                   for part in (rows[:5], rows[-5:]))
     assert last["kl"] < 0.5 * first["kl"] and last["hidden"] < 0.7 * first["hidden"]
     looks = [float(row["masked_perplexity"]) for row in rows if row["masked_perplexity"]]
     assert looks[-1] < 0.75 * looks[0]
@@ -220,7 +220,7 @@ def test_cached_equals_online_and_a_changed_corpus_costs_its_changes(
     assert "teacher cache" not in online.stdout
     cache = tmp_path / "cache"
     made = ran(run_stage, flags(tmp_path / "a", tiny_esm2, mask_sets=2, teacher_cache=cache,
-                                output_cache=tmp_path / "cache.zip"))  # fmt: skip
+                                output_cache=tmp_path / "cache.zip"))
     assert "0 answers are in the teacher cache, 160 are computed" in made.stdout
     again = ran(run_stage, flags(tmp_path / "b", tiny_esm2, mask_sets=2, teacher_cache=tmp_path / "cache.zip"))
     assert "160 answers are in the teacher cache, 0 are computed" in again.stdout
@@ -371,7 +371,7 @@ def test_layers_of_the_teacher_make_a_student(tiny: LoadedModel, tmp_path: Path)
     ("text", "layers", "expected"),
     [("1,3,5", 6, [1, 3, 5]), ("1-3", 6, [1, 2, 3]), ("every 2", 6, [2, 4, 6]), ("every 2", 5, [1, 3, 5]),
      ("6,1", 6, [6, 1]), (" 2 , 4-5 ", 6, [2, 4, 5])],
-)  # fmt: skip
+)
 def test_layers_are_named_from_one(text: str, layers: int, expected: list[int]) -> None:
     assert students.parse_layers(text, layers) == expected
 
@@ -497,7 +497,7 @@ def test_wrong_flags_are_one_clear_line(
     ("content", "message"),
     [("", "empty"), (">a\nM*K\n", "no usable protein"), (">dna\n" + "ACGT" * 30 + "\n", "nucleotides"),
      (">a\nMKTAYIAKQR\n", "relatives of each other")],
-)  # fmt: skip
+)
 def test_bad_corpora_are_one_clear_line(
     content: str, message: str, tiny_esm2: Path, tmp_path: Path, run_stage: Run
 ) -> None:

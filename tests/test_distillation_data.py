@@ -96,7 +96,7 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     )
     assert [(store.identity(i), store.sequence(i)) for i in range(4)] == [
         ("a", "MKVX"), ("a_2", "MKWL"), ("a_3", "MKWY"), ("z", "MLLL"),
-    ]  # fmt: skip
+    ]
     assert store.rejected.read_text().splitlines() == [
         "id\tfile\tline\treason",
         "b\ta.fasta\t3\t1 stop inside the sequence, the first at residue 2",
@@ -243,7 +243,7 @@ def test_every_domain_is_judged(tmp_path: Path) -> None:
 def test_a_domain_whose_held_out_clusters_have_relatives_gives_further_ones(tmp_path: Path) -> None:
     """The cluster column parts every family, so most of what is held out has relatives and is set aside."""
     records = relatives(4, 8, "BBBE") + [(f"x{n}", "1", "E", record[3]) for n, record in enumerate(
-        random_records(3, 9, 200)) if len(record[3]) > 60]  # fmt: skip
+        random_records(3, 9, 200)) if len(record[3]) > 60]
     store = with_clusters(records, [f"c{n}" for n in range(len(records))], tmp_path)
     split = hold_out_clusters(store, share=0.05, identity=0.3, seed=0, threads=1)
     held = {store.domains[store.domain[i]] for i in split.held_out}
@@ -482,7 +482,7 @@ def simulated_store(count: int, taxa: int, folder: Path) -> CorpusStore:
     return replace(
         base, offsets=np.concatenate([[0], np.cumsum(lengths)]), taxon=taxon, taxa=tuple(map(str, range(taxa + 1))),
         domain=(taxon % 4).astype(np.int32), domains=("", "A", "B", "E"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow

@@ -207,7 +207,7 @@ def test_recipe_b_is_the_published_setting() -> None:
     ("given", "message"),
     [({}, "weighs nothing"), ({"kl": -1.0}, "--weight-kl"), ({"mlm": math.inf}, "--weight-mlm"),
      ({"kl": 1.0, "temperature": 0.0}, "--temperature")],
-)  # fmt: skip
+)
 def test_objectives_that_make_no_sense_are_refused(given: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Objective(**given)  # type: ignore[arg-type]

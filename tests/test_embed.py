@@ -131,7 +131,7 @@ def test_equals_the_published_classes(
             expected = {
                 "mean": layers[layer][1:-1].mean(0), "max": layers[layer][1:-1].max(0),
                 "first": layers[layer][0], "residues": layers[layer][1:-1],
-            }[pooling]  # fmt: skip
+            }[pooling]
             np.testing.assert_allclose(found[..., number, :], expected, atol=3e-5)
 
 
@@ -296,7 +296,7 @@ def test_titin_on_a_small_memory(run_stage: Callable[..., Any], tiny_esm2: Path,
         return run_stage(
             "plm_embed", "--input", tmp_path / "titin.fasta", "--model", tiny_esm2, "--embeddings", tmp_path / "e.h5",
             "--status", tmp_path / "status", "--precision", "fp32", "--max-memory", str(memory), "--device", "cpu",
-        )  # fmt: skip
+        )
 
     refused = run(1)
     assert refused.returncode == 1 and not (tmp_path / "e.h5").exists()
@@ -470,7 +470,7 @@ def test_t5_has_no_start_token(embed: Run, query: Path, tiny_t5: Path) -> None:
     ("text", "expected"),
     [("last", (6,)), ("all", (0, 1, 2, 3, 4, 5, 6)), ("0,6,-1", (0, 6)), ("-7", (0,)), (" -1 , 3", (6, 3)),
      ("last,0", (6, 0))],
-)  # fmt: skip
+)
 def test_layers(text: str, expected: tuple[int, ...]) -> None:
     assert parse_layers(text, 6) == expected
 
@@ -601,7 +601,7 @@ def test_bad_files(content: str, message: str, embed: Run, tmp_path: Path) -> No
     ("place", "message"),
     [("5", "Position 5 lies outside its sequence of 4 residues"), ("0", "outside"), ("-1", "no whole number"),
      ("two", "no whole number"), ("", "needs its position")],
-)  # fmt: skip
+)
 def test_bad_positions(place: str, message: str, embed: Run, tmp_path: Path) -> None:
     (tmp_path / "sites").write_text(f"id\tsequence\tposition\na\tMKYL\t1\nb\tMKYL\t{place}\n")
     with pytest.raises(UserError, match=message) as told:
@@ -635,7 +635,7 @@ def test_repeated_ids(embed: Run) -> None:
     assert names(first) == ["a", "a_2", "b"]
     assert [row["status"] for row in table(first / "status")] == [
         "embedded", "embedded", "rejected", "embedded", "rejected",
-    ]  # fmt: skip
+    ]
 
 
 def test_flags_out_of_range(embed: Run, query: Path) -> None:
@@ -687,7 +687,7 @@ def test_memory_does_not_grow_with_the_number_of_proteins(tiny_esm2: Path, root:
              str(tiny_esm2), "--embeddings", str(tmp_path / "e.h5"), "--status", str(tmp_path / "s"), "--precision",
              "fp32", "--device", "cpu"],
             capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         with read_embeddings(tmp_path / "e.h5") as found:
             assert len(found) == count

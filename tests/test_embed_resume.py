@@ -267,7 +267,7 @@ def test_failed_work_leaves_its_parts_and_no_outputs(
 def torchrun(root: Path, arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
     launcher = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *arguments
-    ]  # fmt: skip
+    ]
     environment = {**os.environ, "GALAXY_SLOTS": "2", "PLM_CHECKPOINT_DIR": ""}
     return subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -24,13 +24,13 @@ from plm.errors import UserError
 AWKWARD = [
     "sp|P12345|A/B%C", "%2F", "/", "//", ".", "..", "%2E", "a.b", "%", "a/b", "a%2Fb", "./x", "ü-Ω", "中", "🧬", "x@3",
     '"quoted"', "'", "a,b;c", "NA", "nan", "null", "-1", " lead", "trail ", "#x",
-]  # fmt: skip
+]
 
 
 def describe(pooling: str = "mean", layers: tuple[int, ...] = (6,), dtype: str = "float32", dimension: int = 4) -> Any:
     return Description(
         "tiny", "ab" * 32, layers, pooling, dtype, dimension, {"precision": "fp32", "ä": "ö"}  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 texts = st.text(
@@ -62,14 +62,14 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "description": describe(pooling, layers, dtype, dimension), "ids": ids, "rows": rows, "lengths": lengths,
         "positions": positions,
-    }  # fmt: skip
+    }
 
 
 def write(path: Path, format: str, made: dict[str, Any]) -> bytes:
     write_embeddings(
         path, format, made["description"], made["ids"], iter(made["rows"]),
         lengths=made["lengths"], positions=made["positions"],
-    )  # fmt: skip
+    )
     return path.read_bytes()
 
 
@@ -106,7 +106,7 @@ def test_what_is_written_is_read_back(format: str, made: dict[str, Any]) -> None
                 write_embeddings(
                     again, format, read.description, read.ids, read.records(), lengths=read.lengths,
                     positions=read.positions,
-                )  # fmt: skip
+                )
             assert again.read_bytes() == first
 
 
@@ -256,7 +256,7 @@ def test_residue_tables_count_from_one(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "x", "tabular", description, ["a", "b"], iter(rows), lengths=[2, 1])
     assert (tmp_path / "x").read_text().splitlines() == [
         "id\tposition\tlayer\te0", "a\t1\t1\t0", "a\t1\t6\t0", "a\t2\t1\t0", "a\t2\t6\t0", "b\t1\t1\t1", "b\t1\t6\t1",
-    ]  # fmt: skip
+    ]
 
 
 # -- files of others --------------------
@@ -427,7 +427,7 @@ def test_a_table_cut_short_is_refused(tmp_path: Path) -> None:
         (b"\x89HDF\r\n\x1a\nrubbish", "broken or cut short"),
         (b">protein\nMKV\n", "no columns of numbers"),
     ],
-)  # fmt: skip
+)
 def test_content_that_is_no_embeddings(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
     if message == "^$":  # a run whose records were all rejected

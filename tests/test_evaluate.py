@@ -71,7 +71,7 @@ def test_binary_with_baselines(run_stage: Run, simulated: Path, tmp_path: Path) 
     done = run_stage(
         "plm_evaluate", "--predictions", f"{simulated}_binary.tabular",
         "--training", f"{simulated}_binary_dataset.tabular", *outputs,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.iterdir())) == 9 and not list(tmp_path.glob(".*"))
     table, given = read(tmp_path / "metrics.tabular"), read(Path(f"{simulated}_binary.tabular"))
@@ -106,12 +106,12 @@ def test_baseline_predictions_evaluate_to_the_same_scores(run_stage: Run, simula
     first = run_stage(
         "plm_evaluate", "--predictions", f"{simulated}_binary.tabular", *common,
         "--training", f"{simulated}_binary_dataset.tabular", *flags(tmp_path, "metrics", "baseline-predictions"),
-    )  # fmt: skip
+    )
     assert first.returncode == 0, first.stderr
     again = run_stage(
         "plm_evaluate", "--predictions", tmp_path / "baseline-predictions.tabular", *common,
         "--metrics", tmp_path / "again.tabular", "--comparison", tmp_path / "c.tabular",
-    )  # fmt: skip
+    )
     assert again.returncode == 0, again.stderr
     one, two = read(tmp_path / "metrics.tabular"), read(tmp_path / "again.tabular")
     for model in ("baseline: majority", "baseline: one-hot", "baseline: composition", "baseline: nearest neighbour"):
@@ -125,7 +125,7 @@ def test_multiclass(run_stage: Run, simulated: Path, tmp_path: Path) -> None:
         "plm_evaluate", "--predictions", f"{simulated}_multiclass.tabular", "--name", "my model",
         "--training", f"{simulated}_multiclass_dataset.tabular", "--resamples", "200", "--main-metric", "macro_auroc",
         *flags(tmp_path, "metrics", "report", *FIGURES),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     table, given = read(tmp_path / "metrics.tabular"), read(Path(f"{simulated}_multiclass.tabular"))
     f1 = sk.f1_score(given["label"], given["call"], average=None, labels=["alpha", "beta", "gamma"])
@@ -141,7 +141,7 @@ def test_numbers_out_of_fold(run_stage: Run, simulated: Path, tmp_path: Path) ->
         "plm_evaluate", "--predictions", f"{simulated}_number.tabular", "--task", "number",
         "--training", f"{simulated}_number_dataset.tabular", "--resamples", "200",
         *flags(tmp_path, "metrics", "report", "scatter", "residuals"),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     table, given = read(tmp_path / "metrics.tabular"), read(Path(f"{simulated}_number.tabular"))
     truth, said = given["label"].astype(float), given["value"].astype(float)
@@ -165,7 +165,7 @@ def test_two_models_are_compared_on_the_same_rows(run_stage: Run, simulated: Pat
         "plm_evaluate", "--predictions", f"{simulated}_binary.tabular", tmp_path / "noise.tabular",
         "--name", "good", "--name", "noise", "--training", f"{simulated}_binary_dataset.tabular",
         *flags(tmp_path, "metrics", "comparison", "report"),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     pairs = read(tmp_path / "comparison.tabular").set_index(["first", "second"])
     assert pairs.loc[("good", "noise"), "verdict"] == "beats"
@@ -199,7 +199,7 @@ def test_positive_class_turns_the_table(run_stage: Run, simulated: Path, tmp_pat
         done = run_stage(
             "plm_evaluate", "--predictions", f"{simulated}_binary.tabular", "--positive-class", positive,
             "--resamples", "100", "--metrics", tmp_path / f"{positive}.tabular",
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
     one, zero = (read(tmp_path / f"{name}.tabular") for name in "10")
     model = "simulated_site_model"
@@ -212,7 +212,7 @@ def test_equal_seeds_give_equal_files(run_stage: Run, simulated: Path, tmp_path:
         done = run_stage(
             "plm_evaluate", "--predictions", f"{simulated}_multiclass.tabular", "--resamples", "200",
             "--training", f"{simulated}_multiclass_dataset.tabular", "--metrics", tmp_path / f"{name}.tabular",
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.tabular").read_bytes() == (tmp_path / "b.tabular").read_bytes()
 
@@ -284,7 +284,7 @@ def test_bad_predictions_are_one_clear_line(
 def test_broken_predictions_files(
     change: Callable[[bytes], bytes], message: str, simulated: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], root: Path,
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "bad.tabular").write_bytes(change(Path(f"{simulated}_binary.tabular").read_bytes()))
     _fails(root, capsys, message, "--predictions", tmp_path / "bad.tabular", "--metrics", tmp_path / "m.tabular")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tabular"]

@@ -31,7 +31,7 @@ def table(
             "p_1": [f"{value:.6f}" for value in positive],
             "group": [f"g{index % (groups or count)}" for index in range(count)], "split": "test", "model": model,
         }
-    )  # fmt: skip
+    )
 
 
 def found(*tables: pd.DataFrame, baseline: str = "", shared: Leaking | None = None) -> Assessment:
@@ -57,7 +57,7 @@ TWIN = table(80, seed=0, model="twin")
 def sharing(count: int, leaks: int, **changes: int) -> Leaking:
     rows = np.arange(count) < leaks
     return Leaking(**{"rows": rows, "protein": 0, "near": 0, "relative": 0, "residues": 33, "limit": 0.5,
-                      "sides": "training or validation rows", **changes})  # fmt: skip
+                      "sides": "training or validation rows", **changes})
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_bert_as_it_is_published(positions: int, kinds: int, specials: str, lett
     config = BertConfig(
         vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=positions, type_vocab_size=kinds,
-    )  # fmt: skip
+    )
     model = BertModel(config).eval()
     model.save_pretrained(tmp_path / "m")
     (tmp_path / "m" / "vocab.txt").write_text("\n".join(vocabulary))
@@ -168,7 +168,7 @@ def written(folder: Path, config: Any, kind: str, vocabulary: Path) -> Path:
 
 _SHAPE = {
     "vocab_size": 33, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-}  # fmt: skip
+}
 
 
 def others() -> dict[str, tuple[Callable[[], Any], str, ModelFamily]]:
@@ -188,7 +188,7 @@ def others() -> dict[str, tuple[Callable[[], Any], str, ModelFamily]]:
         "megatron-bert": (lambda: t.MegatronBertConfig(**_SHAPE), "MegatronBertForMaskedLM", BERT),
         "t5-plain-letters": (lambda: t.T5Config(**t5), "T5EncoderModel", ANKH),
         "mt5": (lambda: t.MT5Config(**t5, feed_forward_proj="gated-gelu"), "MT5EncoderModel", ANKH),
-    }  # fmt: skip
+    }
 
 
 OTHERS = ("modernbert", "roberta", "distilbert", "electra", "deberta", "megatron-bert", "t5-plain-letters", "mt5")
@@ -262,7 +262,7 @@ PUBLISHED: list[tuple[ModelFamily, dict[str, Any]]] = [
         "num_hidden_layers": 30, "intermediate_size": 4096, "max_position_embeddings": 40000, "type_vocab_size": 2,
         "layer_norm_eps": 1e-12, "initializer_range": 0.02, "hidden_dropout_prob": 0.0,
     }),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("family", "config"), PUBLISHED, ids=[family.name for family, _ in PUBLISHED])

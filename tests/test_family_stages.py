@@ -82,7 +82,7 @@ def train(family: ModelFamily, tmp_path: Path, level: str, target: str, *flags: 
     run(
         "plm_finetune", "--dataset", tmp_path / "d.tsv", "--model", tiny(family), "--epochs", "1", "--head-width", "8",
         "--bundle", bundle, "--predictions", tmp_path / "trained.tsv", *flags,
-    )  # fmt: skip
+    )
     return bundle
 
 
@@ -154,7 +154,7 @@ def test_distill_layers_of_the_teacher(family: ModelFamily, corpus: Path, tmp_pa
     run(
         "plm_distill", "--input", corpus, "--teacher", tiny(family), "--student-take", "2", *DISTIL,
         "--output-model", out, "--report", tmp_path / "r.md",
-    )  # fmt: skip
+    )
     student = load(out, tmp_path / "w", purpose="masked_lm")
     assert (student.family.name, student.layers) == (family.name, 1)
 
@@ -208,7 +208,7 @@ def test_compare_models(family: ModelFamily, corpus: Path, tmp_path: Path) -> No
         "plm_compare_models", *models, "--input", corpus, "--resamples", "100", "--turns", "1",
         "--timed-residues", "200", "--report", tmp_path / "r.md",
         *(part for name, path in paths.items() for part in (f"--{name}", path)),
-    )  # fmt: skip
+    )
     scored = {row["model"] for row in table(paths["scores"])}
     assert ("mine" in scored) == (family in HEADED) and "theirs" in scored
     if family not in HEADED:

@@ -30,7 +30,7 @@ def history(seeds: int = 1, folds: int = 1) -> pd.DataFrame:
         )
         for seed in range(seeds)
         for fold in range(folds)
-    ]  # fmt: skip
+    ]
     return pd.concat(runs)
 
 

@@ -46,7 +46,7 @@ SHARES = ("share", "probability", "accuracy", "precision", "auroc", "recall", "r
 HOSTILE = [
     "$a_$", "\\frac{", "$x^{", "<b>bold", "_hidden", "two\nlines", "$\\notacommand$", "%s {} {0}", "W" * 80,
     "a protein family whose name goes on and on and on, as annotators like them to do, up to here",
-]  # fmt: skip
+]
 NAMES = [HOSTILE[number % 10] + f" {number}" * (number > 9) for number in range(30)]
 
 Drawn = Callable[[Path], None]
@@ -78,7 +78,7 @@ def evaluated(names: list[str], kind: str, classes: int, rows: int, models: int)
 def evaluation_figures(names: list[str]) -> Iterator[tuple[str, Drawn]]:
     for kind, classes, rows, models in (
         ("binary", 2, 40, 12), ("multiclass", 3, 30, 2), ("multiclass", 30, 60, 1),
-    ):  # fmt: skip
+    ):
         found = evaluated(names, kind, classes, rows, models)
         for figure in CLASS_FIGURES:
             yield f"{figure} {classes} classes {models} models", lambda path, f=figure, a=found: draw(f, a, path)
@@ -94,7 +94,7 @@ def heads(names: list[str], models: int) -> HeadFindings:
     return HeadFindings(
         found, names[0], names[0], names[1], False, dict.fromkeys(names[:models], 0.7), settings, {}, {},
         {"training": 1, "valid": 1, "test": 1}, "", "", 0.5, 1.0,
-    )  # fmt: skip
+    )
 
 
 def search(names: list[str], finished: bool) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
@@ -137,7 +137,7 @@ def predicted(names: list[str], classes: int, rows: int) -> PredictionCounts:
     rules = make_rules(
         task, lambda given: [task.classes[index] for index in given.argmax(axis=1)], errors=errors, coverage=0.9,
         by_class=False, novelty=novelty, abstain="never",
-    )  # fmt: skip
+    )
     found = PredictionCounts(rules, rows)
     best = rules.call(values) if classes else [""] * rows
     far = np.linspace(0, 9, rows)
@@ -166,7 +166,7 @@ def history(methods: list[str], steps: int, scale: float) -> pd.DataFrame:
             "method": name, "best": (epoch == steps).astype(int),
         })
         for name in methods
-    ])  # fmt: skip
+    ])
 
 
 def distilled(steps: int) -> Any:
@@ -174,7 +174,7 @@ def distilled(steps: int) -> Any:
         {"step": n + 1, "tokens": n, "train_loss": 1e6, "kl": 1e-7, "hidden": 1.0, "mlm": 2.0, "kernel": 3.0,
          "logit_mse": 1.0, "learning_rate": 0.1, **({"valid_loss": 1.0, "masked_perplexity": 3.0} if not n % 3 else {})}
         for n in range(steps)
-    ]  # fmt: skip
+    ]
     return SimpleNamespace(history=rows)
 
 
@@ -200,7 +200,7 @@ def all_figures(names: list[str]) -> Iterator[tuple[str, Drawn]]:
         trials, importance = search(names, finished)
         yield (
             f"search {finished}", lambda path, t=trials, i=importance: search_figure(t, i, "auroc", path)
-        )  # fmt: skip
+        )
     for classes, folds, identity in ((2, 0, 0.3), (30, 0, 0.0), (12, 10, 1.0), (1, 0, 0.5)):
         account = split(names, classes, folds, identity)
         yield f"split {classes} classes {folds} folds", account.draw
@@ -328,7 +328,7 @@ def test_text_stays_inside_and_apart(part: int, tmp_path: Path, seen: list[Figur
 def test_maps_fit(methods: str, classes: int, tmp_path: Path, seen: list[Figure]) -> None:
     file = embeddings(tmp_path / "e.tabular", NAMES, 60, classes)
     plm_project.run(["--embeddings", str(file), "--methods", methods, "--resamples", "100", "--coordinates",
-                     str(tmp_path / "c"), "--figure", str(tmp_path / "f.png")])  # fmt: skip
+                     str(tmp_path / "c"), "--figure", str(tmp_path / "f.png")])
     judge(seen.pop())
 
 
@@ -337,7 +337,7 @@ def test_drift_fits(tmp_path: Path, seen: list[Figure]) -> None:
     old = embeddings(tmp_path / "old.tabular", NAMES, 40, 3)
     for more in ([], ["--reference", str(old)], ["--reference", str(new)]):
         plm_compare_embeddings.run(["--embeddings", str(new), *more, "--permutations", "99", "--proteins",
-                                    str(tmp_path / "p"), "--figure", str(tmp_path / "f.png")])  # fmt: skip
+                                    str(tmp_path / "p"), "--figure", str(tmp_path / "f.png")])
         judge(seen.pop())
 
 
@@ -404,7 +404,7 @@ def test_every_figure_is_drawn_here() -> None:
         "history_figure", "roc_figure", "precision_recall_figure", "confusion_figure", "calibration_figure",
         "scores_figure", "_number_panels", "draw", "heads_figure", "search_figure", "predictions_figure",
         "projection_figure", "drift_figure", "sites_figure", "box_figure", "dot_figure", "curves", "range_figure",
-    }  # fmt: skip
+    }
     tools = Path(figures.__file__).parents[2]
     made = set()
     for path in tools.glob("plm/**/*.py"):

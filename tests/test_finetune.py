@@ -195,7 +195,7 @@ def test_missing_library_is_named(
     done = run_stage(
         "plm_finetune", "--dataset", tmp_path / "x", "--model", tiny_esm2, "--bundle", tmp_path / "b.zip",
         env={"PYTHONPATH": str(tmp_path / "site")},
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert "peft 0.1.0 is too old: this tool needs" in done.stderr
 
@@ -207,7 +207,7 @@ def test_a_training_that_diverges_is_one_line(
     done = run_stage(
         "plm_finetune", "--dataset", root / "test-data" / "dataset_sites.tabular", "--model",
         root / "test-data" / "tiny_esm2.zip", "--epochs", "1", *rate, "--bundle", tmp_path / "b.zip",
-    )  # fmt: skip
+    )
     assert done.returncode == 1 and not list(tmp_path.iterdir())
     assert "The training diverged: the" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 

@@ -26,7 +26,7 @@ def test_version_region_and_nine_fields() -> None:
     assert region == "##sequence-region sp|P1|A 1 100"
     assert feature.split("\t") == [
         "sp|P1|A", "plm_classify_sites", "polypeptide_region", "7", "7", "0.25", ".", ".", "ID=sp|P1|A|7;residue=Y",
-    ]  # fmt: skip
+    ]
     assert end == ""
 
 

@@ -708,4 +708,4 @@ def test_what_a_user_put_among_the_results_is_kept(tmp_path: Path) -> None:
     found = {path.name: path.read_text() for path in new.iterdir()}
     assert found == {
         "sites.tsv": "new", "report.html": "new", "notes.txt": "old notes.txt", "sites.tsv~": "old sites.tsv",
-    }  # fmt: skip
+    }

@@ -327,7 +327,7 @@ EMBEDDINGS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "parquet-text": (parquet_that_is_no_text, "(?i)utf-8"),
     "parquet-tab": (parquet(id=["a\tb", "b"], e0=[1.0, 2.0], e1=[1.0, 2.0]), "holds a tab"),
     "pickle": (lambda path, secret: path.write_bytes(pickle.dumps([1])) and path, "pickle"),
-}  # fmt: skip
+}
 
 
 def embeddings_readers(path: Path, out: Path) -> dict[str, list[str | Path]]:
@@ -341,7 +341,7 @@ def embeddings_readers(path: Path, out: Path) -> dict[str, list[str | Path]]:
         "plm_predict": [
             "--embeddings", path, "--bundle", DATA / "bundle_simulated_network.zip", "--predictions", out / "result",
         ],
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", EMBEDDINGS)
@@ -474,7 +474,7 @@ MODELS: dict[str, tuple[Change, str]] = {
     "weights-missing": (raw("model.safetensors", None), "no weights"),
     "member-above": (raw("../escaped.json", "{}"), "unsafe member"),
     "member-absolute": (raw("/tmp/escaped.json", "{}"), "unsafe member"),
-}  # fmt: skip
+}
 
 
 def model(path: Path, change: Change, compression: int = zipfile.ZIP_STORED) -> Path:
@@ -519,7 +519,7 @@ def test_other_readers_of_models_refuse_the_same(tmp_path: Path) -> None:
                 "--input", DATA / "simulated_query.fasta", "--bundle", DATA / "bundle_tiny_classes.zip",
                 "--model", path, "--predictions", out,
             ],
-        }  # fmt: skip
+        }
         for stage, flags in stages.items():
             refused(stage, flags, message, out)
 
@@ -561,7 +561,7 @@ def test_what_else_lies_beside_a_model_is_left_alone(tmp_path: Path, capsys: pyt
         unused = {
             "_name_or_path": "someone/else", "quantization_config": {"quant_method": "awq"}, "adapters": {"a": 1},
             "torch_dtype": "int8", "attn_implementation": "flash", "architectures": ["Evil"],
-        }  # fmt: skip
+        }
         patched("config.json", **unused)(held)
 
     sys.modules.pop("this", None)
@@ -569,7 +569,7 @@ def test_what_else_lies_beside_a_model_is_left_alone(tmp_path: Path, capsys: pyt
         run(
             "plm_embed", "--input", DATA / "simulated_query.fasta", "--model", path, "--precision", "fp32", "--device",
             "cpu", "--embeddings", tmp_path / f"{name}.h5",
-        )  # fmt: skip
+        )
     assert "this" not in sys.modules and "Zen of Python" not in capsys.readouterr().out
     with h5py.File(tmp_path / "evil.h5") as one, h5py.File(tmp_path / "plain.h5") as other:
         np.testing.assert_array_equal(one["values"][()], other["values"][()])
@@ -708,7 +708,7 @@ SITE_BUNDLES: dict[str, tuple[Change, str]] = {
     "selftest-letters": (patched("self_test.json", sequences=["M\u00e9", "MK", "MK", "MK"]), "no protein"),
     "selftest-precision": (patched("self_test.json", precision="int3"), "precision"),
     "selftest-deep": (raw("self_test.json", DEEP), "nested too deeply"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SITE_BUNDLES)
@@ -750,7 +750,7 @@ CLASS_BUNDLES: dict[str, tuple[Change, str]] = {
     "selftest-expected": (patched("self_test.json", expected={"a": 1}), "do not fit|self-test"),
     "pickle": (raw("head.pkl", pickle.dumps([1])), "pickles and code are refused"),
     "code": (raw("run.py", "print(1)"), "pickles and code are refused"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", CLASS_BUNDLES)
@@ -784,7 +784,7 @@ def test_a_name_with_tabs_and_lines_stays_in_its_cell(tmp_path: Path) -> None:
     run(
         "plm_predict", "--input", DATA / "simulated_query.fasta", "--model", DATA / "tiny_esm2.zip", "--bundle", path,
         "--device", "cpu", "--predictions", tmp_path / "p.tsv",
-    )  # fmt: skip
+    )
     lines = (tmp_path / "p.tsv").read_text().splitlines()
     assert len({line.count("\t") for line in lines}) == 1
     assert not any(line.startswith("forged") for line in lines) and "good 0 forged row" in lines[1]
@@ -825,7 +825,7 @@ def test_old_bundles_still_load_with_a_line(tmp_path: Path, capsys: pytest.Captu
     run(
         "plm_classify_sites", "--input", DATA / "simulated_query.fasta", "--bundle", SITE, "--model",
         DATA / "models" / "tiny_esm2", "--device", "cpu", "--sites", tmp_path / "s.tsv",
-    )  # fmt: skip
+    )
     assert "fingerprint of the model's weights alone" in capsys.readouterr().out
     assert (tmp_path / "s.tsv").exists()
 
@@ -863,7 +863,7 @@ def distill(cache: Path, out: Path) -> list[str | Path]:
     return [
         "--input", DATA / "simulated_corpus.fasta", "--teacher", DATA / "models" / "tiny_esm2", "--cache-only",
         "--teacher-cache", cache, "--output-cache", out, "--device", "cpu", "--precision", "fp32",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("kind", CACHES)
@@ -905,7 +905,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str
     flags: list[str | Path] = [
         "--dataset", DATA / "dataset_sites.tabular", "--model", DATA / "models" / "tiny_esm2", "--epochs", "2",
         "--device", "cpu", "--precision", "fp32", "--seed", "1",
-    ]  # fmt: skip
+    ]
     stop = ["--time-limit", "0", "--checkpoint", folder / "c.zip", "--bundle", folder / "b.zip"]
     run("plm_finetune", *flags, *stop)
     return folder / "c.zip", flags
@@ -949,7 +949,7 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     ),
     "random": (patched("state/random.json", python=[1]), "random numbers"),
     "random-state": (raw("state/random.safetensors", bytes_of({"torch": torch.zeros(2)})), "random numbers"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
@@ -977,7 +977,7 @@ def test_a_checkpoint_sets_nothing_but_its_own_fields(
 def test_a_damaged_checkpoint_that_was_kept_is_set_aside(
     checkpoint: tuple[Path, list[str | Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """The user never gave it, so it may not stop every retry."""
     kept = tmp_path / "kept"
     kept.mkdir()
@@ -1001,7 +1001,7 @@ def test_a_pretraining_checkpoint_without_its_fields(tmp_path: Path) -> None:
     flags: list[str | Path] = [
         "--input", DATA / "simulated_corpus.fasta", "--preset", "tiny", "--steps", "4", "--batch-tokens", "600",
         "--device", "cpu", "--precision", "fp32", "--holdout", "0.2", "--evaluate-every", "2", "--warmup-steps", "1",
-    ]  # fmt: skip
+    ]
     made = ["--time-limit", "0", "--output-model", tmp_path / "m.zip", "--checkpoint", tmp_path / "c.zip"]
     run("plm_pretrain", *flags, *made)
     out = tmp_path / "again.zip"
@@ -1011,7 +1011,7 @@ def test_a_pretraining_checkpoint_without_its_fields(tmp_path: Path) -> None:
         (raw("model.safetensors", None), "lacks model.safetensors"),
         (raw("model.safetensors", bytes_of({"x": torch.zeros(1)})), "do(es)? not fit"),
         (raw("checkpoint.json", DEEP), "nested too deeply"),
-    ):  # fmt: skip
+    ):
         held = contents(tmp_path / "c.zip")
         change(held)
         path = zipped(tmp_path / "bad.zip", held)

@@ -26,7 +26,7 @@ def test_listed_sites_that_judge_nothing_are_counted_by_reason() -> None:
     told = truth.account()
     assert told.startswith("4 of 5 sites of the list are no candidate of these proteins (")
     for reason in ("1 at other residues than the list says", "1 outside their proteins",
-                   "1 at residues that are no candidates", "1 of proteins that are not in the input"):  # fmt: skip
+                   "1 at residues that are no candidates", "1 of proteins that are not in the input"):
         assert reason in told
 
 

@@ -80,7 +80,7 @@ def test_the_tutorials_published_split_leaks(
         "plm_preprocess", "--input", folder / "gtn_train.fasta", "--test", folder / "gtn_test.fasta", "--task", "site",
         "--split", "homology", "--dataset", tmp_path / "d", "--rejected", tmp_path / "r", "--leakage", tmp_path / "l",
         "--report", tmp_path / "report",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr  # type: ignore[attr-defined]
     with (tmp_path / "l").open() as handle:
         rows = list(csv.DictReader(handle, delimiter="\t"))

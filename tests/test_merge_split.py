@@ -90,7 +90,7 @@ bodies = st.lists(
 
 
 @given(records=bodies, ends=st.sampled_from(["\n", "\r\n", "\r"]), count=st.integers(1, 4), tail=st.booleans(),
-       lead=st.sampled_from(["", "\n", "\ufeff"]), zipped=st.booleans())  # fmt: skip
+       lead=st.sampled_from(["", "\n", "\ufeff"]), zipped=st.booleans())
 def test_the_parts_together_are_the_file(
     records: list[tuple[str, str]], ends: str, count: int, tail: bool, lead: str, zipped: bool
 ) -> None:
@@ -119,7 +119,7 @@ def test_split_writes_parts_and_a_table(run_stage: Run, tmp_path: Path) -> None:
     answer = run_stage(
         "plm_split_fasta", "--input", PROTEINS, "--parts", 3, "--output-dir", tmp_path / "parts",
         "--table", tmp_path / "parts.tsv",
-    )  # fmt: skip
+    )
     assert answer.returncode == 0, answer.stderr
     files = sorted((tmp_path / "parts").iterdir())
     assert [path.name for path in files] == ["part_0001.fasta", "part_0002.fasta", "part_0003.fasta"]
@@ -158,7 +158,7 @@ def test_split_of_bad_input_is_one_line_and_leaves_nothing(
     answer = run_stage(
         "plm_split_fasta", "--input", tmp_path / "x.fasta", *args, "--output-dir", tmp_path / "parts",
         "--table", tmp_path / "t",
-    )  # fmt: skip
+    )
     assert answer.returncode == 1 and message in answer.stderr
     assert answer.stderr.startswith("plm_split_fasta: error: ") and answer.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["x.fasta"]
@@ -173,7 +173,7 @@ def describe(**changes: Any) -> Description:
     known = {
         "model": "tiny", "model_sha256": "ab" * 32, "layers": (6,), "pooling": "mean", "dtype": "float32",
         "dimension": 4, "notes": {"precision": "fp32", "windowed_proteins": "1"},
-    }  # fmt: skip
+    }
     return Description(**{**known, **changes})
 
 
@@ -192,7 +192,7 @@ def make(path: Path, ids: Sequence[str], seed: int = 0, format: str = "hdf5", **
     write_embeddings(
         path, format, description, ids, iter(rows), lengths=lengths if description.level == "residue" else None,
         positions=[5 + len(one) for one in ids] if description.level == "site" else None,
-    )  # fmt: skip
+    )
     return path
 
 
@@ -288,7 +288,7 @@ def test_ids_that_parts_have_in_common(
     answer = merge(
         run_stage, files, tmp_path / "merged", "--duplicate-ids", policy, "--status", tables[0], "--status", tables[1],
         "--merged-status", tmp_path / "status",
-    )  # fmt: skip
+    )
     if policy == "error":
         assert answer.returncode == 1 and "The id 'a' appears in more than one part [p1 and p2]" in answer.stderr
         assert not (tmp_path / "merged").exists() and not (tmp_path / "status").exists()
@@ -320,14 +320,14 @@ def test_status_tables_must_name_what_the_files_hold(
         answer = merge(
             run_stage, files, tmp_path / "merged", "--duplicate-ids", "rename", "--status", one, "--status", other,
             "--merged-status", tmp_path / "status",
-        )  # fmt: skip
+        )
         assert answer.returncode == 1 and "do not name the same records" in answer.stderr
         assert not (tmp_path / "merged").exists() and not (tmp_path / "status").exists()
     short = status_table(tmp_path / "short", [("c", 1, "", "embedded", "")])
     answer = merge(
         run_stage, files, tmp_path / "merged", "--duplicate-ids", "rename", "--status", tables[0], "--status", short,
         "--merged-status", tmp_path / "status",
-    )  # fmt: skip
+    )
     assert answer.returncode == 1 and "'a' is in only one" in answer.stderr
 
 
@@ -377,7 +377,7 @@ def test_scattered_and_merged_is_the_file_of_one_run(
         answer = run_stage(
             "plm_embed", "--input", source, "--model", tiny_esm2, "--precision", "fp32", *settings,
             "--embeddings", tmp_path / f"{name}.h5", "--status", tmp_path / f"{name}.tsv",
-        )  # fmt: skip
+        )
         assert answer.returncode == 0, answer.stderr
 
     messy = tmp_path / "messy.fasta"
@@ -392,7 +392,7 @@ def test_scattered_and_merged_is_the_file_of_one_run(
     answer = merge(
         run_stage, [tmp_path / f"{source.stem}.h5" for source in sources], tmp_path / "merged.h5", *tables,
         "--merged-status", tmp_path / "merged.tsv",
-    )  # fmt: skip
+    )
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     merged = [line.split("\t") for line in (tmp_path / "merged.tsv").read_text().splitlines()]

@@ -26,7 +26,7 @@ STAGES = tuple(sorted(path.stem for path in (ROOT / "tools").glob("plm_*.py")))
 INPUTS = {
     "bundle", "dataset", "embeddings", "input", "labels", "negative_sites", "negatives_file", "predictions", "queries",
     "reference", "resume", "resume_study", "sites", "status", "teacher_cache", "test", "training", "truth", "work_dir",
-}  # fmt: skip
+}
 """Flags that name a file or folder to read, or a folder that keeps parts between runs."""
 
 
@@ -223,7 +223,7 @@ WRITERS: dict[str, tuple[int, list[str]]] = {
                             "--model", "tiny_esm2.zip", "--predictions", "OUT/p"]),
     "plm_classify_sites": (60_000, ["plm_classify_sites", "--input", "simulated_query.fasta", "--bundle",
                                     "bundle_tiny_site.zip", "--model", "tiny_esm2.zip", "--sites", "OUT/s"]),
-}  # fmt: skip
+}
 
 
 SLOW_WRITERS: dict[str, tuple[int, list[str]]] = {
@@ -238,7 +238,7 @@ SLOW_WRITERS: dict[str, tuple[int, list[str]]] = {
     "plm_compress_classifier": (9_000, ["plm_compress_classifier", "--bundle", "bundle_simulated_network.zip",
                                         "--embeddings", "simulated_embeddings.h5", "--labels",
                                         "simulated_embeddings_labels.tabular", "--compressed-bundle", "OUT/b"]),
-}  # fmt: skip
+}
 ALL_WRITERS = {**WRITERS, **SLOW_WRITERS}
 
 
@@ -253,13 +253,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -
         word.replace("OUT", str(place)) if word.startswith("OUT/") else
         str(TEST_DATA / word) if (TEST_DATA / word).exists() else word
         for word in words
-    ]  # fmt: skip
+    ]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(size), str(ROOT / "tools" / f"{name}.py"), *arguments],
         capture_output=True, text=True, check=False,
         # Python itself leaves half a .pyc file where no more is taken, which later processes cannot read.
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if "Warning" not in line]
     assert len(lines) == 1 and lines[0].startswith(f"{name}: error: The disk is full"), done.stderr
@@ -354,6 +354,6 @@ def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", '"$0" -c "$1" | head -1; exit "${PIPESTATUS[0]}"', sys.executable, script],
         capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    )
     assert done.stdout == "[x] line\n" and done.stderr == "" and done.returncode == 0
     assert (tmp_path / "done").exists()

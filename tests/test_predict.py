@@ -27,7 +27,7 @@ from plm.scoring.predictions import gather, read_predictions
 SHA = "0c1f94d41be7f5fc09d9234ac6960261901b1037fa8c887dcf017f51334c901b"
 ABOUT = {
     "model": "tiny_esm2", "model_sha256": SHA, "layers": [2], "pooling": "mean", "dimension": 32, "dtype": "float32",
-}  # fmt: skip
+}
 FIXED = ("--device", "cpu", "--precision", "fp32")
 Predict = Callable[..., dict[str, Path]]
 
@@ -39,7 +39,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
     counter = 0
 
     def run(bundle: Path, *options: str | Path, proteins: Path | None = None, embeddings: Path | None = None,
-            model: Path | None = None) -> dict[str, Path]:  # fmt: skip
+            model: Path | None = None) -> dict[str, Path]:
         nonlocal counter
         counter += 1
         names = ("predictions", "status", "figure", "report", "submission")
@@ -74,12 +74,12 @@ def made_bundle(
     outputs = len(classes) or 1
     head = ClassifierHead("logistic", {
         "weight": generator.normal(size=(outputs, 32)).astype(np.float32), "bias": np.zeros(outputs, np.float32),
-    })  # fmt: skip
+    })
     manifest = {
         "name": "made up", "task": {"level": "sequence", "target": "class" if classes else "number"},
         "classes": list(classes), "positive": "", "embedding": ABOUT, "temperature": 3.0, "threshold": 0.5,
         "standardisation": {"mean": 10.0, "sd": 2.0}, **changes,
-    }  # fmt: skip
+    }
     truth = generator.integers(outputs, size=validation) if classes else generator.normal(size=validation) + 10
     scores = generator.dirichlet(np.ones(outputs), size=validation) if classes else truth[:, None] + 0.5
     rows = generator.normal(size=(30, 32)).astype(np.float32)
@@ -87,7 +87,7 @@ def made_bundle(
     write_classifier_bundle(
         path, manifest, head, reference=([f"t{i}" for i in range(30)], labels, rows),
         validation_scores=(scores.reshape(validation, outputs), truth), card="# card\n",
-    )  # fmt: skip
+    )
     return path
 
 
@@ -410,7 +410,7 @@ def test_finetuned_models_answer_for_every_residue(
     if target == "class":
         judged = gather([("t", read_predictions(residues))], [])
         assert len(judged.rows) == sum(len(text) - 1 for text, split in zip(texts, rows["split"], strict=True)
-                                       if split == "test" and text != texts[0])  # fmt: skip
+                                       if split == "test" and text != texts[0])
 
 
 def test_finetuned_models_on_more_proteins_than_a_block(
@@ -462,7 +462,7 @@ def test_embeddings_of_another_kind_are_refused(
         (("--batch-tokens", "1"), "--batch-tokens"), (("--max-memory", "0"), "--max-memory"),
         (("--residues", "r.tsv"), "--residues"),
     ],
-)  # fmt: skip
+)
 def test_senseless_options_name_their_flag(
     options: tuple[str, str], message: str, tmp_path: Path, predict: Predict
 ) -> None:

@@ -90,7 +90,7 @@ def test_leakage_can_be_made_fatal(
         "plm_preprocess", "--input", data / "simulated_windows.fasta", "--test", data / "simulated_windows_test.fasta",
         "--task", "site", "--fail-on-leakage", "--dataset", tmp_path / "d", "--rejected", tmp_path / "r",
         "--leakage", tmp_path / "l", "--report", tmp_path / "p",
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "Leakage: 20 of" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -124,7 +124,7 @@ def test_ratio_cap_and_whole_proteins(preprocess: Preprocess, data: Path) -> Non
     rows, journal, _, _ = preprocess(
         "--input", data / "simulated_marked.fasta", "--labels", "hash", "--task", "site", "--window", "0",
         "--ratio", "1", "--cap", "50", "--split", "none",
-    )  # fmt: skip
+    )
     assert Counter(row["label"] for row in rows) == {"0": 50, "1": 50}
     assert all(row["window"] == "0" and len(row["sequence"]) > 100 for row in rows)
     assert all(row["sequence"][int(row["position"]) - 1] == "Y" for row in rows)
@@ -137,7 +137,7 @@ def test_a_table_of_windows_keeps_its_columns(preprocess: Preprocess, data: Path
     rows, _, _, _ = preprocess(
         "--input", data / "simulated_windows.tabular", "--labels", "column:class", "--protein", "column:accession",
         "--task", "site", "--window", "21", "--split", "group", "--group", "column:accession",
-    )  # fmt: skip
+    )
     assert {row["label"] for row in rows} == {"site", "other"}
     assert {(row["window"], row["position"], len(row["sequence"])) for row in rows} == {("21", "11", 21)}
     assert all(row["protein"] == row["group"] == row["accession"] for row in rows)
@@ -190,7 +190,7 @@ def test_numbers_and_residue_labels(preprocess: Preprocess, data: Path) -> None:
     rows, _, _, _ = preprocess(
         "--input", data / "simulated_structure.tabular", "--labels", "column:structure", "--task", "residue",
         "--split", "protein",
-    )  # fmt: skip
+    )
     assert all(len(row["label"]) == len(row["sequence"]) and set(row["label"]) <= set("HEC") for row in rows)
 
 
@@ -220,7 +220,7 @@ def test_positives_and_negatives_in_two_padded_files(preprocess: Preprocess, tmp
     rows, journal, _, _ = preprocess(
         "--input", tmp_path / "p", "--negatives-file", tmp_path / "n", "--labels", "file", "--task", "site",
         "--site-residues", "K", "--split", "none", "--protein", r"regex:\|(\w+)\|",
-    )  # fmt: skip
+    )
     assert [(row["id"][0], row["sequence"], row["position"], row["label"]) for row in rows] == [
         ("a", "MKAVL", "2", "1"),
         ("b", "GGGKAVL", "4", "1"),
@@ -237,7 +237,7 @@ def test_policies_for_duplicates_conflicts_and_others(preprocess: Preprocess, tm
     rows, journal, _, _ = preprocess(
         "--input", tmp_path / "t.fasta", "--duplicate-ids", "rename", "--otherwise", "0", "--min-length", "3",
         "--split", "none",
-    )  # fmt: skip
+    )
     assert [(row["id"], row["label"]) for row in rows] == [("a", "1"), ("e", "0"), ("e_2", "0")]
     told = {(entry["id"], entry["what"]): entry["reason"] for entry in journal}
     assert told["b", "left out"] == "the same sequence and label as a"
@@ -294,7 +294,7 @@ def test_a_table_with_positions_in_whole_proteins(preprocess: Preprocess, tmp_pa
     rows, journal, _, _ = preprocess(
         "--input", tmp_path / "t", "--labels", "column:label", "--task", "site", "--site", "column:pos",
         "--window", "3", "--split", "none",
-    )  # fmt: skip
+    )
     assert [(row["id"], row["sequence"], row["position"], row["window"]) for row in rows] == [
         ("a", "AYV", "2", "3"),
         ("b", "YVK", "2", "3"),
@@ -310,7 +310,7 @@ def test_a_position_in_a_window_is_none_in_the_protein(preprocess: Preprocess, t
     rows, _, _, _ = preprocess(
         "--input", tmp_path / "t", "--labels", "column:label", "--task", "site", "--site", "column:pos",
         "--window", "3", "--split", "none",
-    )  # fmt: skip
+    )
     assert [(row["sequence"], row["position"], "protein_position" in row) for row in rows] == [
         ("KYV", "2", False),
         ("WYV", "2", False),
@@ -322,7 +322,7 @@ def test_policies_tell_sites_of_two_records_of_one_accession_apart(preprocess: P
     rows, journal, _, _ = preprocess(
         "--input", tmp_path / "f", "--labels", "hash", "--task", "site", "--window", "5", "--split", "none",
         "--ratio", "2", "--duplicate-sequences", "keep",
-    )  # fmt: skip
+    )
     assert Counter(row["label"] for row in rows) == {"1": 2, "0": 4}
     left_out = {entry["id"] for entry in journal if entry["what"] == "left out"}
     assert len(left_out) == 8 and left_out.isdisjoint(row["id"] for row in rows)

@@ -167,7 +167,7 @@ def test_numbers_for_each_residue_of_a_very_long_protein(preprocess: Run, tmp_pa
     done = preprocess(
         "\n".join(rows), "--task", "residue", "--labels", "column:label", "--split", "none",
         "--conflicting-labels", "keep",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert [len(row) for row in _lines(tmp_path)] == [35000, 35000]
 
@@ -200,7 +200,7 @@ def test_a_missing_library_is_named(preprocess: Run, run_stage: Run, tmp_path: P
     done = run_stage(
         "plm_preprocess", "--input", tmp_path / "a.fasta", "--split", "none", *outputs,
         env={"PYTHONPATH": str(tmp_path / "path")},
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert "The Python library pandas is missing" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []

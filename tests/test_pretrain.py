@@ -59,7 +59,7 @@ def flags(fasta: Path, out: Path, steps: int = 12, **more: object) -> list[str]:
         "input": fasta, "preset": "tiny", "steps": steps, "batch-tokens": 600, "evaluate-every": 4, "warmup-steps": 2,
         "precision": "fp32", "stored-dtype": "float32", "device": "cpu", "holdout": 0.2,
         "output-model": out / "model.zip", "history": out / "history.tsv", "checkpoint": out / "checkpoint.zip", **more,
-    }  # fmt: skip
+    }
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 

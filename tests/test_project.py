@@ -91,7 +91,7 @@ def test_everything_is_placed_scored_drawn_and_told(execute: Callable[..., dict[
     out = execute(
         tmp_path / "r.h5", "--queries", tmp_path / "q.h5", "--labels", labels, "--methods", "pca,tsne,umap",
         "--resamples", "200",
-    )  # fmt: skip
+    )
     placed = read(out["coordinates"])
     assert [row["id"] for row in placed] == [*ids, *queries]
     assert [row["set"] for row in placed] == ["reference"] * 120 + ["query"] * 9
@@ -553,7 +553,7 @@ def test_as_a_process(run_stage: Callable[..., Any], root: Path, tmp_path: Path)
     ended = run_stage(
         "plm_project", "--embeddings", data / "simulated_embeddings.h5", "--queries",
         data / "simulated_embeddings_other_model.h5", "--coordinates", tmp_path / "c.tsv",
-    )  # fmt: skip
+    )
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1
     assert ended.stderr.startswith("plm_project: error: References and queries differ in model")
     assert not list(tmp_path.iterdir())
@@ -566,7 +566,7 @@ def test_real_embeddings_carry_fitness(execute: Callable[..., Any], shared_data:
     out = execute(
         folder / "train_ESM2_8M.parquet", "--queries", folder / "valid_ESM2_8M.parquet", "--methods", "pca",
         "--resamples", "200",
-    )  # fmt: skip
+    )
     scores = read(out["scores"])
     assert float(all_score(scores, FULL, "neighbour_correlation")["value"]) > 0.5
     assert float(all_score(scores, FULL, "neighbour_correlation", "query")["value"]) > 0.5
@@ -604,7 +604,7 @@ def test_groups_in_the_embeddings_are_used(execute: Callable[..., Any], tmp_path
     values = np.concatenate([np.ones((200, 1)), np.random.default_rng(1).normal(size=(200, 15))], axis=1)
     header = ["id", "label", "cluster", *(f"e{number}" for number in range(16))]
     lines = [[one, label, group, *(f"{value:.4f}" for value in row)]
-             for one, label, group, row in zip(ids, labels, groups, values, strict=True)]  # fmt: skip
+             for one, label, group, row in zip(ids, labels, groups, values, strict=True)]
     path = table(tmp_path / "e.tabular", lines, header)
     report = execute(path, "--methods", "pca", "--resamples", "100")["report"].read_text()
     assert "Judged by groups (20 groups by column cluster)" in report

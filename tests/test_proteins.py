@@ -87,7 +87,7 @@ def test_a_file_of_nucleotides_is_refused_alike(tmp_path: Path) -> None:
     for read in (
         lambda: store_proteins(path, tmp_path / "stored"), lambda: read_records(path), lambda: survey(path, "Y", 0),
         lambda: open_corpus(path, tmp_path / "corpus"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match="All sequences are nucleotides"):
             read()
 

@@ -30,7 +30,7 @@ def preprocess(run_stage: Run, tmp_path: Path) -> Preprocess:
         outputs = [part for name in names for part in (f"--{name}", tmp_path / name)]
         done = run_stage("plm_preprocess", "--input", path, *args, *outputs)
         rows = list(csv.DictReader((tmp_path / "dataset").open(), delimiter="\t", quoting=csv.QUOTE_NONE)) if (
-            done.returncode == 0) else []  # fmt: skip
+            done.returncode == 0) else []
         return done, rows
 
     return run
@@ -140,7 +140,7 @@ def test_keys_of_hdf5(
         "plm_train_classifier", "--embeddings", reports / embeddings, "--labels", reports / labels, "--bundle",
         tmp_path / "b.zip", "--status", tmp_path / "status", "--head", "logistic", "--epochs", "1",
         "--resamples", "100",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     with (tmp_path / "status").open() as handle:
         found = [row for row in csv.DictReader(handle, delimiter="\t") if row["source"] == "embeddings"]

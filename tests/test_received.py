@@ -38,7 +38,7 @@ READERS = {
     "tarfile.open", "bz2.open", "lzma.open", "shutil.unpack_archive", "joblib.load", "eval", "exec", "import_module",
     "memmap", "fromfile", "loadtxt", "genfromtxt", "input_stream", "open_csv", "torch.hub", "re.compile", "re.match",
     "re.fullmatch", "re.search", "re.sub", "regex.compile",
-}  # fmt: skip
+}
 """Calls that open a file, build something from what a file says, or compile an expression; by the end of their name."""
 
 ALLOWED: dict[str, dict[str, str]] = {
@@ -66,7 +66,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "input_stream": "text tables, read by Arrow in blocks", "open_csv": "text tables, read by Arrow in blocks",
     },
     "plm/data/tables.py": {"read_table": "its own function"},
-}  # fmt: skip
+}
 """Files that may do so outside the door, and why. Nothing here is of a stranger but text tables."""
 
 TEXT_ROOM = (
@@ -148,7 +148,7 @@ def test_the_search_finds_what_it_looks_for(tmp_path: Path) -> None:
         "AutoConfig.from_pretrained(folder)": "from_pretrained", "peft.LoraConfig(**read)": "LoraConfig",
         "torch.load(path, weights_only=True)": "torch.load", "pq.ParquetFile(path)": "ParquetFile",
         "np.load(path)": "np.load", "Tokenizer.from_file(path)": "from_file", "gzip.open(path)": "gzip.open",
-    }  # fmt: skip
+    }
     for code, wanted in lines.items():
         (tmp_path / "x.py").write_text(code)
         assert [way.split()[-1].split(".")[-1] for way in ways_around(tmp_path / "x.py", "x.py")] == (
@@ -190,7 +190,7 @@ def test_a_job_is_offline_by_construction(root: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=root / "tools", env=environment, capture_output=True, text=True,
             check=True,
-        )  # fmt: skip
+        )
         return done.stdout.split("\n")[:-1]
 
     assert lines(plain) == ["1 1 True", "False", "True"]
@@ -257,7 +257,7 @@ def test_the_hub_is_asked_for_the_named_model_alone(root: Path, tiny_esm2: Path,
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)], cwd=root / "tools", env=environment, capture_output=True,
             text=True, timeout=300,
-        )  # fmt: skip
+        )
     finally:
         server.shutdown()
         server.server_close()
@@ -288,7 +288,7 @@ BAD_NAMES = {
     "above": "../a.json", "absolute": "/a.json", "drive": "C:/a.json", "backslash": "a\\b.json", "inner": "a/../b.json",
     "dot": "./a.json", "double": "a//b.json", "home": "~/a.json", "tab": "a\tb.json", "line": "a\nb.json",
     "long": "a" * 300 + ".json",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD_NAMES)
@@ -393,7 +393,7 @@ def test_what_is_an_archive(tmp_path: Path) -> None:
         ('{"a": 1, "a": 2}', "'a' comes twice"), ("{", "no proper JSON"), ("", "no proper JSON"),
     ],
     ids=["deep-list", "deep-object", "deep", "digits", "twice", "cut", "empty"],
-)  # fmt: skip
+)
 def test_documents_that_are_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse_json(text, "config.json", "model.zip")
@@ -420,7 +420,7 @@ def test_fields_of_a_wrong_kind_are_one_line(value: Any) -> None:
     asked: list[Callable[[], Any]] = [
         lambda: fields.whole("field", 0, 10), lambda: fields.text("field", choices=("y",)),
         lambda: fields.entries("field", most=3),
-    ]  # fmt: skip
+    ]
     if value != []:
         asked += [lambda: fields.texts("field"), lambda: fields.numbers("field", 0, 1)]
     for ask in asked:
@@ -484,7 +484,7 @@ def test_safetensors_that_do_not_fit_their_file(tmp_path: Path) -> None:
         ("spiece.model", b"rubbish", "damaged"), ("spiece.model", b"", "empty"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_vocabularies_that_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):

@@ -73,7 +73,7 @@ def account(
     sizes: dict[str, int], *, copies: int = 0, protein: int = 0, group: int = 0, near: int = 0, stretch: int = 0,
     split: str = "group", journal: Journal | None = None, task: str = "site", classes: tuple[str, ...] = ("a", "b"),
     one_class: str = "", large: bool = False, rare: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """The report and the log of a data set with so many rows a part, of which the first test rows share something."""
     made: list[Example] = []
     texts = iter(peptides(sum(sizes.values()), 1))
@@ -185,7 +185,7 @@ SPLIT_TABLE: dict[str, Case] = {
 def mapped(
     kind: str, *, rows: int = 120, apart: float = 3.0, groups: str = "", queries: int = 0, labelled: bool = True,
     methods: str = "pca", more: tuple[str, ...] = (), query_shift: float = 0.0,
-) -> str:  # fmt: skip
+) -> str:
     """The report and the first lines of a map of simulated proteins in three classes, or with numbers."""
     generator = np.random.default_rng(3)
     codes = np.arange(rows + queries) % 3
@@ -198,7 +198,7 @@ def mapped(
         labels = [f"{value:.4f}" for value in generator.normal(size=len(labels))]
     labels = {"same": ["c0"] * len(labels), "unique": [f"u{n}" for n in range(len(labels))]}.get(kind, labels)
     names = {"pairs": [f"g{n // 2}" for n in range(len(labels))], "labels": labels, "one": ["g"] * len(labels),
-             "two": [f"g{n % 2}" for n in range(len(labels))]}.get(groups)  # fmt: skip
+             "two": [f"g{n % 2}" for n in range(len(labels))]}.get(groups)
     with TemporaryDirectory() as folder:
         work = Path(folder)
         for name, part in (("r", slice(0, rows)), ("q", slice(rows, None))):
@@ -289,7 +289,7 @@ SEPARATION_TABLE: dict[str, Case] = {
 
 def drifted(
     *, new: float = 0.0, rows: int = 60, reference: int = 60, spoil: str = "", group: bool = False, labels: str = "",
-) -> str:  # fmt: skip
+) -> str:
     """The report of new embeddings that are moved by ``new`` standard deviations, or spoilt."""
     generator = np.random.default_rng(8)
     values = {"new": generator.normal(size=(rows, 12)) + new, "old": generator.normal(size=(reference, 12))}
@@ -398,7 +398,7 @@ def predicted(
     *, classes: int = 3, rows: int = 60, known: int = 60, novel: float = 0.0, abstain: str = "never",
     finished: bool = True, labelled: str = "", by_class: bool = False, distances: bool = True,
     reference: bool = True,
-) -> str:  # fmt: skip
+) -> str:
     """The report of simulated answers of a model with so many validation rows; a share of the proteins is novel."""
     generator = np.random.default_rng(4)
     names = tuple(f"c{number}" for number in range(classes))
@@ -420,7 +420,7 @@ def predicted(
     rules = make_rules(
         task, lambda given: [names[index] for index in given.argmax(axis=1)], errors=errors, coverage=0.9,
         by_class=by_class, novelty=found, abstain=abstain,  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     values, truth = answers(rows, 2)
     states = generator.normal(size=(rows, 4)).astype(np.float32)
     states[: round(novel * rows)] += 30
@@ -492,7 +492,7 @@ def classified(
     *, kind: str = "binary", rows: int = 60, groups: int = 60, skills: tuple[float, float, float] = (1.0, 1.0, 0.0),
     split: str = "test", by_user: bool = False, why_not: str = "", known: int = 60, searched: str = "",
     network: bool = True,
-) -> str:  # fmt: skip
+) -> str:
     """The report of two simulated heads (linear and not) and a baseline that read so much of the truth."""
     classes = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c"), "number": ()}[kind]
     truth = np.arange(rows) % len(classes) if classes else np.arange(rows) / rows
@@ -522,7 +522,7 @@ def classified(
         dict.fromkeys(names[:2], 0.1) if classes else {}, {}, {"training": 100, "valid": 40, "test": rows},
         "column split",
         "fitted", 0.4 if kind == "binary" else math.nan, 1.2, coverage=coverage, why_uncalibrated=why_not,
-    )  # fmt: skip
+    )
     made = report.write_up(told, images=[], tables=["metrics"], best_trial=searched)
     table = report.metrics_table(told)
     return made.text() + "\n" + table.to_csv(sep="\t")
@@ -578,7 +578,7 @@ CLASSIFIER_TABLE: dict[str, Case] = {
 def compressed(
     method: str = "int8", *, loss: float = 0.001, ends: tuple[float, float] = (-0.01, 0.02), small: int = 300,
     onnx: bool = False, refused: str = "", tuned: int = 0, calls: float = 0.0,
-) -> str:  # fmt: skip
+) -> str:
     one = compare(("a", "b"), "auroc", (0.9 - loss, 0.9), None)
     cost = CompressionCost(one, loss, *ends, 0.01, calls)
     forms = [
@@ -652,13 +652,13 @@ FEW_TABLE: dict[str, Case] = {
 def chosen(
     *, compared: bool = False, epochs: int = 5, method: str = "temperature", threshold: bool = True, why: str = "",
     positive: str = "yes", test: int = 9, folds: int = 1,
-) -> str:  # fmt: skip
+) -> str:
     content: dict[str, Any] = {
         "calibration": {"method": method, "threshold_chosen": threshold, "why_not": why},
         "task": {"target": "class"}, "compared": [{"method": "lora"}, {"method": "head"}] if compared else [],
         "settings": {"training": {"epochs": epochs}}, "positive": positive,
         "rows": {"train": 60, "valid": 20, "test": test},
-    }  # fmt: skip
+    }
     parts = [release.validation_chose(content), release._among(content), traces._judge_by(content)]
     return "\n".join([*parts, traces._rows_told(content["rows"], folds)])
 
@@ -712,7 +712,7 @@ def compared(
     *, probe: float = 0.9, weak: float = 0.0, costs: bool = True, parameters: tuple[int, int] = (800, 100),
     lines: bool = True, draws: bool = True, agreement: bool = True, similar: bool = True, models: int = 2,
     probes: int = 1,
-) -> str:  # fmt: skip
+) -> str:
     """The report of a teacher and a student whose probe scores are 0.9 and ``probe``, ``weak`` below for both."""
     names = ["teacher", "student"][:models]
 
@@ -728,7 +728,7 @@ def compared(
         ProbeResult(f"probe {n}", "sequence", "binary", 2, "auroc", "by group", (), 90, 40, 40, scores,
                     dict.fromkeys(scores, ""), ["one-hot"])
         for n in range(probes)
-    ]  # fmt: skip
+    ]
     ends = (3.0, 5.0) if draws else (math.nan, math.nan)
     told = [
         MaskedLine(name, False, "all", "masked_perplexity", 4.0 + n, *ends, 9, 99, 20) for n, name in enumerate(names)
@@ -740,7 +740,7 @@ def compared(
         agreement=agreed if agreement else [], probes=made,
         similarities=[("student", "protein", Similarity(0.9, 0.8, 1.0, 9, 20))] if similar and models > 1 else [],
         costs=[ModelCost(name, 100, 100, (9.0, 10.0), 9.0, 1.0, 0.0, 1.0) for name in names] if costs else [],
-    )  # fmt: skip
+    )
     return model_comparison_report.report(found, ["scores", "agreement", "cost", "probes"]).text()
 
 
@@ -883,7 +883,7 @@ EVALUATIONS: dict[str, Callable[[], str]] = {
     "baselines": lambda: evaluation(
         assessed(GOOD_ONE, GUESSING, baseline="guess"), baselines=[("guess", "how it works", "C = 1", 0.7)]
     ),
-}  # fmt: skip
+}
 EVALUATION_TABLE: dict[str, Case] = {
     "was cut short by its time limit": ("unfinished", "usual"),
     "a finished model may score otherwise": ("unfinished", "usual"),
@@ -997,7 +997,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         "Only masked residues count", "The teacher cache holds", "Give the cache to a distillation", "The kernel term",
         "The time limit ended training early", "One row a step", "The term", "Points of each curve",
     ),  # tests/test_distill.py
-}  # fmt: skip
+}
 """Pieces of sentences, by module, that no data set here makes true and false yet."""
 
 

@@ -164,7 +164,7 @@ def test_terminated_job_goes_on_by_itself(root: Path, tiny_esm2: Path, tmp_path:
     command = [
         sys.executable, str(root / "tools" / "plm_finetune.py"), "--dataset", str(tmp_path / "dataset.tabular"),
         "--model", str(tiny_esm2), "--epochs", "25", "--patience", "0", "--batch-sequences", "1", "--precision", "fp32",
-    ]  # fmt: skip
+    ]
     environment = {**os.environ, "PLM_CHECKPOINT_DIR": str(kept), "GALAXY_SLOTS": "1"}
     plain = {**environment, "PLM_CHECKPOINT_DIR": ""}
     whole = [*command, "--bundle", str(tmp_path / "whole.zip")]

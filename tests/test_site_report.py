@@ -16,7 +16,7 @@ from plm.scoring.operating_point import OWN_THRESHOLD, OperatingPoint
 
 MANIFEST = {
     "window": 33, "method": "lora", "members": [1], "base": {"id": "m", "sha256": "0" * 64}, "finished": True,
-}  # fmt: skip
+}
 
 
 def simulated(
@@ -64,7 +64,7 @@ def simulated(
 def test_the_interval_covers_simulated_truth(
     share: float | None, rows: tuple[int, int], count: int, apart: float, rule: float | str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(law, "_DRAWS", 3000)  # 20,000 change the ends by one call
     covered = simulated(share, rows, count, apart, rule, seed=11)
     # 500 sets: 0.95 is seen as 0.93 or more; the threshold came from the same rows, and rare sites make it cautious.
@@ -74,7 +74,7 @@ def test_the_interval_covers_simulated_truth(
 @given(
     st.integers(1, 5000), st.floats(0, 1), st.integers(1, 200), st.floats(0, 1), st.integers(0, 200), st.floats(0, 1),
     st.none() | st.floats(0.001, 0.999),
-)  # fmt: skip
+)
 def test_false_and_true_calls_always_add_up(
     count: int, calls: float, negatives: int, false: float, positives: int, true: float, share: float | None
 ) -> None:
@@ -105,7 +105,7 @@ def test_few_calls_mean_few_real_sites() -> None:
 def point(
     negatives: list[float], positives: list[float], *, training: float | None = 0.5, prevalence: float | None = None,
     threshold: float = 0.5, source: str = OWN_THRESHOLD,
-) -> OperatingPoint:  # fmt: skip
+) -> OperatingPoint:
     scores = (tuple(sorted(negatives)), tuple(sorted(positives)))
     return OperatingPoint(threshold, training, prevalence, source, *scores, (len(negatives), len(positives)))
 
@@ -154,7 +154,7 @@ def test_a_stated_share_is_judged_instead_of_the_training_sets() -> None:
         (scan(9, 90, ()), None, "Numbers are predicted for 90 candidate Y", "called"),
     ],
     ids=["no scores", "scores", "no call", "one call", "other proteins", "her names", "three classes", "numbers"],
-)  # fmt: skip
+)
 def test_each_first_line_only_where_it_is_true(
     found: SiteCounts, at: OperatingPoint | None, said: str, not_said: str
 ) -> None:
@@ -167,7 +167,7 @@ def report(found: SiteCounts, at: OperatingPoint | None, **changes: object) -> s
     outputs = changes.pop("outputs", ["sites"])
     return site_report(
         found, at, letters="Y", manifest={**MANIFEST, **changes}, model="b", notes=[], outputs=outputs,  # type: ignore[arg-type]
-    ).text()  # fmt: skip
+    ).text()
 
 
 def test_where_the_sentences_of_the_report_stand() -> None:

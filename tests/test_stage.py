@@ -134,7 +134,7 @@ def test_progress_ends_at_its_total(caplog: pytest.LogCaptureFixture) -> None:
 def test_time_in_words() -> None:
     assert [stage.duration(seconds) for seconds in (0.4, 59, 60, 3599, 7500)] == [
         "0 s", "59 s", "1 min 0 s", "59 min 59 s", "2 h 5 min",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(

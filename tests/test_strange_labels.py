@@ -183,7 +183,7 @@ def test_classes_named_after_whole_floats_are_written_as_they_are_read(tmp_path:
         (("N", "Y"), "Y"), (("a", "b"), "b"), (("delta", "notch"), "notch"), (("kinase", "other"), "kinase"),
         (("soluble", "insoluble"), "soluble"), (("C", "N"), "N"),
     ],
-)  # fmt: skip
+)
 def test_the_positive_class_is_the_one_that_is_meant(names: tuple[str, str], positive: str) -> None:
     assert sort_classes(set(names))[-1] == positive
     assert set(positive_last(*sorted(names))) == set(names)
@@ -245,7 +245,7 @@ def test_no_numbers(text: str) -> None:
         ("9" * 20, None), ("9" * 5000, None), ("-3", None), ("x", None), ("", None), ("١", None),
     ],
     ids=lambda value: str(value)[:12],
-)  # fmt: skip
+)
 def test_places_as_people_write_them(text: str, place: tuple[int, str] | None) -> None:
     assert parse_place(text) == place
 
@@ -272,7 +272,7 @@ def test_sites_that_count_from_0_are_named() -> None:
         min_size=1, max_size=30,
     ),
     st.sampled_from(["auto", "class", "number"]),
-)  # fmt: skip
+)
 def test_any_labels_are_understood_or_refused_in_one_line(labels: list[str], target: str) -> None:
     try:
         found = understand(labels, target)

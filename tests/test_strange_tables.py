@@ -47,13 +47,13 @@ def _write(tmp_path: Path, content: str | bytes, name: str = "t.txt") -> Path:
         ("id\tsequence, cleaned\nq\tMK\nr\tMV\n", [("q", "MK"), ("r", "MV")]),
         ("id\tsequence\n\"q\"\tMK\nr\tMV\n", [('"q"', "MK"), ("r", "MV")]),  # as the suite writes it
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("form", ["plain", "utf-8-sig", "utf-16", "windows", "gzip"])
 def test_dialects(tmp_path: Path, text: str, rows: list[tuple[str, ...]], form: str) -> None:
     content = {
         "plain": text.encode(), "windows": text.replace("\n", "\r\n").encode(),
         "gzip": gzip.compress(text.encode(), mtime=0),
-    }.get(form) or text.encode(form)  # fmt: skip
+    }.get(form) or text.encode(form)
     assert read_table(_write(tmp_path, content)).rows == rows
 
 
@@ -128,7 +128,7 @@ def test_tabs_and_line_ends_make_no_rows(tmp_path: Path) -> None:
 def test_what_the_suite_writes_it_reads(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
     path = tmp_path_factory.mktemp("t") / "t.tsv"
     frame = pd.DataFrame([(f"p{n}", "x", f"r{n}", *row) for n, row in enumerate(rows)],
-                         columns=["id", "what", "reason", "one", "two"])  # fmt: skip
+                         columns=["id", "what", "reason", "one", "two"])
     write_table(frame, path)
     assert [row[3:] for row in read_table(path).rows] == rows
 
@@ -174,7 +174,7 @@ def test_headers_of_the_code_are_recognised() -> None:
         model_comparison_report.PROTEIN_COLUMNS, model_comparison_report.PROBE_COLUMNS,
         model_comparison_report.COST_COLUMNS, projection_report.SCORE_COLUMNS, pretraining_report.HISTORY_COLUMNS,
         compression_report.COLUMNS,
-    ]  # fmt: skip
+    ]
     for header in headers:
         found = recognise(header)
         assert found is not None and found.kind == "told", header
@@ -225,7 +225,7 @@ def test_a_wrong_turn_says_what_was_given_and_what_is_wanted(root: Path, tmp_pat
         ("bundle_tiny_classes.zip", "a bundle or a checkpoint of this suite"), ("tiny_esm2.zip", "a model (zip)"),
         ("simulated_embeddings.h5", "an HDF5 file"),
     ],
-)  # fmt: skip
+)
 def test_models_and_bundles_are_told_from_tables(root: Path, name: str, what: str) -> None:
     path = root / "test-data" / name
     if not path.exists():
@@ -256,7 +256,7 @@ def test_a_big_table_reads_once(tmp_path: Path) -> None:
 
 PIECES = (b">", b"\n", b"\r", b"\t", b",", b";", b'"', b" ", b"id", b"sequence", b"label", b"MKV", b"ACGT" * 8, b"\xff",
           b"\xc3\xa9", b"\x00", b"*", b"P1;x", b"|", b"1.5", b"NA", b"[1, 2]", b"\xef\xbb\xbf", b"#", b"position", b"3",
-          b"9" * 30, b"PAR1", b"\\", b"'", b"=", b"LABEL=")  # fmt: skip
+          b"9" * 30, b"PAR1", b"\\", b"'", b"=", b"LABEL=")
 
 
 @settings(max_examples=300, deadline=None)

@@ -150,7 +150,7 @@ def test_the_estimate_is_what_the_disk_holds(tmp_path: Path, teacher: LoadedMode
         {"wants": replace(ALL, layer=2)}, {"wants": replace(ALL, top=2)}, {"wants": replace(ALL, represent="intact")},
     ],
     ids=lambda other: next(iter(other)),
-)  # fmt: skip
+)
 def test_the_cache_of_another_teacher_is_refused(other: dict, tmp_path: Path, teacher: LoadedModel) -> None:
     opened(tmp_path / "cache", teacher)
     wanted = replace(CacheKey.of(teacher, MASKS, ALL), **other)

@@ -64,7 +64,7 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
 def train(folder: Path, *options: str | Path) -> dict[str, Any]:
     """Runs the stage; its outputs by name."""
     outputs = {"bundle": "b.zip", "predictions": "p.tsv", "metrics": "m.tsv", "status": "s.tsv", "report": "r.md",
-               "history": "h.tsv", "curves": "c.png", "heads": "x.png", "confusion": "f.png"}  # fmt: skip
+               "history": "h.tsv", "curves": "c.png", "heads": "x.png", "confusion": "f.png"}
     argv = [part for flag, name in outputs.items() for part in (f"--{flag}", str(folder / name))]
     plm_train_classifier.run([*map(str, options), *QUICK, *argv])
     found: dict[str, Any] = {
@@ -195,10 +195,10 @@ def test_classes_from_a_table(data: tuple[Path, Path], tmp_path: Path) -> None:
     assert seen.kind == "multiclass" and len(seen.rows) == 24
     assert bundle.manifest["novelty"]["threshold"] > 0 and bundle.manifest["rows"] == {
         "train": 72, "valid": 24, "test": 24,
-    }  # fmt: skip
+    }
     assert bundle.validation_scores[0].shape == (24, 3) and set(found["status"]["status"]) == {
         "used: train", "used: valid", "used: test",
-    }  # fmt: skip
+    }
     assert len(found["status"]) == 240
     for name in ("c.png", "x.png", "f.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -220,7 +220,7 @@ def test_numbers_are_predicted_in_their_own_units(data: tuple[Path, Path], tmp_p
         np.testing.assert_allclose(judged["value"].astype(float), judged["label"].astype(float), atol=1.5)
     with pytest.raises(UserError, match="logistic cannot predict numbers"):
         train(tmp_path, "--embeddings", data[0], "--labels", data[1], "--label-column", "activity",
-              "--head", "logistic")  # fmt: skip
+              "--head", "logistic")
 
 
 def test_folds_give_out_of_fold_predictions_and_a_head_on_all_rows(data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_search_goes_on_as_if_never_interrupted(data: tuple[Path, Path], tmp_p
         folder.mkdir()
         found = train(folder, "--embeddings", data[0], "--labels", data[1], "--head", "feedforward", "--search-trials",
                       str(trials), "--study", folder / "study", "--search-history", folder / "trials.tsv",
-                      "--search-figure", folder / "search.png", *more)  # fmt: skip
+                      "--search-figure", folder / "search.png", *more)
         assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
         trials_table = pd.read_csv(folder / "trials.tsv", sep="\t")
         best = trials_table.sort_values("macro_f1", ascending=False, kind="stable").iloc[0]
@@ -408,7 +408,7 @@ def test_class_names_with_tabs_or_letters_of_other_scripts(data: tuple[Path, Pat
                                          for i in range(12)), "class 'c' has no training rows"),
         ("id\tanswer\np0\ta\n", "Which column holds the labels"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_do_not_fit(lines: str, said: str, data: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "bad.tsv").write_text(lines)
     with pytest.raises(UserError, match=said) as caught:
@@ -422,7 +422,7 @@ def test_a_mistake_is_one_line_without_outputs(
     ended = run_stage(
         "plm_train_classifier", "--embeddings", data[0], "--labels", data[1], "--positive-class", "x",
         "--bundle", tmp_path / "b.zip",
-    )  # fmt: skip
+    )
     assert ended.returncode == 1 and not (tmp_path / "b.zip").exists()
     assert ended.stderr.startswith("plm_train_classifier: error: 'x' is not one of two classes")
     assert ended.stderr.count("\n") == 1
@@ -443,7 +443,7 @@ def test_coverage_of_sets_is_counted_on_rows_that_judge(data: tuple[Path, Path],
         hits += list(wrong[test] <= bound + 1e-6)
         sizes += list((1 - answers[test] <= bound + 1e-6).sum(axis=1))
     assert value(found, "logistic regression", "coverage_90", table["split"].iloc[-1] if labels == "table.tsv" else
-                 "out-of-fold") == pytest.approx(np.mean(hits))  # fmt: skip
+                 "out-of-fold") == pytest.approx(np.mean(hits))
     assert f"{np.mean(hits):.1%} of the {len(hits)}" in found["report"]
     assert f"{np.mean(sizes):.2f} classes" in found["report"]
 

@@ -58,13 +58,13 @@ def test_a_classifier_meets_the_letters_of_its_training(rule: str, tiny_esm2: Pa
         path.write_text("".join(f">{name}{index}\n{text}{extra}\n" for index, text in enumerate(drawn)))
         parts[name] = tmp_path / f"{name}.h5"
         plm_embed.run(["--input", str(path), "--model", str(tiny_esm2), "--unusual", rule, "--precision", "fp32",
-                       "--embeddings", str(parts[name])])  # fmt: skip
+                       "--embeddings", str(parts[name])])
     bundle = tmp_path / "bundle.zip"
     plm_train_classifier.run(["--embeddings", *map(str, parts.values()), "--head", "logistic", "--resamples", "100",
-                              "--bundle", str(bundle)])  # fmt: skip
+                              "--bundle", str(bundle)])
     answers = []
     for number, given in enumerate((["--input", str(tmp_path / "yes.fasta"), "--model", str(tiny_esm2)],
-                                    ["--embeddings", str(parts["yes"])])):  # fmt: skip
+                                    ["--embeddings", str(parts["yes"])])):
         table = tmp_path / f"{number}.tsv"
         plm_predict.run([*given, "--bundle", str(bundle), "--precision", "fp32", "--predictions", str(table)])
         answers.append(pd.read_csv(table, sep="\t").filter(like="p_").to_numpy())

@@ -112,7 +112,7 @@ def test_intervals_hold_the_scores_and_tell_a_useless_way_apart(tiny_esm2: Path,
     job = cases.job(
         frame, tiny_esm2, tmp_path, method="head_lora", others=("head",), epochs=4, rank=1, patience=0,
         head_learning_rate=3e-3,
-    )  # fmt: skip
+    )
     job.plan()
     assert job.train()
     weak, strong = method_choice.choose(job)

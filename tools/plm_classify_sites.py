@@ -75,13 +75,8 @@ def run(argv: Sequence[str] | None) -> None:
     device, precision = devices.settle(args.device, args.precision, stage.threads(), log)
     with tempfile.TemporaryDirectory(prefix="plm_") as scratch, stage.Outputs() as outputs, ExitStack() as opened:
         bundle = load_bundle(
-            args.bundle,
-            args.model,
-            workdir=Path(scratch),
-            device=args.device,
-            precision=args.precision,
-            allow_hub=args.allow_hub,
-            level="site",
+            args.bundle, args.model, workdir=Path(scratch), device=args.device, precision=args.precision,
+            allow_hub=args.allow_hub, level="site",
         )
         notes: list[str] = []
         trained = str(bundle.manifest.get("site_residues") or "")
@@ -114,11 +109,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 
 def _open_tables(
-    args: Arguments,
-    bundle: FineTunedBundle,
-    point: OperatingPoint | None,
-    model: str,
-    outputs: stage.Outputs,
+    args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, model: str, outputs: stage.Outputs,
     opened: ExitStack,
 ) -> SiteTables:
     from plm.jobs.classify_sites.gff import GffWriter
@@ -134,15 +125,8 @@ def _open_tables(
 
 
 def _finish(
-    args: Arguments,
-    bundle: FineTunedBundle,
-    point: OperatingPoint | None,
-    counts: SiteCounts,
-    letters: str,
-    model: str,
-    notes: list[str],
-    outputs: stage.Outputs,
-    log: stage.logging.Logger,
+    args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, counts: SiteCounts, letters: str,
+    model: str, notes: list[str], outputs: stage.Outputs, log: stage.logging.Logger,
 ) -> None:
     """Figure, report and the last lines of the log."""
     from plm.jobs.classify_sites.figure import sites_figure
@@ -150,11 +134,8 @@ def _finish(
 
     if args.figure:
         sites_figure(
-            counts.tracks(),
-            outputs.path(args.figure),
-            proteins=counts.classified,
-            height_name=height_name(bundle.task),
-            threshold=None if point is None else point.threshold,
+            counts.tracks(), outputs.path(args.figure), proteins=counts.classified,
+            height_name=height_name(bundle.task), threshold=None if point is None else point.threshold,
         )
     if args.report:
         names = [name for name in ("figure", "sites", "gff", "status") if getattr(args, name)]
@@ -163,11 +144,8 @@ def _finish(
         )
         report.write(outputs.path(args.report))
     log.info(
-        "%d records: %d classified, %d without a candidate, %d rejected",
-        counts.proteins,
-        counts.classified,
-        counts.without,
-        counts.rejected,
+        "%d records: %d classified, %d without a candidate, %d rejected", counts.proteins, counts.classified,
+        counts.without, counts.rejected,
     )
     log.info("%s.", first_line(counts, point, letters, bundle.finished))
 

@@ -91,11 +91,8 @@ def compare(args: Arguments, log: Any) -> EmbeddingFindings:
     sides = [side for side in (reference, new) if side is not None]
     source = attach(args, sides, notes, bundle)
     log.info(
-        "Plan: %d embeddings of dimension %d%s; labels: %s",
-        len(new),
-        new.description.dimension,
-        "" if reference is None else f", {len(reference)} of the reference",
-        source or "none",
+        "Plan: %d embeddings of dimension %d%s; labels: %s", len(new), new.description.dimension,
+        "" if reference is None else f", {len(reference)} of the reference", source or "none",
     )
     texts = [text for side in sides for text in side.labels]
     both, start, judged = separation.read_labels(texts, args.label_kind, source), 0, []
@@ -114,17 +111,8 @@ def compare(args: Arguments, log: Any) -> EmbeddingFindings:
         tests, why_not = drift.compare_sets(one, other, proteins, permutations=args.permutations, seed=args.seed)
         label_p = label_change(judged[0].labels, judged[1].labels)
     return EmbeddingFindings(
-        judged[-1],
-        judged[0] if reference is not None else None,
-        proteins,
-        tests,
-        why_not,
-        label_p,
-        source,
-        bundle,
-        args.most_rows,
-        args.seed,
-        notes,
+        judged[-1], judged[0] if reference is not None else None, proteins, tests, why_not, label_p, source, bundle,
+        args.most_rows, args.seed, notes,
     )
 
 
@@ -158,14 +146,8 @@ def attach(args: Arguments, sides: list[Side], notes: list[str], bundle: bool) -
     source = ""
     for one, *others in (sides[::-1], sides):  # either may carry the column
         source = source or reference_and_queries.attach_labels(
-            one,
-            others[0] if others else None,
-            table=args.labels,
-            id_column=args.id_column,
-            label_column=args.label_column,
-            group_column=args.group_column,
-            wanted=True,
-            notes=notes,
+            one, others[0] if others else None, table=args.labels, id_column=args.id_column,
+            label_column=args.label_column, group_column=args.group_column, wanted=True, notes=notes,
         )
     if kept:
         sides[0].labels = kept

@@ -34,10 +34,8 @@ class Arguments(flags.Device):
     """The command line; see ``--help``."""
 
     model: list[str] = flags.text(
-        "a model and what to call it: starter, folder, zip or hub:name; repeat; the first is the reference",
-        again=True,
-        required=True,
-        metavar="NAME=SOURCE",
+        "a model and what to call it: starter, folder, zip or hub:name; repeat; the first is the reference", again=True,
+        required=True, metavar="NAME=SOURCE",
     )
     allow_hub: bool = flags.switch("let --model NAME=hub:... use the network")
     input: Path | None = flags.source("proteins that no model was trained on: FASTA, CSV/TSV, dataset table or Parquet")
@@ -52,8 +50,7 @@ class Arguments(flags.Device):
     mask_seed: int = flags.seed("of the masks, which else depend on each sequence alone")
     max_length: int = flags.whole(1022, "longer proteins are masked in a stretch of so many residues", 8, 10**5)
     probe: list[str] = flags.text(
-        "labelled dataset table for a linear probe, with split or fold (else folds are made); repeat",
-        again=True,
+        "labelled dataset table for a linear probe, with split or fold (else folds are made); repeat", again=True,
         metavar="NAME=DATASET",
     )
     probes: Path | None = flags.output("table of the probes")
@@ -107,8 +104,7 @@ def named(flag: str, text: str) -> tuple[str, str]:
     name, mark, path = text.partition("=")
     if not mark or not path or not re.fullmatch(r"[\w.+ -]{1,60}", name) or name != name.strip():
         raise UserError(
-            f"{text!r} is not NAME=PATH",
-            where=flag,
+            f"{text!r} is not NAME=PATH", where=flag,
             fix="Give a name of letters, digits, blanks and _ . + - and where it is",
         )
     return name, path
@@ -157,21 +153,13 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
     probes = [read_probe(name, path, seed=args.seed, threads=threads) for name, path in args.datasets]
     for probe in probes:
         log.info(
-            "Probe %s: %s level, %d training and %d judged rows; %s",
-            probe.name,
-            probe.task.level,
-            probe.learned,
-            len(probe.judged),
-            probe.split,
+            "Probe %s: %s level, %d training and %d judged rows; %s", probe.name, probe.task.level, probe.learned,
+            len(probe.judged), probe.split,
         )
     if args.input:
         findings.held = read_held_out(
-            args.input,
-            domain_column=args.domain_column,
-            cluster_column=args.cluster_column,
-            most=args.most_proteins,
-            identity=args.identity,
-            threads=threads,
+            args.input, domain_column=args.domain_column, cluster_column=args.cluster_column, most=args.most_proteins,
+            identity=args.identity, threads=threads,
         )
         log.info("%s; clusters: %s", findings.held.account, findings.held.origin)
     masks = job.Masks(args.mask_rate, args.sets, args.mask_seed, args.max_length)
@@ -184,15 +172,8 @@ def compare(args: Arguments, log: Any, workdir: Path, device: Any, precision: st
     comparison.finish()
     if args.turns:
         findings.costs = job.measure_costs(
-            findings,
-            sources,
-            [probe.sequences for probe in probes],
-            residues=args.timed_residues,
-            turns=args.turns,
-            threads=threads,
-            device=str(device),
-            precision=precision,
-            told=log.info,
+            findings, sources, [probe.sequences for probe in probes], residues=args.timed_residues, turns=args.turns,
+            threads=threads, device=str(device), precision=precision, told=log.info,
         )
     return findings
 

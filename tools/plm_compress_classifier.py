@@ -99,19 +99,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         log.info("Latency")
         measured = steps.measure(before, after, files, stage.threads())
         findings = CompressionFindings(
-            args.compress,
-            before,
-            measured,
-            costs,
-            metric,
-            args.most_loss,
-            refused,
-            args.prune_share,
-            tuned,
-            len(valid),
-            compression.processor(),
-            stage.threads(),
-            notes,
+            args.compress, before, measured, costs, metric, args.most_loss, refused, args.prune_share, tuned,
+            len(valid), compression.processor(), stage.threads(), notes,
         )
         if args.compression_table:
             write_lines(out.path(args.compression_table), compression_table(findings))

@@ -76,10 +76,7 @@ def run(argv: Sequence[str] | None) -> None:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
         # Everything wrong with the input is found before the model is loaded.
         read = partial(
-            store_proteins,
-            args.input,
-            duplicates=args.duplicate_ids,
-            sites=args.pooling == "sites",
+            store_proteins, args.input, duplicates=args.duplicate_ids, sites=args.pooling == "sites",
             nucleotides=args.nucleotides,
         )
         proteins = read(scratch / "proteins", unusual=args.unusual)
@@ -102,17 +99,8 @@ def run(argv: Sequence[str] | None) -> None:
         if proteins.warning:
             log.warning("Note: %s", proteins.warning)
         job = setup.embed(
-            proteins,
-            files,
-            loaded,
-            wanted,
-            settings,
-            name=NAME,
-            work_dir=args.work_dir,
-            scratch=scratch,
-            ranks=ranks,
-            stack=stack,
-            log=log,
+            proteins, files, loaded, wanted, settings, name=NAME, work_dir=args.work_dir, scratch=scratch, ranks=ranks,
+            stack=stack, log=log,
         )
         if not ranks.leads:
             return
@@ -129,17 +117,12 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tup
     files = resolve_model(args.model, workdir=scratch, allow_hub=args.allow_hub)
     head = args.logits is not None or args.pseudo_perplexity is not None
     loaded = load_model(
-        files,
-        purpose="masked_lm" if head else "encoder",
-        dtype="bfloat16" if precision == "bf16" else "float32",
+        files, purpose="masked_lm" if head else "encoder", dtype="bfloat16" if precision == "bf16" else "float32",
         device=device,
     )
     wanted = Wanted(
-        layers=parse_layers(args.layers, loaded.layers),
-        pooling=args.pooling,
-        dtype=args.store,
-        logits=args.logits is not None,
-        perplexity=args.perplexity_mode if args.pseudo_perplexity is not None else "",
+        layers=parse_layers(args.layers, loaded.layers), pooling=args.pooling, dtype=args.store,
+        logits=args.logits is not None, perplexity=args.perplexity_mode if args.pseudo_perplexity is not None else "",
         contacts=args.contact_threshold if args.contacts is not None else None,
     )
     check_wanted(loaded, wanted)
@@ -165,11 +148,7 @@ def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, ou
         files.id, files.sha256, wanted.layers, wanted.pooling, wanted.dtype, job.embedder.loaded.hidden_size, notes
     )
     write_embeddings(
-        outputs.path(args.embeddings),
-        args.format,
-        description,
-        proteins.ids.select(accepted),
-        job.values(),
+        outputs.path(args.embeddings), args.format, description, proteins.ids.select(accepted), job.values(),
         lengths=proteins.lengths[proteins.unique[accepted]] if wanted.pooling == "residues" else None,
         positions=proteins.positions[accepted] if wanted.pooling == "sites" else None,
     )
@@ -187,10 +166,7 @@ def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, ou
 def _finish(proteins: ProteinStore, job: EmbedJob, log: stage.logging.Logger) -> None:
     records, accepted = len(proteins.ids), len(proteins.accepted)
     log.info(
-        "%d records: %d embedded (%d different sequences), %d rejected",
-        records,
-        accepted,
-        len(proteins.lengths),
+        "%d records: %d embedded (%d different sequences), %d rejected", records, accepted, len(proteins.lengths),
         records - accepted,
     )
 

@@ -44,17 +44,11 @@ class Arguments(flags.Flags):
     window: int = flags.whole(33, "residues around a site that baselines see (default: 33)")
     identity_bins: str = flags.text("upper ends of the identity strata in percent (default: 30,50)", "30,50")
     resamples: int = flags.whole(
-        1000,
-        "bootstrap resamples (default: 1000)",
-        100,
-        wrong="{} is too few for a 95 % interval",
+        1000, "bootstrap resamples (default: 1000)", 100, wrong="{} is too few for a 95 % interval",
         fix="Give at least 100",
     )
     baseline_rows: int = flags.whole(
-        20000,
-        "training rows the baselines see at most (default: 20000)",
-        50,
-        wrong="{} is too few",
+        20000, "training rows the baselines see at most (default: 20000)", 50, wrong="{} is too few",
         fix="Give at least 50",
     )
     seed: int = flags.seed("random seed (default: 42)")
@@ -116,26 +110,14 @@ def run(argv: Sequence[str] | None) -> None:
     beside, leaking = Beside(), None
     if args.training is not None:
         beside = ask_baselines(
-            args.training,
-            evaluation,
-            metric,
-            window=args.window,
-            seed=args.seed,
-            most_rows=args.baseline_rows,
-            threads=stage.threads(),
-            log=log,
+            args.training, evaluation, metric, window=args.window, seed=args.seed, most_rows=args.baseline_rows,
+            threads=stage.threads(), log=log,
         )
         leaking = leaking_from(args.training, evaluation, stage.threads())
         evaluation = with_baselines(evaluation, beside.answers)
     assessed = assessment.assess(
-        evaluation,
-        metric,
-        best_baseline=beside.best,
-        identity=beside.identity,
-        identity_bins=args.bins,
-        leaking=leaking,
-        resamples=args.resamples,
-        seed=args.seed,
+        evaluation, metric, best_baseline=beside.best, identity=beside.identity, identity_bins=args.bins,
+        leaking=leaking, resamples=args.resamples, seed=args.seed,
     )
     with stage.Outputs() as out:
         if args.metrics:
@@ -149,13 +131,8 @@ def run(argv: Sequence[str] | None) -> None:
         if args.report:
             told = [(one.name, one.about, one.setting, one.inner_score) for one in beside.answers]
             report = evaluation_report.write_up(
-                assessed,
-                figures=list(args.figures()),
-                with_comparison=args.comparison is not None,
-                with_metrics=args.metrics is not None,
-                baselines=told,
-                notes=beside.notes,
-                resamples=args.resamples,
+                assessed, figures=list(args.figures()), with_comparison=args.comparison is not None,
+                with_metrics=args.metrics is not None, baselines=told, notes=beside.notes, resamples=args.resamples,
                 training_rows=beside.training_rows,
             )
             report.write(out.path(args.report))

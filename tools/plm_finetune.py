@@ -54,8 +54,7 @@ class FineTuningModel(flags.Flags, heading="model"):
     method: str = flags.words(
         METHODS,
         f"what is trained: {', '.join(METHODS)}; of several the best on validation rows is kept (default: lora)",
-        "lora",
-        metavar="METHOD[,METHOD...]",
+        "lora", metavar="METHOD[,METHOD...]",
     )
     rank: int = flags.whole(8, "rank of LoRA and DoRA (default: %(default)s)", 1)
     alpha: float = flags.number(
@@ -178,12 +177,8 @@ def run(argv: Sequence[str] | None) -> None:
         )
         log.info("Loading the bundle again: self-test, then the predictions of validation and test rows")
         bundle = load_bundle(
-            bundle_path,
-            given.model,
-            workdir=job.workdir / "reloaded",
-            device=given.device,
-            precision=job.settings.precision,
-            allow_hub=given.allow_hub,
+            bundle_path, given.model, workdir=job.workdir / "reloaded", device=given.device,
+            precision=job.settings.precision, allow_hub=given.allow_hub,
         )
         table = release.predictions(bundle, job, calibration)
         if given.predictions is not None:
@@ -213,15 +208,8 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     log = stage.log(NAME)
     device, precision = devices.settle(given.device, given.precision, stage.threads(), None)
     rows, splits = read_data(
-        given.dataset,
-        level=given.level,
-        target=given.target,
-        positive=given.positive_class,
-        window=given.window,
-        fold=given.fold,
-        methods=given.methods,
-        announce=partial(devices.announce, log, device, precision),
-        log=log,
+        given.dataset, level=given.level, target=given.target, positive=given.positive_class, window=given.window,
+        fold=given.fold, methods=given.methods, announce=partial(devices.announce, log, device, precision), log=log,
     )
     adapter, *others = (
         given.into(AdapterSettings, method=method, targets=flags.parts(given.targets)) for method in given.methods
@@ -230,30 +218,21 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     if others and metric == "auto" and rows.task.target == "class":
         metric = "macro_f1"
     settings = FineTuningSettings(
-        adapter=adapter,
-        others=tuple(others),
+        adapter=adapter, others=tuple(others),
         rates={"full": FULL_LEARNING_RATE} if given.learning_rate is None and "full" in given.methods else {},
         training=given.into(
-            TrainingSettings,
-            learning_rate=given.learning_rate or LEARNING_RATE,
+            TrainingSettings, learning_rate=given.learning_rate or LEARNING_RATE,
             metric=objectives.choose_metric(metric, rows.task),
         ),
         head={"width": given.head_width, "dropout": given.head_dropout, "reach": given.reach},
-        class_weights=given.class_weights,
-        seeds=tuple(given.seed + number for number in range(given.seeds)),
+        class_weights=given.class_weights, seeds=tuple(given.seed + number for number in range(given.seeds)),
         precision=precision,
     )
     files = resolve_model(given.model, workdir=workdir, allow_hub=given.allow_hub)
     log.info("Model: %s (sha256 %s...)", files.id, files.sha256[:12])
     return FineTuningJob(
-        rows,
-        splits,
-        files,
-        settings,
-        device=device,
-        workdir=workdir,
-        data_sha256=fingerprints.file_sha256(given.dataset),
-        log=log,
+        rows, splits, files, settings, device=device, workdir=workdir,
+        data_sha256=fingerprints.file_sha256(given.dataset), log=log,
     )
 
 

@@ -35,8 +35,7 @@ class Arguments(flags.Flags):
             raise UserError("Give status tables and where to write theirs", where="--status and --merged-status")
         if self.status and len(self.status) != len(self.input):
             raise UserError(
-                f"There are {len(self.status)} status tables for {len(self.input)} embeddings files",
-                where="--status",
+                f"There are {len(self.status)} status tables for {len(self.input)} embeddings files", where="--status",
                 fix="Give one for each, in the same order",
             )
 
@@ -63,12 +62,8 @@ def run(argv: Sequence[str] | None) -> None:
             records, embedded = merging.merge_status(outputs.path(args.merged_status), args.status, parts, settled)
             log.info("Status: %d records, %d embedded, %d rejected", records, embedded, records - embedded)
     log.info(
-        "%d records of %d parts merged: %s, %d numbers a vector, %s",
-        written,
-        len(parts),
-        description.level,
-        description.dimension,
-        description.model or "model unknown",
+        "%d records of %d parts merged: %s, %d numbers a vector, %s", written, len(parts), description.level,
+        description.dimension, description.model or "model unknown",
     )
 
 

@@ -100,13 +100,8 @@ def settle(args: Arguments, bundle: Bundle, reference: tuple, errors: Errors | N
         )
     call = bundle.calls
     return make_rules(
-        bundle.task,
-        call,
-        errors=errors,
-        coverage=args.coverage,
-        by_class=args.coverage_for == "class",
-        novelty=Novelty.of(reference, bundle.manifest.get("novelty"), args.novel_share),
-        abstain=args.abstain,
+        bundle.task, call, errors=errors, coverage=args.coverage, by_class=args.coverage_for == "class",
+        novelty=Novelty.of(reference, bundle.manifest.get("novelty"), args.novel_share), abstain=args.abstain,
     )
 
 
@@ -129,14 +124,7 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
         predictions = text(args.predictions)
         assert predictions is not None
         tables = PredictionTables(
-            queries,
-            rules,
-            model,
-            finished,
-            args.top_k,
-            predictions,
-            text(args.residues),
-            text(args.submission),
+            queries, rules, model, finished, args.top_k, predictions, text(args.residues), text(args.submission),
             (args.submission_names[0], args.submission_names[1]),
         )
         for block in answered.blocks:

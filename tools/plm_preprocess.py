@@ -135,8 +135,7 @@ def run(argv: Sequence[str] | None) -> None:
     if not made:
         first = next((entry for entry in journal.entries if entry[1] != "changed"), ("", "", "no record"))
         raise UserError(
-            f"No record is left of {len(records)}; the first went because: {first[2]}",
-            where=first[0],
+            f"No record is left of {len(records)}; the first went because: {first[2]}", where=first[0],
             fix="Check the input and the rules for labels, sites and lengths",
         )
     parting = args.into(splitting.SplittingSettings, published=args.test is not None, threads=stage.threads())
@@ -151,12 +150,8 @@ def run(argv: Sequence[str] | None) -> None:
                 "Choose %s as the target in training, too: by itself it would take these labels otherwise", kind
             )
     leaks = leakage.measure(
-        made,
-        identity=args.identity,
-        coverage=args.coverage,
-        threads=stage.threads(),
-        method="mmseqs" if method == "cascade" else method,
-        pairs=pairs,
+        made, identity=args.identity, coverage=args.coverage, threads=stage.threads(),
+        method="mmseqs" if method == "cascade" else method, pairs=pairs,
     )
     near = width or 33
     account = SplitAccount(len(records), made, journal, leaks, near, method, args)
@@ -164,8 +159,7 @@ def run(argv: Sequence[str] | None) -> None:
         log.info("%s", line)
     if args.fail_on_leakage and any(leak.leaks for leak in leaks):
         raise UserError(
-            f"Leakage: {account.verdict()}",
-            where="--fail-on-leakage",
+            f"Leakage: {account.verdict()}", where="--fail-on-leakage",
             fix="Split by homology, or remove these records from the test set",
         )
     with stage.Outputs() as out:

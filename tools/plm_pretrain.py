@@ -74,20 +74,13 @@ def run(argv: Sequence[str] | None) -> None:
         loaded.family.check_length(store.lengths(args.max_length).max())
         train_set, held_out = store.subset(split.train), store.subset(split.held_out)
         settings = args.into(
-            RowSettings,
-            crop=args.max_length,
-            warmup_steps=min(args.warmup_steps, args.steps),
-            precision=precision,
+            RowSettings, crop=args.max_length, warmup_steps=min(args.warmup_steps, args.steps), precision=precision
         )
         parameters = sum(value.numel() for value in model.parameters())
         log.info(
             "Plan: %d parameters, all trained; %d steps of about %d residues, %.2f passes over the data; %s on %s",
-            parameters,
-            args.steps,
-            args.batch_tokens * args.accumulate,
-            args.steps * args.batch_tokens * args.accumulate / train_set.residues,
-            precision,
-            device,
+            parameters, args.steps, args.batch_tokens * args.accumulate,
+            args.steps * args.batch_tokens * args.accumulate / train_set.residues, precision, device,
         )
         same = {"base": files.sha256, "data": train_set.digest()}
         keeper = CheckpointKeeper.open(args.resume, NAME, settings, same, workdir, log)
@@ -95,15 +88,8 @@ def run(argv: Sequence[str] | None) -> None:
 
         def judge(most: int | None = 200_000) -> MaskedScore:
             return training.evaluate(
-                model,
-                held_out,
-                train_set.frequencies(),
-                device=device,
-                precision=precision,
-                budget=args.batch_tokens,
-                crop=args.max_length,
-                rate=args.mask_rate,
-                most_residues=most,
+                model, held_out, train_set.frequencies(), device=device, precision=precision, budget=args.batch_tokens,
+                crop=args.max_length, rate=args.mask_rate, most_residues=most,
             )
 
         def report(step: int, known: Mapping[str, Any]) -> None:
@@ -119,11 +105,7 @@ def run(argv: Sequence[str] | None) -> None:
         log.info(
             "Held-out clusters: masked perplexity %.2f (unigram %.2f, %s), accuracy %.3f (unigram %.3f), "
             "%d masked residues",
-            score.perplexity,
-            score.unigram_perplexity,
-            score.beside_unigram,
-            score.accuracy,
-            score.unigram_accuracy,
+            score.perplexity, score.unigram_perplexity, score.beside_unigram, score.accuracy, score.unigram_accuracy,
             score.residues,
         )
         facts = {

@@ -81,30 +81,18 @@ def run(argv: Sequence[str] | None) -> None:
         queries = reference_and_queries.read_side(args.queries, args.layer, notes)
         reference_and_queries.check_fit(references, queries, notes)
     source = reference_and_queries.attach_labels(
-        references,
-        queries,
-        table=args.labels,
-        id_column=args.id_column,
-        label_column=args.label_column,
-        group_column=args.group_column,
-        wanted=not args.no_labels,
-        notes=notes,
+        references, queries, table=args.labels, id_column=args.id_column, label_column=args.label_column,
+        group_column=args.group_column, wanted=not args.no_labels, notes=notes,
     )
     log.info(
-        "Plan: %d references and %d queries of dimension %d, %s; labels: %s",
-        len(references),
-        0 if queries is None else len(queries),
-        references.description.dimension,
-        ", ".join(args.chosen),
+        "Plan: %d references and %d queries of dimension %d, %s; labels: %s", len(references),
+        0 if queries is None else len(queries), references.description.dimension, ", ".join(args.chosen),
         source or "none",
     )
     with stage.Outputs() as outputs:
         settings = _settings(args)
         made = project(
-            references.matrix,
-            None if queries is None else queries.matrix,
-            args.chosen,
-            settings,
+            references.matrix, None if queries is None else queries.matrix, args.chosen, settings,
             lambda line: log.info("%s", line),
         )
         log.info("Scores")
@@ -127,24 +115,13 @@ def _settings(args: Arguments) -> ProjectionSettings:
     from plm.jobs.project.projection import ProjectionSettings
 
     return ProjectionSettings(
-        args.standardise,
-        "cosine" if args.metric == "cosine" else "euclidean",
-        args.components,
-        args.perplexity,
-        args.neighbours,
-        args.min_dist,
-        args.seed,
-        stage.threads(),
+        args.standardise, "cosine" if args.metric == "cosine" else "euclidean", args.components, args.perplexity,
+        args.neighbours, args.min_dist, args.seed, stage.threads(),
     )
 
 
 def _judge(
-    args: Arguments,
-    references: Any,
-    queries: Any,
-    made: Any,
-    source: str,
-    settings: ProjectionSettings,
+    args: Arguments, references: Any, queries: Any, made: Any, source: str, settings: ProjectionSettings,
     notes: list[str],
 ) -> ProjectionFindings:
     """Scores of every space, and what the report needs."""
@@ -174,16 +151,7 @@ def _judge(
     if queries is not None:
         outlook = separation.novelty(made.references, made.queries, groups, args.seed)
     return ProjectionFindings(
-        references,
-        queries,
-        both,
-        made,
-        scores,
-        judge.why_not,
-        source,
-        settings,
-        notes,
-        outlook,
+        references, queries, both, made, scores, judge.why_not, source, settings, notes, outlook,
         _grouped_by(references, len(np.unique(groups))),
     )
 

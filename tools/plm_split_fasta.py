@@ -78,10 +78,7 @@ def _warn(survey: FastaSurvey, log: stage.logging.Logger) -> None:
     log.warning(
         "Note: %d records have an id that came before; the first is %s (records %d and %d). Stages that see one part "
         "alone do not notice; say in plm_merge_embeddings what to do with them",
-        survey.repeats,
-        identifier,
-        first,
-        again,
+        survey.repeats, identifier, first, again,
     )
 
 

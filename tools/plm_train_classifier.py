@@ -94,8 +94,7 @@ class Arguments(ClassifierRows, ClassifierHeads, ClassifierOutputs):
     def check(self) -> None:
         if not self.search_trials and (self.resume_study or self.study or self.search_history or self.search_figure):
             raise UserError(
-                "Outputs of a search and a study to resume need a search",
-                where="--search-trials",
+                "Outputs of a search and a study to resume need a search", where="--search-trials",
                 fix="Give the number of trials",
             )
 
@@ -140,10 +139,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         )
         bundle_path = out.path(args.bundle)
         write_classifier_bundle(
-            bundle_path,
-            content,
-            final.head,
-            reference=release.reference(trained, final),
+            bundle_path, content, final.head, reference=release.reference(trained, final),
             validation_scores=(final.validation, final.truth),
             card=release.card(content, final.about, findings.settings[findings.chosen]),
         )
@@ -177,15 +173,8 @@ def settle(args: Arguments, material: Material) -> ClassifierSettings:
     size |= {key: getattr(args, key) for key in size if getattr(args, key) is not None}
     network = args.into(NetworkSettings, **size, select="loss" if args.select == "loss" else material.metric)
     return ClassifierSettings(
-        args.head,
-        network,
-        not args.no_standardise,
-        material.metric,
-        args.balance,
-        args.seed,
-        args.resamples,
-        args.search_trials,
-        stage.threads(),
+        args.head, network, not args.no_standardise, material.metric, args.balance, args.seed, args.resamples,
+        args.search_trials, stage.threads(),
     )
 
 
@@ -227,10 +216,8 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
     if args.report:
         best = "; ".join(one.settings.told() + f", weight decay {one.settings.weight_decay:.2g}" for one in searched)
         report = classifier_report.write_up(
-            findings,
-            images=[name for name in IMAGES if getattr(args, name)],
-            tables=[name for name in TABLES if getattr(args, name)],
-            best_trial=best,
+            findings, images=[name for name in IMAGES if getattr(args, name)],
+            tables=[name for name in TABLES if getattr(args, name)], best_trial=best,
         )
         report.write(out.path(args.report))
 

@@ -42,7 +42,7 @@ def simulate(count: int, seed: int = 0) -> Iterator[list[tuple[str, ...]]]:
             if number % 50 == 49:
                 sequence = block[number // 2][-1]
             block.append((f"protein{start + number}", str(taxon), _DOMAINS[taxon % 3],
-                          f"family{(start + number) // 3}", sequence))  # fmt: skip
+                          f"family{(start + number) // 3}", sequence))
         yield block
 
 

@@ -132,7 +132,7 @@ def succinylation(settings: Settings) -> pd.DataFrame:
             if len(window) == 33 and window[16] == "K":
                 place = 17 - (len(window) - len(window.lstrip("-")))
                 row = {"id": f"{accession}_{site}_{label}", "sequence": window.strip("-"), "label": label,
-                       "position": str(place), "window": "33", "protein": accession}  # fmt: skip
+                       "position": str(place), "window": "33", "protein": accession}
                 if "-" not in row["sequence"]:
                     found.append(row)
         rows += random.Random(SEED).sample(found, min(len(found), settings.most // 2))

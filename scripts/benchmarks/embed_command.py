@@ -166,7 +166,7 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[
     found: dict[str, Any] = {
         "shape": shape.name, "mix": case.mix, "title": case.title, "proteins": len(lengths),
         "residues": sum(lengths), "longest": max(lengths), "variants": [],
-    }  # fmt: skip
+    }
     for variant in chosen:
         taken = seconds[variant.name]
         speed = timing.ratio(seconds[embedding.REFERENCE], taken)
@@ -179,7 +179,7 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[
                 "speed": vars(speed), "gemm_share": vars(share), **errors.get(variant.name, {}),
                 **({"residues_per_second": sum(lengths) / best, "tflops": operations / best / 1e12} if cuda else {}),
             }
-        )  # fmt: skip
+        )
     if cuda:
         del runs, weights
         torch.cuda.empty_cache()
@@ -258,7 +258,7 @@ def measure_processes(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
         "speed_after_start": working("extract") / working("stage"),
         "seconds": {f"{program}, {what}": process.seconds for (program, what), process in ended.items()},
         "memory_mib": {program: ended[program, "all"].memory_mib for program in whole.PROGRAMS},
-    }  # fmt: skip
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -274,13 +274,13 @@ def report(results: dict[str, Any]) -> str:
         "layers alone reach in bf16. *Error*: relative L2 of all residues against the first line; *cosine*: of the",
         "protein whose mean differs most.", "",
         "![Speed of every variant beside fair-esm](figures/bench_embed.png)", "",
-    ]  # fmt: skip
+    ]
     for case in results["cases"]:
         lines += [
             f"### {case['title']}", "",
             f"{case['proteins']} proteins, {case['residues']:,} residues, the longest {case['longest']:,}.", "",
             _case_table(case), "",
-        ]  # fmt: skip
+        ]
         if "longest_protein" in case:
             fits = [f"{gib} GiB: {length:,}" for gib, length in case["longest_protein"].items() if length]
             lines += [f"Longest protein in bf16: {'; '.join(fits) or 'not even the model fits'}.", ""]
@@ -301,7 +301,7 @@ def _case_table(case: dict[str, Any]) -> str:
                 f"{variant['pooled_cosine']:.6f}" if "pooled_cosine" in variant else "",
                 *([f"{variant['residues_per_second']:,.0f}", f"{variant['tflops']:.0f}"] if gpu else []),
             ]
-        )  # fmt: skip
+        )
     return publish.table(["", "speed", "GEMM", "error", "cosine", *(["residues/s", "TFLOP/s"] if gpu else [])], rows)
 
 
@@ -315,7 +315,7 @@ def _process_table(found: list[dict[str, Any]]) -> str:
                 f"{each['shape']}, {each['residues']:,} residues", f"{each['speed']:.2f}",
                 f"{each['speed_after_start']:.2f}", f"{100 * memory:.0f} %", f"{each['pooled_cosine']:.6f}",
             ]
-        )  # fmt: skip
+        )
     return publish.table(head, rows)
 
 

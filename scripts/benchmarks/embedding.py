@@ -121,7 +121,7 @@ def fair_esm_model(folder: Path) -> tuple[Any, Any]:
         ("LayerNorm", "final_layer_norm"), ("esm.encoder.layer", "layers"),
         ("esm.encoder.emb_layer_norm_after", "emb_layer_norm_after"),
         ("esm.embeddings.word_embeddings", "embed_tokens"), (".gamma", ".weight"), (".beta", ".bias"),
-    )  # fmt: skip
+    )
     state = {}
     for key, value in load_file(folder / "model.safetensors").items():
         for theirs, own in parts:

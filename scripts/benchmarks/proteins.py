@@ -10,7 +10,7 @@ LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 YEAST = {
     0.0: 16, 0.01: 44, 0.02: 58, 0.05: 92, 0.1: 122, 0.2: 193, 0.3: 258, 0.4: 326, 0.5: 396, 0.6: 471, 0.7: 566,
     0.8: 693, 0.9: 943, 0.95: 1211, 0.98: 1656, 0.99: 1793, 0.995: 2129, 1.0: 4910,
-}  # fmt: skip
+}
 """Quantiles of the protein lengths of baker's yeast (UniProt UP000002311, 6,077 proteins)."""
 
 MIXES = {

@@ -99,7 +99,7 @@ def _t5(shape: Shape) -> Any:
             num_layers=shape.layers, num_heads=shape.heads, feed_forward_proj="relu", is_encoder_decoder=False,
             use_cache=False, tie_word_embeddings=False,
         )
-    )  # fmt: skip
+    )
 
 
 def attention_flops(shape: Shape, lengths: list[int]) -> float:

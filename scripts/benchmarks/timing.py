@@ -82,7 +82,7 @@ def machine(threads: int, device: str = "cpu") -> dict[str, str]:
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                 if line.startswith("model name")]  # fmt: skip
+                 if line.startswith("model name")]
         model = lines[0] if lines else model
     bf16 = any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile"))
     return {"device": f"{model}, {'with' if bf16 else 'without'} bfloat16 products", **found}

@@ -121,7 +121,7 @@ def measure(case: Case, args: argparse.Namespace, threads: int) -> dict[str, Any
     def worker(way: str) -> Callable[[], float]:
         given = training.Work(
             case.shape, case.task, way, steps, batch, str(args.work), str(args.fasta or ""), threads,
-        )  # fmt: skip
+        )
 
         def seconds_per_thousand() -> float:
             script = ROOT / "scripts" / "benchmarks" / "bench_train"
@@ -148,7 +148,7 @@ def measure(case: Case, args: argparse.Namespace, threads: int) -> dict[str, Any
                 "name": way, "title": titles[way], "speed": vars(speed), "memory": memory[way] / memory["naive"],
                 "measured": [training.as_json(one) for one in found[way]],
             }
-        )  # fmt: skip
+        )
     return {"title": case.title, "steps": steps, "batch": batch, "ways": rows}
 
 
@@ -161,7 +161,7 @@ def report(results: dict[str, Any]) -> str:
         "brackets. *Speed*: tokens a second, padding not counted, beside the first line. *Extra memory*: peak resident",
         "memory above that of the loaded model, beside the first line.",
         "", "![Speed and memory of every way to train](figures/bench_train.png)", "",
-    ]  # fmt: skip
+    ]
     for case in results["cases"]:
         rows = [
             [

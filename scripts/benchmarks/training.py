@@ -161,7 +161,7 @@ def _rows(given: Work) -> tuple[LabelledRows, TrainingPart]:
     table = {
         "id": [f"protein{number}" for number in range(count + 2)], "sequence": sequences + shorter,
         "label": [str(number % 2) for number in range(count + 2)],
-    }  # fmt: skip
+    }
     if given.task == "windows":
         table["position"] = [str(WINDOW // 2 + 1)] * (count + 2)
     rows = read_rows(pd.DataFrame(table, dtype=str), level="site" if given.task == "windows" else "sequence")
@@ -183,7 +183,7 @@ def _settings(given: Work) -> FineTuningSettings:
         ),
         head={"dropout": 0.1 if given.dropout else 0.0},
         precision="fp32" if given.way.endswith("fp32") else "bf16",
-    )  # fmt: skip
+    )
 
 
 def _finetune_ours(given: Work) -> Measured:
@@ -207,7 +207,7 @@ def _finetune_ours(given: Work) -> Measured:
         training.train(
             network, rows.task, examples, validation, settings.training, seed=settings.seeds[0], folder=Path(scratch),
             on_step=lambda step, total, loss, rate: meter.step(loss),
-        )  # fmt: skip
+        )
     return meter.measured(examples.tokens)
 
 
@@ -223,7 +223,7 @@ def plain_loaded(folder: Path) -> LoadedModel:
         model=model, vocabulary=vocabulary, family=find_family(read_config(folder), vocabulary), files=files,
         hidden_size=model.config.hidden_size, layers=model.config.num_hidden_layers, device=torch.device("cpu"),
         dtype=torch.float32,
-    )  # fmt: skip
+    )
 
 
 def pad(batch: Batch, padding: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -328,7 +328,7 @@ def _pretrain_ours(given: Work) -> Measured:
         steps=given.steps, batch_tokens=4096, crop=CROP, mask_rate=MASK_RATE, learning_rate=LEARNING_RATE,
         schedule="constant", warmup_steps=0, evaluate_every=given.steps + 1,
         precision="fp32" if given.way.endswith("fp32") else "bf16",
-    )  # fmt: skip
+    )
     rows = MaskedRows(corpus, given.steps, budget=4096, crop=CROP, rate=MASK_RATE, seed=settings.seed)
     tokens = sum(rows[number][0].tokens for number in range(given.steps))
     meter = Meter()

@@ -79,15 +79,13 @@ def _disk_full(error: BaseException) -> UserError:
         output, written = noted
         needed = f"more than the {_mib(written)} that were written of it, and {_mib(_free(output.parent))} are free"
         return UserError(
-            f"The disk is full: the output {output.name} needs {needed}",
-            where=str(output.parent),
+            f"The disk is full: the output {output.name} needs {needed}", where=str(output.parent),
             fix="Make room or choose another folder, and run it again; nothing was left behind",
         )
     folder = Path(str(named)).parent if named else scratch
     what = "the folder" if named else "the folder of temporary files or of the outputs"
     return UserError(
-        f"The disk is full: {what} has {_mib(_free(folder))} free",
-        where=str(folder),
+        f"The disk is full: {what} has {_mib(_free(folder))} free", where=str(folder),
         fix="Make room, or choose another folder for temporary files (TMPDIR) or outputs, and run it again",
     )
 

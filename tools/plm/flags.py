@@ -265,18 +265,12 @@ class Embedding(Flags):
     """How proteins are encoded within what the machine has."""
 
     max_residues: int = whole(
-        0,
-        "longer proteins go in overlapping windows of this length (default: only what the memory does not hold)",
-        64,
-        10**6,
-        or_zero=True,
+        0, "longer proteins go in overlapping windows of this length (default: only what the memory does not hold)", 64,
+        10**6, or_zero=True,
     )
     max_memory: int | None = whole(
-        None,
-        "MiB that the job may use on its processor or GPU (default: what there is)",
-        1,
-        wrong="{} MiB is no memory",
-        fix="Give it in MiB",
+        None, "MiB that the job may use on its processor or GPU (default: what there is)", 1,
+        wrong="{} MiB is no memory", fix="Give it in MiB",
     )
     batch_tokens: int = whole(0, "residues encoded together (default: what suits the machine)", 64, 10**7, or_zero=True)
     work_dir: Path | None = source("folder for finished parts (default: PLM_CHECKPOINT_DIR, else a temporary one)")

@@ -54,21 +54,18 @@ def check_places(given: Sequence[tuple[str, str, Path]]) -> None:
         for other, source in inputs:
             if _same(path, source):
                 raise UserError(
-                    f"The output is the input of {other}, which would be lost",
-                    where=f"{flag} {path}",
+                    f"The output is the input of {other}, which would be lost", where=f"{flag} {path}",
                     fix="Give the output another name",
                 )
             if source.is_dir() and _is_file(path) and not written_by_the_suite(path) and _inside(path, source):
                 raise UserError(
-                    f"The output is a file of the folder given as {other}, which would be lost",
-                    where=f"{flag} {path}",
+                    f"The output is a file of the folder given as {other}, which would be lost", where=f"{flag} {path}",
                     fix="Give the output another name",
                 )
         place = Path(os.path.realpath(path))
         if place in seen:
             raise UserError(
-                f"Two outputs have the same place: {seen[place]} and {flag}",
-                where=str(path),
+                f"Two outputs have the same place: {seen[place]} and {flag}", where=str(path),
                 fix="Give each its own name",
             )
         for earlier, name in seen.items():
@@ -98,8 +95,7 @@ def _check_shape(flag: str, kind: str, path: Path) -> None:
             raise UserError("A file stands where a folder is to be written", where=where, fix="Choose another name")
         if any(path.iterdir()):
             raise UserError(
-                "The output folder is there already and holds files, which would be lost",
-                where=where,
+                "The output folder is there already and holds files, which would be lost", where=where,
                 fix="Give a new folder or an empty one",
             )
     elif stat.S_ISDIR(status.st_mode):
@@ -142,8 +138,7 @@ def _try(flag: str, path: Path) -> None:
             raise
         reason = error.strerror or str(error)
         raise UserError(
-            f"No output can be written there: {reason}",
-            where=f"{flag} {path}",
+            f"No output can be written there: {reason}", where=f"{flag} {path}",
             fix="Choose a folder that you may write to",
         ) from None
 

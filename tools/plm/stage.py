@@ -85,9 +85,7 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def main(
-    name: str, run: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None
-) -> NoReturn:
+def main(name: str, run: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a stage and turns a user's mistake into one line and exit code 1; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, _terminate)
     # Read when torch is loaded: idle threads that spin make every job on a shared machine up to ten times slower.
@@ -100,8 +98,7 @@ def main(
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] not in ("plm", ""):
             missing = UserError(
-                f"The Python library {error.name} is missing",
-                where=sys.executable,
+                f"The Python library {error.name} is missing", where=sys.executable,
                 fix="Install the tool's requirements (environment.yml) or let Galaxy resolve them",
             )
             _end(name, failures.Failure(missing))
@@ -177,14 +174,12 @@ def require(libraries: Mapping[str, str]) -> None:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             raise UserError(
-                f"{name} is missing: this tool needs {name} {lowest} or newer",
-                where=sys.executable,
+                f"{name} is missing: this tool needs {name} {lowest} or newer", where=sys.executable,
                 fix="Install the tool's requirements (environment.yml) or let Galaxy resolve them",
             ) from None
         if _version(version) < _version(lowest):
             raise UserError(
-                f"{name} {version} is too old: this tool needs {lowest} or newer",
-                where=sys.executable,
+                f"{name} {version} is too old: this tool needs {lowest} or newer", where=sys.executable,
                 fix="Update the environment that runs the tool (environment.yml)",
             )
 
@@ -249,10 +244,9 @@ class Progress:
         rate = self._done / max(now - self._start, 1e-9)
         left = duration((self._total - self._done) / rate) if rate > 0 else "unknown"
         self._logger.info(
-            "%d of %d %s (%.0f %%), %.3g %s/s, %s left%s",
-            self._done, self._total, self._unit, 100 * self._done / max(self._total, 1), rate, self._unit, left,
-            f"; {note}" if note else "",
-        )  # fmt: skip
+            "%d of %d %s (%.0f %%), %.3g %s/s, %s left%s", self._done, self._total, self._unit,
+            100 * self._done / max(self._total, 1), rate, self._unit, left, f"; {note}" if note else "",
+        )
 
 
 def duration(seconds: float) -> str:

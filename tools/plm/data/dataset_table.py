@@ -58,7 +58,7 @@ __all__ = [
 COLUMNS = (
     "id", "sequence", "label", "position", "window", "protein", "protein_position", "group", "cluster",
     "taxon", "split", "fold",
-)  # fmt: skip
+)
 SPLITS = ("train", "valid", "test")
 UNLABELLED_RESIDUE = "-"
 """In a residue label string (or an empty place in a comma list): this residue has no label and is not
@@ -157,8 +157,7 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
         if column not in frame.columns:
             present = ", ".join(map(str, list(frame.columns)[:8]))
             raise UserError(
-                f"The column {column} is missing (found: {present})",
-                where=name,
+                f"The column {column} is missing (found: {present})", where=name,
                 fix="Make the table with plm_preprocess",
             )
     if len(frame) == 0:
@@ -171,16 +170,13 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
         raise _at(frame, ids == "", name, "A row without an id")
     if ids.duplicated().any():
         raise _at(
-            frame,
-            ids.duplicated(),
-            name,
-            "An id appears more than once",
+            frame, ids.duplicated(), name, "An id appears more than once",
             "Make ids unique (plm_preprocess can rename)",
         )
     wrong = ~frame["sequence"].str.fullmatch(_SEQUENCE)
     if wrong.any():
         raise _at(frame, wrong, name, "A sequence is empty or holds other letters than the 20 residues and X",
-                  "Clean it with plm_preprocess")  # fmt: skip
+                  "Clean it with plm_preprocess")
     lengths = frame["sequence"].str.len()
     if "position" in frame.columns:
         wrong = ~frame["position"].str.fullmatch(_POSITION)
@@ -206,8 +202,7 @@ def _check_window(frame: pd.DataFrame, name: str) -> None:
     widths = frame["window"].unique()
     if len(widths) > 1:
         raise UserError(
-            f"The column window holds several widths ({', '.join(sorted(widths)[:4])})",
-            where=name,
+            f"The column window holds several widths ({', '.join(sorted(widths)[:4])})", where=name,
             fix="Use one width",
         )
     if not _POSITION.fullmatch(widths[0]) or (int(widths[0]) and int(widths[0]) % 2 == 0):
@@ -308,12 +303,7 @@ def understand(frame: pd.DataFrame, level: str = "auto", target: str = "auto", n
 
 
 def understand_labels(
-    labels: Sequence[str],
-    sequences: Sequence[str],
-    level: str,
-    target: str,
-    where: Callable[[int], str],
-    name: str,
+    labels: Sequence[str], sequences: Sequence[str], level: str, target: str, where: Callable[[int], str], name: str
 ) -> Labelling:
     """As :func:`understand`, of labels that are no table yet.
 
@@ -328,7 +318,7 @@ def understand_labels(
     missing = [label_values.is_missing(label) for label in labels]
     if all(missing):
         raise UserError("A row without a label, as all rows are", where=where(0) if labels else name,
-                        fix="Fill the labels")  # fmt: skip
+                        fix="Fill the labels")
     each = None
     if level != "site":
         each = _each_residue(labels, missing, sequences, level, where)
@@ -344,8 +334,7 @@ def understand_labels(
             notes.append(several)
         if len(classes) < 2:
             raise UserError(
-                f"All labels are {next(iter(classes), '')!r}: one class only",
-                where=name,
+                f"All labels are {next(iter(classes), '')!r}: one class only", where=name,
                 fix="Give records of at least two classes" + told_missing(reading.unlabelled),
             )
     what = {"sequence": "each sequence", "residue": "each residue", "site": "each site"}[level]
@@ -409,8 +398,7 @@ def _each_residue(
         raise UserError(
             f"Every label is as long as its sequence (the first has {len(each[0])} labels), so these are labels of "
             "residues",
-            where=where(0),
-            fix="Choose the residue task",
+            where=where(0), fix="Choose the residue task",
         )
     return None
 

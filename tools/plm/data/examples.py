@@ -119,8 +119,7 @@ def without_conflicts(examples: Sequence[Example], policy: str, journal: Journal
         if policy == "error":
             raise UserError(
                 f"Two records have the same sequence but the labels {members[0].label!r} and {other.label!r}",
-                where=f"{members[0].id}, {other.id}",
-                fix="Correct one, or choose --conflicting-labels drop",
+                where=f"{members[0].id}, {other.id}", fix="Correct one, or choose --conflicting-labels drop",
             )
         for member in members:
             conflicting[member.id] = other if member is members[0] else members[0]

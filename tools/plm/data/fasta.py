@@ -60,15 +60,13 @@ class ProteinRecord:
 def _not_plain(text: str, name: str, number: int) -> UserError:
     if "\x00" in text:
         return UserError(
-            "This is not a plain text file",
-            where=f"{name}, line {number}",
+            "This is not a plain text file", where=f"{name}, line {number}",
             fix="Save it as plain text (ASCII or UTF-8)",
         )
     column = next(index for index, character in enumerate(text) if ord(character) > 127)
     shown = text.encode("latin-1")[column : column + 4].decode("utf-8", errors="ignore")[:1] or text[column]
     return UserError(
-        f"The character {shown!r} in the sequence is not ASCII",
-        where=f"{name}, line {number}, column {column + 1}",
+        f"The character {shown!r} in the sequence is not ASCII", where=f"{name}, line {number}, column {column + 1}",
         fix="Replace it with a plain letter",
     )
 
@@ -96,8 +94,7 @@ class _Record:
         if ">" in text:
             raise UserError(
                 "A '>' stands inside a sequence line, so two records would become one",
-                where=f"{self._name}, line {number}",
-                fix="Begin the header on a line of its own",
+                where=f"{self._name}, line {number}", fix="Begin the header on a line of its own",
             )
         self._parts.append(text)
         self._size += len(text)
@@ -118,8 +115,7 @@ class _Record:
         raise UserError(
             f"The record {self._description.split(None, 1)[0]!r} has more than {LONGEST_PROTEIN:,} letters: no protein "
             "is that long",
-            where=f"{self._name}, line {self._line}",
-            fix="Give proteins, not genomes",
+            where=f"{self._name}, line {self._line}", fix="Give proteins, not genomes",
         )
 
 
@@ -173,8 +169,7 @@ def _no_fasta(text: str, name: str, number: int) -> UserError:
     shown = decoded(text)
     shown = shown if len(shown) <= 40 else shown[:40] + "…"
     return UserError(
-        f"This is not FASTA: the first line must start with '>' but reads {shown!r}",
-        where=where,
+        f"This is not FASTA: the first line must start with '>' but reads {shown!r}", where=where,
         fix="Give a FASTA file, or say that the input is a table",
     )
 
@@ -395,8 +390,7 @@ class NucleotideTally:
             return
         many = "All sequences are" if count == self.records else f"{count} of {self.records} sequences are"
         raise UserError(
-            f"{many} nucleotides (A, C, G, T, U, N)",
-            where=name,
+            f"{many} nucleotides (A, C, G, T, U, N)", where=name,
             fix="Translate them to proteins first"
             + (", or choose --nucleotides keep if they are proteins" if switch else ""),
         )

@@ -70,11 +70,7 @@ class Relative:
 
 
 def cluster(
-    records: Sequence[tuple[str, str]],
-    *,
-    identity: float | None = None,
-    coverage: float = 0.8,
-    threads: int = 1,
+    records: Sequence[tuple[str, str]], *, identity: float | None = None, coverage: float = 0.8, threads: int = 1,
     method: str = "auto",
 ) -> dict[str, str]:
     """Groups sequences into clusters of relatives by single linkage.
@@ -135,11 +131,7 @@ def describe(method: str, identity: float, coverage: float) -> str:
 
 
 def relatives(
-    sequences: Sequence[str],
-    *,
-    identity: float | None = None,
-    coverage: float = 0.8,
-    threads: int = 1,
+    sequences: Sequence[str], *, identity: float | None = None, coverage: float = 0.8, threads: int = 1,
     method: str = "auto",
 ) -> list[Relative]:
     """All pairs of relatives within one list (first < second), equal sequences among them.
@@ -174,12 +166,7 @@ def relatives(
 
 
 def nearest(
-    queries: Sequence[str],
-    targets: Sequence[str],
-    *,
-    coverage: float = 0.8,
-    threads: int = 1,
-    method: str = "auto",
+    queries: Sequence[str], targets: Sequence[str], *, coverage: float = 0.8, threads: int = 1, method: str = "auto",
     among: Sequence[str] | None = None,
 ) -> list[tuple[int, float]]:
     """The nearest target of every query by the identity of the module.
@@ -451,15 +438,8 @@ def mmseqs_binary() -> str:
 
 
 def mmseqs_search(
-    queries: Sequence[str],
-    targets: Sequence[str],
-    identity: float,
-    coverage: float,
-    threads: int,
-    among: Sequence[str] | None = None,
-    sensitivity: float | None = None,
-    distinct: bool = False,
-    most: int = LONG_LOOK,
+    queries: Sequence[str], targets: Sequence[str], identity: float, coverage: float, threads: int,
+    among: Sequence[str] | None = None, sensitivity: float | None = None, distinct: bool = False, most: int = LONG_LOOK,
 ) -> Iterator[tuple[int, int, float]]:
     """Yields (query index, target index, identity 0-1) of MMseqs2 alignments that cover enough of the shorter sequence.
 
@@ -482,7 +462,7 @@ def mmseqs_search(
             "-s", f"{sensitivity:g}", "-e", f"{evalue:.6g}", "--max-seqs", str(most), "--mask", "0", "--dbtype", "1",
             "--min-seq-id", f"{max(0.0, identity):.4f}", "--threads", str(max(1, threads)),
             "--format-output", "query,target,fident,qcov,tcov,qlen,tlen", folder=folder,
-        )  # fmt: skip
+        )
         with (folder / "hits.tsv").open() as handle:
             for line in handle:
                 query, target, score, of_query, of_target, length, other = line.split("\t")
@@ -519,10 +499,9 @@ def cluster_distinct(
         # Coverage mode 1 asks for coverage of the member, the shorter one, since centres are the longest sequences.
         command = ["easy-linclust"] if method == "linclust" else ["easy-cluster", "--mask", "0"]
         _mmseqs(
-            program, *command, "all.fasta", "out", "tmp", "--min-seq-id", f"{identity:.4f}",
-            "-c", f"{coverage:.4f}", "--cov-mode", "1", "--cluster-mode", "1", "--dbtype", "1",
-            "--threads", str(max(1, threads)), folder=folder,
-        )  # fmt: skip
+            program, *command, "all.fasta", "out", "tmp", "--min-seq-id", f"{identity:.4f}", "-c", f"{coverage:.4f}",
+            "--cov-mode", "1", "--cluster-mode", "1", "--dbtype", "1", "--threads", str(max(1, threads)), folder=folder,
+        )
         with (folder / "out_cluster.tsv").open() as handle:
             return components(len(sequences), ((int(a), int(b)) for a, b in (line.split("\t") for line in handle)))
 

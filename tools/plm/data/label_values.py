@@ -16,7 +16,7 @@ from plm.errors import UserError
 MISSING_WORDS = frozenset(
     ("", "NA", "N/A", "n/a", "na", "NaN", "nan", "NAN", "<NA>", "#N/A", "#NA", "null", "NULL", "Null", "None", "NaT",
      "-", "--", ".", "?", "#VALUE!", "#DIV/0!", "#REF!", "#NAME?", "#NUM!")
-)  # fmt: skip
+)
 """Labels that say: there is none, as R, pandas, Excel and people write it."""
 FEW_CLASSES = 20
 """Whole numbers of more values than that are numbers, unless they count the classes from 0 or 1 without a gap."""
@@ -79,10 +79,7 @@ class Reading:
 
 
 def understand(
-    labels: Sequence[str],
-    target: str = "auto",
-    *,
-    where: Callable[[int], str] = lambda row: f"row {row + 1}",
+    labels: Sequence[str], target: str = "auto", *, where: Callable[[int], str] = lambda row: f"row {row + 1}",
     flag: str = "--target",
 ) -> Reading:
     """Tells classes from numbers.
@@ -103,7 +100,7 @@ def understand(
     if unlabelled:
         words = Counter(label.strip() or "(empty)" for label, value in zip(labels, values, strict=True) if not value)
         shown = ", ".join(f"{word!r} x{count}" if word != "(empty)" else f"empty x{count}" for word, count in
-                          words.most_common(4))  # fmt: skip
+                          words.most_common(4))
         notes.append(
             f"{unlabelled} of {len(values)} labels say that there is none ({shown}): these rows are unlabelled."
         )
@@ -196,8 +193,7 @@ def _decimal_commas(
         return True
     first = next(row for row, value in enumerate(values) if value in set(odd))
     raise UserError(
-        f"The label {values[first]!r} may have a decimal comma or a comma between thousands",
-        where=where(first),
+        f"The label {values[first]!r} may have a decimal comma or a comma between thousands", where=where(first),
         fix="Write numbers with a decimal point and nothing between thousands",
     )
 
@@ -299,10 +295,10 @@ def joined_labels(labels: Iterable[str], string: bool = True) -> str:
 _NEGATIVE_WORDS = frozenset(
     ("0", "-1", "no", "false", "neg", "negative", "negatives", "none", "control", "other", "others",
      "background", "inactive", "absent", "decoy", "rest", "off", "-", "unmodified", "nonfunctional")
-)  # fmt: skip
+)
 _POSITIVE_WORDS = frozenset(
     ("1", "yes", "true", "pos", "positive", "positives", "active", "present", "on", "+", "modified")
-)  # fmt: skip
+)
 _LETTERS = {("n", "y"), ("f", "t"), ("n", "p"), ("-", "+")}
 _NEGATED = re.compile(r"(?:[Nn][Oo][Nn]|[Nn]ot|[Nn]eg|[Nn]egative|[Nn]o|NOT|NEG|NO)(?:[\s_-]+\w|(?<=[a-z])[A-Z0-9])")
 _NEGATION = re.compile(r"(?:non|not|no|neg|negative|un|in|without|de)[\s_-]*", re.IGNORECASE)

@@ -50,12 +50,7 @@ class Leak:
 
 
 def measure(
-    examples: Sequence[Example],
-    *,
-    identity: float | None,
-    coverage: float,
-    threads: int,
-    method: str = "auto",
+    examples: Sequence[Example], *, identity: float | None, coverage: float, threads: int, method: str = "auto",
     pairs: Sequence[homology.Relative] | None = None,
 ) -> list[Leak]:
     """Compares every row that judges with the rows it must be independent of.
@@ -90,12 +85,8 @@ def measure(
             nearest = _nearest_of(pairs, sequences, judged, others)
         else:
             nearest = homology.nearest(
-                [sequences[row] for row in judged],
-                [sequences[row] for row in others],
-                coverage=coverage,
-                threads=threads,
-                method=method,
-                among=sequences,
+                [sequences[row] for row in judged], [sequences[row] for row in others], coverage=coverage,
+                threads=threads, method=method, among=sequences,
             )
         proteins = {examples[row].protein for row in others} - {""}
         groups = {examples[row].group for row in others} - {""}
@@ -112,14 +103,8 @@ def measure(
             same_protein, same_group = example.protein in proteins, example.group in groups
             shared = bool(stretches) and not stretches.isdisjoint(_stretches([sequences[row]]))
             leaks[row] = Leak(
-                example.id,
-                example.split,
-                examples[others[other]].id if other >= 0 else "",
-                score,
-                same_protein,
-                same_group,
-                shared,
-                min(distances, default=None),
+                example.id, example.split, examples[others[other]].id if other >= 0 else "", score, same_protein,
+                same_group, shared, min(distances, default=None),
                 same_protein or same_group or shared or (other >= 0 and score >= limit - 1e-9),
             )
     return [leaks[row] for row in sorted(leaks)]
@@ -175,7 +160,7 @@ def to_frame(leaks: Sequence[Leak], window: int) -> pd.DataFrame:
     columns = [
         "id", "split", "nearest", "identity", "same_protein", "same_group", "shared_stretch", "residues_to_site",
         "within_window", "leaks",
-    ]  # fmt: skip
+    ]
     rows = [
         (
             leak.id,

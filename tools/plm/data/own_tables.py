@@ -97,7 +97,7 @@ OWN_TABLES: tuple[OwnTable, ...] = (
     OwnTable("dataset", "dataset table", "plm_preprocess", ("id", "sequence", "protein", "group")),
     OwnTable("dataset", "table of proteins of test families", "plm_distill", ("id", "sequence", "taxon", "domain",
              "cluster")),
-)  # fmt: skip
+)
 """The first that fits is it, so those with more columns come first."""
 
 WANTED = {
@@ -136,7 +136,6 @@ def refuse_other(header: Sequence[str], name: str, wanted: str, kinds: Collectio
     if table is None or table.kind in kinds:
         return
     raise UserError(
-        f"This is the {table.name} of {table.tool}, not {WANTED[wanted].split(' (')[0]}",
-        where=name,
+        f"This is the {table.name} of {table.tool}, not {WANTED[wanted].split(' (')[0]}", where=name,
         fix=f"Give {WANTED[wanted]}",
     )

@@ -169,7 +169,7 @@ class ProteinStore:
 def store_proteins(
     path: str | Path, folder: Path, *, duplicates: str = "error", sites: bool = False, nucleotides: str = "reject",
     unusual: str = "x",
-) -> ProteinStore:  # fmt: skip
+) -> ProteinStore:
     """Reads, cleans and lays out a file of proteins.
 
     Args:
@@ -236,8 +236,7 @@ def store_proteins(
     usable = np.flatnonzero(sizes)
     if not len(usable):
         raise UserError(
-            f"None of {len(lines)} records can be used; the first: {first_rejected}",
-            where=name,
+            f"None of {len(lines)} records can be used; the first: {first_rejected}", where=name,
             fix="Give protein sequences",
         )
     first = usable[first_equal(bytearray(np.frombuffer(contents, np.uint8).reshape(-1, 16)[usable].tobytes()))]
@@ -247,21 +246,12 @@ def store_proteins(
     handle = os.dup(sequences.fileno())
     sequences.close()
     return ProteinStore(
-        name=name,
-        digest=whole.hexdigest(),
-        ids=ids.close(),
-        lines=np.frombuffer(lines, np.int64),
-        letters=np.frombuffer(letters, np.int32),
-        cleaned=np.frombuffer(cleaned_letters, np.int32),
-        details=remarks,
-        unique=unique,
-        positions=np.array(positions, np.int32),
-        places=np.array(places, np.int32),
-        firsts=firsts.astype(np.int32),
-        lengths=sizes[firsts],
+        name=name, digest=whole.hexdigest(), ids=ids.close(), lines=np.frombuffer(lines, np.int64),
+        letters=np.frombuffer(letters, np.int32), cleaned=np.frombuffer(cleaned_letters, np.int32), details=remarks,
+        unique=unique, positions=np.array(positions, np.int32), places=np.array(places, np.int32),
+        firsts=firsts.astype(np.int32), lengths=sizes[firsts],
         sequences=Texts(handle, np.frombuffer(starts, np.int64)[firsts], sizes[firsts].astype(np.int32)),
-        warning=warning,
-        own=own,
+        warning=warning, own=own,
     )
 
 
@@ -274,8 +264,7 @@ def _judge(record: ProteinRecord, cleaned: Cleaned, name: str, sites: bool) -> t
     where, told = f"{name}, line {record.line}, id {record.id!r}", record.columns.get(POSITION, "")
     if not (told.isascii() and told.isdigit()):
         raise UserError(
-            f"A site needs its position: {f'{told!r} is no whole number' if told else 'there is none'}",
-            where=where,
+            f"A site needs its position: {f'{told!r} is no whole number' if told else 'there is none'}", where=where,
             fix="Give a table with the column position (counted from 1), or choose another --pooling",
         )
     if not _WHOLE.fullmatch(told):
@@ -285,8 +274,7 @@ def _judge(record: ProteinRecord, cleaned: Cleaned, name: str, sites: bool) -> t
         raise UserError(
             f"Position {position} lies outside its sequence of {len(record.sequence)} residues (positions count from "
             "1)",
-            where=where,
-            fix="Correct the position",
+            where=where, fix="Correct the position",
         )
     place = -1 if reason else cleaned.position(position - 1)
     if place is None:

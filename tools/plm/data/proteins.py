@@ -45,13 +45,8 @@ def table_columns(path: str | Path) -> tuple[str, ...]:
 
 
 def read_proteins(
-    path: str | Path,
-    kind: str = "auto",
-    *,
-    wanted: Sequence[Sequence[str]] | None = None,
-    id_column: str = "",
-    sequence_column: str = "",
-    flags: bool = False,
+    path: str | Path, kind: str = "auto", *, wanted: Sequence[Sequence[str]] | None = None, id_column: str = "",
+    sequence_column: str = "", flags: bool = False,
 ) -> Iterator[ProteinRecord]:
     """Streams the records of a file, untouched.
 
@@ -107,13 +102,13 @@ def _table_records(
             where=path.name,
             fix="Name the column with --sequence-column" if flags else
             "Give FASTA, or a table with the columns id and sequence",
-        )  # fmt: skip
+        )
     named = column_place(header, id_column, "--id-column", path.name) if id_column else find_column(header, ID_COLUMNS)
     if wanted is None:
         columns = {
             name: place for place, name in enumerate(header)
             if place not in (named, sequence) or name not in ("id", "sequence")
-        }  # fmt: skip
+        }
     else:
         places = {names[0]: find_column(header, names) for names in (*wanted, (POSITION,))}
         columns = {name: place for name, place in places.items() if place is not None}

@@ -76,7 +76,7 @@ class ShardStore:
             raise UserError(
                 "The disk is full: what was stored before is kept", where=str(self.folder),
                 fix="Free space there and run the same again: it goes on from there",
-            ) from error  # fmt: skip
+            ) from error
 
     def holds(self, number: int) -> bool:
         """Whether a part is there, whole, unchanged and of this computation; a broken one is removed."""

@@ -26,7 +26,7 @@ _THREE_LETTERS = {
     "Ala": "A", "Arg": "R", "Asn": "N", "Asp": "D", "Cys": "C", "Gln": "Q", "Glu": "E", "Gly": "G", "His": "H",
     "Ile": "I", "Leu": "L", "Lys": "K", "Met": "M", "Phe": "F", "Pro": "P", "Ser": "S", "Thr": "T", "Trp": "W",
     "Tyr": "Y", "Val": "V", "Sec": "U", "Pyl": "O",
-}  # fmt: skip
+}
 
 
 def parse_place(text: str) -> tuple[int, str] | None:
@@ -69,11 +69,7 @@ class SiteListing:
 
 
 def sources(
-    records: Sequence[ProteinRecord],
-    cleaning: CleaningRule,
-    labels: Rule,
-    otherwise: str,
-    protein: str,
+    records: Sequence[ProteinRecord], cleaning: CleaningRule, labels: Rule, otherwise: str, protein: str,
     journal: Journal,
 ) -> list[SiteSource]:
     """Cleans records and reads their labels and proteins; what cannot be used goes to the journal.
@@ -134,8 +130,7 @@ def sources(
         shown = records[0].header if len(records[0].header) <= 80 else records[0].header[:80] + "…"
         raise UserError(
             f"No label found: the {what} matches none of {len(records)} records; the first header is {shown!r}",
-            where="--labels " + labels.text,
-            fix="Choose the label rule that fits these headers",
+            where="--labels " + labels.text, fix="Choose the label rule that fits these headers",
         )
     return site_sources
 
@@ -150,7 +145,7 @@ def whole_sequences(site_sources: Iterable[SiteSource], journal: Journal, *, res
                 fitted, count = _residue_labels(source, label)
             except UserError as error:
                 raise UserError(error.what, where=f"line {source.record.line}, id {source.record.id!r}",
-                                fix=error.fix) from error  # fmt: skip
+                                fix=error.fix) from error
             if fitted is None:
                 journal.rejected(
                     source.record.id,
@@ -203,15 +198,13 @@ def centred(
     given = Counter(len(source.record.sequence) for source in site_sources).most_common(1)[0][0]
     if given % 2 == 0:
         raise UserError(
-            f"Most sequences have {given} residues, an even number, so no residue is the centre",
-            where="--site centre",
+            f"Most sequences have {given} residues, an even number, so no residue is the centre", where="--site centre",
             fix="Give windows of odd width, or full proteins with a site list",
         )
     if width and width > given:
         raise UserError(
             f"The windows given have {given} residues: windows of {width} cannot be cut from them",
-            where=f"--window {width}",
-            fix=f"Choose {given} or fewer, or give full proteins with a site list",
+            where=f"--window {width}", fix=f"Choose {given} or fewer, or give full proteins with a site list",
         )
     width = width or given
     examples = []
@@ -346,17 +339,12 @@ def check_counting(places: Sequence[tuple[str, int, str]], where: str) -> None:
         raise UserError(
             f"The positions seem to count from 0: {fits} of {count} are at the residues of sites, and one residue "
             f"further {shifted} are",
-            where=where,
-            fix="Add 1 to the positions: they count from 1",
+            where=where, fix="Add 1 to the positions: they count from 1",
         )
 
 
 def listed(
-    site_sources: Sequence[SiteSource],
-    listings: Sequence[SiteListing],
-    width: int,
-    residues: str,
-    negatives: bool,
+    site_sources: Sequence[SiteSource], listings: Sequence[SiteListing], width: int, residues: str, negatives: bool,
     journal: Journal,
 ) -> list[Example]:
     """Sites of a list joined to full proteins by accession.
@@ -389,21 +377,15 @@ def listed(
         reasons = [entry for entry in journal.entries[before:] if entry[1] == "rejected"]
         first = f"{reasons[0][0]}: {reasons[0][2]}" if reasons else "the list is empty"
         raise UserError(
-            f"None of {len(listings)} listed sites fits the proteins; the first: {first}",
-            where="--sites",
+            f"None of {len(listings)} listed sites fits the proteins; the first: {first}", where="--sites",
             fix="Check accessions and positions (counted from 1), and --protein",
         )
     return examples
 
 
 def _joined(
-    site_sources: Sequence[SiteSource],
-    listings: Sequence[SiteListing],
-    width: int,
-    residues: str,
-    negatives: bool,
-    journal: Journal,
-    by_record: bool,
+    site_sources: Sequence[SiteSource], listings: Sequence[SiteListing], width: int, residues: str, negatives: bool,
+    journal: Journal, by_record: bool,
 ) -> list[Example]:
     by_name: dict[str, SiteSource] = {}
     for source in site_sources:
@@ -472,13 +454,7 @@ def _sites_of(
 
 
 def _site(
-    source: SiteSource,
-    place: int,
-    label: str,
-    width: int,
-    residues: str,
-    stated: str,
-    journal: Journal,
+    source: SiteSource, place: int, label: str, width: int, residues: str, stated: str, journal: Journal,
     name: str = "",
 ) -> Example | None:
     """One site of a source, ``place`` 1-based in the raw sequence; None (and a journal entry) if it does not fit."""
@@ -533,15 +509,14 @@ def read_listings(table: Table, columns: tuple[str, str, str], default: str | No
         if parsed is None or not row[accession]:
             raise UserError(
                 f"{row[position][:60]!r} is no position" if parsed is None else "A row without an accession",
-                where=where,
-                fix="Give positions as 614, Y614 or Y614-p, counted from 1",
+                where=where, fix="Give positions as 614, Y614 or Y614-p, counted from 1",
             )
         value = row[label] if label is not None else default
         if value is None or is_missing(value):
             raise UserError(
                 f"A site without a label ({value!r})" if value else "A site without a label", where=where,
                 fix="Fill the label column, or leave the row out",
-            )  # fmt: skip
+            )
         listings.append(SiteListing(row[accession], parsed[0], value, parsed[1], where))
     return listings
 
@@ -558,16 +533,8 @@ def _example(
 ) -> Example:
     taxon = source.record.columns.get("taxon", "") or taxon_of(source.record)
     return Example(
-        name,
-        sequence,
-        label,
-        position0,
-        source.protein,
-        place,
-        taxon=taxon,
-        source=source.record.id,
-        from_test_file=source.record.from_test_file,
-        extra=dict(source.record.columns),
+        name, sequence, label, position0, source.protein, place, taxon=taxon, source=source.record.id,
+        from_test_file=source.record.from_test_file, extra=dict(source.record.columns),
     )
 
 

@@ -43,8 +43,7 @@ def assign(
         totals[stratum] += 1
     if len(counts) < len(wanted):
         raise UserError(
-            f"There are {len(counts)} groups for {len(wanted)} parts, and a group cannot be divided",
-            where="--split",
+            f"There are {len(counts)} groups for {len(wanted)} parts, and a group cannot be divided", where="--split",
             fix="Ask for fewer parts, a looser grouping (higher --identity), or give more data",
         )
     order = sorted(counts)

@@ -66,8 +66,7 @@ def column_place(header: Sequence[str], name: str, flag: str, table: str) -> int
     if name.isdigit() and 1 <= int(name) <= len(header):
         return int(name) - 1
     raise UserError(
-        f"{flag}: there is no column {name!r} (columns: {', '.join(header[:12])})",
-        where=table,
+        f"{flag}: there is no column {name!r} (columns: {', '.join(header[:12])})", where=table,
         fix="Give a column's name from the header line, or its number",
     )
 
@@ -230,8 +229,7 @@ def stream_table(
             if len(fields) != len(names):
                 raise UserError(
                     f"A row has {len(fields)} columns where the header has {len(names)}",
-                    where=f"{path.name}, line {line}",
-                    fix="Check the separators of that line",
+                    where=f"{path.name}, line {line}", fix="Check the separators of that line",
                 )
             count += 1
             yield line, tuple(field.strip() for field in fields)
@@ -256,8 +254,7 @@ def _parsed(dialect: Dialect, lines: Iterator[str], name: str, skipped: int) -> 
             yield skipped + number, fields
     except csv.Error as error:
         raise UserError(
-            f"The table cannot be read ({error})",
-            where=f"{name}, after line {skipped + number}",
+            f"The table cannot be read ({error})", where=f"{name}, after line {skipped + number}",
             fix="Check the quotation marks there",
         ) from error
 
@@ -310,8 +307,7 @@ def _decoded(path: Path) -> Iterator[tuple[int, str]]:
                 text = line.encode("latin-1").decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    "The table is not UTF-8 text",
-                    where=f"{path.name}, line {number}",
+                    "The table is not UTF-8 text", where=f"{path.name}, line {number}",
                     fix="Save it as UTF-8 (in Excel: CSV UTF-8) or plain text",
                 ) from error
         if "\x00" in text:
@@ -346,7 +342,7 @@ def write_table(frame: pd.DataFrame, path: str | Path, float_format: str | None 
     shown.to_csv(
         path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n", float_format=float_format,
         encoding="utf-8",
-    )  # fmt: skip
+    )
 
 
 def plain_field(value: str) -> str:

@@ -68,8 +68,7 @@ class Task:
         if positive and (not self.binary or positive not in self.classes):
             raise UserError(
                 f"{positive!r} is not one of two classes ({', '.join(self.classes) or 'the labels are numbers'})",
-                where="--positive-class",
-                fix="Give one of the classes of a task with two",
+                where="--positive-class", fix="Give one of the classes of a task with two",
             )
         return replace(self, positive=(positive or self.classes[-1]) if self.binary else "")
 

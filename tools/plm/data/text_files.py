@@ -126,8 +126,7 @@ def whole_stream(name: str, lines: Callable[[], int]) -> Iterator[None]:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            "The gzip file is broken or cut short",
-            where=f"{name}, after line {lines()}",
+            "The gzip file is broken or cut short", where=f"{name}, after line {lines()}",
             fix="Transfer the file again",
         ) from error
 
@@ -158,15 +157,13 @@ def raw_lines(path: str | Path, longest: int = LONGEST_LINE, too_long: str = "")
                     line = line[:-1]
                 if len(line) > longest:
                     raise UserError(
-                        too_long or f"A line has more than {longest:,} characters",
-                        where=f"{name}, line {number}",
+                        too_long or f"A line has more than {longest:,} characters", where=f"{name}, line {number}",
                         fix="Check that this is the right file",
                     )
                 if most and total > most:
                     raise UserError(
                         f"The gzip file unpacks to more than {_RATIO} times its size: it is refused",
-                        where=f"{name}, line {number}",
-                        fix="Unpack it yourself, if it is what you think",
+                        where=f"{name}, line {number}", fix="Unpack it yourself, if it is what you think",
                     )
                 yield number, line.encode().decode("latin-1") if wide else line
         except UnicodeError as error:

@@ -70,9 +70,7 @@ def first_equal(digests: bytearray | bytes) -> Ints:
     return first
 
 
-def settle(
-    id_of: Callable[[int], str], lines: Sequence[int], first: Ints, policy: str, name: str
-) -> Iterator[Settled]:
+def settle(id_of: Callable[[int], str], lines: Sequence[int], first: Ints, policy: str, name: str) -> Iterator[Settled]:
     """Applies the policy to the records whose id came before.
 
     Args:

@@ -62,19 +62,12 @@ class ClusterSplit:
             return cls(
                 read["train"], parts, read["set_aside"], read["cluster"], (counts[0], counts[1]),
                 tuple(read["missing"].tolist()), str(read["sentence"]),
-            )  # fmt: skip
+            )
 
 
 def hold_out_clusters(
-    store: CorpusStore,
-    *,
-    share: float,
-    identity: float,
-    seed: int,
-    threads: int,
-    parts: int = 1,
-    exclude_related: bool = True,
-    by_domain: bool = True,
+    store: CorpusStore, *, share: float, identity: float, seed: int, threads: int, parts: int = 1,
+    exclude_related: bool = True, by_domain: bool = True,
 ) -> ClusterSplit:
     """Keeps whole homology clusters away from training.
 
@@ -125,7 +118,7 @@ def hold_out_clusters(
         poor = [
             key for key, queue in queues.items()
             if len(queue) > 1 and alive[queue].sum() < min(parts, len(queue) - 1) and taken[key] < len(queue) - 1
-        ]  # fmt: skip
+        ]
         if not poor:
             break
         for key in poor:
@@ -156,18 +149,14 @@ def _with_relatives(
 
 
 def _relatives(
-    store: CorpusStore,
-    queries: np.ndarray,
-    targets: np.ndarray,
-    threads: int,
-    sensitivity: float,
+    store: CorpusStore, queries: np.ndarray, targets: np.ndarray, threads: int, sensitivity: float,
     most: int = homology.LONG_LOOK,
 ) -> Iterator[tuple[int, int]]:
     """Pairs of places in ``queries`` and ``targets``."""
     hits = homology.mmseqs_search(
         store.sequences(queries), store.sequences(targets), 0.0, COVERAGE, threads, sensitivity=sensitivity,
         distinct=True, most=most,
-    )  # fmt: skip
+    )
     return ((first, second) for first, second, _ in hits)
 
 
@@ -239,15 +228,8 @@ def _next(counts: Sequence[int]) -> int:
 
 
 def _split(
-    store: CorpusStore,
-    cluster: np.ndarray,
-    queues: dict[int, np.ndarray],
-    chosen: np.ndarray,
-    alive: np.ndarray,
-    related: np.ndarray,
-    part_of: np.ndarray,
-    parts: int,
-    origin: str,
+    store: CorpusStore, cluster: np.ndarray, queues: dict[int, np.ndarray], chosen: np.ndarray, alive: np.ndarray,
+    related: np.ndarray, part_of: np.ndarray, parts: int, origin: str,
 ) -> ClusterSplit:
     held = chosen[cluster]
     usable = held & ~related
@@ -258,7 +240,7 @@ def _split(
             "Too few held-out proteins are without a relative in training to divide them among "
             f"{parts} purposes (validation and test)",
             fix="Give more diverse proteins, raise --holdout, or lower --identity",
-        )  # fmt: skip
+        )
     missing = tuple(
         store.domains[key] or "unknown" for key, queue in queues.items() if len(queue) > 1 and not alive[queue].any()
     )

@@ -57,9 +57,7 @@ class Corpus:
             codes = np.frombuffer(prepare(sequence).encode("ascii"), dtype=np.uint8)
             tokens[offsets[index] : offsets[index + 1]] = table[codes]
         return cls(
-            tokens=tokens,
-            offsets=offsets,
-            before=tuple(vocabulary[token] for token in family.before),
+            tokens=tokens, offsets=offsets, before=tuple(vocabulary[token] for token in family.before),
             after=tuple(vocabulary[token] for token in family.after),
             mask=vocabulary[family.mask] if family.mask else -1,
             letters=np.array([ids[letter] for letter in AMINO_ACIDS], dtype=np.int64),

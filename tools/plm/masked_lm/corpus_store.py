@@ -29,7 +29,7 @@ from plm.model.families import ESM2, MODEL_LETTERS, ModelFamily
 
 TAXON_COLUMNS = (
     "taxon", "taxid", "taxon_id", "tax_id", "taxonomy_id", "ncbi_taxon", "ncbi_taxon_id", "organism_id", "ox",
-)  # fmt: skip
+)
 DOMAIN_COLUMNS = ("domain", "superkingdom", "kingdom")
 CLUSTER_COLUMNS = ("cluster",)
 DIGEST_BYTES = 16
@@ -151,13 +151,8 @@ def _encoding(family: ModelFamily, vocabulary: Mapping[str, int]) -> dict[str, A
 
 
 def open_corpus(
-    paths: str | Path | Sequence[str | Path],
-    workdir: Path,
-    family: ModelFamily = ESM2,
-    vocabulary: Mapping[str, int] = _ESM2_IDS,
-    *,
-    taxon_column: str | None = None,
-    domain_column: str | None = None,
+    paths: str | Path | Sequence[str | Path], workdir: Path, family: ModelFamily = ESM2,
+    vocabulary: Mapping[str, int] = _ESM2_IDS, *, taxon_column: str | None = None, domain_column: str | None = None,
 ) -> CorpusStore:
     """Reads FASTA, CSV, TSV, dataset tables or Parquet files in one pass, cleans them and lays them out on disk.
 
@@ -184,7 +179,7 @@ def open_corpus(
                 raise UserError(
                     f"There is no column {column!r} (columns: {', '.join(header[:12])})", where=f"{flag}, {path.name}",
                     fix="Give a column's name from the header line",
-                )  # fmt: skip
+                )
     names = (
         (taxon_column.lower(),) if taxon_column else TAXON_COLUMNS,
         (domain_column.lower(),) if domain_column else DOMAIN_COLUMNS,
@@ -200,7 +195,7 @@ def open_corpus(
         raise UserError(
             f"The corpus cannot be laid out on disk: {error.strerror}", where=str(folder),
             fix="Free space there: about one byte a residue and 60 a record are needed",
-        ) from error  # fmt: skip
+        ) from error
     return load_corpus(workdir, family, vocabulary)
 
 
@@ -210,20 +205,12 @@ def load_corpus(workdir: Path, family: ModelFamily = ESM2, vocabulary: Mapping[s
     known = json.loads((folder / "corpus.json").read_text())
     arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
     return CorpusStore(
-        **_encoding(family, vocabulary),
-        tokens=np.memmap(folder / "residues.bin", np.uint8, "r"),
-        offsets=arrays["offsets"],
-        folder=folder,
-        digests=arrays["digests"],
-        taxon=arrays["taxon"],
-        taxa=tuple(known["taxa"]),
-        domain=arrays["domain"],
-        domains=tuple(known["domains"]),
+        **_encoding(family, vocabulary), tokens=np.memmap(folder / "residues.bin", np.uint8, "r"),
+        offsets=arrays["offsets"], folder=folder, digests=arrays["digests"], taxon=arrays["taxon"],
+        taxa=tuple(known["taxa"]), domain=arrays["domain"], domains=tuple(known["domains"]),
         cluster=arrays["cluster"] if len(arrays["cluster"]) else None,
-        clusters=_texts(folder / "clusters", arrays["cluster_places"]),
-        ids=_texts(folder / "ids", arrays["id_places"]),
-        account=known["account"],
-        rejected=folder / "rejected.tsv",
+        clusters=_texts(folder / "clusters", arrays["cluster_places"]), ids=_texts(folder / "ids", arrays["id_places"]),
+        account=known["account"], rejected=folder / "rejected.tsv",
     )
 
 
@@ -278,9 +265,7 @@ class _Reading:
         cleaning.finish()
         self._settle(files, raw)
 
-    def _take(
-        self, record: ProteinRecord, cleaned: Cleaned, path: Path, residues: BinaryIO, table: np.ndarray
-    ) -> None:
+    def _take(self, record: ProteinRecord, cleaned: Cleaned, path: Path, residues: BinaryIO, table: np.ndarray) -> None:
         if not record.id:
             check_id(record, path.name)
         reason = cleaned.rejected
@@ -349,8 +334,7 @@ class _Reading:
     def _refuse(self, files: Sequence[Path], remarks: Remarks) -> None:
         where = ", ".join(path.name for path in files)
         raise UserError(
-            f"The input holds no usable protein; the first: {self._ids.text(0)}, {remarks[0]}",
-            where=where,
+            f"The input holds no usable protein; the first: {self._ids.text(0)}, {remarks[0]}", where=where,
             fix="Give protein sequences",
         )
 
@@ -366,13 +350,7 @@ class _Reading:
 
 
 def _account(
-    read: int,
-    kept: int,
-    changed: int,
-    renamed: int,
-    ids: Texts,
-    remarks: Remarks,
-    unusable: Sequence[int],
+    read: int, kept: int, changed: int, renamed: int, ids: Texts, remarks: Remarks, unusable: Sequence[int],
     repeated: np.ndarray,
 ) -> str:
     told = [f"{read} records read: {kept} distinct proteins"]

@@ -42,21 +42,11 @@ def esm2_config(*, layers: int, hidden: int, heads: int, feedforward: int) -> An
     from transformers import EsmConfig
 
     return EsmConfig(
-        vocab_size=len(ESM2_VOCABULARY),
-        mask_token_id=ESM2_VOCABULARY.index("<mask>"),
-        pad_token_id=ESM2_VOCABULARY.index("<pad>"),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=feedforward,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        max_position_embeddings=1026,
-        layer_norm_eps=1e-5,
-        position_embedding_type="rotary",
-        emb_layer_norm_before=False,
-        token_dropout=True,
-        use_cache=False,
+        vocab_size=len(ESM2_VOCABULARY), mask_token_id=ESM2_VOCABULARY.index("<mask>"),
+        pad_token_id=ESM2_VOCABULARY.index("<pad>"), hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, intermediate_size=feedforward, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, max_position_embeddings=1026, layer_norm_eps=1e-5,
+        position_embedding_type="rotary", emb_layer_norm_before=False, token_dropout=True, use_cache=False,
     )
 
 

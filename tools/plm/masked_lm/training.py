@@ -142,16 +142,8 @@ def collate(items: Sequence[tuple[Batch, torch.Tensor]]) -> dict[str, torch.Tens
 
 
 def evaluate(
-    model: MaskedRowModel,
-    held_out: Corpus,
-    frequencies: np.ndarray,
-    *,
-    device: torch.device,
-    precision: str,
-    budget: int,
-    crop: int,
-    rate: float,
-    most_residues: int | None = None,
+    model: MaskedRowModel, held_out: Corpus, frequencies: np.ndarray, *, device: torch.device, precision: str,
+    budget: int, crop: int, rate: float, most_residues: int | None = None,
 ) -> MaskedScore:
     """Scores the masked residues of held-out sequences; the masks are always the same.
 
@@ -177,14 +169,8 @@ def evaluate(
 
 
 def score_rows(
-    model: MaskedRowModel,
-    items: Iterable[tuple[Batch, torch.Tensor]],
-    letters: np.ndarray,
-    frequencies: np.ndarray,
-    *,
-    device: torch.device,
-    precision: str,
-    most_residues: int | None = None,
+    model: MaskedRowModel, items: Iterable[tuple[Batch, torch.Tensor]], letters: np.ndarray, frequencies: np.ndarray, *,
+    device: torch.device, precision: str, most_residues: int | None = None,
 ) -> MaskedScore:
     """Scores the masked residues of rows; see :func:`evaluate`.
 
@@ -221,22 +207,12 @@ def score_rows(
 
 
 def train(
-    model: MaskedRowModel,
-    corpus: Corpus,
-    settings: RowSettings,
-    steering: Steering,
-    *,
-    device: torch.device,
-    resume: tuple[Path, Done] | None = None,
-    ranks: Ranks | None = None,
+    model: MaskedRowModel, corpus: Corpus, settings: RowSettings, steering: Steering, *, device: torch.device,
+    resume: tuple[Path, Done] | None = None, ranks: Ranks | None = None,
 ) -> RowOutcome:
     """Trains in place; see :func:`plm.training.row_training.train_rows`. One record a look at the held-out clusters."""
     rows = MaskedRows(
-        corpus,
-        settings.steps * settings.accumulate * (ranks.world if ranks else 1),
-        budget=settings.batch_tokens,
-        crop=settings.crop,
-        rate=settings.mask_rate,
-        seed=settings.seed,
+        corpus, settings.steps * settings.accumulate * (ranks.world if ranks else 1), budget=settings.batch_tokens,
+        crop=settings.crop, rate=settings.mask_rate, seed=settings.seed,
     )
     return train_rows(model, rows, settings, steering, collate=collate, device=device, resume=resume, ranks=ranks)

@@ -83,7 +83,7 @@ def add_adapters(loaded: LoadedModel, settings: AdapterSettings) -> nn.Module:
             r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias="none",
             target_modules=list(settings.targets or loaded.family.attention_targets),
             use_dora=settings.method == "dora",
-        )  # fmt: skip
+        )
     from plm.model import low_rank
 
     wrapped: Any = peft.get_peft_model(loaded.model, config)
@@ -133,8 +133,7 @@ def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in layers):
             raise UserError(
-                f"The model has no linear layer named {target!r}",
-                where="--targets",
+                f"The model has no linear layer named {target!r}", where="--targets",
                 fix=f"Choose among {', '.join(linear_layers(model))}",
             )
 
@@ -155,7 +154,7 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
         {name: tuple(value.shape) for name, value in state.items()},
         {name: tuple(value.shape) for name, value in parameters.items()},
         "The checkpoint's weights", "checkpoint", "Give the checkpoint as the tool wrote it",
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
@@ -219,7 +218,7 @@ _ACTED_ON = {
 _CONSTANT: dict[str, tuple[Any, ...]] = {
     "bias": ("none",), "init_lora_weights": (True,), "init_ia3_weights": (True,), "megatron_core": ("megatron.core",),
     "qalora_group_size": (16,), "inference_mode": (True, False), "lora_bias": (False,),
-}  # fmt: skip
+}
 """What else PEFT writes into the file, at the values that the suite's adapters have."""
 _TOLD = ("peft_version", "base_model_name_or_path", "revision", "auto_mapping")
 """Fields that say where an adapter comes from; nothing is done with them."""
@@ -255,8 +254,7 @@ def received_settings(file: Path, family: ModelFamily) -> ReceivedAdapter:
     kind = fields.text("peft_type")
     if kind not in _ACTED_ON:
         raise UserError(
-            f"The bundle's adapter is of the kind {kind[:40]!r}; only LoRA, DoRA and IA3 are read",
-            where=where,
+            f"The bundle's adapter is of the kind {kind[:40]!r}; only LoRA, DoRA and IA3 are read", where=where,
             fix=_AGAIN,
         )
     for name, value in fields.content.items():
@@ -268,7 +266,7 @@ def received_settings(file: Path, family: ModelFamily) -> ReceivedAdapter:
             raise UserError(
                 f"The bundle's adapter asks for {one_line(name, 60)} = {shown(value)}, as no adapter of the suite does",
                 where=where, fix="Do not trust this file; give the bundle as the suite wrote it",
-            )  # fmt: skip
+            )
     if kind == "IA3":
         targets = _names_in(fields, "target_modules", family, where)
         forward = _names_in(fields, "feedforward_modules", family, where)
@@ -279,7 +277,7 @@ def received_settings(file: Path, family: ModelFamily) -> ReceivedAdapter:
         "dora" if fields.flag("use_dora", default=False) else "lora", fields.whole("r", 1, 65_536),
         fields.number("lora_alpha", 0, 1e9), fields.number("lora_dropout", 0, 0.999, default=0.0),
         _names_in(fields, "target_modules", family, where),
-    )  # fmt: skip
+    )
 
 
 def _names_in(fields: Fields, name: str, family: ModelFamily, where: str) -> tuple[str, ...]:
@@ -305,7 +303,7 @@ def _no_name(value: str, where: str) -> UserError:
     return UserError(
         f"The bundle's adapter names {one_line(value, 60)!r} as a layer, which is no name", where=where,
         fix="Do not trust this file; give the bundle as the suite wrote it",
-    )  # fmt: skip
+    )
 
 
 def _peft_config(stored: ReceivedAdapter, family: ModelFamily) -> Any:
@@ -319,7 +317,7 @@ def _peft_config(stored: ReceivedAdapter, family: ModelFamily) -> Any:
     return peft.LoraConfig(
         r=stored.rank, lora_alpha=stored.alpha, lora_dropout=stored.dropout, bias="none",
         target_modules=list(stored.targets), use_dora=stored.method == "dora",
-    )  # fmt: skip
+    )
 
 
 def _wanted_shapes(base: nn.Module, stored: ReceivedAdapter, family: ModelFamily) -> dict[str, tuple[int, ...]]:

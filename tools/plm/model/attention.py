@@ -38,15 +38,8 @@ Tables = tuple[torch.Tensor, torch.Tensor]
 
 
 def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: RowLayout,
-    *,
-    scale: float,
-    rotary: Tables | None = None,
-    bias: torch.Tensor | None = None,
-    dropout: float = 0.0,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, *, scale: float,
+    rotary: Tables | None = None, bias: torch.Tensor | None = None, dropout: float = 0.0,
 ) -> torch.Tensor:
     """Attention within each sequence of a packed row.
 
@@ -115,14 +108,8 @@ def _turn(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> tor
 
 
 def _in_blocks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: RowLayout,
-    scale: float,
-    rotary: Tables | None,
-    bias: torch.Tensor | None,
-    kept: Sequence[torch.Tensor] = (),
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, scale: float, rotary: Tables | None,
+    bias: torch.Tensor | None, kept: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
     """As :func:`attend`; the heads that were multiplied are left in ``kept``, three tensors of T * H * D numbers."""
     result = torch.empty(query.shape, dtype=query.dtype)
@@ -150,16 +137,8 @@ def _steps(layout: RowLayout) -> Iterator[tuple[int, int, int]]:
 
 
 def _heads(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    count: int,
-    factor: float,
-    rotary: Tables | None,
-    start: int,
-    into: Sequence[torch.Tensor | None],
-    *,
-    centred: bool,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, count: int, factor: float, rotary: Tables | None,
+    start: int, into: Sequence[torch.Tensor | None], *, centred: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rotated queries times ``factor``, rotated (and centred) keys, values, of ``count`` sequences, by head."""
     length = query.shape[0] // count
@@ -258,12 +237,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        layout: RowLayout,
-        scale: float,
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, scale: float,
         rotary: Tables | None,
     ) -> torch.Tensor:
         kept = tuple(torch.empty(query.numel(), dtype=query.dtype) for _ in range(3))
@@ -326,13 +300,8 @@ def _backward_heads(
 
 
 def _fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: RowLayout,
-    scale: float,
-    bias: torch.Tensor | None,
-    dropout: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, scale: float,
+    bias: torch.Tensor | None, dropout: float,
 ) -> torch.Tensor:
     heads, width = query.shape[1:]
     pieces = []

@@ -69,8 +69,7 @@ def resolve_model(source: str, *, workdir: Path, allow_hub: bool = False) -> Mod
         unpack_checkpoint(path, folder)
         return _inspect(_checkpoint_folder(folder), path.stem, workdir, roots_of(folder))
     raise UserError(
-        f"There is no model {source!r}",
-        where="--model",
+        f"There is no model {source!r}", where="--model",
         fix="Give 'starter', a checkpoint folder, a zip of one, or hub:organisation/name",
     )
 
@@ -100,8 +99,7 @@ def _checkpoint_folder(folder: Path) -> Path:
             return folders[0]
         if folders:
             raise UserError(
-                f"The folder holds {len(folders)} models",
-                where=folder.name,
+                f"The folder holds {len(folders)} models", where=folder.name,
                 fix=f"Name one of them, for example {folders[0].relative_to(folder)}",
             )
     return folder
@@ -110,8 +108,7 @@ def _checkpoint_folder(folder: Path) -> Path:
 def _from_hub(name: str, workdir: Path, allow_hub: bool) -> ModelFiles:
     if not allow_hub:
         raise UserError(
-            f"The hub model {name} may only be fetched when the user allows it",
-            where="--model",
+            f"The hub model {name} may only be fetched when the user allows it", where="--model",
             fix="Add --allow-hub, or choose a model that is installed",
         )
     import huggingface_hub
@@ -130,8 +127,7 @@ def _from_hub(name: str, workdir: Path, allow_hub: bool) -> ModelFiles:
     except Exception as error:  # the hub client raises a dozen unrelated classes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"The hub model {name} could not be fetched: {reason}",
-            where="--model",
+            f"The hub model {name} could not be fetched: {reason}", where="--model",
             fix="Check the name and the network, or ask the administrator to install the model",
         ) from error
     return _inspect(Path(folder), name, workdir, roots_of(Path(folder)))
@@ -153,11 +149,10 @@ def _inspect(folder: Path, name: str, workdir: Path, roots: tuple[Path, ...]) ->
     taken = {
         one: place for one in ("config.json", *TOKENIZER_FILES, *_INDEXES)
         if (place := real_file(folder, one, name, roots)) is not None
-    }  # fmt: skip
+    }
     if "config.json" not in taken:
         raise UserError(
-            "The checkpoint has no config.json",
-            where=name,
+            "The checkpoint has no config.json", where=name,
             fix="Give a folder in Hugging Face format: config.json, tokenizer files, model.safetensors",
         )
     config = read_config(folder, name)
@@ -245,8 +240,7 @@ def weight_files(folder: Path, where: str = "") -> list[Path]:
         if files:
             return files
     raise UserError(
-        "The checkpoint has no weights",
-        where=where or folder.name,
+        "The checkpoint has no weights", where=where or folder.name,
         fix="It needs model.safetensors or pytorch_model.bin (possibly in numbered parts)",
     )
 
@@ -262,7 +256,7 @@ def _indexed(folder: Path, index: Path, where: str) -> list[Path]:
             raise UserError(
                 f"{index.name} names {shown(one)}, which is no part of the model", where=where,
                 fix="Do not trust this model",
-            )  # fmt: skip
+            )
         names.add(one)
     missing = sorted(one for one in names if not os.path.lexists(folder / one))
     if missing or not names:
@@ -305,8 +299,7 @@ def read_config(folder: Path, where: str = "") -> dict[str, Any]:
     if "auto_map" in config:
         raise UserError(
             "The checkpoint wants to run code of its own (auto_map in config.json), which the suite never does",
-            where=where or folder.name,
-            fix="Use a checkpoint of a standard architecture",
+            where=where or folder.name, fix="Use a checkpoint of a standard architecture",
         )
     return config
 
@@ -337,11 +330,7 @@ def _without_scikit_learn() -> Iterator[None]:
 
 
 def load_model(
-    files: ModelFiles,
-    *,
-    purpose: Purpose = "encoder",
-    dtype: str = "float32",
-    device: torch.device | str = "cpu",
+    files: ModelFiles, *, purpose: Purpose = "encoder", dtype: str = "float32", device: torch.device | str = "cpu"
 ) -> LoadedModel:
     """Loads a checkpoint for packed rows.
 
@@ -365,9 +354,7 @@ def load_model(
     settings = configuration.settings_of(config, family, files.id)
     family = dataclasses.replace(family, max_residues=family.limit(settings))
     if purpose == "masked_lm" and not family.language_model_class:
-        raise UserError(
-            f"{family.title} has no masked language model here", where=files.id, fix="Use an ESM-2 model"
-        )
+        raise UserError(f"{family.title} has no masked language model here", where=files.id, fix="Use an ESM-2 model")
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "attn_implementation": encoder.ATTENTION,
@@ -393,8 +380,7 @@ def load_model(
             raise
         reason = one_line(str(error)) or type(error).__name__
         raise UserError(
-            f"The weights cannot be loaded: {reason}",
-            where=files.id,
+            f"The weights cannot be loaded: {reason}", where=files.id,
             fix="Give an undamaged checkpoint in safetensors (or weights-only .bin) format",
         ) from error
     finally:
@@ -403,14 +389,8 @@ def load_model(
     encoder.adapt(model, family)
     model.eval().to(device)
     return LoadedModel(
-        model=model,
-        vocabulary=vocabulary,
-        family=family,
-        files=files,
-        hidden_size=int(model.config.hidden_size),
-        layers=int(model.config.num_hidden_layers),
-        device=torch.device(device),
-        dtype=getattr(torch, dtype),
+        model=model, vocabulary=vocabulary, family=family, files=files, hidden_size=int(model.config.hidden_size),
+        layers=int(model.config.num_hidden_layers), device=torch.device(device), dtype=getattr(torch, dtype),
         has_contacts=_has_contacts(encoder.contact_head(model), report["missing_keys"]),
     )
 
@@ -431,8 +411,7 @@ def _check_complete(model: Any, report: Mapping[str, Any], files: ModelFiles) ->
     if missing or wrong:
         names = sorted(missing or wrong)
         raise UserError(
-            f"The checkpoint lacks {len(names)} of the model's weights, first {names[0]}",
-            where=files.id,
+            f"The checkpoint lacks {len(names)} of the model's weights, first {names[0]}", where=files.id,
             fix="Give a complete checkpoint: the suite never fills weights at random",
         )
     configuration.check_used(report["unexpected_keys"], files.id)

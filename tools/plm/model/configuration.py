@@ -49,7 +49,7 @@ def settings_of(config: Mapping[str, Any], family: ModelFamily, where: str) -> d
             raise UserError(
                 f"config.json asks for another kind of model ({one_line(name, 60)} is {shown(value)})", where=where,
                 fix="Use an encoder as it was published",
-            )  # fmt: skip
+            )
     settings = {name: setting.read(fields, name) for name, setting in family.settings.items()}
     settings = family.checked(settings, fields, where)
     for name in ("mask_token_id", "pad_token_id", "eos_token_id"):
@@ -84,19 +84,17 @@ def check_weights(settings: Mapping[str, Any], family: ModelFamily, shapes: Shap
         raise UserError(
             f"config.json describes a model of about {described:,} numbers where the weights have {held:,}",
             where=where, fix=MISMATCH,
-        )  # fmt: skip
+        )
     for name, value in sizes.items():
         said = math.prod(settings[factor] for factor in name.split(" * "))
         if said != value:
-            raise UserError(
-                f"config.json says {name} {said} where the weights have {value}", where=where, fix=MISMATCH
-            )
+            raise UserError(f"config.json says {name} {said} where the weights have {value}", where=where, fix=MISMATCH)
     if not layers and settings[family.depth] > 0:
         names = sorted(shapes)
         raise UserError(
             f"The weights are none of such a model (their first is {one_line(names[0], 60) if names else 'missing'})",
             where=where, fix="Give the weights that belong to config.json",
-        )  # fmt: skip
+        )
 
 
 def check_used(unused: Iterable[str], where: str) -> None:
@@ -114,7 +112,7 @@ def check_used(unused: Iterable[str], where: str) -> None:
         raise UserError(
             f"The layers hold {len(odd)} weights that such a model does not have, first {one_line(odd[0], 80)}",
             where=where, fix=MISMATCH,
-        )  # fmt: skip
+        )
 
 
 def check_tokens(settings: Mapping[str, Any], family: ModelFamily, vocabulary: Mapping[str, int], where: str) -> None:
@@ -128,13 +126,13 @@ def check_tokens(settings: Mapping[str, Any], family: ModelFamily, vocabulary: M
             raise UserError(
                 f"The vocabulary gives {token!r} the number {index}, but the model knows {settings['vocab_size']} "
                 "tokens", where=where, fix="Use the tokenizer files that were published with the model",
-            )  # fmt: skip
+            )
     mask = settings.get("mask_token_id")
     if family.mask and mask is not None and mask != vocabulary.get(family.mask):
         raise UserError(
             f"config.json says mask_token_id {mask}, but the vocabulary gives {family.mask!r} the number "
             f"{vocabulary.get(family.mask)}", where=where, fix="Use the files of one model",
-        )  # fmt: skip
+        )
 
 
 def used_tokens(family: ModelFamily, vocabulary: Mapping[str, int], where: str) -> dict[str, int]:
@@ -150,7 +148,7 @@ def used_tokens(family: ModelFamily, vocabulary: Mapping[str, int], where: str) 
         raise UserError(
             f"The tokenizer of this {family.title} checkpoint lacks {', '.join(missing)}", where=where,
             fix="Use the tokenizer files that were published with the model",
-        )  # fmt: skip
+        )
     tokens += [family.token(letter) for letter in UNUSUAL_LETTERS if family.token(letter) in vocabulary]
     return {token: vocabulary[token] for token in tokens}
 

@@ -54,8 +54,7 @@ def choose_device(requested: str = "auto") -> torch.device:
     if requested.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError(
-                "No CUDA device is visible to this job",
-                where=f"--device {requested}",
+                "No CUDA device is visible to this job", where=f"--device {requested}",
                 fix="Ask the administrator for a GPU destination or use --device auto",
             )
         return torch.device(requested)
@@ -127,4 +126,4 @@ def announce(logger: logging.Logger, device: torch.device, precision: Precision)
         logger.info(
             "Device: CPU with %d threads, %s. No GPU is used: large models will be slow here",
             torch.get_num_threads(), precision,
-        )  # fmt: skip
+        )

@@ -32,16 +32,9 @@ Result = TypeVar("Result")
 
 
 def packed_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    packing: RowLayout | None = None,
-    position_bias: torch.Tensor | None = None,
-    **kwargs: Any,
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, packing: RowLayout | None = None,
+    position_bias: torch.Tensor | None = None, **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention inside each sequence of a packed row; the function that transformers calls.
 
@@ -68,13 +61,8 @@ def packed_attention(
     tokens, width = query.shape[2:]
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     attended = attention.attend(
-        query,
-        key,
-        value,
-        RowLayout((tokens,)) if packing is None else packing,
-        scale=width**-0.5 if scaling is None else scaling,
-        bias=position_bias,
-        dropout=dropout,
+        query, key, value, RowLayout((tokens,)) if packing is None else packing,
+        scale=width**-0.5 if scaling is None else scaling, bias=position_bias, dropout=dropout,
     )
     return attended.unsqueeze(0), None
 
@@ -213,7 +201,7 @@ def contacts(loaded: LoadedModel, sequence: str) -> torch.Tensor:
         raise UserError(
             "The checkpoint has no contact regression", where=loaded.files.id,
             fix="Use a published ESM-2 or ESM-1b checkpoint, or leave contacts out",
-        )  # fmt: skip
+        )
     regression = contact_head(loaded.model).regression
     batch = pack([loaded.token_ids(sequence)]).to(loaded.device)
     factors = regression.weight.float().view(loaded.layers, -1)
@@ -288,10 +276,7 @@ def run(
 
 
 def encode(
-    loaded: LoadedModel,
-    sequences: Sequence[str],
-    budget: int | None = None,
-    *,
+    loaded: LoadedModel, sequences: Sequence[str], budget: int | None = None, *,
     advance: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
     """Residue representations of many sequences; equal sequences are computed once.

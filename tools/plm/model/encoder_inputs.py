@@ -91,13 +91,8 @@ class Unit:
 
 
 def make_units(
-    loaded: LoadedModel,
-    level: Level,
-    sequences: Sequence[str],
-    positions: Sequence[int] | None = None,
-    *,
-    window: int = 0,
-    limit: int | None = None,
+    loaded: LoadedModel, level: Level, sequences: Sequence[str], positions: Sequence[int] | None = None, *,
+    window: int = 0, limit: int | None = None,
 ) -> list[Unit]:
     """Plans what to encode for each row.
 
@@ -175,5 +170,5 @@ def pack_units(units: Sequence[Unit], family: ModelFamily) -> tuple[Batch, Where
     where = Where(
         torch.cat(residues), torch.cat(owner), len(units),
         *(torch.tensor(x, dtype=torch.int64) for x in (sites, first, last)),
-    )  # fmt: skip
+    )
     return batch, where

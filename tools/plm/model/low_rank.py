@@ -42,14 +42,8 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        scale: float,
-        dropout: float,
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
+        scale: float, dropout: float,
     ) -> torch.Tensor:
         """``x`` is ``(..., D)``, ``weight`` ``(O, D)`` of the same type, ``a`` ``(r, D)`` and ``b`` ``(O, r)``."""
         flat = x.reshape(-1, x.shape[-1])
@@ -89,7 +83,7 @@ class LowRankLinear(Linear):
         outputs: torch.Tensor = _LowRank.apply(
             x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name],
             probability,
-        )  # fmt: skip
+        )
         return outputs
 
     def _plain(self, x: torch.Tensor) -> bool:

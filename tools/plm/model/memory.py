@@ -16,8 +16,7 @@ SMALLEST_BUDGET = 64
 def too_small(amount: str, device: torch.device) -> UserError:
     """The one line of a memory that holds nothing: ``amount`` says what did not fit, such as ``64 tokens``."""
     return UserError(
-        f"The memory does not hold even {amount}",
-        where=str(device),
+        f"The memory does not hold even {amount}", where=str(device),
         fix="Use a smaller model, or a machine or GPU with more memory",
     )
 

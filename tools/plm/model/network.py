@@ -78,11 +78,7 @@ def as_network(loaded: LoadedModel, body: nn.Module, head: Head, **options: Any)
 
 
 def answers(
-    network: Network,
-    units: Sequence[Unit],
-    budget: int,
-    *,
-    represent: bool = False,
+    network: Network, units: Sequence[Unit], budget: int, *, represent: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> tuple[list[Floats], list[NDArray[np.float32]]]:
     """Runs units through the network in evaluation mode, without gradients.

@@ -22,7 +22,7 @@ from plm.received.limits import check_growth, limit, size
 BROKEN = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError, ValueError,
     struct.error,
-)  # fmt: skip
+)
 """What zipfile raises on damaged archives."""
 _BLOCK = 1 << 20
 _UNREAD = 16 * 2**20
@@ -115,8 +115,7 @@ class Archive:
         if wanted > free:
             raise UserError(
                 f"The {self._what} takes {size(wanted)} when it is unpacked, and {size(free)} are free",
-                where=self.path.name,
-                fix=f"Free space below {folder.parent}",
+                where=self.path.name, fix=f"Free space below {folder.parent}",
             )
         written: dict[str, str] = {}
         try:
@@ -182,7 +181,7 @@ class Archive:
             raise UserError(
                 f"The {self._what} would become {size(whole)}", where=where,
                 fix=f"At most {size(most)} are read; an administrator can raise PLM_MAX_UNPACKED_GIB",
-            )  # fmt: skip
+            )
         return members
 
     def _broken(self, error: Exception) -> UserError:

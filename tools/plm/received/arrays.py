@@ -40,8 +40,7 @@ def open_arrays(path: Path, name: str) -> dict[str, np.ndarray]:
         if not members:
             raise UserError(
                 "The archive holds no numpy arrays; PyTorch's own files (.pt) hold pickles and are not read",
-                where=name,
-                fix="Give HDF5, npz, Parquet or a table",
+                where=name, fix="Give HDF5, npz, Parquet or a table",
             )
         try:
             return {key: _array(path, opened, member, name) for key, member in members.items()}
@@ -66,14 +65,13 @@ def _array(path: Path, archive: Archive, member: zipfile.ZipInfo, name: str) -> 
         if dtype.hasobject:
             raise UserError(
                 f"{key} holds Python objects, which only pickle could read; pickle is not safe and is refused",
-                where=name,
-                fix="Save ids as text (np.array(ids, dtype=str)) and numbers as float32",
+                where=name, fix="Save ids as text (np.array(ids, dtype=str)) and numbers as float32",
             )
         if dtype.kind not in "fiuUSbc" or dtype.itemsize == 0:
             raise UserError(
                 f"{key} holds {one_line(str(dtype), 60)}; only numbers and text are read", where=name,
                 fix="Save ids as text and numbers as float32",
-            )  # fmt: skip
+            )
         header = handle.tell()
         count = math.prod(shape) * dtype.itemsize
         if header + count != member.file_size or len(shape) > 8:
@@ -82,7 +80,7 @@ def _array(path: Path, archive: Archive, member: zipfile.ZipInfo, name: str) -> 
             raise UserError(
                 f"{key} takes {size(count)} and does not fit into the memory", where=name,
                 fix="Give the job more memory, or the archive without compression (np.savez)",
-            )  # fmt: skip
+            )
         if member.compress_type != zipfile.ZIP_STORED or count < _MAPPED_FROM:
             flat = np.frombuffer(handle.read(), dtype)
             return flat.reshape(shape, order="F" if fortran else "C")
@@ -112,5 +110,5 @@ def texts(array: np.ndarray, name: str, what: str = "ids") -> list[str]:
             raise UserError(
                 f"One of the {what}, {one_line(text, 60)!r}, holds a tab, a line end or another character that no "
                 "table can hold", where=name, fix="Rename it",
-            )  # fmt: skip
+            )
     return decoded

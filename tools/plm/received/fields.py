@@ -130,8 +130,7 @@ class Fields:
     def _refuse(self, value: Any, wanted: str, name: str) -> NoReturn:
         raise UserError(
             f"{self._what} is not what it must be: {self._named(name)} is {shown(value)} where {wanted} belongs",
-            where=self._where,
-            fix=self._fix,
+            where=self._where, fix=self._fix,
         )
 
 

@@ -36,7 +36,7 @@ def real_file(folder: Path, name: str, where: str, roots: tuple[Path, ...]) -> P
         raise UserError(
             f"{name} is a link that leads out of the model's folder", where=where,
             fix="Copy the file into the folder, or let an administrator name its place in PLM_MODEL_ROOTS",
-        )  # fmt: skip
+        )
     if not real.is_file():
         raise UserError(f"{name} is no plain file", where=where, fix="Copy the file into the folder")
     return real

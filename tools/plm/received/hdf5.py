@@ -70,7 +70,7 @@ def own_data_set(file: h5py.File, key: str, name: str) -> h5py.Dataset:
         raise UserError(
             f"{key} holds {refused}; only numbers and text are read", where=name, fix="Store ids as text and numbers "
             "as float32",
-        )  # fmt: skip
+        )
     return one
 
 
@@ -128,7 +128,7 @@ class StoredRows:
             raise UserError(
                 f"The HDF5 file is damaged in the middle ({one_line(str(error), 100)})", where=self._name,
                 fix="Transfer or make the file again",
-            ) from error  # fmt: skip
+            ) from error
         return values
 
 
@@ -156,7 +156,7 @@ def judge(data_set: h5d.DatasetID, key: str, name: str, real_bytes: int) -> None
         raise UserError(
             f"{one_line(key, 100)} is no data set of this file: it takes its numbers from another one", where=name,
             fix="Copy the numbers into the file; do not trust it otherwise",
-        )  # fmt: skip
+        )
     filtered = creation.get_nfilters()
     for number in range(filtered):
         code = creation.get_filter(number)[0]
@@ -164,7 +164,7 @@ def judge(data_set: h5d.DatasetID, key: str, name: str, real_bytes: int) -> None
             raise UserError(
                 f"{one_line(key, 100)} is compressed by a filter that is not read here (number {code})", where=name,
                 fix="Write the file with gzip or without compression",
-            )  # fmt: skip
+            )
     shape = data_set.shape
     if shape is None:
         return
@@ -176,7 +176,7 @@ def judge(data_set: h5d.DatasetID, key: str, name: str, real_bytes: int) -> None
         raise UserError(
             f"{one_line(key, 100)} says that it holds {size(logical)}, but they are not in the file of "
             f"{size(real_bytes)}", where=name, fix="Transfer or make the file again",
-        )  # fmt: skip
+        )
     check_growth(logical, stored, one_line(key, 100), name)
 
 
@@ -281,7 +281,7 @@ def as_text(value: bytes | str, name: str, what: str = "ids") -> str:
         raise UserError(
             f"One of the {what}, {one_line(text, 60)!r}, holds a tab, a line end or another character that no table "
             "can hold", where=name, fix="Rename it",
-        )  # fmt: skip
+        )
     return text
 
 

@@ -45,8 +45,7 @@ def check_growth(unpacked: int, packed: int, what: str, where: str) -> None:
     """
     if unpacked > SMALL_BYTES and unpacked > limit("PLM_MAX_RATIO") * packed:
         raise UserError(
-            f"{what} would become {size(unpacked)} out of {size(packed)}, which no real file does",
-            where=where,
+            f"{what} would become {size(unpacked)} out of {size(packed)}, which no real file does", where=where,
             fix="Do not trust this file; give it as the program that made it wrote it",
         )
 

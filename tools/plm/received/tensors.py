@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 _AGAIN = "Give the file as it was written"
-_DTYPES = frozenset(
-    ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")
-)  # fmt: skip
+_DTYPES = frozenset(("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"))
 
 
 def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> dict[str, tuple[int, ...]]:
@@ -40,8 +38,7 @@ def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> di
             if part.get_dtype() not in _DTYPES:
                 raise UserError(
                     f"{one_line(name, 80)} is stored as {part.get_dtype()}, which is not read",
-                    where=where or path.name,
-                    fix="Store weights as float32, float16 or bfloat16",
+                    where=where or path.name, fix="Store weights as float32, float16 or bfloat16",
                 )
             by_name[name] = tuple(part.get_shape())
     return by_name
@@ -134,8 +131,7 @@ def pickled_shapes(path: Path, where: str) -> dict[str, tuple[int, ...]]:
         raise UserError(
             f"The weights cannot be loaded: {path.name} is damaged, or holds Python objects beside tensors, which "
             "could run code and are never read",
-            where=where,
-            fix=fix,
+            where=where, fix=fix,
         ) from error
     except Exception as error:  # damaged files surface as a dozen unrelated classes
         if isinstance(error, MemoryError):

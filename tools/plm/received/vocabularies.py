@@ -32,7 +32,7 @@ def read_vocabulary(folder: Path, where: str) -> dict[str, int]:
         raise UserError(
             "The checkpoint has no tokenizer", where=where,
             fix=f"Add the tokenizer files published with the model ({', '.join(FILES)})",
-        )  # fmt: skip
+        )
     data = read_bytes(folder / name, _MOST_BYTES, name, where, _FIX)
     if name == "vocab.txt":
         try:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 METRIC_COLUMNS = (
     "model", "split", "stratum", "metric", "class", "value", "low", "high", "n", "groups",
     "seeds", "seed_mean", "seed_sd", "note",
-)  # fmt: skip
+)
 COMPARISON_COLUMNS = (
     "first", "second", "metric", "first_value", "second_value", "difference", "low", "high", "p_value", "verdict", "n",
     "groups",
-)  # fmt: skip
+)
 OVERALL = "all"
 
 
@@ -211,15 +211,8 @@ class Assessment:
 
 
 def assess(
-    evaluation: Evaluation,
-    metric: str,
-    *,
-    best_baseline: str = "",
-    identity: NDArray[np.float64] | None = None,
-    identity_bins: Sequence[float] = (30, 50),
-    leaking: Leaking | None = None,
-    resamples: int = 1000,
-    seed: int = 42,
+    evaluation: Evaluation, metric: str, *, best_baseline: str = "", identity: NDArray[np.float64] | None = None,
+    identity_bins: Sequence[float] = (30, 50), leaking: Leaking | None = None, resamples: int = 1000, seed: int = 42,
 ) -> Assessment:
     """Scores every model with intervals, by strata of identity, and compares the models.
 

@@ -280,12 +280,7 @@ def baselines_for(examples: BaselineExamples, numbers: bool) -> list[Baseline]:
 
 
 def answer_all(
-    train: BaselineExamples,
-    new: BaselineExamples,
-    classes: tuple[str, ...],
-    metric: str,
-    *,
-    seed: int = 42,
+    train: BaselineExamples, new: BaselineExamples, classes: tuple[str, ...], metric: str, *, seed: int = 42,
     most_rows: int = 20_000,
 ) -> list[Answer]:
     """Fits every baseline on ``train`` and answers ``new``.
@@ -344,11 +339,7 @@ def inner_folds(rows: BaselineExamples, stratify: bool, seed: int, most: int = I
 
 
 def _choose(
-    baseline: Baseline,
-    seen: Any,
-    rows: BaselineExamples,
-    folds: list[tuple[Ints, Ints]],
-    classes: tuple[str, ...],
+    baseline: Baseline, seen: Any, rows: BaselineExamples, folds: list[tuple[Ints, Ints]], classes: tuple[str, ...],
     metric: str,
 ) -> tuple[Setting, float, float]:
     """The best setting by pooled out-of-fold answers, its score and the threshold they give."""

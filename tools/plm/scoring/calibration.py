@@ -160,8 +160,7 @@ def _quality(tp: Floats, fp: Floats, fn: Floats, tn: Floats, metric: ThresholdMe
             value = (tp + tn) / (tp + fp + fn + tn)
         else:
             raise UserError(
-                f"Unknown metric {metric!r} for the threshold",
-                fix="Use mcc, f1, balanced_accuracy or accuracy",
+                f"Unknown metric {metric!r} for the threshold", fix="Use mcc, f1, balanced_accuracy or accuracy"
             )
     cleaned: Floats = np.nan_to_num(value, nan=0.0)
     return cleaned

@@ -114,7 +114,7 @@ def expected_calls(
     return Expected(
         called, float(np.mean(called * wrong)), _interval(false), float(np.median(shares)),
         (float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))), _interval(calls),
-    )  # fmt: skip
+    )
 
 
 def _apart(difference: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -78,7 +78,7 @@ def _binary(scored: Scored, weight: Floats) -> dict[Key, Floats]:
     values["brier"] = weight @ ((positive - truth) ** 2) / total
     values["ece"] = _ece(positive, truth, weight)
     order = ("auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "precision", "accuracy",
-             "balanced_accuracy", "brier", "ece")  # fmt: skip
+             "balanced_accuracy", "brier", "ece")
     return {(name, ALL): values[name] for name in order}
 
 

@@ -24,11 +24,11 @@ ALL = "all"
 BINARY = (
     "auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "precision", "accuracy", "balanced_accuracy",
     "brier", "ece",
-)  # fmt: skip
+)
 MULTICLASS = (
     "macro_f1", "macro_auroc", "macro_auprc", "mcc", "accuracy", "balanced_accuracy", "macro_precision",
     "brier", "ece",
-)  # fmt: skip
+)
 PER_CLASS = ("f1", "sensitivity", "specificity", "precision", "auroc", "auprc")
 NUMBER = ("spearman", "pearson", "rmse", "mae", "r2")
 METRICS = {"binary": BINARY, "multiclass": MULTICLASS, "number": NUMBER}

@@ -145,9 +145,7 @@ class Novelty:
 
     @classmethod
     def of(
-        cls,
-        reference: tuple[Sequence[str], Sequence[str], NDArray[Any]],
-        content: Mapping[str, Any] | None,
+        cls, reference: tuple[Sequence[str], Sequence[str], NDArray[Any]], content: Mapping[str, Any] | None,
         share: float,
     ) -> Novelty | None:
         """From a bundle.

@@ -71,11 +71,7 @@ class OperatingPoint:
 
     @classmethod
     def choose(
-        cls,
-        manifest: Mapping[str, Any],
-        *,
-        false_positive_rate: float | None = None,
-        prevalence: float | None = None,
+        cls, manifest: Mapping[str, Any], *, false_positive_rate: float | None = None, prevalence: float | None = None,
         where: str = "",
     ) -> OperatingPoint:
         """The operating point of a two-class bundle.
@@ -94,17 +90,12 @@ class OperatingPoint:
         training = manifest.get("training_prevalence")
         if prevalence is not None and training is None:
             raise UserError(
-                "The bundle does not say how frequent sites were in its training set",
-                where=where,
+                "The bundle does not say how frequent sites were in its training set", where=where,
                 fix="Leave --prevalence out, or train it anew",
             )
         point = cls(
-            float(manifest["threshold"]),
-            None if training is None else float(training),
-            prevalence,
-            OWN_THRESHOLD,
-            tuple(negatives.get("scores", ())),
-            tuple(positives.get("scores", ())),
+            float(manifest["threshold"]), None if training is None else float(training), prevalence, OWN_THRESHOLD,
+            tuple(negatives.get("scores", ())), tuple(positives.get("scores", ())),
             (int(negatives.get("count", 0)), int(positives.get("count", 0))),
         )
         if false_positive_rate is None:

@@ -91,8 +91,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         if column not in frame:
             present = ", ".join(map(str, list(frame.columns)[:8]))
             raise UserError(
-                f"The column {column} is missing (found: {present})",
-                where=path.name,
+                f"The column {column} is missing (found: {present})", where=path.name,
                 fix="Give a predictions table with the truth in the column label",
             )
     if frame.empty:
@@ -113,8 +112,7 @@ def _check_outputs(frame: pd.DataFrame, name: str) -> None:
     columns = class_columns(frame)
     if not columns and "value" not in frame:
         raise UserError(
-            "The table has neither probabilities (columns p_<class>) nor numbers (column value)",
-            where=name,
+            "The table has neither probabilities (columns p_<class>) nor numbers (column value)", where=name,
             fix="Give a predictions table of plm_finetune or plm_classify_sites",
         )
     if len(columns) == 1:
@@ -149,12 +147,8 @@ def _at(frame: pd.DataFrame, wrong: NDArray[np.bool_], name: str, what: str, fix
 
 
 def gather(
-    tables: Sequence[tuple[str, pd.DataFrame]],
-    names: Sequence[str],
-    *,
-    splits: Sequence[str] = ("test",),
-    positive: str = "",
-    unfinished: bool = False,
+    tables: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str], *, splits: Sequence[str] = ("test",),
+    positive: str = "", unfinished: bool = False,
 ) -> Evaluation:
     """Chooses the rows to evaluate and brings every model onto them.
 
@@ -198,8 +192,7 @@ def gather(
         only = classes[int(truth[0])]
         raise UserError(
             f"All {len(truth)} evaluated rows are of class {only}, so AUROC and most scores are undefined",
-            where=parts[0][1],
-            fix="Evaluate rows of at least two classes (--splits chooses other rows)",
+            where=parts[0][1], fix="Evaluate rows of at least two classes (--splits chooses other rows)",
         )
     rows, grouped_by = _row_columns(reference)
     return Evaluation(rows, kind, classes, tuple(models), where, grouped_by)
@@ -233,8 +226,7 @@ def _task(parts: list[tuple[str, str, pd.DataFrame]], positive: str) -> tuple[st
     for (name, file, _), own in zip(parts, columns, strict=True):
         if own != columns[0]:
             raise UserError(
-                f"{name} and {parts[0][0]} answer different questions: their classes differ",
-                where=file,
+                f"{name} and {parts[0][0]} answer different questions: their classes differ", where=file,
                 fix="Compare models of one task",
             )
     if not columns[0]:
@@ -264,8 +256,7 @@ def _choose(frame: pd.DataFrame, splits: Sequence[str], file: str) -> tuple[pd.D
         if chosen.empty:
             there = ", ".join(sorted(set(known["split"]) - {""}))
             raise UserError(
-                f"No labelled row is in the split {' or '.join(splits)} (there are: {there})",
-                where=file,
+                f"No labelled row is in the split {' or '.join(splits)} (there are: {there})", where=file,
                 fix="Choose another with --splits",
             )
         named = ", ".join(sorted(set(chosen["split"])))
@@ -280,8 +271,7 @@ def _by_seed(frame: pd.DataFrame, file: str) -> tuple[pd.DataFrame, dict[str, pd
     single = {seed: frame[frame["seed"] == seed].reset_index(drop=True) for seed in seeds if seed != ENSEMBLE}
     if ENSEMBLE not in seeds:
         raise UserError(
-            f"The table holds several seeds ({', '.join(seeds[:4])}) and no rows with seed {ENSEMBLE}",
-            where=file,
+            f"The table holds several seeds ({', '.join(seeds[:4])}) and no rows with seed {ENSEMBLE}", where=file,
             fix="Give the table as plm_finetune wrote it, or the rows of one seed",
         )
     ensemble = frame[frame["seed"] == ENSEMBLE].reset_index(drop=True)
@@ -312,8 +302,7 @@ def _match(reference: pd.DataFrame, other: pd.DataFrame, name: str, file: str) -
         odd = wanted[places < 0].iloc[0] if missing else there[~there.isin(set(wanted))].iloc[0]
         example = odd.split("\t")[0]
         raise UserError(
-            f"{name} is not about the same rows: {missing} missing, {extra} more, e.g. {example!r}",
-            where=file,
+            f"{name} is not about the same rows: {missing} missing, {extra} more, e.g. {example!r}", where=file,
             fix="Compare models (and seeds) on the same rows",
         )
     rows: NDArray[np.int64] = places.astype(np.int64)

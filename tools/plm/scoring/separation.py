@@ -94,7 +94,7 @@ def read_labels(texts: Sequence[str], kind: str, where: str) -> SpaceLabels:
     if kind == "number" and wrong is not None:
         raise UserError(f"The label {wrong!r} is no number", where=where, fix="Choose classes, or another column")
     if kind == "number" or (kind == "auto" and wrong is None and len(set(values) - {math.nan}) > MOST_NUMERIC_CLASSES
-                            and len({value for value in values if value == value}) > MOST_NUMERIC_CLASSES):  # fmt: skip
+                            and len({value for value in values if value == value}) > MOST_NUMERIC_CLASSES):
         return SpaceLabels(kept, "number", (), absent, np.array(values))
     counts: dict[str, int] = {}
     for text in given:
@@ -230,7 +230,7 @@ class SeparationJudge:
         places = self._known[
             nearest(points[self._scored], points[self._known], self._most_neighbours, self.groups[self._scored],
                     self.groups[self._known])[0]
-        ]  # fmt: skip
+        ]
         if self.labels.kind == "number":
             note = f"{places.shape[1]} nearest neighbours{self._among(self._scored, len(self._known))}"
             own, groups = self.labels.numbers[self._scored], self.groups[self._scored]
@@ -271,7 +271,7 @@ class SeparationJudge:
                 name, "query", "neighbour_agreement", "all", value, low=low, high=high, expected=_mean(shuffled),
                 p_value=_p_value(value, shuffled), rows=len(asked), note=note,
             )
-        ]  # fmt: skip
+        ]
 
     def trust(self, name: str, points: Array, full: Array) -> SeparationScore:
         """Trustworthiness of a projection.
@@ -287,14 +287,7 @@ class SeparationJudge:
         low, high = _bootstrap(each, self.groups[rows], self.resamples, self.seed)
         note = f"{count} nearest neighbours{self._among(rows, len(self.labels.texts))}"
         return SeparationScore(
-            name,
-            "reference",
-            "trustworthiness",
-            "all",
-            float(each.mean()),
-            low=low,
-            high=high,
-            rows=len(rows),
+            name, "reference", "trustworthiness", "all", float(each.mean()), low=low, high=high, rows=len(rows),
             note=note,
         )
 
@@ -314,17 +307,8 @@ class SeparationJudge:
         note = f"{places.shape[1]} nearest neighbours{self._among(self._scored, len(self._known))}"
         scores = [
             SeparationScore(
-                name,
-                "reference",
-                "neighbour_agreement",
-                "all",
-                float(share.mean()),
-                low=low,
-                high=high,
-                expected=_mean(shuffled),
-                p_value=_p_value(float(share.mean()), shuffled),
-                rows=len(own),
-                note=note,
+                name, "reference", "neighbour_agreement", "all", float(share.mean()), low=low, high=high,
+                expected=_mean(shuffled), p_value=_p_value(float(share.mean()), shuffled), rows=len(own), note=note,
             )
         ]
         if name != FULL or len(classes) < 2:
@@ -337,15 +321,8 @@ class SeparationJudge:
             expected = by_class[index] / hits[index] if hits[index] else math.nan
             scores.append(
                 SeparationScore(
-                    name,
-                    "reference",
-                    "neighbour_agreement",
-                    classes[index],
-                    float(share[chosen].mean()),
-                    low=ends[0],
-                    high=ends[1],
-                    expected=float(expected),
-                    rows=int(sizes[index]),
+                    name, "reference", "neighbour_agreement", classes[index], float(share[chosen].mean()), low=ends[0],
+                    high=ends[1], expected=float(expected), rows=int(sizes[index]),
                 )
             )
         return scores
@@ -371,16 +348,8 @@ class SeparationJudge:
             float(silhouettes(distances, codes[rows]).mean()) for codes in self._shuffles(self.labels.codes, count)
         ]
         return SeparationScore(
-            name,
-            "reference",
-            "silhouette",
-            "all",
-            value,
-            low=low,
-            high=high,
-            expected=_mean(shuffled),
-            p_value=_p_value(value, shuffled),
-            rows=len(rows),
+            name, "reference", "silhouette", "all", value, low=low, high=high, expected=_mean(shuffled),
+            p_value=_p_value(value, shuffled), rows=len(rows),
             note=f"classes of two or more{self._among(rows, len(self._known))}",
         )
 
@@ -414,17 +383,8 @@ class SeparationJudge:
         for drawn in self._shuffles(self.labels.numbers, min(self.resamples, _SHUFFLES_NUMBER)):
             shuffled.append(_spearman(own if asked is None else drawn[asked], drawn[places].mean(axis=1)))
         return SeparationScore(
-            name,
-            set,
-            "neighbour_correlation",
-            "all",
-            value,
-            low=low,
-            high=high,
-            expected=_mean(shuffled),
-            p_value=_p_value(value, shuffled),
-            rows=len(own),
-            note=note,
+            name, set, "neighbour_correlation", "all", value, low=low, high=high, expected=_mean(shuffled),
+            p_value=_p_value(value, shuffled), rows=len(own), note=note,
         )
 
     def _shuffles(self, values: NDArray[Any], count: int) -> Iterator[NDArray[Any]]:

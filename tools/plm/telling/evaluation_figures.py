@@ -98,7 +98,7 @@ def _curves(assessment: Assessment, metric: str) -> list[Curve]:
             )
             for model in evaluation.models
             if np.ptp(model.scored.scores[:, 1]) > 0
-        ]  # fmt: skip
+        ]
     curves = []
     models = _shown(assessment)
     for model in models:
@@ -108,7 +108,7 @@ def _curves(assessment: Assessment, metric: str) -> list[Curve]:
                 f"{named(shortened(model.name, 26))}: macro ({value})", *_macro(model, metric), faint=model.baseline,
                 colour=colours[model.name],
             )
-        )  # fmt: skip
+        )
     first = models[0]
     count = np.bincount(first.scored.truth.astype(int), minlength=len(evaluation.classes))
     spare = [one for one in figures.COLOURS if one not in {colours[model.name] for model in models}]
@@ -117,7 +117,7 @@ def _curves(assessment: Assessment, metric: str) -> list[Curve]:
             name = evaluation.classes[index]
             value = number(assessment.line(first.name, metric, name).value, 2)
             curves.append(Curve(f"class {shortened(name, 20)} ({value})", *_points(first, int(index), metric),
-                                colour=spare[place % len(spare)]))  # fmt: skip
+                                colour=spare[place % len(spare)]))
     return curves
 
 

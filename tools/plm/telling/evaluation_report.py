@@ -32,14 +32,8 @@ _MOST_MODELS = 8
 
 
 def write_up(
-    assessment: Assessment,
-    *,
-    figures: Sequence[str],
-    with_comparison: bool,
-    with_metrics: bool = True,
-    baselines: Sequence[tuple[str, str, str, float]] = (),
-    notes: Sequence[str] = (),
-    resamples: int = 1000,
+    assessment: Assessment, *, figures: Sequence[str], with_comparison: bool, with_metrics: bool = True,
+    baselines: Sequence[tuple[str, str, str, float]] = (), notes: Sequence[str] = (), resamples: int = 1000,
     training_rows: int | None = None,
 ) -> Report:
     """Puts the report together.

@@ -432,10 +432,7 @@ def confusion_figure(tables: Sequence[tuple[str, NDArray[np.int64]]], classes: S
 
 
 def calibration_figure(
-    curves: Sequence[tuple[str, Floats, Floats, NDArray[np.int64]]],
-    path: str | Path,
-    *,
-    binary: bool = True,
+    curves: Sequence[tuple[str, Floats, Floats, NDArray[np.int64]]], path: str | Path, *, binary: bool = True,
     colours: Sequence[str] = COLOURS,
 ) -> None:
     """Reliability diagram: what was predicted against what came true; a point's size follows its number of rows.
@@ -479,8 +476,7 @@ def scores_figure(
     for panel, (title, groups) in zip(axes.flat, panels, strict=False):
         # Beside each other: equal distributions would hide each other.
         panel.hist(
-            [values for _, values in groups],
-            edges,
+            [values for _, values in groups], edges,
             weights=[np.full(len(values), 1 / max(len(values), 1)) for _, values in groups],
             color=[colour(number) for number in range(len(groups))],
             label=[named(f"{shortened(name, 24)} (n = {len(values)})") for name, values in groups],

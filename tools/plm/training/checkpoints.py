@@ -40,12 +40,7 @@ class CheckpointKeeper:
 
     @classmethod
     def open(
-        cls,
-        given: Path | None,
-        stage: str,
-        settings: RowSettings,
-        content: Mapping[str, Any],
-        workdir: Path,
+        cls, given: Path | None, stage: str, settings: RowSettings, content: Mapping[str, Any], workdir: Path,
         log: logging.Logger,
     ) -> CheckpointKeeper:
         """Finds the state to go on from: the given checkpoint, else one in ``PLM_CHECKPOINT_DIR``.
@@ -73,14 +68,12 @@ class CheckpointKeeper:
         content = training_state.unpack(path, folder, self._stage)
         if content.get("finished"):
             raise UserError(
-                "The checkpoint belongs to a training run that has finished",
-                where=path.name,
+                "The checkpoint belongs to a training run that has finished", where=path.name,
                 fix="Use its model, or continue from that with --model",
             )
         if content.get("key") != self.key:
             raise UserError(
-                "The checkpoint belongs to other data, another model or other settings",
-                where=path.name,
+                "The checkpoint belongs to other data, another model or other settings", where=path.name,
                 fix="Give the same input and settings (only the time limit may change), or start anew",
             )
         fields = Fields(content, "checkpoint.json", path.name, training_state.AGAIN)

@@ -237,14 +237,8 @@ def _choose(inner: _Inner, task: Task, metric: str, settings: int, answers: Answ
 
 
 def fit_logistic(
-    values: Singles,
-    target: Ints,
-    classes: int,
-    strength: float,
-    weights: Floats | None = None,
-    start: tuple[Singles, Singles] | None = None,
-    *,
-    iterations: int = 500,
+    values: Singles, target: Ints, classes: int, strength: float, weights: Floats | None = None,
+    start: tuple[Singles, Singles] | None = None, *, iterations: int = 500,
 ) -> tuple[Singles, Singles]:
     """Multinomial logistic regression with an L2 penalty: the minimum of scikit-learn's, computed in float32.
 
@@ -515,14 +509,8 @@ class ValidationRows:
 
 
 def feedforward(
-    rows: HeadRows,
-    judge: ValidationRows | None,
-    settings: NetworkSettings,
-    metric: str,
-    seed: int,
-    *,
-    stop: Callable[[int, float], bool] | None = None,
-    say: Callable[[str], None] | None = None,
+    rows: HeadRows, judge: ValidationRows | None, settings: NetworkSettings, metric: str, seed: int, *,
+    stop: Callable[[int, float], bool] | None = None, say: Callable[[str], None] | None = None,
 ) -> Fitted:
     """Trains the network; the epoch with the best validation score is the one that is kept.
 
@@ -610,8 +598,7 @@ def feedforward(
         if not head_epoch:
             raise UserError(
                 "The feed-forward network's validation score was never a number: its training diverged",
-                where="--learning-rate",
-                fix="Give a smaller learning rate",
+                where="--learning-rate", fix="Give a smaller learning rate",
             )
         for entry in history:
             entry["kept"] = int(entry["epoch"] == head_epoch)

@@ -38,8 +38,7 @@ def refuse(labels: Sequence[str], part: str, where: str, *, binary: Sequence[str
         raise UserError(
             f"There {'is' if len(labels) == 1 else 'are'} only {counted(len(labels), 'labelled row')} in {part}, and "
             f"training needs at least {FEWEST_TRAINING}",
-            where=where,
-            fix=fix,
+            where=where, fix=fix,
         )
     for name in binary:
         count = sum(label == name for label in labels)
@@ -47,8 +46,7 @@ def refuse(labels: Sequence[str], part: str, where: str, *, binary: Sequence[str
             raise UserError(
                 f"The class {name!r} has {counted(count, 'row') if count else 'no row'} in {part}, and training needs "
                 f"at least {FEWEST_OF_A_CLASS} of each class",
-                where=where,
-                fix=fix,
+                where=where, fix=fix,
             )
 
 

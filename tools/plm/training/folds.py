@@ -53,23 +53,19 @@ def parts(frame: pd.DataFrame, fold: int | None = None, name: str = "dataset") -
         for split, what in (("train", "training"), ("valid", "validation")):
             if not by_split[split]:
                 raise UserError(
-                    f"The table has no {what} rows (split = {split})",
-                    where=name,
+                    f"The table has no {what} rows (split = {split})", where=name,
                     fix="Split it with plm_preprocess, with a share for each of training, validation and test",
                 )
         return [TrainingPart(None, by_split["train"], by_split["valid"], by_split["test"])]
     if "fold" not in frame.columns:
         raise UserError(
-            "The table has neither a column split nor a column fold",
-            where=name,
-            fix="Split it with plm_preprocess",
+            "The table has neither a column split nor a column fold", where=name, fix="Split it with plm_preprocess"
         )
     numbers = [int(value) for value in frame["fold"]]
     names = sorted(set(numbers))
     if len(names) < 3:
         raise UserError(
-            f"The table has {len(names)} folds; at least 3 are needed (training, validation and test)",
-            where=name,
+            f"The table has {len(names)} folds; at least 3 are needed (training, validation and test)", where=name,
             fix="Make more folds with plm_preprocess",
         )
     if fold is not None and fold not in names:

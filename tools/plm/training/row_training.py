@@ -191,19 +191,10 @@ class _Tally:
 
 
 def train_rows(
-    model: nn.Module,
-    rows: PackedRows,
-    settings: RowSettings,
-    steering: Steering,
-    *,
-    collate: Callable[[Sequence[Any]], dict[str, Any]],
-    device: torch.device,
-    resume: tuple[Path, Done] | None = None,
-    ranks: Ranks | None = None,
-    terms: Sequence[str] = (),
-    every_step: bool = False,
-    factor: Callable[[int], float] | None = None,
-    enough: Callable[[Mapping[str, float]], bool] | None = None,
+    model: nn.Module, rows: PackedRows, settings: RowSettings, steering: Steering, *,
+    collate: Callable[[Sequence[Any]], dict[str, Any]], device: torch.device, resume: tuple[Path, Done] | None = None,
+    ranks: Ranks | None = None, terms: Sequence[str] = (), every_step: bool = False,
+    factor: Callable[[int], float] | None = None, enough: Callable[[Mapping[str, float]], bool] | None = None,
 ) -> RowOutcome:
     """Trains in place.
 

@@ -20,17 +20,9 @@ def quiet_arguments(folder: str | Path, device: torch.device, schedule: str, **o
         options: Further fields of ``TrainingArguments``.
     """
     arguments = TrainingArguments(
-        output_dir=str(folder),
-        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
-        use_cpu=device.type == "cpu",
-        save_strategy="no",
-        eval_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        **options,
+        output_dir=str(folder), lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        use_cpu=device.type == "cpu", save_strategy="no", eval_strategy="no", logging_strategy="no", report_to=[],
+        disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **options,
     )
     # A packed row cannot be split among devices by DataParallel: several GPUs are used through torchrun.
     arguments._n_gpu = min(1, arguments.n_gpu)

@@ -60,7 +60,7 @@ def put_back(parameters: Mapping[str, torch.Tensor], stored: Mapping[str, torch.
         {name: tuple(value.shape) for name, value in stored.items()},
         {name: tuple(value.shape) for name, value in parameters.items()},
         "The checkpoint's weights", "checkpoint", AGAIN,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(stored[name])
@@ -206,8 +206,7 @@ def unpack(path: Path, folder: Path, kind: str) -> dict[str, Any]:
         for name in opened.members:
             if PurePosixPath(name).suffix not in _SUFFIXES:
                 raise UserError(
-                    f"The checkpoint holds {name!r}, which is no data that it may hold",
-                    where=path.name,
+                    f"The checkpoint holds {name!r}, which is no data that it may hold", where=path.name,
                     fix="Do not trust this file",
                 )
         if "checkpoint.json" not in opened:
@@ -220,8 +219,7 @@ def unpack(path: Path, folder: Path, kind: str) -> dict[str, Any]:
     if version != SCHEMA_VERSION or stage != kind:
         raise UserError(
             f"The checkpoint was written by {stage}, schema {version}; this is {kind}, schema {SCHEMA_VERSION}",
-            where=path.name,
-            fix="Give a checkpoint of this tool and version",
+            where=path.name, fix="Give a checkpoint of this tool and version",
         )
     for name in members:  # so that damage is found before the work, not in its middle
         if name.endswith(".safetensors"):

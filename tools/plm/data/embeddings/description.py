@@ -24,7 +24,7 @@ BLOCK_BYTES = 8 * 2**20
 _RESERVED = (
     "format", "schema_version", "layout", "level", "pooling", "model", "model_sha256", "layers", "dtype", "dimension",
     "suite_version",
-)  # fmt: skip
+)
 
 
 UNUSUAL = "unusual_residues"
@@ -105,17 +105,13 @@ class Description:
         if version > SCHEMA_VERSION:
             raise UserError(
                 f"The embeddings file has schema version {version}; this tool reads up to {SCHEMA_VERSION}",
-                where=where,
-                fix="Use the version of the suite that wrote it",
+                where=where, fix="Use the version of the suite that wrote it",
             )
         try:
             return cls(
-                model=str(attributes["model"]),
-                model_sha256=str(attributes["model_sha256"]),
-                layers=tuple(int(layer) for layer in attributes["layers"]),
-                pooling=attributes["pooling"],
-                dtype=attributes["dtype"],
-                dimension=int(attributes["dimension"]),
+                model=str(attributes["model"]), model_sha256=str(attributes["model_sha256"]),
+                layers=tuple(int(layer) for layer in attributes["layers"]), pooling=attributes["pooling"],
+                dtype=attributes["dtype"], dimension=int(attributes["dimension"]),
                 notes={key: str(value) for key, value in attributes.items() if key not in _RESERVED},
             )
         except KeyError as error:
@@ -269,10 +265,7 @@ class Records:
 
 
 def make_records(
-    description: Description,
-    ids: Sequence[str],
-    rows: Iterable[np.ndarray],
-    lengths: Counts | None,
+    description: Description, ids: Sequence[str], rows: Iterable[np.ndarray], lengths: Counts | None,
     positions: Counts | None,
 ) -> Records:
     """Checks what can be known before the first array.
@@ -317,7 +310,7 @@ def check_ids(ids: Sequence[str], positions: Counts | None = None, where: str = 
             raise UserError(
                 f"The id {identifier[:100]!r} holds a tab or a line end, or another character that cannot be stored",
                 where=where, fix="Change the id",
-            )  # fmt: skip
+            )
         hashes[index] = hash(identifier if positions is None else (identifier, int(positions[index])))
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(np.diff(hashes[order]) == 0)
@@ -357,8 +350,7 @@ def check_offsets(offsets: np.ndarray, records: int, residues: int, where: str) 
     whole = offsets.astype(np.int64)
     if whole[0] != 0 or whole[-1] != residues or (np.diff(whole) < 1).any():
         raise UserError(
-            f"The offsets do not rise from 0 to the {residues} residues of the file",
-            where=where,
+            f"The offsets do not rise from 0 to the {residues} residues of the file", where=where,
             fix="Make the file again",
         )
     return whole
@@ -389,8 +381,7 @@ def check_values(shape: tuple[int, ...], dtype: np.dtype, description: Descripti
     if shape[1:] != wanted or len(shape) != 1 + len(wanted) or dtype.name != description.dtype:
         raise UserError(
             f"The file holds {dtype.name} numbers of shape {shape} but says {description.dtype} and {wanted} a row",
-            where=where,
-            fix="Make the file again",
+            where=where, fix="Make the file again",
         )
 
 
@@ -402,14 +393,8 @@ class PackedSource:
     """
 
     def __init__(
-        self,
-        description: Description,
-        ids: list[str],
-        values: Any,
-        offsets: np.ndarray | None,
-        positions: list[int] | None,
-        labels: dict[str, list[str]] | None = None,
-        suite_version: str = "",
+        self, description: Description, ids: list[str], values: Any, offsets: np.ndarray | None,
+        positions: list[int] | None, labels: dict[str, list[str]] | None = None, suite_version: str = "",
         close: Any = None,
     ) -> None:
         self.description, self.ids, self.positions = description, ids, positions

@@ -33,14 +33,8 @@ FORMATS = tuple(_WRITERS)
 
 
 def write_embeddings(
-    path: str | Path,
-    format: str,
-    description: Description,
-    ids: Sequence[str],
-    rows: Iterable[np.ndarray],
-    *,
-    lengths: Counts | None = None,
-    positions: Counts | None = None,
+    path: str | Path, format: str, description: Description, ids: Sequence[str], rows: Iterable[np.ndarray], *,
+    lengths: Counts | None = None, positions: Counts | None = None,
 ) -> None:
     """Writes one embeddings file.
 
@@ -213,8 +207,7 @@ class Embeddings:
                     place = f", residue {int(np.argwhere(~np.isfinite(array))[0][0]) + 1}"
                 raise UserError(
                     f"The embedding of {self.ids[index]!r} holds NaN or infinity",
-                    where=f"{self.name}, record {index + 1}{place}",
-                    fix="Make it again, with float32 or another model",
+                    where=f"{self.name}, record {index + 1}{place}", fix="Make it again, with float32 or another model",
                 )
 
     def close(self) -> None:
@@ -224,8 +217,7 @@ class Embeddings:
     def _one_layer(self) -> None:
         if self.description.depth > 1:
             raise UserError(
-                f"The file has several layers ({', '.join(map(str, self.description.layers))})",
-                where=self.name,
+                f"The file has several layers ({', '.join(map(str, self.description.layers))})", where=self.name,
                 fix="Choose one with --layer",
             )
 

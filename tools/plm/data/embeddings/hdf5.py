@@ -39,7 +39,7 @@ _UNESCAPED = {"%25": "%", "%2F": "/", "%2E": "."}
 _MATRIX_NAMES = frozenset(
     ("values", "embeddings", "embedding", "vectors", "representations", "features", "data", "matrix", "x", "train",
      "valid", "validation", "test", "positive", "negative")
-)  # fmt: skip
+)
 """Data sets of these names in files of others hold one row a protein, not one row a residue."""
 _LABEL_NAMES = ("labels", "label", "y", "classes", "targets", "target")
 
@@ -80,7 +80,7 @@ def write_packed(path: Path, records: Records) -> None:
         values = file.create_dataset(
             VALUES if records.offsets is None else RESIDUES, (records.row_count, *records.row_shape), records.stored,
             track_times=False, fill_time="never",
-        )  # fmt: skip
+        )
         done = 0
         for block in records.blocks():
             values[done : done + len(block)] = block
@@ -208,8 +208,7 @@ def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
     numeric = {key: one for key, one in data_sets.items() if one.dtype.kind == "f" and one.ndim > 0}
     if not numeric:
         raise UserError(
-            "The HDF5 file holds no embeddings (no data set of floating-point numbers)",
-            where=name,
+            "The HDF5 file holds no embeddings (no data set of floating-point numbers)", where=name,
             fix="Give an embeddings file, for instance of plm_embed",
         )
     first = next(iter(numeric.values()))
@@ -233,10 +232,7 @@ def _open_foreign(file: h5py.File, name: str, matrices: str) -> Source:
 
 
 def _matrices(
-    file: h5py.File,
-    name: str,
-    numeric: dict[str, h5py.Dataset],
-    ids: list[str] | None,
+    file: h5py.File, name: str, numeric: dict[str, h5py.Dataset], ids: list[str] | None,
     data_sets: dict[str, h5py.Dataset],
 ) -> Source:
     """Data sets whose rows are proteins: their names and row numbers become ids, the names a label."""
@@ -247,7 +243,7 @@ def _matrices(
             raise UserError(
                 f"{key} has {part.shape[1]} columns where {parts[0][0]} has {width}", where=name,
                 fix="Give embeddings of one model",
-            )  # fmt: skip
+            )
     total = sum(len(part) for _, part in parts)
     labels: dict[str, list[str]] = {}
     if ids is None:
@@ -287,15 +283,8 @@ class _Datasets:
     """UniProt's layout: one data set a record, opened when it is wanted."""
 
     def __init__(
-        self,
-        file: h5py.File,
-        name: str,
-        description: Description,
-        names: list[str],
-        ids: list[str],
-        positions: list[int] | None,
-        labels: dict[str, list[str]] | None = None,
-        suite_version: str = "",
+        self, file: h5py.File, name: str, description: Description, names: list[str], ids: list[str],
+        positions: list[int] | None, labels: dict[str, list[str]] | None = None, suite_version: str = "",
     ) -> None:
         check_ids(ids, positions, name)
         self.description, self.ids, self.positions = description, ids, positions
@@ -321,8 +310,7 @@ class _Datasets:
                 data_set.read(h5s.ALL, h5s.ALL, array)
             except OSError as error:
                 raise UserError(
-                    f"The embedding of {self.ids[index]!r} cannot be read ({error})",
-                    where=self._name,
+                    f"The embedding of {self.ids[index]!r} cannot be read ({error})", where=self._name,
                     fix="Transfer or make the file again",
                 ) from error
             yield array.reshape(shape)
@@ -359,7 +347,7 @@ class _Datasets:
             raise UserError(
                 f"The embedding of {self.ids[index]!r} is {shape} and does not fit into the memory", where=self._name,
                 fix="Give the job more memory, or do not trust this file",
-            )  # fmt: skip
+            )
         return data_set, self._shape(data_set.shape, data_set.dtype, index)
 
     def _shape(self, shape: tuple[int, ...], dtype: np.dtype, index: int) -> tuple[int, ...]:
@@ -376,8 +364,7 @@ class _Datasets:
             raise UserError(
                 f"The embedding of {self.ids[index]!r} has shape {given} ({dtype}) where the file "
                 f"has ({', '.join(map(str, wanted))})",
-                where=self._name,
-                fix="Give embeddings of one model and one level",
+                where=self._name, fix="Give embeddings of one model and one level",
             )
         return (shape[0], depth, dimension) if residue else (depth, dimension)
 

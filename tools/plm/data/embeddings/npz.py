@@ -130,15 +130,14 @@ def _foreign(arrays: dict[str, np.ndarray], name: str) -> Source:
             raise UserError(
                 f"{other!r} has {widths[other]} numbers where {first!r} has {widths[first]}", where=name,
                 fix="Give embeddings of one model",
-            )  # fmt: skip
+            )
         broken = next((key for key in numeric if has_breaks(key)), None)
         if broken is not None:
             raise UserError(f"The id {one_line(broken, 60)!r} holds a tab or a line end", where=name, fix="Rename it")
         ids, values = list(numeric), np.stack(list(numeric.values()))
     else:
         raise UserError(
-            f"The archive holds no arrays ids and values (but {', '.join(list(arrays)[:6])})",
-            where=name,
+            f"The archive holds no arrays ids and values (but {', '.join(list(arrays)[:6])})", where=name,
             fix="Save them with np.savez(file, ids=..., values=...)",
         )
     if len(ids) != len(values):

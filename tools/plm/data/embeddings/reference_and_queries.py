@@ -130,22 +130,14 @@ def check_fit(references: Side, queries: Side, notes: list[str], *, names: str =
 
 def _differ(names: str, what: str, one: str, other: str, references: Side, queries: Side) -> UserError:
     return UserError(
-        f"{names} differ in {what}: {one} and {other}",
-        where=f"{references.name}, {queries.name}",
+        f"{names} differ in {what}: {one} and {other}", where=f"{references.name}, {queries.name}",
         fix="Embed both with the same model, layer and pooling",
     )
 
 
 def attach_labels(
-    references: Side,
-    queries: Side | None,
-    *,
-    table: Path | None,
-    id_column: str,
-    label_column: str,
-    group_column: str,
-    wanted: bool,
-    notes: list[str],
+    references: Side, queries: Side | None, *, table: Path | None, id_column: str, label_column: str, group_column: str,
+    wanted: bool, notes: list[str],
 ) -> str:
     """Gives every row its label and its group, from a table or from columns that the embeddings carry.
 
@@ -219,8 +211,7 @@ def _carried(sides: Sequence[Side], column: str, flag: str) -> None:
         return
     there = ", ".join(sides[0].columns) or "none"
     raise UserError(
-        f"{flag}: the embeddings carry no column {column!r} (columns beside the numbers: {there})",
-        where=sides[0].name,
+        f"{flag}: the embeddings carry no column {column!r} (columns beside the numbers: {there})", where=sides[0].name,
         fix="Give a table of labels with --labels, or another column",
     )
 
@@ -235,8 +226,7 @@ def _from_table(
         refuse_other(table.header, table.name, "labels", ("dataset", "predictions"))
     if labels is None:
         raise UserError(
-            f"Which column holds the labels? (columns: {', '.join(table.header[:12])})",
-            where=table.name,
+            f"Which column holds the labels? (columns: {', '.join(table.header[:12])})", where=table.name,
             fix="Name it with --label-column",
         )
     groups = _group_columns(table, group_column, labels)
@@ -253,8 +243,7 @@ def _from_table(
             raise UserError(
                 f"{key.replace(chr(9), ' position ')!r} has two {what}: "
                 f"{_told(one)} (line {before[2]}) and {_told(other)}",
-                where=f"{table.name}, line {line}",
-                fix="Give each id once",
+                where=f"{table.name}, line {line}", fix="Give each id once",
             )
     asked = [side.ids if places is None else side.keys() for side in sides]
     matches = Matches(by_id, [key for keys in asked for key in keys])
@@ -273,8 +262,7 @@ def _from_table(
         raise UserError(
             f"None of the {len(by_id)} ids of the table is among the embeddings: it has e.g. {next(iter(by_id))!r}, "
             f"they have e.g. {sides[0].ids[0]!r}",
-            where=table.name,
-            fix="Check the column of the ids (--id-column)",
+            where=table.name, fix="Check the column of the ids (--id-column)",
         )
     if told := matches.told():
         notes.append(told)

@@ -33,7 +33,7 @@ _NEVER_VALUES = frozenset(
     (*_IDS, "position", "layer", "label", "labels", "target", "class", "y", "score", "fitness", "split", "fold", "set",
      "validation", "length", "sequence", "group", "cluster", "taxon", "line", "start", "end", "count", "n", "index",
      "row", "rank", "identity", "probability", "evalue", "e_value", "bitscore", "pident", "windows", "encoded")
-)  # fmt: skip
+)
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _NUMBERS_AT_ONCE = 2**20
 _UNFIT = re.compile(r"[\t\n\r]")
@@ -54,8 +54,7 @@ def write_tabular(path: Path, records: Records) -> None:
     for index, identifier in enumerate(records.ids):
         if _UNFIT.search(identifier):
             raise UserError(
-                f"The id {identifier!r} holds a tab or a line end, which a table cannot",
-                where=f"record {index + 1}",
+                f"The id {identifier!r} holds a tab or a line end, which a table cannot", where=f"record {index + 1}",
                 fix="Change the id, or choose HDF5, npz or Parquet",
             )
     width = records.description.dimension
@@ -226,15 +225,11 @@ class _TextTable:
             zipped = handle.read(2) == b"\x1f\x8b"
         with pa.input_stream(str(self._path), compression="gzip" if zipped else None) as stream:
             yield from reader.open_csv(
-                stream,
-                reader.ReadOptions(use_threads=False, block_size=2**23),
+                stream, reader.ReadOptions(use_threads=False, block_size=2**23),
                 reader.ParseOptions(delimiter=self._separator, quote_char=self._quote, double_quote=bool(self._quote)),
                 reader.ConvertOptions(
-                    include_columns=list(columns),
-                    column_types=dict.fromkeys(columns, kind),
-                    null_values=["NA"],
-                    strings_can_be_null=False,
-                    quoted_strings_can_be_null=False,
+                    include_columns=list(columns), column_types=dict.fromkeys(columns, kind), null_values=["NA"],
+                    strings_can_be_null=False, quoted_strings_can_be_null=False,
                 ),
             )
 
@@ -284,8 +279,7 @@ def open_table(path: Path, name: str, matrices: str = "") -> Source:
 
 def _unreadable(error: Exception, name: str) -> UserError:
     return UserError(
-        f"The table cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-        where=name,
+        f"The table cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}", where=name,
         fix="Transfer or make the file again",
     )
 
@@ -422,13 +416,13 @@ class _TableSource:
         # A label of a residue is none of its protein.
         self.labels = {} if level == "residue" else {
             column: [values[first] for first in firsts.tolist()] for column, values in labels.items()
-        }  # fmt: skip
+        }
         if known is None:
             half = isinstance(self._table, _ParquetTable) and all(map(self._table.half, columns.values))
             known = Description(
                 "", "", order, {"residue": "residues", "site": "sites"}.get(level, ""),  # type: ignore[arg-type]
                 "float16" if half else "float32", len(columns.values),
-            )  # fmt: skip
+            )
             if not self.ids and (columns.labels or columns.values[0] != "e0"):
                 raise UserError("The table has a header but no rows", fix="Give a table with at least one")
         self.description = known
@@ -459,7 +453,7 @@ class _TableSource:
                             raise UserError(
                                 f"The id {one_line(value, 60)!r} holds a tab or a line end",
                                 where=f"{self._name}, row {row + 1}", fix="Rename it",
-                            )  # fmt: skip
+                            )
                         names.append(value)
                         starts.append(row)
             total += piece.num_rows

@@ -114,14 +114,8 @@ def packed(head: ClassifierHead, masks: Masks, *, int8: bool) -> ClassifierHead:
 
 
 def fine_tuned(
-    bundle: ClassifierBundle,
-    head: ClassifierHead,
-    masks: Masks,
-    train: JudgedRows,
-    valid: JudgedRows,
-    epochs: int,
-    seed: int,
-    say: Callable[[str], None],
+    bundle: ClassifierBundle, head: ClassifierHead, masks: Masks, train: JudgedRows, valid: JudgedRows, epochs: int,
+    seed: int, say: Callable[[str], None],
 ) -> tuple[ClassifierHead, int]:
     """Trains the weights that are left; the epoch with the smallest validation loss is kept, perhaps none.
 
@@ -250,13 +244,7 @@ class CompressionCost:
 
 
 def cost(
-    before: ClassifierBundle,
-    after: ClassifierBundle,
-    rows: JudgedRows,
-    metric: str,
-    resamples: int,
-    seed: int,
-    *,
+    before: ClassifierBundle, after: ClassifierBundle, rows: JudgedRows, metric: str, resamples: int, seed: int, *,
     answer: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
 ) -> CompressionCost:
     """Compares two bundles on the same rows, by the paired bootstrap over groups.
@@ -414,8 +402,7 @@ def labelled(data: Any, chosen: list[int], task: Task) -> JudgedRows:
             known = f"classes: {', '.join(task.classes[:8])}" if task.target == "class" else "it answers with numbers"
             raise UserError(
                 f"{data.ids[row]!r} has the label {label!r}, which the bundle does not know ({known})",
-                where=data.labels_from,
-                fix="Give the labels that the bundle was trained with",
+                where=data.labels_from, fix="Give the labels that the bundle was trained with",
             ) from None
     names = data.columns.get("group") or data.columns.get("cluster") or [""] * len(data.ids)
     groups = [names[row] or data.ids[row] for row in chosen]
@@ -444,4 +431,4 @@ def card(content: Mapping[str, Any], original: str) -> str:
         f"Made of {original} by plm_compress_classifier: {about['method']}{share}{tuned}.", "",
         f"- Licence: {content.get('licence') or 'not stated'}",
         "- Scores in the manifest are those of the original.", "",
-    ])  # fmt: skip
+    ])

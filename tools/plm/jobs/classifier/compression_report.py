@@ -13,7 +13,7 @@ from plm.wording import counted, metric_name, number
 COLUMNS = (
     "form", "head_bytes", "file_bytes", "weights", "weights_stored", "milliseconds_1", "milliseconds_256", "metric",
     "value", "loss", "loss_low", "loss_high", "largest_change", "changed_calls", "rows", "threads", "processor",
-)  # fmt: skip
+)
 _WORDS = {"int8": "weights as int8", "prune": "pruned", "both": "pruned, and weights as int8"}
 
 
@@ -146,7 +146,7 @@ def compression_report(findings: CompressionFindings, *, table: bool) -> Report:
              *(f"{value:.3g}" for value in one.milliseconds)]
             for one in findings.forms
         ],
-    )  # fmt: skip
+    )
     if table:
         report.table("compression_table", title="Bytes, latency and metric")
     report.heading("How it was measured")

@@ -67,13 +67,8 @@ def read_rows(
 ) -> tuple[JudgedRows, JudgedRows | None]:
     """Validation rows, and training rows if fine-tuning wants them."""
     data = read_labelled(
-        request.embeddings,
-        workdir=workdir,
-        labels=request.labels,
-        class_names=request.class_name,
-        id_column=request.id_column,
-        label_column=request.label_column,
-        layer=request.layer,
+        request.embeddings, workdir=workdir, labels=request.labels, class_names=request.class_name,
+        id_column=request.id_column, label_column=request.label_column, layer=request.layer,
     )
     # Labels in the form in which the bundle was trained: 1.0 is class 1, a decimal comma a point.
     reading = understand(data.labels, bundle.task.target, where=lambda row: f"{data.labels_from}, id {data.ids[row]!r}")
@@ -95,8 +90,7 @@ def read_rows(
     learners = [row for row in range(len(data)) if splits and splits[row] == "train"]
     if request.tune_epochs and not learners:
         raise UserError(
-            "There are no training rows to fine-tune on (rows of split 'train')",
-            where="--tune-epochs",
+            "There are no training rows to fine-tune on (rows of split 'train')", where="--tune-epochs",
             fix="Give the table of the data set with its column split, or 0 epochs",
         )
     train = labelled(data, learners, bundle.task) if request.tune_epochs else None
@@ -104,14 +98,8 @@ def read_rows(
 
 
 def compress(
-    request: CompressionRequest,
-    before: ClassifierBundle,
-    valid: JudgedRows,
-    train: JudgedRows | None,
-    metric: str,
-    path: Path,
-    notes: list[str],
-    log: logging.Logger,
+    request: CompressionRequest, before: ClassifierBundle, valid: JudgedRows, train: JudgedRows | None, metric: str,
+    path: Path, notes: list[str], log: logging.Logger,
 ) -> Smaller:
     """Makes the smaller bundle in the file ``path`` and judges it."""
     head, masks, tuned = before.head, {}, 0
@@ -128,11 +116,7 @@ def compress(
     content["compressed"] |= {"pruned_share": request.prune_share} if request.prunes else {}
     content["name"] = f"{before.name}-{'pruned-int8' if request.compress == 'both' else request.compress}"
     write_classifier_bundle(
-        path,
-        content,
-        small,
-        reference=before.reference,
-        validation_scores=scores,
+        path, content, small, reference=before.reference, validation_scores=scores,
         card=compression.card(content, before.name),
     )
     after = load_classifier_bundle(path)
@@ -140,21 +124,15 @@ def compress(
     refused = compression.refusal(cost, metric, request.most_loss)
     if refused and not request.force_compression:
         raise UserError(
-            refused,
-            where="--most-loss",
+            refused, where="--most-loss",
             fix="Compress less, fine-tune, allow more loss, or force it with --force-compression",
         )
     return Smaller(after, path, cost, refused, tuned)
 
 
 def export(
-    request: CompressionRequest,
-    before: ClassifierBundle,
-    bundle: ClassifierBundle,
-    valid: JudgedRows,
-    metric: str,
-    path: Path,
-    threads: int,
+    request: CompressionRequest, before: ClassifierBundle, bundle: ClassifierBundle, valid: JudgedRows, metric: str,
+    path: Path, threads: int,
 ) -> CompressionCost:
     """Writes ONNX in the file ``path`` and checks that it answers as the bundle does; its cost against the original."""
     onnx_export.write_onnx(bundle, path)
@@ -163,8 +141,7 @@ def export(
     if not worst <= onnx_export.TOLERANCE:
         raise UserError(
             f"The ONNX export answers {worst:.2g} from the bundle (tolerated: {onnx_export.TOLERANCE:g})",
-            where=bundle.name,
-            fix="Use the bundle; with numbers that large ONNX Runtime rounds differently",
+            where=bundle.name, fix="Use the bundle; with numbers that large ONNX Runtime rounds differently",
         )
     count = resamples(len(valid), request.resamples)
     return compression.cost(before, bundle, valid, metric, count, request.seed, answer=exported.predict)

@@ -88,7 +88,7 @@ def finish(trained: Trained) -> Final:
         return Final(
             one.fitted.head, one.task, one.temperature, one.threshold, validation, truth, valid_rows,
             material.parts[0].train, about,
-        )  # fmt: skip
+        )
     everything = sorted(valid_rows)
     rows = material.rows(everything, standardise=trained.settings.standardise)
     settings = trained.settings
@@ -169,7 +169,7 @@ def manifest(
         "versions": {"suite": __version__, "python": platform.python_version(), **_versions()},
         "licence": licence,
         "finished": True,
-    }  # fmt: skip
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -229,7 +229,7 @@ def card(content: Mapping[str, Any], about: str, head: str) -> str:
         *([f"{few}.", ""] if (few := few_rows.warning(content["rows"])) else []),
         *([f"Not calibrated, since {why}.", ""] if (why := content["calibration"]["why_not"]) else []),
         "Answers hold for proteins like those it was trained on; plm_predict flags others.", "",
-    ])  # fmt: skip
+    ])
 
 
 def _decided(content: Mapping[str, Any]) -> str:
@@ -263,14 +263,8 @@ def predictions(trained: Trained, bundle: ClassifierBundle) -> pd.DataFrame:
 
 
 def _answered(
-    material: Material,
-    rows: Sequence[int],
-    split: str,
-    fold: int | None,
-    values: Floats,
-    threshold: float,
-    bundle: ClassifierBundle,
-    seed: int,
+    material: Material, rows: Sequence[int], split: str, fold: int | None, values: Floats, threshold: float,
+    bundle: ClassifierBundle, seed: int,
 ) -> pd.DataFrame:
     data = material.data
     beside = dict(data.columns) | {"id": data.ids, "label": data.labels, "group": material.groups}
@@ -287,7 +281,7 @@ def _answered(
             (*(beside[name][row] for name in after), *where.values()), bundle.name,
         )
         for row, answer, call in zip(rows, values, calls, strict=True)
-    ])  # fmt: skip
+    ])
 
 
 def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answer]:
@@ -312,7 +306,7 @@ def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answe
             answers = baselines.answer_all(
                 _examples(material, texts, target, part.train), _examples(material, texts, target, judged), order,
                 material.metric, seed=trained.settings.seed, most_rows=most_rows,
-            )  # fmt: skip
+            )
         else:
             answers = [_constant(target[np.asarray(part.train, np.int64)], len(judged), order)]
         by_part.append((places, answers))
@@ -400,7 +394,7 @@ def judge(trained: Trained, final: Final) -> ClassifierFindings:
         " ".join(filter(None, [material.loud, f"{few}." if few else ""])), tuple(material.notes), drawn,
         tuple((answer.name, answer.about, answer.setting) for answer in answers), coverage(trained),
         final.why_uncalibrated,
-    )  # fmt: skip
+    )
 
 
 def coverage(trained: Trained, promised: float = 0.9) -> Coverage | None:

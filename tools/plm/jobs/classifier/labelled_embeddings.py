@@ -93,14 +93,9 @@ class LabelledEmbeddings:
                 fate.status = fate.status if fate.row in place else why
                 fate.row = place.get(fate.row, -1)
         return LabelledEmbeddings(
-            [self.ids[row] for row in rows],
-            None if self.positions is None else [self.positions[row] for row in rows],
-            self.matrix[np.asarray(rows, np.int64)],
-            self.description,
-            [self.labels[row] for row in rows],
-            {name: [values[row] for row in rows] for name, values in self.columns.items()},
-            self.fates,
-            self.notes,
+            [self.ids[row] for row in rows], None if self.positions is None else [self.positions[row] for row in rows],
+            self.matrix[np.asarray(rows, np.int64)], self.description, [self.labels[row] for row in rows],
+            {name: [values[row] for row in rows] for name, values in self.columns.items()}, self.fates, self.notes,
             self.labels_from,
         )
 
@@ -116,14 +111,8 @@ class _Row:
 
 
 def read_labelled(
-    paths: Sequence[Path],
-    *,
-    workdir: Path,
-    labels: Path | None = None,
-    class_names: Sequence[str] = (),
-    id_column: str = "",
-    label_column: str = "",
-    layer: int | None = None,
+    paths: Sequence[Path], *, workdir: Path, labels: Path | None = None, class_names: Sequence[str] = (),
+    id_column: str = "", label_column: str = "", layer: int | None = None,
 ) -> LabelledEmbeddings:
     """Reads embeddings and their labels.
 
@@ -148,8 +137,7 @@ def read_labelled(
         if labels is not None:
             if class_names:
                 raise UserError(
-                    "Class names for files and a table of labels exclude each other",
-                    where="--class-name",
+                    "Class names for files and a table of labels exclude each other", where="--class-name",
                     fix="Leave out one of them",
                 )
             table = _Labels(labels, id_column, label_column, files[0].positions is not None)
@@ -180,8 +168,7 @@ def read_labelled(
                 if rows[fate.row].label != label:
                     raise UserError(
                         f"{_shown(key)} has two labels: {rows[fate.row].label!r} and {label!r}",
-                        where=f"{file.name}, record {index + 1}",
-                        fix="Give each protein one label",
+                        where=f"{file.name}, record {index + 1}", fix="Give each protein one label",
                     )
         if not rows:
             raise _nothing(files, table, source)
@@ -198,7 +185,7 @@ def read_labelled(
     labelled = LabelledEmbeddings(
         [row.id for row in rows], positions, matrix, description, [row.label for row in rows], columns, fates, notes,
         source,
-    )  # fmt: skip
+    )
     _count(labelled)
     return labelled
 
@@ -230,20 +217,18 @@ def _common(files: Sequence[Embeddings], notes: list[str]) -> Description:
             raise UserError("There are no embeddings in the file", where=file.name)
         if file.description.depth > 1:
             raise UserError(
-                f"The file has several layers ({', '.join(map(str, file.description.layers))})",
-                where=file.name,
+                f"The file has several layers ({', '.join(map(str, file.description.layers))})", where=file.name,
                 fix="Choose one with --layer",
             )
         if (file.positions is None) != (first.positions is None):
             raise UserError(
                 "Embeddings of proteins and of sites cannot be mixed", where=f"{first.name}, {file.name}",
                 fix="Train on one of them",
-            )  # fmt: skip
+            )
         for what, one, other in _facts(first.description, file.description):
             if one and other and one != other:
                 raise UserError(
-                    f"The embeddings files differ in {what}: {one} and {other}",
-                    where=f"{first.name}, {file.name}",
+                    f"The embeddings files differ in {what}: {one} and {other}", where=f"{first.name}, {file.name}",
                     fix="Embed all proteins with the same model, layer and pooling",
                 )
     if any(file.level == "residue" for file in files):
@@ -303,8 +288,7 @@ def _read_numbers(
                 matrix[fate.row] = vector
             elif not np.array_equal(matrix[fate.row], vector.astype(np.float32), equal_nan=True):
                 raise UserError(
-                    f"{_shown(fate.id)} has two different embeddings",
-                    where=f"{fate.file}, record {fate.line}",
+                    f"{_shown(fate.id)} has two different embeddings", where=f"{fate.file}, record {fate.line}",
                     fix="Make ids unique",
                 )
             else:
@@ -320,8 +304,7 @@ def _read_numbers(
         what = "holds only NaN" if np.isnan(values).all() else "holds NaN or infinity"
         more = f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UserError(
-            f"The embedding of {_shown(fate.id)} {what}{more}",
-            where=f"{fate.file}, record {fate.line}",
+            f"The embedding of {_shown(fate.id)} {what}{more}", where=f"{fate.file}, record {fate.line}",
             fix="Make it again, with float32 or another model, or leave it out",
         )
     return matrix
@@ -349,8 +332,7 @@ class _Labels:
         if labels is None:
             refuse_other(table.header, table.name, "labels")
             raise UserError(
-                f"Which column holds the labels? (columns: {', '.join(table.header[:12])})",
-                where=table.name,
+                f"Which column holds the labels? (columns: {', '.join(table.header[:12])})", where=table.name,
                 fix="Name it with --label-column",
             )
         if not label_column:
@@ -362,7 +344,7 @@ class _Labels:
             raise UserError(
                 "The embeddings are of sites, and the table has no column position", where=table.name,
                 fix="Give each site's position (from 1)",
-            )  # fmt: skip
+            )
         self.labels = [row[labels] for row in table.rows]
         taken = {ids, labels}
         self.columns: dict[str, list[str]] = {}
@@ -392,8 +374,7 @@ class _Labels:
                 raise UserError(
                     f"{_shown(self._keys[row])} has two values of {name}: {column[first]!r} (line "
                     f"{self._lines[first]}) and {column[row]!r}",
-                    where=f"{self.name}, line {self._lines[row]}",
-                    fix="Give each id once",
+                    where=f"{self.name}, line {self._lines[row]}", fix="Give each id once",
                 )
 
     def find(self, key: str) -> int:
@@ -439,8 +420,7 @@ def _own_labels(
     if class_names:
         if len(class_names) != len(files):
             raise UserError(
-                f"There are {len(class_names)} class names for {len(files)} files",
-                where="--class-name",
+                f"There are {len(class_names)} class names for {len(files)} files", where="--class-name",
                 fix="Give one for each embeddings file, in their order",
             )
         return [[name] * len(file) for name, file in zip(class_names, files, strict=True)], "--class-name"
@@ -451,8 +431,7 @@ def _own_labels(
             raise UserError(
                 f"--label-column: the embeddings carry no column {column!r} (columns beside the numbers: "
                 f"{', '.join(sorted(carried)) or 'none'})",
-                where=files[0].name,
-                fix="Give a table of labels with --labels",
+                where=files[0].name, fix="Give a table of labels with --labels",
             )
         return [list(file.labels[column]) for file in files], f"column {column} of the embeddings"
     if len(files) == 1 and set(files[0].labels) == {"group"}:
@@ -462,14 +441,12 @@ def _own_labels(
         repeated = next((name for name in names if names.count(name) > 1), "")
         if repeated:
             raise UserError(
-                f"Two files are named {repeated!r}, so their names cannot be classes",
-                where="--embeddings",
+                f"Two files are named {repeated!r}, so their names cannot be classes", where="--embeddings",
                 fix="Name the classes with --class-name or give a table with --labels",
             )
         return [[name] * len(file) for name, file in zip(names, files, strict=True)], "names of the files"
     raise UserError(
-        "There are no labels",
-        where=files[0].name,
+        "There are no labels", where=files[0].name,
         fix="Give a table with --labels, one file for each class, or embeddings that carry a label column",
     )
 
@@ -479,8 +456,7 @@ def _check_labels(rows: Sequence[_Row], source: str) -> None:
         if _BREAKS.search(label):
             raise UserError(
                 f"The class name {label!r} holds a tab, a line end or a control character, which no table can hold",
-                where=source,
-                fix="Rename the class",
+                where=source, fix="Rename the class",
             )
 
 
@@ -494,8 +470,7 @@ def _nothing(files: Sequence[Embeddings], table: _Labels | None, source: str) ->
     return UserError(
         f"None of the ids of the table is among the embeddings: it has e.g. {_shown(table.example())}, they have e.g. "
         f"{files[0].ids[0]!r}",
-        where=table.name,
-        fix="Check the column of the ids (--id-column)",
+        where=table.name, fix="Check the column of the ids (--id-column)",
     )
 
 

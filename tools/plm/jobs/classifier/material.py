@@ -102,15 +102,8 @@ class Material:
 
 
 def prepare(
-    data: LabelledEmbeddings,
-    *,
-    target: str = "auto",
-    positive: str = "",
-    metric: str = "auto",
-    smallest_class: int = 0,
-    identity: float | None = None,
-    seed: int = 42,
-    threads: int = 1,
+    data: LabelledEmbeddings, *, target: str = "auto", positive: str = "", metric: str = "auto",
+    smallest_class: int = 0, identity: float | None = None, seed: int = 42, threads: int = 1,
 ) -> Material:
     """Settles task, groups and parts of labelled embeddings.
 
@@ -132,7 +125,7 @@ def prepare(
 
     notes = data.notes
     places = {fate.row: f"{fate.file}, {'line' if fate.source == 'labels' else 'record'} {fate.line}, id {fate.id!r}"
-              for fate in data.fates if fate.row >= 0}  # fmt: skip
+              for fate in data.fates if fate.row >= 0}
     reading = label_values.understand(data.labels, target, where=lambda row: places[row])
     data = replace(data, labels=reading.values)
     notes += [f"Labels: {reading.why}.", *reading.notes]
@@ -177,9 +170,7 @@ def prepare(
         if fate.row >= 0:
             column = "split" if "split" in frame else "fold"
             fate.status = f"used: {'' if column == 'split' else 'fold '}{frame[column].iloc[fate.row]}"
-    chosen = metrics.main_metric(
-        task.kind, metric
-    )
+    chosen = metrics.main_metric(task.kind, metric)
     material = Material(data, task, values, trainings, groups, grouped_by, chosen, split_by, loud, notes)
     _check_parts(material)
     train = sorted({row for part in trainings for row in part.train})
@@ -257,11 +248,7 @@ def _with_split(
 
 
 def _groups(
-    frame: pd.DataFrame,
-    data: LabelledEmbeddings,
-    splitting: bool,
-    identity: float | None,
-    threads: int,
+    frame: pd.DataFrame, data: LabelledEmbeddings, splitting: bool, identity: float | None, threads: int,
     notes: list[str],
 ) -> tuple[list[str], str]:
     """Group of each row and what groups are: the table's, else homology where rows are to be parted, else copies."""
@@ -317,10 +304,8 @@ def _complete_valid(
     labels = frame["label"].tolist()
     strata = labels if task.target == "class" else splits.quantile_strata(values.tolist())
     place = splits.assign(
-        [groups[row] for row in train.tolist()],
-        [strata[row] for row in train.tolist()],
-        (1 - VALID_OF_TRAIN, VALID_OF_TRAIN),
-        seed,
+        [groups[row] for row in train.tolist()], [strata[row] for row in train.tolist()],
+        (1 - VALID_OF_TRAIN, VALID_OF_TRAIN), seed,
     )
     frame.loc[train[np.asarray(place) == 1], "split"] = "valid"
     notes.append(f"The table has no validation rows: {sum(place)} of its training rows were taken, in whole groups.")
@@ -343,7 +328,7 @@ def _check_parts(material: Material) -> None:
             raise UserError(
                 f"The class {missing[0]!r} has no training rows, so it can never be called", where="column split",
                 fix="Split anew with plm_preprocess, or leave the class out",
-            )  # fmt: skip
+            )
     if material.folds and material.task.target == "class":
         of_fold: dict[str, set[int]] = {}
         for part in material.parts:

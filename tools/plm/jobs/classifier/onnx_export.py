@@ -34,8 +34,7 @@ def write_onnx(bundle: ClassifierBundle, path: str | Path) -> None:
 
     if bundle.head.kind == "neighbours":
         raise UserError(
-            "A head of nearest neighbours cannot be written as ONNX",
-            where=bundle.name,
+            "A head of nearest neighbours cannot be written as ONNX", where=bundle.name,
             fix="Train a logistic, ridge or feed-forward head",
         )
     arrays = bundle.head.arrays
@@ -86,7 +85,7 @@ def write_onnx(bundle: ClassifierBundle, path: str | Path) -> None:
         nodes, "classifier",
         [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["N", bundle.embedding.dimension])],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", task.outputs])], constants,
-    )  # fmt: skip
+    )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="plm-suite", producer_version=__version__
     )
@@ -96,7 +95,7 @@ def write_onnx(bundle: ClassifierBundle, path: str | Path) -> None:
         "name": bundle.name, "classes": list(task.classes), "positive": task.positive, "threshold": bundle.threshold,
         "model": about.model, "model_sha256": about.model_sha256, "layers": list(about.layers),
         "pooling": about.pooling, "licence": str(bundle.manifest.get("licence", "")),
-    }  # fmt: skip
+    }
     helper.set_model_props(
         model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
     )

@@ -99,7 +99,7 @@ class ClassifierFindings:
                 return Comparison(
                     first, second, one.metric, one.second_value, one.first_value, -one.difference, -one.high, -one.low,
                     one.p_value,
-                )  # fmt: skip
+                )
         raise KeyError((first, second))
 
 
@@ -292,7 +292,7 @@ def write_up(
         valid = findings.validation.get(model.name, math.nan)
         setting = plain(findings.settings.get(model.name, about.get(model.name, "")))
         cells.append([name, number(line.value) + interval_text(line.low, line.high), *values,
-                      number(valid) if math.isfinite(valid) else "", setting])  # fmt: skip
+                      number(valid) if math.isfinite(valid) else "", setting])
     report.rows(header, cells)
     if assessment.groups < FEWEST_GROUPS:
         few = counted(assessment.groups, "group")

@@ -56,15 +56,8 @@ class TrialJournal:
         self.path, self.key = path, key
 
     def search(
-        self,
-        rows: HeadRows,
-        judge: ValidationRows,
-        base: NetworkSettings,
-        metric: str,
-        trials: int,
-        seed: int,
-        fold: int | None,
-        log: logging.Logger,
+        self, rows: HeadRows, judge: ValidationRows, base: NetworkSettings, metric: str, trials: int, seed: int,
+        fold: int | None, log: logging.Logger,
     ) -> Searched:
         """Runs the trials that are left; the first one has the settings ``base``.
 
@@ -126,7 +119,7 @@ class TrialJournal:
             study = optuna.create_study(
                 storage=storage, study_name=name, direction=direction, load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=4),
-            )  # fmt: skip
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"The study cannot be read ({error})", where="--resume-study", fix=again) from error
         key = study.user_attrs.get("key")
@@ -189,11 +182,7 @@ def _proposed(trial: Any, base: NetworkSettings) -> NetworkSettings:
 
 def _settings(proposal: Mapping[str, Any], base: NetworkSettings) -> NetworkSettings:
     return replace(
-        base,
-        learning_rate=float(proposal["learning_rate"]),
-        width=int(proposal["width"]),
-        depth=int(proposal["depth"]),
-        dropout=float(proposal["dropout"]),
-        batch=int(proposal["batch"]),
+        base, learning_rate=float(proposal["learning_rate"]), width=int(proposal["width"]),
+        depth=int(proposal["depth"]), dropout=float(proposal["dropout"]), batch=int(proposal["batch"]),
         weight_decay=float(proposal["weight_decay"]),
     )

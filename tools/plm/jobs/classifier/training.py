@@ -168,8 +168,7 @@ def train(
     kinds = classifiers.kinds_for(material.task)
     if settings.head != "auto" and settings.head not in kinds:
         raise UserError(
-            f"A head of the kind {settings.head} cannot predict numbers",
-            where="--head",
+            f"A head of the kind {settings.head} cannot predict numbers", where="--head",
             fix=f"Choose {', '.join(kinds)}",
         )
     members: dict[HeadKind, list[FittedHead]] = {kind: [] for kind in kinds}
@@ -196,7 +195,7 @@ def train(
             log.info(
                 "%s%s: %s; %.1f s", classifiers.NAMES[kind], "" if part.fold is None else f", fold {part.fold}",
                 fitted.told, head.seconds,
-            )  # fmt: skip
+            )
     trained = Trained(material, settings, members, {}, kinds[0], searches)
     for kind in kinds:
         probabilities, calls = trained.answers(kind, valid=True)
@@ -223,14 +222,8 @@ def fit(
 
 
 def _member(
-    kind: HeadKind,
-    fitted: Fitted,
-    task: Task,
-    material: Material,
-    part: TrainingPart,
-    judge: ValidationRows,
-    test: NDArray[np.float32],
-    seconds: float,
+    kind: HeadKind, fitted: Fitted, task: Task, material: Material, part: TrainingPart, judge: ValidationRows,
+    test: NDArray[np.float32], seconds: float,
 ) -> FittedHead:
     valid, answers = fitted.head.scores(judge.matrix), fitted.head.scores(test)
     if task.target == "number":

@@ -41,12 +41,8 @@ def announce(material: Material, trials: int, log: logging.Logger) -> None:
         names = material.task.classes
         told = f"{len(names)} classes ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
     log.info(
-        "Plan: %d embeddings of dimension %d, %s, %s (%s)%s",
-        len(material.data),
-        material.data.description.dimension,
-        told,
-        "folds" if material.folds else "training, validation and test",
-        material.split_by,
+        "Plan: %d embeddings of dimension %d, %s, %s (%s)%s", len(material.data), material.data.description.dimension,
+        told, "folds" if material.folds else "training, validation and test", material.split_by,
         f", search of {trials} trials" if trials else "",
     )
 

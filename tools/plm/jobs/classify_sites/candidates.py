@@ -99,8 +99,7 @@ def choose_letters(trained: str, wanted: str, bundle: str, notes: list[str]) -> 
     """
     if not wanted and not trained:
         raise UserError(
-            "The bundle does not say which residues its sites are",
-            where=bundle,
+            "The bundle does not say which residues its sites are", where=bundle,
             fix="Give them with --residues, e.g. Y or ST",
         )
     letters = check_letters(wanted, "--residues") if wanted else check_letters(trained, bundle)
@@ -143,14 +142,8 @@ def _protein(record: ProteinRecord, cleaned: Cleaned, repeated: Settled | None, 
     wanted = frozenset(letters)
     sites = tuple(index for index, letter in enumerate(cleaned.sequence) if letter in wanted)
     return Protein(
-        identifier,
-        accession,
-        record.line,
-        cleaned.sequence,
-        sites,
-        _places(sites, cleaned.removed),
-        _places((len(cleaned.sequence) - 1,), cleaned.removed)[0],
-        "",
+        identifier, accession, record.line, cleaned.sequence, sites, _places(sites, cleaned.removed),
+        _places((len(cleaned.sequence) - 1,), cleaned.removed)[0], "",
         (*((repeated.told,) if repeated else ()), *cleaned.changes),
     )
 
@@ -170,7 +163,7 @@ def _places(sites: tuple[int, ...], removed: tuple[int, ...]) -> tuple[int, ...]
 def survey(
     path: str | Path, letters: str, window: int, duplicates: str = "error", head: int = 4096,
     nucleotides: str = "reject",
-) -> CandidateSurvey:  # fmt: skip
+) -> CandidateSurvey:
     """Reads the whole file once, so that every mistake in it is found before the work starts.
 
     Args:
@@ -211,8 +204,7 @@ def survey(
     tally.warning = cleaning.finish()
     if not tally.proteins:
         raise UserError(
-            f"None of {tally.records} records can be used; the first: {tally.first_rejected}",
-            where=name,
+            f"None of {tally.records} records can be used; the first: {tally.first_rejected}", where=name,
             fix="Give protein sequences",
         )
     return tally

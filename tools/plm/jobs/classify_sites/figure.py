@@ -97,10 +97,7 @@ def _draw(axes: Any, track: Track, low: float, high: float, threshold: float | N
                 axes.plot(track.places[chosen], track.heights[chosen], "o", color=shade, markersize=3.2)
     if track.known.any():
         axes.plot(
-            track.places[track.known],
-            np.full(track.known.sum(), high + 0.13 * span),
-            "v",
-            color=colour(2),
+            track.places[track.known], np.full(track.known.sum(), high + 0.13 * span), "v", color=colour(2),
             markersize=4.5,
         )
     if threshold is not None and threshold <= high:
@@ -134,7 +131,7 @@ def _name_sites(panel: Any, track: Track) -> int:
         panel.annotate(
             f"{track.letters[index]}{place}", (place, track.heights[index]), xytext=(-3 if right else 3, 0),
             textcoords="offset points", fontsize=7.5, ha="right" if right else "left", va="bottom",
-        )  # fmt: skip
+        )
     return len(taken)
 
 

@@ -62,11 +62,7 @@ class SiteCounts:
             self.without += 1
 
     def add(
-        self,
-        protein: Protein,
-        heights: NDArray[np.float64],
-        called: NDArray[np.bool_],
-        calls: Sequence[str],
+        self, protein: Protein, heights: NDArray[np.float64], called: NDArray[np.bool_], calls: Sequence[str],
         known: NDArray[np.bool_],
     ) -> None:
         """Counts a protein with answers.
@@ -154,7 +150,7 @@ def called_words(name: str, classes: Sequence[str]) -> str:
 
 _YES_NO = (
     {"0", "1"}, {"no", "yes"}, {"false", "true"}, {"negative", "positive"}, {"neg", "pos"}, {"-1", "1"}, {"-", "+"},
-)  # fmt: skip
+)
 
 
 def _trust(counts: SiteCounts, point: OperatingPoint) -> str:
@@ -188,14 +184,8 @@ def _proteins(count: int) -> str:
 
 
 def site_report(
-    counts: SiteCounts,
-    point: OperatingPoint | None,
-    *,
-    letters: str,
-    manifest: Mapping[str, Any],
-    model: str,
-    notes: Sequence[str],
-    outputs: Sequence[str],
+    counts: SiteCounts, point: OperatingPoint | None, *, letters: str, manifest: Mapping[str, Any], model: str,
+    notes: Sequence[str], outputs: Sequence[str],
 ) -> Report:
     """The report of the stage.
 
@@ -310,7 +300,7 @@ def _row(share: str, expected: Expected) -> list[str]:
     return [
         share, calls, f"{false:,.1f} ({few:,} to {many:,})",
         f"{expected.called - false:,.1f} ({least:,} to {most:,})",
-    ]  # fmt: skip
+    ]
 
 
 def _percent(share: float | None) -> str:

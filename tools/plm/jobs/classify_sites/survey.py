@@ -39,8 +39,7 @@ def choose_point(
         if false_positive_rate is not None or prevalence is not None:
             raise UserError(
                 "The bundle does not tell two classes apart, so there is no threshold to choose",
-                where="--false-positive-rate or --prevalence",
-                fix="Leave them out",
+                where="--false-positive-rate or --prevalence", fix="Leave them out",
             )
         return None
     point = OperatingPoint.choose(
@@ -64,15 +63,8 @@ def announce(survey: CandidateSurvey, scanner: SiteScanner, letters: str, where:
     context = f"windows of {window} residues (equal ones once)" if window else "whole proteins"
     log.info(
         "Plan: %d proteins of %d records, %d candidates (%s), %s, %d tokens, %d networks, %s; about %s minutes",
-        survey.proteins,
-        survey.records,
-        survey.candidates,
-        "/".join(letters),
-        context,
-        tokens,
-        len(scanner.bundle.members),
-        where,
-        minutes,
+        survey.proteins, survey.records, survey.candidates, "/".join(letters), context, tokens,
+        len(scanner.bundle.members), where, minutes,
     )
 
 

@@ -55,8 +55,7 @@ class Truth:
             if task.target == "class" and label not in task.classes:
                 raise UserError(
                     f"The label {label!r} is none of the bundle's classes ({', '.join(task.classes)})",
-                    where=listing.where,
-                    fix="Give the classes that the bundle was trained on",
+                    where=listing.where, fix="Give the classes that the bundle was trained on",
                 )
             places = self._places.setdefault(listing.protein, {})
             if places.setdefault(listing.place, label) != label:

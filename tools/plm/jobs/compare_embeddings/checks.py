@@ -108,13 +108,8 @@ def checks(findings: EmbeddingFindings) -> list[Check]:
         result = LOOK if findings.label_p < 0.05 else OK
         rows.append(
             Check(
-                "both",
-                "labels_alike",
-                "all",
-                result,
-                math.nan,
-                sum(int(one.labels.known.sum()) for one in findings.sets),
-                p_value=findings.label_p,
+                "both", "labels_alike", "all", result, math.nan,
+                sum(int(one.labels.known.sum()) for one in findings.sets), p_value=findings.label_p,
                 note="chi-squared test of class shares, or Kolmogorov-Smirnov test of numbers",
             )
         )
@@ -141,14 +136,7 @@ def _quality_checks(one: Judged) -> Iterator[Check]:
     low, high = quality.norm_limits
     middle = float(np.median(quality.norm[quality.finite]))
     yield Check(
-        one.name,
-        "norm",
-        "all",
-        OK,
-        middle,
-        finite,
-        low=low,
-        high=high,
+        one.name, "norm", "all", OK, middle, finite, low=low, high=high,
         note="median length; low and high bound the usual",
     )
     yield count("norm_outliers", quality.odd, LOOK, "embeddings of unusual length", finite)
@@ -157,22 +145,11 @@ def _quality_checks(one: Judged) -> Iterator[Check]:
     share = quality.largest
     result = LOOK if share > 0.5 and dimension > 2 else OK
     yield Check(
-        one.name,
-        "largest_component",
-        f"e{int(quality.sd.argmax())}",
-        result,
-        share,
-        finite,
-        expected=1 / dimension,
+        one.name, "largest_component", f"e{int(quality.sd.argmax())}", result, share, finite, expected=1 / dimension,
         note="share of the variance in one component",
     )
     yield Check(
-        one.name,
-        "effective_dimension",
-        "all",
-        OK,
-        quality.effective,
-        sampled,
+        one.name, "effective_dimension", "all", OK, quality.effective, sampled,
         note="directions that would carry the variance if they shared it evenly",
     )
     yield from _label_checks(one)
@@ -187,27 +164,15 @@ def _label_checks(one: Judged) -> Iterator[Check]:
     if labels.kind == "number":
         values = labels.numbers[labels.known]
         yield Check(
-            one.name,
-            "numbers",
-            "all",
-            OK,
-            float(np.median(values)),
-            len(values),
-            low=float(values.min()),
-            high=float(values.max()),
-            note="median, smallest and largest label",
+            one.name, "numbers", "all", OK, float(np.median(values)), len(values), low=float(values.min()),
+            high=float(values.max()), note="median, smallest and largest label",
         )
         return
     sizes = np.bincount(labels.codes[labels.known], minlength=len(labels.classes))
     sizes = sizes[sizes > 0]
     result = OK if len(sizes) > 1 and sizes.max() <= IMBALANCE * sizes.min() else LOOK
     yield Check(
-        one.name,
-        "imbalance",
-        "all",
-        result,
-        float(sizes.max() / sizes.min()),
-        int(sizes.sum()),
+        one.name, "imbalance", "all", result, float(sizes.max() / sizes.min()), int(sizes.sum()),
         note=f"{len(sizes)} classes; largest over smallest",
     )
     bulk = np.bincount(labels.codes[labels.known], minlength=len(labels.classes))
@@ -224,46 +189,24 @@ def _drift_checks(findings: EmbeddingFindings) -> Iterator[Check]:
     finite = int(findings.new.quality.finite.sum())
     equal, shared = int((proteins.same >= 0).sum()), shared_ids(findings)
     yield Check(
-        "both",
-        "same_id",
-        "all",
-        LOOK if shared else OK,
-        shared,
-        len(findings.new.side),
+        "both", "same_id", "all", LOOK if shared else OK, shared, len(findings.new.side),
         note="ids that are in the reference too",
     )
     yield Check(
-        "both",
-        "same_numbers",
-        "all",
-        LOOK if equal else OK,
-        equal,
-        finite,
+        "both", "same_numbers", "all", LOOK if equal else OK, equal, finite,
         note="new proteins whose embedding is in the reference too",
     )
     near = int(proteins.near.sum()) - equal
     if findings.new.side.description.dimension >= FEWEST_COMPONENTS:
         yield Check(
-            "both",
-            "near_duplicates",
-            "all",
-            LOOK if near else OK,
-            near,
-            finite,
+            "both", "near_duplicates", "all", LOOK if near else OK, near, finite,
             note=f"new proteins nearly equal to one of the {proteins.compared} compared of the reference",
         )
     low, high = drifted_range(findings)
     result = LOOK if more_drifted(findings) else OK
     drifted = int(proteins.drifted.sum())
     yield Check(
-        "both",
-        "drifted_proteins",
-        "all",
-        result,
-        drifted / finite,
-        finite,
-        low=low,
-        high=high,
+        "both", "drifted_proteins", "all", result, drifted / finite, finite, low=low, high=high,
         expected=proteins.share,
         note=f"share beyond distance {proteins.limit:.4g} to the {proteins.k} nearest of {proteins.compared}",
     )
@@ -271,38 +214,16 @@ def _drift_checks(findings: EmbeddingFindings) -> Iterator[Check]:
         return
     used = sum(tests.rows)
     yield Check(
-        "both",
-        "classifier_auroc",
-        "all",
-        LOOK if tests.auroc_p < LIMIT else OK,
-        tests.auroc,
-        used,
-        low=tests.low,
-        high=tests.high,
-        expected=0.5,
-        p_value=tests.auroc_p,
-        note="cross-validated logistic regression",
+        "both", "classifier_auroc", "all", LOOK if tests.auroc_p < LIMIT else OK, tests.auroc, used, low=tests.low,
+        high=tests.high, expected=0.5, p_value=tests.auroc_p, note="cross-validated logistic regression",
     )
     yield Check(
-        "both",
-        "energy_distance",
-        "all",
-        LOOK if tests.energy_p < LIMIT else OK,
-        tests.energy,
-        sum(tests.energy_rows),
-        expected=0,
-        p_value=tests.energy_p,
-        note="share of the mean distance; by permutation",
+        "both", "energy_distance", "all", LOOK if tests.energy_p < LIMIT else OK, tests.energy, sum(tests.energy_rows),
+        expected=0, p_value=tests.energy_p, note="share of the mean distance; by permutation",
     )
     yield Check(
-        "both",
-        "differing_components",
-        "all",
-        LOOK if tests.differ.any() else OK,
-        int(tests.differ.sum()),
-        used,
-        expected=0,
-        note="Kolmogorov-Smirnov at a false discovery rate of 0.05",
+        "both", "differing_components", "all", LOOK if tests.differ.any() else OK, int(tests.differ.sum()), used,
+        expected=0, note="Kolmogorov-Smirnov at a false discovery rate of 0.05",
     )
 
 

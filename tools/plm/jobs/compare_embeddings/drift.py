@@ -256,7 +256,7 @@ def compare_sets(
     tests = Tests(
         (len(own), len(asked)), ks, p_values, false_discovery_control(p_values), energy, energy_p,
         (len(points[0]), len(points[1])), auroc, low, high, auroc_p,
-    )  # fmt: skip
+    )
     return tests, ""
 
 

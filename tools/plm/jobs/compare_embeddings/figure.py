@@ -98,20 +98,12 @@ def _components(panel: Any, findings: EmbeddingFindings) -> None:
     shift = (new.mean - other.mean) / np.where(other.sd > 0, other.sd, np.nan)
     for chosen, shade, name in ((~differ, GREY, "alike"), (differ, _DRIFTED, "differ (FDR 5 %)")):
         panel.scatter(
-            shift[chosen],
-            findings.tests.ks[chosen],
-            s=16,
-            c=shade,
-            linewidths=0,
-            alpha=0.7,
-            marker="^" if shade == _DRIFTED else "o",
-            label=f"{name}: {int(chosen.sum())}",
+            shift[chosen], findings.tests.ks[chosen], s=16, c=shade, linewidths=0, alpha=0.7,
+            marker="^" if shade == _DRIFTED else "o", label=f"{name}: {int(chosen.sum())}",
         )
     panel.set(
-        xlabel="Shift of the mean (standard deviations of the reference)",
-        ylabel="Kolmogorov-Smirnov statistic",
-        title="Components",
-        ylim=(0, None),
+        xlabel="Shift of the mean (standard deviations of the reference)", ylabel="Kolmogorov-Smirnov statistic",
+        title="Components", ylim=(0, None),
     )
     panel.legend(loc="best")
 
@@ -123,10 +115,7 @@ def _distances(panel: Any, findings: EmbeddingFindings) -> None:
     # A few proteins far off must not squeeze the rest into one bar.
     end = max(float(np.quantile(values, 0.99)), proteins.limit if np.isfinite(proteins.limit) else 0.0, 1e-9) * 1.15
     panel.hist(
-        np.minimum(values, end),
-        np.linspace(0, end, _BINS + 1),
-        color=_NEW,
-        alpha=0.6,
+        np.minimum(values, end), np.linspace(0, end, _BINS + 1), color=_NEW, alpha=0.6,
         weights=np.full(len(values), 1 / len(values)),
     )
     if np.isfinite(proteins.limit):
@@ -134,8 +123,7 @@ def _distances(panel: Any, findings: EmbeddingFindings) -> None:
         panel.axvline(proteins.limit, color=_DRIFTED, linestyle="--", linewidth=1.8, label=text)
         panel.legend(loc="best")
     panel.set(
-        xlabel=f"Distance to the {proteins.k} nearest reference proteins",
-        ylabel="Share of new proteins",
+        xlabel=f"Distance to the {proteins.k} nearest reference proteins", ylabel="Share of new proteins",
         title=f"{int(proteins.drifted.sum()):,} of {len(values):,} new proteins drifted",
     )
     share_axis(panel.yaxis)
@@ -155,8 +143,6 @@ def _variance(panel: Any, findings: EmbeddingFindings) -> None:
     panel.plot(np.arange(1, count + 1), np.cumsum(shares), color=_NEW, marker="." if count <= 50 else "")
     effective = findings.new.quality.effective
     panel.set(
-        xlabel="Principal components",
-        ylabel="Share of the variance, added up",
-        ylim=(0, 1),
+        xlabel="Principal components", ylabel="Share of the variance, added up", ylim=(0, 1),
         title="" if effective != effective else f"Effective dimension {effective:.3g} of {matrix.shape[1]}",
     )

@@ -102,8 +102,7 @@ def judge(matrix: Array, where: str, most: int, seed: int) -> Quality:
     if len(rows) < FEWEST:
         bad = f" ({len(matrix) - len(rows)} of {len(matrix)} hold NaN or infinity)" if len(rows) < len(matrix) else ""
         raise UserError(
-            f"There are {len(rows)} embeddings of finite numbers{bad}, too few to say anything",
-            where=where,
+            f"There are {len(rows)} embeddings of finite numbers{bad}, too few to say anything", where=where,
             fix=f"Give at least {FEWEST}",
         )
     norm = np.full(len(matrix), np.nan)
@@ -131,7 +130,7 @@ def judge(matrix: Array, where: str, most: int, seed: int) -> Quality:
     return Quality(
         finite, norm, limits, odd, first, _near(matrix, sample, first), mean, sd, low, high, constant, sample,
         largest, _effective(matrix[sample]),
-    )  # fmt: skip
+    )
 
 
 def _limits(norms: Floats) -> tuple[float, float]:

@@ -23,11 +23,11 @@ from plm.wording import counted, number
 COMPONENT_COLUMNS = (
     "component", "mean", "sd", "minimum", "maximum", "constant", "reference_mean", "reference_sd", "shift", "ks",
     "p_value", "q_value", "differs",
-)  # fmt: skip
+)
 PROTEIN_COLUMNS = (
     "id", "position", "set", "label", "status", "norm", "norm_outlier", "duplicate_of", "near_duplicate_of",
     "nearest_reference", "nearest_label", "distance", "drifted", "in_reference",
-)  # fmt: skip
+)
 _BANDS = ((0.6, "slightly"), (0.75, "clearly"), (0.9, "strongly"), (1.01, "almost completely"))
 _SHOWN = 5
 

@@ -71,11 +71,8 @@ class _Process:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [tools, os.environ.get("PYTHONPATH", "")]))
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "plm.jobs.compare_models.cost_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
+            [sys.executable, "-m", "plm.jobs.compare_models.cost_process"], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, env=environment,
         )
         self._tell(json.dumps({"name": name, "folder": str(files.directory), "threads": threads, **order}))
         self.ready = self._answer()
@@ -97,7 +94,7 @@ class _Process:
             raise UserError(
                 f"The process that measures the model {how}",
                 where=self.name, fix="Give the job more memory, or leave the measurement out with --turns 0",
-            )  # fmt: skip
+            )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise UserError(answer["error"])
@@ -128,15 +125,8 @@ class _Process:
 
 
 def measure(
-    models: Sequence[tuple[str, ModelFiles]],
-    sequences: Sequence[str],
-    *,
-    turns: int,
-    threads: int,
-    device: str,
-    precision: str,
-    together: bool = True,
-    told: Callable[[str], None] | None = None,
+    models: Sequence[tuple[str, ModelFiles]], sequences: Sequence[str], *, turns: int, threads: int, device: str,
+    precision: str, together: bool = True, told: Callable[[str], None] | None = None,
 ) -> list[ModelCost]:
     """Measures models that encode the same proteins.
 
@@ -164,7 +154,7 @@ def measure(
 def _rounds(
     models: Sequence[tuple[str, ModelFiles]], order: dict[str, Any], residues: int, turns: int, threads: int,
     tell: Callable[[str], None],
-) -> list[ModelCost]:  # fmt: skip
+) -> list[ModelCost]:
     with ExitStack() as stack:
         processes = [stack.enter_context(_Process(name, files, order, threads)) for name, files in models]
         speeds: list[list[float]] = [[] for _ in processes]
@@ -181,14 +171,8 @@ def _rounds(
             size = sum(path.stat().st_size for path in weight_files(process.files.directory))
             costs.append(
                 ModelCost(
-                    process.name,
-                    int(ready["parameters"]),
-                    size,
-                    tuple(mine),
-                    last["peak_mib"],
-                    last["empty_mib"],
-                    last["cuda_mib"],
-                    ready["loading"],
+                    process.name, int(ready["parameters"]), size, tuple(mine), last["peak_mib"], last["empty_mib"],
+                    last["cuda_mib"], ready["loading"],
                 )
             )
     return costs

@@ -82,7 +82,7 @@ def box_figure(panels: Sequence[Boxes], models: Sequence[str], domains: Sequence
             panel.yaxis.set_minor_formatter("{x:g}")
             panel.tick_params(axis="y", which="minor", labelsize=8)
         panel.set_xticks(range(len(models)), [shortened(name, 18) for name in models],
-                         rotation=0 if len(models) <= 4 else 30)  # fmt: skip
+                         rotation=0 if len(models) <= 4 else 30)
         panel.set(title=boxes.title, ylabel=boxes.label, xlim=(-0.6, len(models) - 0.4))
         if boxes.share:
             share_axis(panel.yaxis)
@@ -101,7 +101,7 @@ def _box(panel: Any, values: Floats, at: float, width: float, shade: str, chance
     panel.boxplot(
         values, positions=[at], widths=width, showfliers=False, medianprops={"color": "black", "linewidth": 2},
         boxprops=line, whiskerprops=line, capprops=line, manage_ticks=False,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)

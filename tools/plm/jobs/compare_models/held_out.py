@@ -76,7 +76,7 @@ class HeldOut:
 def read_held_out(
     path: Path, *, domain_column: str = "", cluster_column: str = "", most: int = 0, identity: float = 0.3,
     threads: int = 1,
-) -> HeldOut:  # fmt: skip
+) -> HeldOut:
     """Reads proteins from FASTA, CSV/TSV with a sequence column, or a dataset table (also Parquet).
 
     Args:

@@ -63,7 +63,7 @@ class ModelComparison:
 
     def __init__(
         self, findings: ModelFindings, datasets: Sequence[Probe], masks: Masks, *, resamples: int, seed: int
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._findings, self._probes, self._resamples, self._seed = findings, datasets, resamples, seed
         self._put: masked_questions.Questions | None = None
         self._sample: tuple[list[str], list[NDArray[np.int64]], list[str]] = ([], [], [])
@@ -73,7 +73,7 @@ class ModelComparison:
             self._put = masked_questions.questions(
                 held.sequences, held.domains, held.clusters, rate=masks.rate, sets=masks.sets, seed=masks.seed,
                 crop=masks.crop,
-            )  # fmt: skip
+            )
             findings.asked = self._put.asked
             findings.settings = (
                 f"{len(findings.asked.truth):,} masked residues: {masks.rate:.0%} of each protein, at least one (80 % "
@@ -102,7 +102,7 @@ class ModelComparison:
         loaded = load_model(
             files, purpose="masked_lm" if headed else "encoder", device=device,
             dtype="bfloat16" if precision == "bf16" else "float32",
-        )  # fmt: skip
+        )
         findings.parameters[name] = parameters_of(loaded)
         if self._put is not None and findings.held is not None:
             if headed:
@@ -165,7 +165,7 @@ class ModelComparison:
                     probe.notes, probe.learned, len(probe.judged), self._draws[number].groups, self._scores[number],
                     self._settings[number], list(others),
                 )
-            )  # fmt: skip
+            )
 
 
 def parameters_of(loaded: LoadedModel) -> int:
@@ -190,7 +190,7 @@ def _residue_sample(
 def measure_costs(
     findings: ModelFindings, sources: Sequence[tuple[str, ModelFiles]], others: Sequence[Sequence[str]], *,
     residues: int, turns: int, threads: int, device: str, precision: str, told: Callable[[str], None],
-) -> list[cost.ModelCost]:  # fmt: skip
+) -> list[cost.ModelCost]:
     """Times the models on proteins of the comparison.
 
     Args:
@@ -218,4 +218,4 @@ def measure_costs(
     if not together:
         findings.notes.append("The memory does not hold all models at a time: they were timed one after the other.")
     return cost.measure(sources, chosen, turns=turns, threads=threads, device=device, precision=precision,
-                        together=together, told=told)  # fmt: skip
+                        together=together, told=told)

@@ -129,15 +129,7 @@ class _Scope:
         if exponent:
             score, low, high = (float(np.exp(each)) for each in (score, low, high))
         return MaskedLine(
-            model.name,
-            model.baseline,
-            self.domain,
-            measure,
-            score,
-            low,
-            high,
-            len(self.rows),
-            int(residues),
+            model.name, model.baseline, self.domain, measure, score, low, high, len(self.rows), int(residues),
             self.clusters,
         )
 

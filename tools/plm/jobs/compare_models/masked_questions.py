@@ -84,7 +84,7 @@ class LetterCorpus(Corpus):
 def questions(
     sequences: Sequence[str], domains: Sequence[str], clusters: Sequence[str], *, rate: float, sets: int, seed: int,
     crop: int,
-) -> Questions:  # fmt: skip
+) -> Questions:
     """Masks residues of each sequence: an exact share, at least one; 80 % hidden, 10 % replaced, 10 % left.
 
     Args:
@@ -129,7 +129,7 @@ def has_head(loaded: LoadedModel) -> bool:
 def answer(
     name: str, loaded: LoadedModel, put: Questions, *, budget: int | None = None,
     advance: Callable[[int], None] | None = None,
-) -> MaskedAnswers:  # fmt: skip
+) -> MaskedAnswers:
     """One pass of a model over all questions, in packed rows.
 
     The head runs in float32 on masked residues only, whatever the precision of the rest: bfloat16 would round logits to
@@ -155,7 +155,7 @@ def answer(
     code_of = np.full(int(encoder.unwrap(loaded.model).config.vocab_size), -1, np.int64)
     code_of[ids[:LETTERS]] = np.arange(LETTERS)
     plan = plan_batches([len(item.codes) + family.specials for item in put.items],
-                        budget or encoder.ROW_TOKENS[loaded.device.type])  # fmt: skip
+                        budget or encoder.ROW_TOKENS[loaded.device.type])
     starts = np.concatenate([[0], np.cumsum([len(item.places) for item in put.items])])
     log_p = np.empty((int(starts[-1]), LETTERS), np.float32)
     called = np.empty(int(starts[-1]), np.int64)

@@ -151,7 +151,7 @@ def read_probe(name: str, path: Path, *, seed: int, threads: int) -> Probe:
     for learn, judge in pairs:
         if not len(learn) or not len(judge):
             raise UserError("There is nothing to learn from or nothing to judge", where=f"--probe {name}",
-                            fix="Give rows of split train and test (or valid), or folds")  # fmt: skip
+                            fix="Give rows of split train and test (or valid), or folds")
         if len(np.unique(target[learn])) < 2:
             raise UserError("All training rows have one label", where=f"--probe {name}, {path.name}")
     used = np.zeros(len(owner), bool)
@@ -185,7 +185,7 @@ def _parts(
         learn = np.flatnonzero(np.isin(part, learned))
         if not len(judge) or not len(learn):
             raise UserError("The column split names no training rows or no test or validation rows", where=path.name,
-                            fix="Split it with plm_preprocess")  # fmt: skip
+                            fix="Split it with plm_preprocess")
         return [(learn, judge)], f"the table's split: fitted on {told}", units
     if "fold" in frame.columns:
         fold = frame["fold"].to_numpy()
@@ -209,7 +209,7 @@ def _parts(
         assigned = np.array(splits.assign(units.tolist(), strata, [1 / _FOLDS] * _FOLDS, seed))
     except UserError as error:
         raise UserError("The rows are of fewer than five groups of relatives, too few for folds", where=path.name,
-                        fix="Give a column split or fold") from error  # fmt: skip
+                        fix="Give a column split or fold") from error
     pairs = [(np.flatnonzero(assigned != number), np.flatnonzero(assigned == number)) for number in range(_FOLDS)]
     return pairs, f"{_FOLDS} folds made here ({origin})", units
 
@@ -252,7 +252,7 @@ def _sample(learn: Ints, judge: Ints, table_row: Ints, seed: int, notes: list[st
 def _compact(
     name: str, task: Task, sequences: list[str], owner: Ints, place: Ints, target: NDArray[Any],
     units: NDArray[np.str_], pairs: list[tuple[Ints, Ints]], used: NDArray[np.bool_], notes: list[str], split: str,
-) -> Probe:  # fmt: skip
+) -> Probe:
     """Without rows and sequences that nobody uses; rows of one sequence follow each other, as they are computed."""
     order = np.flatnonzero(used)
     order = order[np.lexsort((place[order], owner[order]))]
@@ -261,7 +261,7 @@ def _compact(
     kept, owners = np.unique(owner[order], return_inverse=True)
     parts = [(np.sort(new[learn]), np.sort(new[judge])) for learn, judge in pairs]
     return Probe(name, task, [sequences[number] for number in kept], owners.astype(np.int64), place[order],
-                 target[order], units[order], parts, notes, split)  # fmt: skip
+                 target[order], units[order], parts, notes, split)
 
 
 def features(probe: Probe, loaded: LoadedModel, *, advance: Callable[[int], None] | None = None) -> Singles:

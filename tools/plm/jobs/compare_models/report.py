@@ -21,22 +21,22 @@ from plm.wording import metric_name, number
 
 SCORE_COLUMNS = (
     "model", "kind", "domain", "measure", "value", "low", "high", "proteins", "residues", "clusters",
-)  # fmt: skip
+)
 AGREEMENT_COLUMNS = ("model", "reference", *SCORE_COLUMNS[2:])
 PROTEIN_COLUMNS = (
     "id", "domain", "cluster", "length", "status", "details", "model", "masked_residues", "correct",
     "perplexity", "accuracy",
-)  # fmt: skip
+)
 PROBE_COLUMNS = (
     "probe", "level", "target", "model", "kind", "measure", "main", "value", "low", "high", "retention",
     "retention_low", "retention_high", "gain_kept", "gain_kept_low", "gain_kept_high", "setting", "training_rows",
     "judged_rows", "groups",
-)  # fmt: skip
+)
 COST_COLUMNS = (
     "model", "parameters", "weights_mib", "residues_per_second", "slowest", "fastest", "times_reference",
     "times_reference_low", "times_reference_high", "peak_mib", "peak_mib_above_empty_process", "gpu_peak_mib",
     "load_seconds", "turns",
-)  # fmt: skip
+)
 _MIB = 2**20
 
 
@@ -231,7 +231,7 @@ def probes_table(findings: ModelFindings) -> Iterator[str]:
                 values = [scores.values[measure], *scores.interval(measure), *ratios]
                 counts = [str(count) for count in (probe.learned, probe.judged, probe.groups)]
                 yield "\t".join([probe.name, probe.level, target, name, kind, measure, main, *map(_cell, values),
-                                 probe.settings[name], *counts])  # fmt: skip
+                                 probe.settings[name], *counts])
 
 
 def cost_table(findings: ModelFindings) -> Iterator[str]:
@@ -240,7 +240,7 @@ def cost_table(findings: ModelFindings) -> Iterator[str]:
     for cost in findings.costs:
         values = [cost.bytes / _MIB, cost.speed, min(cost.speeds), max(cost.speeds), *cost.times(findings.costs[0]),
                   cost.peak_mib, max(0.0, cost.peak_mib - cost.empty_mib), cost.cuda_mib or float("nan"),
-                  cost.loading]  # fmt: skip
+                  cost.loading]
         parameters = findings.parameters.get(cost.name, cost.parameters)
         yield "\t".join([cost.name, str(parameters), *map(_cell, values), str(len(cost.speeds))])
 
@@ -265,7 +265,7 @@ def boxes(findings: ModelFindings, path: Path) -> None:
               heights["masked_perplexity"], "unigram, all proteins"),
         Boxes("Masked residues found", "Accuracy in a protein", accuracy, False, heights["masked_accuracy"],
               "unigram, all proteins", share=True),
-    ]  # fmt: skip
+    ]
     box_figure(panels, names, findings.held.domains, path)
 
 
@@ -386,7 +386,7 @@ def side_by_side(findings: ModelFindings) -> tuple[list[str], list[list[str]]]:
         cells = [f"{name} (baseline)"] + [""] * (len(header) - 1)
         for measure, title, digits in (
             ("masked_perplexity", "masked perplexity", 2), ("masked_accuracy", "masked accuracy", 3),
-        ):  # fmt: skip
+        ):
             cells[header.index(title)] = _cell_of(findings.line(findings.scores, name, measure), digits)
         rows.append(cells)
     if findings.probes:
@@ -458,7 +458,7 @@ def report(findings: ModelFindings, shown: Sequence[str]) -> Report:
 
 def _probe_line(findings: ModelFindings, probe: ProbeResult) -> str:
     told = [f"{plain(probe.name)} - {probe.level} level, {probe.learned:,} training and {probe.judged:,} judged rows, "
-            f"{probe.groups:,} groups; {plain(probe.split)}"]  # fmt: skip
+            f"{probe.groups:,} groups; {plain(probe.split)}"]
     for model in findings.models[1:]:
         kept, gain = probe.kept(model, findings.reference)
         if kept.value == kept.value:

@@ -19,10 +19,7 @@ _PART_TOKENS = 65_536
 
 
 def represent(
-    loaded: LoadedModel,
-    sequences: Sequence[str],
-    places: Sequence[NDArray[np.int64]] | None = None,
-    *,
+    loaded: LoadedModel, sequences: Sequence[str], places: Sequence[NDArray[np.int64]] | None = None, *,
     advance: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Last-layer representations; proteins that the memory does not hold go in overlapping windows.
@@ -76,5 +73,5 @@ def represent(
             raise UserError(
                 "The model gives no finite numbers", where=loaded.files.id,
                 fix="Use --precision fp32; if that does not help the model is damaged",
-            ) from error  # fmt: skip
+            ) from error
     return np.concatenate(values) if values else np.zeros((0, loaded.hidden_size), np.float32)

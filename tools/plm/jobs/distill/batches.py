@@ -48,15 +48,8 @@ class RowPlan(Sequence[np.ndarray]):
 
 
 def plan(
-    store: CorpusStore,
-    indices: np.ndarray,
-    *,
-    budget: int,
-    crop: int,
-    group: Group = "taxon",
-    smallest: int | None = None,
-    seed: int = 42,
-    epoch: int = 0,
+    store: CorpusStore, indices: np.ndarray, *, budget: int, crop: int, group: Group = "taxon",
+    smallest: int | None = None, seed: int = 42, epoch: int = 0,
 ) -> RowPlan:
     """Groups sequences of one taxon and similar length into rows; each sequence comes exactly once.
 
@@ -154,16 +147,8 @@ class DistillationRows(EpochRows):
     """
 
     def __init__(
-        self,
-        store: CorpusStore,
-        indices: np.ndarray,
-        rows: int,
-        *,
-        masks: MaskPlan,
-        budget: int,
-        group: Group = "taxon",
-        smallest: int | None = None,
-        seed: int = 42,
+        self, store: CorpusStore, indices: np.ndarray, rows: int, *, masks: MaskPlan, budget: int,
+        group: Group = "taxon", smallest: int | None = None, seed: int = 42,
     ) -> None:
         """Takes ``rows`` rows in all; see :func:`plan` for the rest."""
         super().__init__(rows)
@@ -177,7 +162,7 @@ class DistillationRows(EpochRows):
         return plan(
             self.store, self._indices, budget=self._budget, crop=self.masks.crop, group=self._group,
             smallest=self._smallest, seed=self._seed, epoch=epoch,
-        )  # fmt: skip
+        )
 
     def __getitem__(self, number: int) -> DistillationRow:
         epoch, place = self.epoch_of(number)

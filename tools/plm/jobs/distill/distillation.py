@@ -113,7 +113,7 @@ RECIPES = {
         {"learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.0, "beta2": 0.999, "clip": 0.0,
          "mask_rate": 0.15, "mask_sets": 1, "batch_tokens": 4096, "warmup_steps": 0},
     ),
-}  # fmt: skip
+}
 """``B``: the setting of "Small Lessons, Big Learner" (Adam at a constant rate, both terms one half)."""
 
 
@@ -130,12 +130,8 @@ class DistillationModel(nn.Module):
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        family: ModelFamily,
-        objective: Objective,
-        teach: Callable[[DistillationRow], TeacherTargets],
-        widths: tuple[int, int],
+        self, student: nn.Module, family: ModelFamily, objective: Objective,
+        teach: Callable[[DistillationRow], TeacherTargets], widths: tuple[int, int],
     ) -> None:
         super().__init__()
         self.language_model = student
@@ -144,13 +140,8 @@ class DistillationModel(nn.Module):
         self._objective, self._teach = objective, teach
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        lengths: torch.Tensor,
-        labels: torch.Tensor,
-        members: np.ndarray,
-        set_number: int,
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: torch.Tensor, labels: torch.Tensor,
+        members: np.ndarray, set_number: int,
     ) -> dict[str, Any]:
         """The loss of a row.
 
@@ -281,7 +272,7 @@ class Validation:
     def __init__(
         self, teacher: Teacher, store: CorpusStore, indices: np.ndarray, masks: MaskPlan, *, budget: int, most: int,
         device: torch.device, precision: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._device, self._precision = device, precision
         self._rows: list[tuple[DistillationRow, TeacherTargets]] = []
         seen = 0
@@ -388,4 +379,4 @@ class RateRamp:
         return RangeTest(
             rates, np.array(self._losses), smooth, float(rates[steepest]) if falls else math.nan, float(rates[lowest]),
             self.diverged,
-        )  # fmt: skip
+        )

@@ -108,12 +108,12 @@ class DistillationJob:
         log.info(
             "Plan: teacher %s; student %s; %s; %s on %s%s", plan["Teacher"], plan["Student"], plan["Training"],
             self.settings.precision, self.setup.device, f" x {self.ranks.world}" if self.ranks.world > 1 else "",
-        )  # fmt: skip
+        )
 
     def facts(
         self, outcome: RowOutcome, scores: Mapping[str, MaskedScore], *, title: str, recipe: str,
         inputs: Sequence[str], data: str,
-    ) -> Facts:  # fmt: skip
+    ) -> Facts:
         """Everything that the reports say."""
         return Facts(
             title=title, inputs=inputs, store=self.store, split=self.split, teacher=self.setup.teacher.files.id,
@@ -121,7 +121,7 @@ class DistillationJob:
             objective=self.objective, recipe=recipe, settings=self.settings, masks=self.setup.masks,
             batches=self.batches(), outcome=outcome, scores=scores, processes=self.ranks.world,
             device=str(self.setup.device), data_sha256=data,
-        )  # fmt: skip
+        )
 
     def rows(self, steps: int | None = None) -> DistillationRows:
         """The rows of the training, for all processes."""
@@ -129,7 +129,7 @@ class DistillationJob:
         return DistillationRows(
             self.store, self.split.train, count, masks=self.setup.masks, budget=self.settings.batch_tokens,
             group=self.group, smallest=self.smallest, seed=self.settings.seed,
-        )  # fmt: skip
+        )
 
     @cached_property
     def first_epoch(self) -> RowPlan:
@@ -142,7 +142,7 @@ class DistillationJob:
         names = {
             "taxon": "of one taxon", "domain": "of small taxa of one domain", "rest": "of other small taxa",
             "unknown": "without a taxon", "all": "of any taxon",
-        }  # fmt: skip
+        }
         told = ", ".join(f"{rows:,} {names[kind]}" for kind, (rows, _) in plan.pools.items())
         return f"{len(plan):,} rows an epoch, each of similar lengths: {told}"
 
@@ -167,7 +167,7 @@ class DistillationJob:
             "teacher": self.setup.teacher.files.sha256, "student": self.student.files.sha256, "data": data.hexdigest(),
             "objective": asdict(self.objective), "masks": asdict(self.setup.masks), "wants": asdict(self.setup.wants),
             "batches": [self.group, self.smallest], "processes": self.ranks.world,
-        }  # fmt: skip
+        }
 
     @property
     def look_masks(self) -> MaskPlan:
@@ -185,7 +185,7 @@ class DistillationJob:
         return Validation(
             teacher, self.store, self.split.parts[0], self.look_masks, budget=self.settings.batch_tokens,
             most=TERM_RESIDUES, device=self.setup.device, precision=self.settings.precision,
-        )  # fmt: skip
+        )
 
     def judge(self, loaded: LoadedModel, part: int, most: int | None = None) -> MaskedScore:
         """Masked residues of a part of the held-out clusters; the masks are the same for all models.
@@ -201,7 +201,7 @@ class DistillationJob:
         return score_rows(
             MaskedRowModel(loaded.model), items, mine.letters, self.frequencies,
             device=self.setup.device, precision=settings.precision, most_residues=most,
-        )  # fmt: skip
+        )
 
     def train(self, network: DistillationModel, keeper: CheckpointKeeper, tracking: Tracking) -> RowOutcome:
         """Trains the student in place; see :func:`plm.training.row_training.train_rows`."""
@@ -216,7 +216,7 @@ class DistillationJob:
                 log.info(
                     "Step %d: %s, validation masked perplexity %.2f, accuracy %.3f",
                     step, note, known["masked_perplexity"], known["masked_accuracy"],
-                )  # fmt: skip
+                )
             progress.advance(1, note)
 
         validation = self.validation() if self.ranks.leads else None
@@ -230,7 +230,7 @@ class DistillationJob:
         return train_rows(
             network, self.rows(), settings, steering, collate=collate, device=self.setup.device, resume=keeper.resume,
             ranks=self.ranks, terms=terms, every_step=True,
-        )  # fmt: skip
+        )
 
     def find_rate(self, network: DistillationModel, steps: int) -> tuple[RangeTest, RowOutcome]:
         """Trains at rates that rise from step to step; the student is worth nothing afterwards."""
@@ -238,7 +238,7 @@ class DistillationJob:
         settings = replace(
             self.settings, steps=steps, learning_rate=HIGHEST_RATE, schedule="constant", warmup_steps=0,
             evaluate_every=steps + 1, time_limit=None, checkpoint_every=1e9,
-        )  # fmt: skip
+        )
         progress = stage.Progress(self.setup.log, steps, "steps", every=10.0)
 
         def report(step: int, known: Mapping[str, float]) -> None:
@@ -248,7 +248,7 @@ class DistillationJob:
         outcome = train_rows(
             network, self.rows(steps), settings, steering, collate=collate, device=self.setup.device, ranks=self.ranks,
             terms=self.objective.terms, every_step=True, factor=ramp.factor, enough=ramp.enough,
-        )  # fmt: skip
+        )
         return ramp.result(), outcome
 
     def scores(self) -> dict[str, MaskedScore]:

@@ -87,13 +87,8 @@ def ready_job(request: DistillationRequest, setup: Setup) -> DistillationJob:
     start = setups.together(
         setup.ranks,
         lambda: setups.choose_student(
-            setup.teacher,
-            setup.scratch / "student",
-            source=request.student,
-            preset=request.student_preset,
-            take=request.student_take,
-            shape=shape,
-            allow_hub=request.allow_hub,
+            setup.teacher, setup.scratch / "student", source=request.student, preset=request.student_preset,
+            take=request.student_take, shape=shape, allow_hub=request.allow_hub,
         ),
     )
     student = load_model(start, purpose="masked_lm", device=setup.device)
@@ -102,15 +97,9 @@ def ready_job(request: DistillationRequest, setup: Setup) -> DistillationJob:
     split = setup.split(store, share=request.holdout, identity=request.identity, seed=request.seed)
     setup.settings["warmup_steps"] = min(setup.settings.get("warmup_steps", 100), request.steps)
     settings = RowSettings(
-        steps=request.steps,
-        accumulate=request.accumulate,
-        crop=request.max_length,
-        evaluate_every=request.evaluate_every,
-        checkpoint_every=request.checkpoint_every,
-        time_limit=request.time_limit,
-        precision=setup.precision,
-        seed=request.seed,
-        **setup.settings,
+        steps=request.steps, accumulate=request.accumulate, crop=request.max_length,
+        evaluate_every=request.evaluate_every, checkpoint_every=request.checkpoint_every, time_limit=request.time_limit,
+        precision=setup.precision, seed=request.seed, **setup.settings,
     )
     group: Literal["taxon", "none"] = "taxon" if request.batches == "taxon" else "none"
     job = DistillationJob(setup, student, start, store, split, settings, group, request.smallest_taxon)

@@ -59,14 +59,8 @@ def recipe(name: str, objective: Mapping[str, Any], settings: Mapping[str, Any])
 
 
 def choose_student(
-    teacher: LoadedModel,
-    folder: Path,
-    *,
-    source: str | None,
-    preset: str | None,
-    shape: tuple[int | None, int | None, int | None],
-    take: str | None,
-    allow_hub: bool = False,
+    teacher: LoadedModel, folder: Path, *, source: str | None, preset: str | None,
+    shape: tuple[int | None, int | None, int | None], take: str | None, allow_hub: bool = False,
 ) -> ModelFiles:
     """The student's starting weights.
 
@@ -87,7 +81,7 @@ def choose_student(
         raise UserError(
             "No student is named" if not any(given) else "More than one student is named", where="--student",
             fix="Give one of --student, --student-preset, --student-take, or --student-layers with width and heads",
-        )  # fmt: skip
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if source is not None:
         return resolve_model(source, workdir=folder, allow_hub=allow_hub)
@@ -116,7 +110,7 @@ def together(ranks: Ranks, choose: Callable[[], ModelFiles]) -> ModelFiles:
             raise UserError(
                 "The processes of the job do not see the same model", where=name,
                 fix="Give a model that lies in a folder of all machines",
-            )  # fmt: skip
+            )
         return files
     files = choose()
     ranks.told(json.dumps([files.id, str(files.directory), files.sha256]))
@@ -159,13 +153,13 @@ def check_pair(teacher: LoadedModel, student: LoadedModel, objective: Objective)
         raise UserError(
             f"{teacher.family.title} has no language-model head, so it has no logits to learn from",
             where=teacher.files.id, fix=fix,
-        )  # fmt: skip
+        )
     if asked and dict(teacher.vocabulary) != dict(student.vocabulary):
         raise UserError(
             f"Teacher and student differ in vocabulary ({teacher.family.title}, {len(teacher.vocabulary)} entries;"
             f" {student.family.title}, {len(student.vocabulary)}), so their logits cannot be compared",
             where=f"{teacher.files.id}, {student.files.id}", fix=fix,
-        )  # fmt: skip
+        )
 
 
 def teacher_layer(wanted: int | None, teacher: LoadedModel) -> int:
@@ -193,7 +187,7 @@ def wants_of(objective: Objective, layer: int, top: int) -> Wants:
         raise UserError(
             "The squared difference of logits needs all of them", where=f"--teacher-top {top}",
             fix="Leave that out, or set --weight-logit-mse to 0 and weigh --weight-kl",
-        )  # fmt: skip
+        )
     return Wants(
         objective.needs_logits, bool(objective.kernel), bool(objective.hidden), layer, objective.represent, top
     )
@@ -319,7 +313,7 @@ class Setup:
             raise UserError(
                 "The time limit came while the teacher was asked", where=f"--time-limit {self.time_limit:g}",
                 fix="Fill the cache first (--cache-only), or allow more time",
-            )  # fmt: skip
+            )
         if not whole:
             self.log.info("The time limit came first: the cache is not complete, give it back to go on")
         self.ranks.meet()

@@ -47,7 +47,7 @@ def parse_layers(text: str, layers: int) -> list[int]:
         raise UserError(
             f"The teacher has no layer {wrong[0]}" if wrong else "No layer is left", where=flag,
             fix=f"Choose from 1 to {layers}",
-        )  # fmt: skip
+        )
     if len(set(chosen)) != len(chosen):
         raise UserError("A layer is named twice", where=flag, fix="Name each layer once")
     return chosen
@@ -66,7 +66,7 @@ def shape(layers: int, width: int, heads: int) -> Preset:
         raise UserError(
             f"A width of {width} does not split into {heads} heads of even width", where="--student-heads",
             fix="Choose a width that is a multiple of twice the number of heads",
-        )  # fmt: skip
+        )
     return Preset(layers, width, heads, 4 * width)
 
 
@@ -115,7 +115,7 @@ def from_teacher(teacher: LoadedModel, layers: Sequence[int], folder: Path) -> M
         raise UserError(
             f"Layers of {family.title} make no student, for it has no language-model head",
             where=teacher.files.id, fix=_NEEDS_HEAD,
-        )  # fmt: skip
+        )
     import transformers
 
     stored = read_config(teacher.files.directory, teacher.files.id)

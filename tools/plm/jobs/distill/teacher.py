@@ -79,7 +79,7 @@ class Teacher:
             raise UserError(
                 f"{loaded.family.title} has no language-model head, so it has no logits to learn from",
                 where=loaded.files.id, fix="Weigh only --weight-kernel, --weight-hidden and --weight-mlm",
-            )  # fmt: skip
+            )
         if not loaded.family.mask and (wants.pooled or wants.hidden) and wants.represent == "masked":
             raise UserError(
                 f"{loaded.family.title} knows no masked residues", where=loaded.files.id, fix="Use --represent intact"
@@ -89,7 +89,7 @@ class Teacher:
             raise UserError(
                 f"{loaded.family.title} takes at most {limit} residues", where=f"--max-length {masks.crop}",
                 fix=f"Choose up to {limit}",
-            )  # fmt: skip
+            )
         self._loaded, self._masks, self._wants = loaded, masks, wants
         self._store = store.for_family(loaded.family, loaded.vocabulary)
         self._same_ids = all(

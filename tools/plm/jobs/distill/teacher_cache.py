@@ -144,9 +144,7 @@ class TeacherCache:
             ) from error
         if not present:
             if not create:
-                raise UserError(
-                    "There is no teacher cache", where=str(folder), fix="Make it with --cache-only"
-                )
+                raise UserError("There is no teacher cache", where=str(folder), fix="Make it with --cache-only")
             if folder.is_dir() and any(folder.iterdir()):
                 raise UserError(
                     "The folder is not empty and holds no teacher cache", where=str(folder), fix="Give an empty folder"
@@ -167,7 +165,7 @@ class TeacherCache:
             raise UserError(
                 f"The teacher cache belongs to {sentence}; this job wants {key.sentence()}", where=str(folder),
                 fix="Give another folder for this teacher, or the settings of the cache",
-            )  # fmt: skip
+            )
         return cls(folder, key, log)
 
     def __len__(self) -> int:
@@ -235,12 +233,7 @@ class TeacherCache:
                 return np.flatnonzero(entries < 0)
 
     def add(
-        self,
-        digests: np.ndarray,
-        set_number: int,
-        masked: np.ndarray,
-        residues: np.ndarray,
-        targets: TeacherTargets,
+        self, digests: np.ndarray, set_number: int, masked: np.ndarray, residues: np.ndarray, targets: TeacherTargets
     ) -> None:
         """Takes what a teacher said of some sequences; it is on the disk after :meth:`flush`.
 
@@ -300,8 +293,7 @@ class TeacherCache:
         if (entries < 0).any() or not all(self._sound(int(number)) for number in np.unique(index.shard[entries])):
             raise UserError(
                 "The teacher cache lacks a sequence, or a part of it was damaged while the job ran",
-                where=str(self.folder),
-                fix="Run the job again: what is missing is computed",
+                where=str(self.folder), fix="Run the job again: what is missing is computed",
             )
         wants = self.key.wants
         names = [("values", "ids", "rest") if wants.top else ("logits",)] if wants.logits else []
@@ -344,12 +336,12 @@ def unpack(path: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     archive.unpack(path, folder, kind_wanted=archive.TEACHER_CACHE, needed=("key",))
     other = sorted(one.name for one in folder.iterdir() if one.name not in ("manifest.json", _NAME)
-                   and _SHARD.fullmatch(one.name) is None)  # fmt: skip
+                   and _SHARD.fullmatch(one.name) is None)
     if other:
         raise UserError(
             f"The teacher cache holds {other[0]!r}, which no cache holds", where=path.name,
             fix="Give the cache as plm_distill wrote it",
-        )  # fmt: skip
+        )
     (folder / "manifest.json").unlink()
 
 
@@ -383,7 +375,7 @@ def _packed(name: str, value: torch.Tensor, key: CacheKey) -> np.ndarray:
         raise UserError(
             "The teacher gives numbers that are not finite, or too large for the cache (float16)", where=key.teacher,
             fix="Check the checkpoint, or use the teacher online",
-        )  # fmt: skip
+        )
     return stored.numpy()
 
 
@@ -453,14 +445,8 @@ def estimate(
 
 
 def fill(
-    cache: TeacherCache,
-    loaded: LoadedModel,
-    store: CorpusStore,
-    indices: np.ndarray,
-    masks: MaskPlan,
-    *,
-    budget: int | None = None,
-    advance: Callable[[int], None] | None = None,
+    cache: TeacherCache, loaded: LoadedModel, store: CorpusStore, indices: np.ndarray, masks: MaskPlan, *,
+    budget: int | None = None, advance: Callable[[int], None] | None = None,
 ) -> int:
     """Asks the teacher what the cache lacks; one process at a time. A killed job goes on where it was.
 
@@ -484,7 +470,7 @@ def fill(
         raise UserError(
             "Masks that are fresh in every epoch cannot be answered in advance", where="--mask-sets 0",
             fix="Give a number of mask sets, or do without --teacher-cache",
-        )  # fmt: skip
+        )
     wanted_key = CacheKey.of(loaded, masks, cache.key.wants)
     if fingerprints.partial(cache.key.teacher_sha256, wanted_key.teacher_sha256):
         wanted_key = replace(wanted_key, teacher_sha256=cache.key.teacher_sha256)
@@ -535,12 +521,7 @@ class _Question:
 
 
 def _answers(
-    teacher: Teacher,
-    loaded: LoadedModel,
-    store: CorpusStore,
-    missing: np.ndarray,
-    masks: MaskPlan,
-    number: int,
+    teacher: Teacher, loaded: LoadedModel, store: CorpusStore, missing: np.ndarray, masks: MaskPlan, number: int,
     budget: int,
 ) -> Iterator[tuple[DistillationRow, TeacherTargets]]:
     if not len(missing):

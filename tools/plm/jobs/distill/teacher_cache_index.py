@@ -71,7 +71,7 @@ class EntryIndex:
         self.shard = np.repeat(np.array(numbers, np.int32), counts)
         for kind in ("masked", "residues", "one"):
             sizes = [part[kind].astype(np.int64) if kind != "one" else np.ones(len(part["sets"]), np.int64)
-                     for part in parts]  # fmt: skip
+                     for part in parts]
             stops = [np.cumsum(each) for each in sizes]
             none = [np.zeros(0, np.int64)]
             self._stops[kind] = np.concatenate(stops or none)

@@ -29,7 +29,7 @@ def check_mlflow() -> None:
         raise UserError(
             "MLflow is not installed, and the suite does not need it", where="--mlflow",
             fix="Leave the option out, or install mlflow (with pandas below 3) into an environment of its own",
-        )  # fmt: skip
+        )
 
 
 class Tracking:
@@ -47,7 +47,7 @@ class Tracking:
     def __init__(
         self, tfevents: Path | None, mlflow: str | None, name: str, parameters: Mapping[str, object], workdir: Path,
         log: logging.Logger,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._tfevents, self._uri = tfevents, mlflow
         self._name, self._parameters, self._folder, self._log = name, parameters, workdir / "events", log
         self._writer: Any = None

@@ -73,7 +73,7 @@ def write_logits(path: Path, proteins: ProteinStore, rows: Iterable[NDArray[np.f
                     pa.array(list(sequence[start : start + _BLOCK]), pa.string()),
                     *(pc.cast(pa.array(column), pa.string()) for column in (np.round(entropy, 4) + 0.0,
                                                                             *np.round(block, 4).T)),
-                ]  # fmt: skip
+                ]
                 # Not by Arrow's writer of CSV, which refuses quotation marks in a table without quotes.
                 lines = pc.binary_join_element_wise(*columns, "\t")
                 handle.write("".join(f"{line}\n" for line in lines.to_pylist()).encode())

@@ -86,12 +86,7 @@ class Prepared:
 
 
 def prepare(
-    frame: pd.DataFrame,
-    keys: list[RowKey],
-    labels: list[str],
-    kind: str,
-    classes: tuple[str, ...],
-    window: int,
+    frame: pd.DataFrame, keys: list[RowKey], labels: list[str], kind: str, classes: tuple[str, ...], window: int,
     name: str,
 ) -> Prepared:
     """Finds the evaluated rows in the training table and the rows that baselines may learn from.
@@ -111,8 +106,7 @@ def prepare(
     has_split, has_fold = "split" in frame, "fold" in frame
     if not has_split and not has_fold:
         raise UserError(
-            "The training table has neither split nor fold, so nobody can tell its training rows",
-            where=name,
+            "The training table has neither split nor fold, so nobody can tell its training rows", where=name,
             fix="Make the splits with plm_preprocess",
         )
     if "label" not in frame:
@@ -180,8 +174,7 @@ class _Sites:
             shown = " at residue ".join(part for part in missing[0] if part)
             raise UserError(
                 f"{len(missing)} of {len(wanted)} evaluated rows are not in the training table, e.g. {shown!r}",
-                where=name,
-                fix="Give the dataset that the predictions come from",
+                where=name, fix="Give the dataset that the predictions come from",
             )
         return np.array([where[key] for key in wanted], dtype=np.int64)
 
@@ -211,8 +204,7 @@ def _same_labels(there: NDArray[np.object_], given: list[str], kind: str, keys: 
         row = int(np.argmax(wrong))
         raise UserError(
             f"Row {keys[row][0]!r} is {given[row]!r} in the predictions and {there[row]!r} in the training table",
-            where=name,
-            fix="Give the dataset that the predictions come from",
+            where=name, fix="Give the dataset that the predictions come from",
         )
 
 
@@ -223,8 +215,7 @@ def _targets(labels: NDArray[np.object_], kind: str, classes: tuple[str, ...], n
     unknown = sorted({str(label) for label in labels} - set(place))
     if unknown:
         raise UserError(
-            f"The training table has the class {unknown[0]!r}, which the predictions do not know",
-            where=name,
+            f"The training table has the class {unknown[0]!r}, which the predictions do not know", where=name,
             fix="Give the dataset that the predictions come from",
         )
     return np.array([place[label] for label in labels], dtype=np.int64)
@@ -239,8 +230,7 @@ def _partition(
         if learn[evaluated].any():
             raise UserError(
                 f"{int(learn[evaluated].sum())} of the evaluated rows are training rows, which every model has seen",
-                where=name,
-                fix="Evaluate the test or validation rows (--splits)",
+                where=name, fix="Evaluate the test or validation rows (--splits)",
             )
         return [(np.arange(len(evaluated)), learn)]
     assert sites.fold is not None

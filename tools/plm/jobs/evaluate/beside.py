@@ -39,14 +39,7 @@ class Beside(NamedTuple):
 
 
 def ask_baselines(
-    training: Path,
-    evaluation: Evaluation,
-    metric: str,
-    *,
-    window: int,
-    seed: int,
-    most_rows: int,
-    threads: int,
+    training: Path, evaluation: Evaluation, metric: str, *, window: int, seed: int, most_rows: int, threads: int,
     log: logging.Logger,
 ) -> Beside:
     """Trains the baselines on the training rows and lets them answer the evaluated ones.
@@ -62,13 +55,8 @@ def ask_baselines(
         log: Logger told of progress.
     """
     prepared = baseline_rows.prepare(
-        dataset_table.read_dataset(training),
-        evaluation.keys(),
-        list(evaluation.rows["label"]),
-        evaluation.kind,
-        evaluation.classes,
-        window,
-        training.name,
+        dataset_table.read_dataset(training), evaluation.keys(), list(evaluation.rows["label"]), evaluation.kind,
+        evaluation.classes, window, training.name,
     )
     log.info("baselines learn from %d training rows: %s", prepared.training_rows, prepared.about)
     answers = prepared.answers(evaluation.classes, metric, seed=seed, most_rows=most_rows)
@@ -85,8 +73,7 @@ def with_baselines(evaluation: Evaluation, answers: Sequence[Answer]) -> Evaluat
     """The evaluation with the baselines among its models."""
     added = tuple(
         Model(
-            one.name,
-            Scored(evaluation.kind, evaluation.truth, one.scores, one.calls, evaluation.classes),
+            one.name, Scored(evaluation.kind, evaluation.truth, one.scores, one.calls, evaluation.classes),
             baseline=True,
         )
         for one in answers

@@ -43,12 +43,11 @@ def leaking(frame: pd.DataFrame, ids: Sequence[str], threads: int) -> Leaking:
     limit = homology.default_identity(homology.choose_method([one.sequence for one in examples]), None)
     sides = "the other folds" if column == "fold" else "training or validation rows"
     return Leaking(
-        rows=_mask(leaks, lambda leak: leak.leaks),
-        protein=int(_mask(leaks, lambda leak: leak.same_protein).sum()),
+        rows=_mask(leaks, lambda leak: leak.leaks), protein=int(_mask(leaks, lambda leak: leak.same_protein).sum()),
         near=int(_mask(leaks, lambda leak: leakage.near(leak, near)).sum()),
         relative=int(_mask(leaks, lambda leak: bool(leak.nearest) and leak.identity >= limit - 1e-9).sum()),
         residues=near, limit=limit, sides=sides,
-    )  # fmt: skip
+    )
 
 
 def _mask(leaks: Sequence[leakage.Leak | None], holds: Callable[[leakage.Leak], bool]) -> NDArray[np.bool_]:
@@ -70,4 +69,4 @@ def _examples(frame: pd.DataFrame, column: str) -> list[Example]:
             values("id"), values("sequence"), values(column), values("protein"), values("group"),
             values("protein_position"), strict=True,
         )
-    ]  # fmt: skip
+    ]

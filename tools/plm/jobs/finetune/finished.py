@@ -39,12 +39,7 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "nump
 
 
 def manifest(
-    job: FineTuningJob,
-    calibration: Calibration,
-    *,
-    name: str,
-    finished: bool,
-    licence: str,
+    job: FineTuningJob, calibration: Calibration, *, name: str, finished: bool, licence: str,
     compared: Sequence[MethodResult] = (),
 ) -> dict[str, Any]:
     """The content of ``manifest.json``, less what :func:`plm.model.bundles.fine_tuned.write_bundle` adds.
@@ -115,13 +110,7 @@ def _plain(value: float) -> float | None:
 
 
 def release(
-    job: FineTuningJob,
-    path: Path,
-    calibration: Calibration,
-    content: Mapping[str, Any],
-    *,
-    model: str,
-    device: str,
+    job: FineTuningJob, path: Path, calibration: Calibration, content: Mapping[str, Any], *, model: str, device: str,
     allow_hub: bool,
 ) -> None:
     """Writes the bundle of a job's trainings.
@@ -150,7 +139,7 @@ def release(
     write_bundle(
         path, members, {**content, "novelty": distances}, base=model, card=card(content), reference=reference,
         workdir=job.workdir, device=device, precision=job.settings.precision, allow_hub=allow_hub,
-    )  # fmt: skip
+    )
 
 
 def _reference(
@@ -225,7 +214,7 @@ def card(content: Mapping[str, Any]) -> str:
             else ""
         ),
         "",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
@@ -254,10 +243,7 @@ def _among(content: Mapping[str, Any]) -> str:
 
 
 def predictions(
-    bundle: FineTunedBundle,
-    job: FineTuningJob,
-    calibration: Calibration,
-    *,
+    bundle: FineTunedBundle, job: FineTuningJob, calibration: Calibration, *,
     advance: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """The predictions table of validation and test rows, by the reloaded bundle.
@@ -310,9 +296,7 @@ def _row_columns(job: FineTuningJob, rows: Sequence[int], valid: int, fold: int 
 def _answered(base: pd.DataFrame, values: Floats, bundle: FineTunedBundle, threshold: float, seed: str) -> pd.DataFrame:
     names = list(base.columns)
     after = names.index("label") + 1
-    layout = PredictionsTable(
-        bundle.task.classes, names[:after], (*names[after:], "seed"), finished=bundle.finished
-    )
+    layout = PredictionsTable(bundle.task.classes, names[:after], (*names[after:], "seed"), finished=bundle.finished)
     calls = bundle.calls(values, threshold) if bundle.task.target == "class" else [""] * len(values)
     rows = zip(base.itertuples(index=False), values, calls, strict=True)
     return layout.frame(

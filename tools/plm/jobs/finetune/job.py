@@ -92,7 +92,7 @@ class FineTuningSettings:
             "adapter": self.adapter.to_json(), "training": asdict(self.training), "head": dict(self.head),
             "class_weights": self.class_weights, "seeds": list(self.seeds), "precision": self.precision,
             "others": [other.to_json() for other in self.others], "rates": dict(self.rates),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class TrainingBudget:
 _STATE = (
     training.STATE_FILE, "weights.safetensors", "optimizer.safetensors", "optimizer.json", "random.safetensors",
     "random.json", "progress.json",
-)  # fmt: skip
+)
 """Files of the state of a training under way."""
 
 
@@ -153,16 +153,8 @@ class FineTuningJob:
     """
 
     def __init__(
-        self,
-        rows: LabelledRows,
-        parts: list[TrainingPart],
-        files: ModelFiles,
-        settings: FineTuningSettings,
-        *,
-        device: torch.device,
-        workdir: Path,
-        data_sha256: str,
-        log: logging.Logger,
+        self, rows: LabelledRows, parts: list[TrainingPart], files: ModelFiles, settings: FineTuningSettings, *,
+        device: torch.device, workdir: Path, data_sha256: str, log: logging.Logger,
     ) -> None:
         self.rows, self.files, self.settings = rows, files, settings
         self.device, self.workdir, self.log = device, workdir, log
@@ -231,7 +223,7 @@ class FineTuningJob:
             tokens = fitting_budget(
                 loaded, wanted.batch_tokens, longest + loaded.family.specials, trainable,
                 checkpointing=checkpointing_on, bytes_per_value=size,
-            )  # fmt: skip
+            )
             tokens = tokens if self.budget is None else min(tokens, self.budget.tokens)
             self.budget = TrainingBudget(tokens, tokens - loaded.family.specials)
         assert self.budget is not None
@@ -260,7 +252,7 @@ class FineTuningJob:
             every, trainable, 100 * trainable / every, self.settings.precision, self.device.type,
             len(examples.units), examples.tokens, trainings, "" if trainings == 1 else "s", wanted.epochs,
             self.cost.memory_mib, stage.duration(self.cost.seconds_per_token * examples.tokens * passes),
-        )  # fmt: skip
+        )
 
     # -------------------------------------------------------------------------------------------------- interruption
 
@@ -272,7 +264,7 @@ class FineTuningJob:
         return {
             "suite": __version__, "data": self.data_sha256, "model": self.files.sha256, "task": task,
             "window": self.rows.window, "trainings": trainings, **self.settings.to_json(),
-        }  # fmt: skip
+        }
 
     def checkpoint_files(self) -> dict[str, Path]:
         """The members of a checkpoint of the job as it stands."""
@@ -285,7 +277,7 @@ class FineTuningJob:
             "schema_version": training_state.SCHEMA_VERSION, "stage": STAGE, "identity": self.identity,
             "done": len(self.done), "under_way": self.state is not None,
             "budget": None if self.budget is None else asdict(self.budget),
-        }  # fmt: skip
+        }
         index = self.workdir / "checkpoint.json"
         index.write_text(json.dumps(content, indent=1))
         return {**members, "checkpoint.json": index}
@@ -316,7 +308,7 @@ class FineTuningJob:
         self.log.info(
             "Going on from the checkpoint %s: %d of %d trainings done%s",
             path.name, len(self.done), len(self.runs), ", one under way" if self.state else "",
-        )  # fmt: skip
+        )
 
     def _kept(self) -> Path | None:
         folder = kept.folder()
@@ -383,10 +375,7 @@ class FineTuningJob:
         return self.runs_of(self.chosen)
 
     def _train_one(
-        self,
-        number: int,
-        interruption: training.Interruption,
-        keep: Callable[[Path], None],
+        self, number: int, interruption: training.Interruption, keep: Callable[[Path], None],
         on_step: StepReport | None,
     ) -> Run:
         assert self.budget is not None, "plan() comes first"
@@ -398,7 +387,7 @@ class FineTuningJob:
         self.log.info(
             "Training %d of %d (%s): %d training, %d validation and %d test rows",
             number + 1, len(self.runs), name, len(part.train), len(part.valid), len(part.test),
-        )  # fmt: skip
+        )
         loaded, network = self.network(seed, adapter)
         examples = rows.examples(loaded, part.train, self.budget.residues)
         validation = rows.examples(loaded, part.valid, self.budget.residues)
@@ -420,19 +409,15 @@ class FineTuningJob:
             self.log.info(
                 "%s, epoch %d of %d: training loss %.4f, validation loss %.4f%s",
                 name, int(row["epoch"]), settings.epochs, row["train_loss"], row["valid_loss"], score,
-            )  # fmt: skip
+            )
 
         outcome = training.train(
             network, rows.task, examples, validation, settings,
             seed=seed, folder=self.workdir / "training", class_weights=weights, interruption=interruption,
             resume=self.state, on_checkpoint=keep, on_step=step, on_epoch=epoch,
-        )  # fmt: skip
+        )
         self.log.info(
-            "%s: %s after %d of %d steps; the best epoch is %d",
-            name,
-            outcome.status,
-            outcome.steps,
-            steps,
+            "%s: %s after %d of %d steps; the best epoch is %d", name, outcome.status, outcome.steps, steps,
             outcome.best_epoch,
         )
         return self._write_run(number, network, validation, outcome)
@@ -489,7 +474,7 @@ def _same(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> No
     names = {
         "suite": "version of the suite", "data": "dataset", "model": "model", "trainings": "seeds or folds",
         "adapter": "method or its settings", "training": "training settings",
-    }  # fmt: skip
+    }
     for key, value in asked.items():
         if stored.get(key) == value:
             continue
@@ -504,8 +489,7 @@ def _same(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> No
             ]
             detail = f" ({one_line(', '.join(changed), 300)})"
         raise UserError(
-            f"The checkpoint is of another {names.get(key, key)}{detail}",
-            where=where,
+            f"The checkpoint is of another {names.get(key, key)}{detail}", where=where,
             fix="Go on with the same data, model and settings, or start anew without --resume",
         )
 

@@ -55,7 +55,7 @@ class LabelledRows:
         units = make_units(
             loaded, self.task.level, [self.sequences[row] for row in chosen], positions,
             window=self.window, limit=limit,
-        )  # fmt: skip
+        )
         return make_examples(units, [self.targets[row] for row in chosen], self.task.level)
 
     def values(self, chosen: Sequence[int]) -> Array:
@@ -74,8 +74,7 @@ class LabelledRows:
         if len(np.unique(known)) < 2:
             one = self.task.classes[int(known[0])] if self.task.target == "class" and len(known) else ""
             raise UserError(
-                f"All labels are {one!r}: one class only" if one else "All labels are the same number",
-                where=where,
+                f"All labels are {one!r}: one class only" if one else "All labels are the same number", where=where,
                 fix="Give training rows of at least two classes" if one else "Give labels that differ",
             )
         if self.task.target == "class":
@@ -98,12 +97,7 @@ class LabelledRows:
 
 
 def read_rows(
-    frame: pd.DataFrame,
-    *,
-    level: str = "auto",
-    target: str = "auto",
-    positive: str = "",
-    window: int | None = None,
+    frame: pd.DataFrame, *, level: str = "auto", target: str = "auto", positive: str = "", window: int | None = None,
     name: str = "dataset",
 ) -> LabelledRows:
     """Prepares a checked dataset table for training.
@@ -141,8 +135,7 @@ def _window(frame: pd.DataFrame, sequences: list[str], positions: list[int] | No
     if stated and (wanted == 0 or wanted > stated):
         raise UserError(
             f"The table's rows are windows of {stated} residues: they cannot be cut to {wanted or 'whole proteins'}",
-            where="--window",
-            fix=f"Give at most {stated}, or make the table anew with wider windows",
+            where="--window", fix=f"Give at most {stated}, or make the table anew with wider windows",
         )
     return wanted
 

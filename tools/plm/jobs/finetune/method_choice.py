@@ -21,7 +21,7 @@ from plm.scoring.metrics import ALL, Floats, Scored
 NAMES = {
     "lora": "LoRA", "dora": "DoRA", "ia3": "IA3", "head_lora": "LoRA on the head", "head": "head only",
     "full": "full fine-tuning",
-}  # fmt: skip
+}
 RESAMPLES = 1000
 
 

@@ -48,8 +48,7 @@ def choose_metric(requested: str, task: Task) -> str:
         return known[0]
     if requested not in known:
         raise UserError(
-            f"The metric {requested} does not fit a task with {_words(task)}",
-            where="--metric",
+            f"The metric {requested} does not fit a task with {_words(task)}", where="--metric",
             fix=f"Choose auto, {', '.join(known)}",
         )
     return requested

@@ -14,16 +14,8 @@ from plm.training.folds import TrainingPart, parts
 
 
 def read_data(
-    dataset: Path,
-    *,
-    level: str,
-    target: str,
-    positive: str,
-    window: int | None,
-    fold: int | None,
-    methods: Sequence[str],
-    announce: Callable[[], None],
-    log: logging.Logger,
+    dataset: Path, *, level: str, target: str, positive: str, window: int | None, fold: int | None,
+    methods: Sequence[str], announce: Callable[[], None], log: logging.Logger,
 ) -> tuple[LabelledRows, list[TrainingPart]]:
     """The labelled rows and the splits to train on.
 
@@ -43,11 +35,7 @@ def read_data(
     """
     frame, labelling = labelled_rows(read_dataset(dataset), level, target, dataset.name)
     rows = read_rows(
-        frame,
-        level=labelling.task.level,
-        target=labelling.task.target,
-        positive=positive,
-        window=window,
+        frame, level=labelling.task.level, target=labelling.task.target, positive=positive, window=window,
         name=dataset.name,
     )
     rows = replace(rows, notes=(f"Labels: {labelling.why}", *labelling.notes))
@@ -63,8 +51,7 @@ def read_data(
         raise UserError(
             "In a cross-validation the validation rows of one fold are the test rows of another, so they cannot choose"
             " among methods",
-            where="--method",
-            fix="Choose one fold with --fold, or make splits instead of folds with plm_preprocess",
+            where="--method", fix="Choose one fold with --fold, or make splits instead of folds with plm_preprocess",
         )
     log.info("Task: %s; %d rows", rows.describe(), len(frame))
     return rows, splits

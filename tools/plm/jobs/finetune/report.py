@@ -115,10 +115,7 @@ def _compared(page: Report, ways: Sequence[MethodResult], metric: str, rows: int
         loss = number(way.scores["loss"])
         cells.append([NAMES[way.adapter.method], f"{way.parameters:,}", epochs, loss, number(way.scores[metric])])
         cells[-1] += [interval, verdict]
-    page.rows(
-        ["Trained", "Parameters", "Best epoch", "Validation loss", name, "95 % interval", "Result"],
-        cells,
-    )
+    page.rows(["Trained", "Parameters", "Best epoch", "Validation loss", name, "95 % interval", "Result"], cells)
     simplest = min(ways, key=lambda way: way.parameters)
     if simplest.behind is not None and simplest.behind.verdict not in ("beats", "is worse than"):
         page.paragraph(
@@ -157,10 +154,7 @@ def headline(manifest: Mapping[str, Any]) -> str:
 
 
 def report(
-    manifest: Mapping[str, Any],
-    job: FineTuningJob,
-    calibration: Calibration,
-    predictions: pd.DataFrame,
+    manifest: Mapping[str, Any], job: FineTuningJob, calibration: Calibration, predictions: pd.DataFrame,
     ways: Sequence[MethodResult] = (),
 ) -> Report:
     """The report of a fine-tuning job; test rows are left to plm_evaluate."""

@@ -115,18 +115,9 @@ class TrainingOutcome:
 
 
 def train(
-    network: Network,
-    task: Task,
-    training: TrainingExamples,
-    validation: TrainingExamples,
-    settings: TrainingSettings,
-    *,
-    seed: int,
-    folder: Path,
-    class_weights: torch.Tensor | None = None,
-    interruption: Interruption | None = None,
-    resume: Path | None = None,
-    on_checkpoint: Callable[[Path], None] | None = None,
+    network: Network, task: Task, training: TrainingExamples, validation: TrainingExamples, settings: TrainingSettings,
+    *, seed: int, folder: Path, class_weights: torch.Tensor | None = None, interruption: Interruption | None = None,
+    resume: Path | None = None, on_checkpoint: Callable[[Path], None] | None = None,
     on_step: Callable[[int, int, float, float], None] | None = None,
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
 ) -> TrainingOutcome:
@@ -153,7 +144,7 @@ def train(
     trainer = _PackedTrainer(
         network, task, training, validation, settings, seed, folder, class_weights, interruption or Interruption(),
         on_checkpoint, on_step, on_epoch,
-    )  # fmt: skip
+    )
     if resume is not None:
         clean_state(resume)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -162,17 +153,9 @@ def train(
 
 class _PackedTrainer(Trainer):
     def __init__(
-        self,
-        network: Network,
-        task: Task,
-        training: TrainingExamples,
-        validation: TrainingExamples,
-        settings: TrainingSettings,
-        seed: int,
-        folder: Path,
-        class_weights: torch.Tensor | None,
-        interruption: Interruption,
-        on_checkpoint: Callable[[Path], None] | None,
+        self, network: Network, task: Task, training: TrainingExamples, validation: TrainingExamples,
+        settings: TrainingSettings, seed: int, folder: Path, class_weights: torch.Tensor | None,
+        interruption: Interruption, on_checkpoint: Callable[[Path], None] | None,
         on_step: Callable[[int, int, float, float], None] | None,
         on_epoch: Callable[[Mapping[str, float]], None] | None,
     ) -> None:
@@ -193,16 +176,10 @@ class _PackedTrainer(Trainer):
         if settings.gradient_checkpointing:
             network.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         arguments = quiet_arguments(
-            folder / "trainer",
-            network.device,
-            settings.schedule,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_sequences,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            warmup_steps=round(settings.warmup * self.total_steps),
-            max_grad_norm=settings.max_gradient_norm,
-            seed=seed % 2**32,
+            folder / "trainer", network.device, settings.schedule, num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_sequences, learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
+            max_grad_norm=settings.max_gradient_norm, seed=seed % 2**32,
         )
         super().__init__(model=network, args=arguments, train_dataset=training.units, data_collator=list)
         silence(self)

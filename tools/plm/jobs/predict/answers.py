@@ -76,15 +76,13 @@ def base_of(
         raise UserError(
             f"The bundle was trained on embeddings of unknown {' and '.join(unknown)}, so proteins cannot be embedded "
             "for it",
-            where=where,
-            fix="Give embeddings that were made as the training ones were (--embeddings)",
+            where=where, fix="Give embeddings that were made as the training ones were (--embeddings)",
         )
     if model is None:
         if embedding.model != "starter":
             raise UserError(
                 f"The bundle was trained on embeddings of the model {embedding.model}, which is not built in",
-                where=where,
-                fix=f"Choose {embedding.model} as the model (--model)",
+                where=where, fix=f"Choose {embedding.model} as the model (--model)",
             )
         model = "starter"
     files = resolve_model(model, workdir=workdir, allow_hub=allow_hub)

@@ -168,6 +168,5 @@ def stored_batches(embeddings: Embeddings, queries: Queries) -> Iterator[tuple[I
         raise UserError(
             f"None of {len(queries)} embeddings can be used: all hold NaN or infinity" if len(queries) else
             "The embeddings file holds no record",
-            where=embeddings.name,
-            fix="Make the embeddings again",
-        )  # fmt: skip
+            where=embeddings.name, fix="Make the embeddings again",
+        )

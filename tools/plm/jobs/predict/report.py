@@ -86,10 +86,7 @@ class PredictionCounts:
         self._score(queries.columns, records, verdicts, place)
 
     def _score(
-        self,
-        columns: Mapping[str, list[str]],
-        records: NDArray[np.int64],
-        verdicts: Verdicts,
+        self, columns: Mapping[str, list[str]], records: NDArray[np.int64], verdicts: Verdicts,
         place: Mapping[str, int],
     ) -> None:
         """Counts how often the truth is in the set, where the input tells it and the row did not make the bundle."""
@@ -230,12 +227,7 @@ def first_line(counts: PredictionCounts, finished: bool) -> str:
 
 
 def prediction_report(
-    counts: PredictionCounts,
-    *,
-    model: str,
-    finished: bool,
-    about: Sequence[str],
-    notes: Sequence[str],
+    counts: PredictionCounts, *, model: str, finished: bool, about: Sequence[str], notes: Sequence[str],
     outputs: Sequence[str],
 ) -> Report:
     """The report.
@@ -368,7 +360,7 @@ def _sets(report: Report, counts: PredictionCounts, sets: LabelSets) -> None:
             _percent(covered[index]) if sets.counts[index] else "unknown",
         ]
         for index in order[:_MOST_CLASSES]
-    ]  # fmt: skip
+    ]
     report.rows(["Class", "Validation rows", "of these with their class in the set"], rows)
     if not sets.by_class:
         report.paragraph(

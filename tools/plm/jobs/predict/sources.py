@@ -119,8 +119,7 @@ def _with_embeddings(
     if opened.description.depth > 1:
         raise UserError(
             f"The file has the layers {_layer(opened.description.layers)}, and the bundle does not say which it needs",
-            where=opened.name,
-            fix="Embed again with one layer",
+            where=opened.name, fix="Embed again with one layer",
         )
     queries = Queries.of_embeddings(opened)
     log.info("Plan: %d embeddings of dimension %d; seconds, on the processor", len(queries), opened.dimension)
@@ -156,17 +155,8 @@ def _embed(
         question.duplicate_ids, precision, question.batch_tokens, question.max_residues, question.max_memory
     )
     job = setup.embed(
-        proteins,
-        files,
-        loaded,
-        wanted,
-        settings,
-        name=question.stage,
-        work_dir=question.work_dir,
-        scratch=scratch,
-        ranks=Ranks(),
-        stack=stack,
-        log=log,
+        proteins, files, loaded, wanted, settings, name=question.stage, work_dir=question.work_dir, scratch=scratch,
+        ranks=Ranks(), stack=stack, log=log,
     )
     return Queries.of_proteins(question.input, proteins, sites=sites), job
 
@@ -182,8 +172,7 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
     if bundle_level(question.bundle) == "site":
         raise UserError(
             "The bundle answers for sites in proteins, not for whole proteins or every residue",
-            where=question.bundle.name,
-            fix="Use plm_classify_sites",
+            where=question.bundle.name, fix="Use plm_classify_sites",
         )
     if question.input is None:
         raise UserError(
@@ -194,11 +183,7 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
     )
     _, precision = devices.settle(question.device, question.precision, stage.threads(), log)
     bundle = load_bundle(
-        question.bundle,
-        question.model,
-        workdir=scratch,
-        device=question.device,
-        precision=precision,
+        question.bundle, question.model, workdir=scratch, device=question.device, precision=precision,
         allow_hub=question.allow_hub,
     )
     whole = bundle.task.level == "sequence"
@@ -207,12 +192,8 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
     rules = settle(bundle, bundle.reference if whole else ([], [], []), errors)
     asker = Asker(bundle, proteins, question.batch_tokens or DEFAULT_BUDGET, log, longest=question.max_residues)
     log.info(
-        "Plan: %d proteins of %d records (%d different sequences), %d residues, %d networks",
-        len(proteins.accepted),
-        len(proteins.ids),
-        len(proteins.lengths),
-        int(proteins.lengths.sum()),
-        len(bundle.members),
+        "Plan: %d proteins of %d records (%d different sequences), %d residues, %d networks", len(proteins.accepted),
+        len(proteins.ids), len(proteins.lengths), int(proteins.lengths.sum()), len(bundle.members),
     )
     base = bundle.manifest["base"]
     about = [

@@ -75,14 +75,8 @@ class Verdicts:
 
 
 def make_rules(
-    task: Task,
-    call: Callable[[Floats], list[str]],
-    *,
-    errors: Errors | None,
-    coverage: float,
-    by_class: bool,
-    novelty: Novelty | None,
-    abstain: Abstain,
+    task: Task, call: Callable[[Floats], list[str]], *, errors: Errors | None, coverage: float, by_class: bool,
+    novelty: Novelty | None, abstain: Abstain,
 ) -> Rules:
     """Settles how answers are judged.
 
@@ -107,15 +101,13 @@ def make_rules(
         )
     if abstain == "unsure" and task.target == "number":
         raise UserError(
-            "Numbers come with intervals of one width: none is less sure than another",
-            where="--abstain unsure",
+            "Numbers come with intervals of one width: none is less sure than another", where="--abstain unsure",
             fix="Choose novel or never",
         )
     if abstain in ("unsure", "either") and errors is None:
         raise UserError(
             "The bundle has no scores of validation rows, so there are no sets to tell what is unsure",
-            where=f"--abstain {abstain}",
-            fix="Choose novel or never, or train the bundle anew",
+            where=f"--abstain {abstain}", fix="Choose novel or never, or train the bundle anew",
         )
     if abstain in ("novel", "either") and novelty is None:
         raise UserError(

@@ -136,11 +136,7 @@ def settle_labels(
 
     try:
         understood = understand_labels(
-            [one.label for one in examples],
-            [one.sequence for one in examples],
-            how.task,
-            how.target,
-            where,
+            [one.label for one in examples], [one.sequence for one in examples], how.task, how.target, where,
             how.input.name,
         )
     except UserError as error:

@@ -18,7 +18,7 @@ from plm.data.unique_ids import check_id, settle
 def read_records(
     path: str | Path, kind: str = "auto", id_column: str = "", sequence_column: str = "", from_test_file: bool = False,
     nucleotides: str = "reject",
-) -> list[ProteinRecord]:  # fmt: skip
+) -> list[ProteinRecord]:
     """Reads FASTA or a table (TSV, CSV, plain or gzipped, or Parquet) with all its columns.
 
     Args:

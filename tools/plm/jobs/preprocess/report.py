@@ -123,7 +123,7 @@ class SplitAccount:
         said = []
         for part, words in (
             ("test", "test part has"), ("valid", "validation part has"), ("folds", "folds together have")
-        ):  # fmt: skip
+        ):
             count = len(by_part.get(part, ()))
             if not 0 < count < FEWEST_GROUPS:
                 continue
@@ -294,10 +294,7 @@ class SplitAccount:
         for index, name in enumerate(names):
             heights = [dict(row).get(name, 0) for _, row in rows]
             left.bar(
-                [_name(part) for part, _ in rows],
-                heights,
-                bottom=bottoms,
-                color=colour(index if told else 0),
+                [_name(part) for part, _ in rows], heights, bottom=bottoms, color=colour(index if told else 0),
                 label=named(shortened(name, 24)) or "rows",
             )
             bottoms = [a + b for a, b in zip(bottoms, heights, strict=True)]

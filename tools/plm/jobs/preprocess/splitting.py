@@ -142,7 +142,6 @@ def _given_split(value: str | None, name: str) -> str:
     if split in ("train", "valid", "test") or re.fullmatch("[1-9][0-9]*", split):
         return split
     raise UserError(
-        f"The split {value!r} is none of train, valid, test or a fold number",
-        where=f"id {name}",
+        f"The split {value!r} is none of train, valid, test or a fold number", where=f"id {name}",
         fix="Check --split-from",
     )

@@ -112,7 +112,7 @@ def _draw(panel: Any, projection: Projection, findings: ProjectionFindings) -> A
         shade = panel.scatter(
             *projection.references[rows].T, s=size, c=labels.numbers[rows], cmap=SCALE, vmin=low, vmax=high,
             alpha=alpha, linewidths=0, zorder=2,
-        )  # fmt: skip
+        )
     elif labels.kind == "class":
         _classes(panel, projection.references, labels, findings, size, alpha)
     if len(projection.queries):
@@ -121,11 +121,7 @@ def _draw(panel: Any, projection: Projection, findings: ProjectionFindings) -> A
 
 
 def _classes(
-    panel: Any,
-    points: NDArray[np.float32],
-    labels: SpaceLabels,
-    findings: ProjectionFindings,
-    size: float,
+    panel: Any, points: NDArray[np.float32], labels: SpaceLabels, findings: ProjectionFindings, size: float,
     alpha: float,
 ) -> None:
     drawn = [look for look in looks(findings.labels) if -1 not in look.codes]
@@ -141,7 +137,7 @@ def _classes(
         panel.scatter(
             *points[chosen].T, s=size, c=palette[shade[labels.codes[chosen]]], marker=str(marker), alpha=alpha,
             linewidths=0, zorder=2,
-        )  # fmt: skip
+        )
 
 
 def _queries(

@@ -89,10 +89,7 @@ class Projected:
 
 
 def project(
-    references: Array,
-    queries: Array | None,
-    methods: Sequence[str],
-    settings: ProjectionSettings,
+    references: Array, queries: Array | None, methods: Sequence[str], settings: ProjectionSettings,
     say: Callable[[str], None] = lambda line: None,
 ) -> Projected:
     """Fits every method to the references and lays the queries over them.
@@ -151,8 +148,7 @@ def _check(references: Array, methods: Sequence[str]) -> None:
         raise UserError(
             f"{' and '.join(wanted)} of {rows} embeddings show nothing but chance; they need at least "
             f"{FEWEST_FOR_NEIGHBOURS}",
-            where="--methods",
-            fix="Choose PCA alone",
+            where="--methods", fix="Choose PCA alone",
         )
 
 
@@ -247,7 +243,7 @@ def _umap(reduced: Array, queries: Array, settings: ProjectionSettings, notes: l
         fitted = UMAP(
             n_neighbors=count, min_dist=settings.min_dist, metric="precomputed", precomputed_knn=(places, distances),
             init=reduced[:, :2], random_state=_seed(settings), transform_seed=_seed(settings), n_jobs=1,
-        ).fit(csr_matrix((rows, rows), dtype=np.float32))  # fmt: skip
+        ).fit(csr_matrix((rows, rows), dtype=np.float32))
         placed = np.zeros((0, 2))
         if len(queries):
             far, where = index.kneighbors(queries)

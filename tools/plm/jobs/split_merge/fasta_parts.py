@@ -128,8 +128,7 @@ def parts_up_to(residues: np.ndarray, most: int) -> list[FastaPart]:
     count = _needed(before, max(most, 1))
     if count > MOST_PARTS:
         raise UserError(
-            f"Parts of {most} residues would be {count} files; at most {MOST_PARTS} are made",
-            where="--max-residues",
+            f"Parts of {most} residues would be {count} files; at most {MOST_PARTS} are made", where="--max-residues",
             fix=f"Choose at least {-(-int(before[-1]) // MOST_PARTS) * 2}",
         )
     if (residues <= most).all():
@@ -222,8 +221,7 @@ def _records(path: Path, headers: bool = False) -> Iterator[tuple[str, Iterator[
             shown = text.strip()[:40]
             raise UserError(
                 f"This is not FASTA: the first line must start with '>' but reads {shown!r}",
-                where=f"{path.name}, line {number}",
-                fix="Give a FASTA file",
+                where=f"{path.name}, line {number}", fix="Give a FASTA file",
             )
     else:
         raise UserError("The file holds no record", where=path.name, fix="Give a file with at least one record")

@@ -75,8 +75,7 @@ def read_parts(paths: Sequence[Path]) -> list[EmbeddingsPart]:
             if read.labels:
                 raise UserError(
                     f"The file has further columns ({', '.join(list(read.labels)[:4])}), which would be lost",
-                    where=path.name,
-                    fix="Merge embeddings files of plm_embed, or remove the columns",
+                    where=path.name, fix="Merge embeddings files of plm_embed, or remove the columns",
                 )
             parts.append(
                 EmbeddingsPart(
@@ -102,8 +101,7 @@ def common_description(parts: Sequence[EmbeddingsPart]) -> tuple[Description, li
             if mine != theirs:
                 raise UserError(
                     f"{part.name} was made {words.format(theirs)}, but {first.name} {words.format(mine)}",
-                    where=part.name,
-                    fix="Merge only parts of one run, made with the same settings",
+                    where=part.name, fix="Merge only parts of one run, made with the same settings",
                 )
         for other in (first, fullest):
             differs = fingerprints.difference(other.description.model_sha256, part.description.model_sha256)
@@ -114,8 +112,7 @@ def common_description(parts: Sequence[EmbeddingsPart]) -> tuple[Description, li
             raise UserError(
                 f"{part.name} was made with {differs} of the fingerprint {theirs[place][:12]}, but {other.name} with "
                 f"{differs} of the fingerprint {mine[place][:12]}",
-                where=part.name,
-                fix="Merge only parts of one run, made with the same settings",
+                where=part.name, fix="Merge only parts of one run, made with the same settings",
             )
     remarks = []
     known = [part.description.model_sha256 for part in telling]
@@ -123,7 +120,7 @@ def common_description(parts: Sequence[EmbeddingsPart]) -> tuple[Description, li
         raise UserError(
             "Some of the parts say which model made them and some do not", where=first.name,
             fix="Merge only parts of one run, made with the same settings",
-        )  # fmt: skip
+        )
     weakest = min(known, key=len)
     if len(set(known)) > 1:
         remarks.append(f"of some of the parts not all is known: {fingerprints.UNCHECKED}")
@@ -168,8 +165,7 @@ def settle_ids(parts: Sequence[EmbeddingsPart], policy: str) -> MergedIds:
             what = repr(identifier) if part.positions is None else f"{identifier!r} at position {place}"
             if policy == "error":
                 raise UserError(
-                    f"The id {what} appears in more than one part",
-                    where=f"{parts[owner].name} and {part.name}",
+                    f"The id {what} appears in more than one part", where=f"{parts[owner].name} and {part.name}",
                     fix="Make ids unique, or choose --duplicate-ids rename or first",
                 )
             before = f"the id {identifier} was used before ({parts[owner].name})"
@@ -207,7 +203,7 @@ def write_merged(
         path, format, description, [name for _, _, name in kept], _rows(parts, settled),
         lengths=[part.lengths[index] for part, index, _ in kept if part.lengths] if residue else None,
         positions=[part.positions[index] for part, index, _ in kept if part.positions] if site else None,
-    )  # fmt: skip
+    )
     return len(kept)
 
 
@@ -246,16 +242,14 @@ def merge_status(
                 missing = [name for name in ("id", "status", "details") if name not in header]
                 if missing:
                     raise UserError(
-                        f"The status table has no column {missing[0]}",
-                        where=table.name,
+                        f"The status table has no column {missing[0]}", where=table.name,
                         fix="Give the status tables that plm_embed wrote",
                     )
                 own = PART not in header
                 handle.write("\t".join([*header, *([PART] if own else [])]) + "\n")
             if table.header != header:
                 raise UserError(
-                    f"The columns differ from those of {tables[0].name}",
-                    where=table.name,
+                    f"The columns differ from those of {tables[0].name}", where=table.name,
                     fix="Give the status tables of one run",
                 )
             name_at, status_at, details_at = (header.index(name) for name in ("id", "status", "details"))
@@ -291,6 +285,5 @@ def merge_status(
 def _unlike(table: str, part: str, identifier: str) -> UserError:
     return UserError(
         f"The status table and the embeddings {part} do not name the same records: {identifier!r} is in only one",
-        where=table,
-        fix="Give the status tables in the order of the embeddings files, of the same run",
+        where=table, fix="Give the status tables in the order of the embeddings files, of the same run",
     )

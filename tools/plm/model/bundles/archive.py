@@ -105,8 +105,7 @@ def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str])
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise UserError(
             f"The bundle has schema version {shown(manifest['schema_version'])}; this version reads {SCHEMA_VERSION}",
-            where=where,
-            fix="Use the version of the suite that made it, or train it anew",
+            where=where, fix="Use the version of the suite that made it, or train it anew",
         )
     kind = Fields(manifest, "The bundle's manifest", where, again).text("kind", default=FINETUNED)
     if kind != kind_wanted:
@@ -116,8 +115,7 @@ def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str])
             TEACHER_CACHE: "a teacher cache (plm_distill)",
         }
         raise UserError(
-            f"The bundle is {known.get(kind, f'of the unknown kind {kind!r}')}, not {known[kind_wanted]}",
-            where=where,
+            f"The bundle is {known.get(kind, f'of the unknown kind {kind!r}')}, not {known[kind_wanted]}", where=where,
             fix="Give a bundle of the other kind",
         )
     missing = [key for key in ("files", *needed) if key not in manifest]
@@ -132,8 +130,7 @@ def _check_name(name: str, where: str) -> None:
     if PurePosixPath(name).suffix not in SUFFIXES:
         raise UserError(
             f"The bundle holds {one_line(name, 100)!r}, which no bundle may hold (pickles and code are refused)",
-            where=where,
-            fix="Do not trust this file; give the bundle as the suite wrote it",
+            where=where, fix="Do not trust this file; give the bundle as the suite wrote it",
         )
 
 
@@ -158,8 +155,7 @@ def _check_content(name: str, file: Path, where: str) -> None:
     if not good:
         kind = "a pickle" if start[:1] == b"\x80" or start[:2] == b"PK" else "damaged"
         raise UserError(
-            f"The bundle's member {name!r} is not what its name says (it may be {kind})",
-            where=where,
+            f"The bundle's member {name!r} is not what its name says (it may be {kind})", where=where,
             fix="Do not trust this file; give the bundle as the suite wrote it",
         )
 

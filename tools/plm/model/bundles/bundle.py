@@ -81,6 +81,5 @@ def check_self_test(answers: Floats, expected: Floats, tolerance: float, task: T
     if not worst <= tolerance:
         raise UserError(
             f"The bundle fails its self-test: its answers are {worst:.3g} from those stored (tolerated: {tolerance:g})",
-            where=where,
-            fix=fix,
+            where=where, fix=fix,
         )

@@ -63,7 +63,7 @@ _TOLERANCE = 2e-3
 """How far a probability (or a standardised number) may move between machines."""
 _NEEDED = (
     "name", "task", "classes", "positive", "embedding", "head", "standardise", "temperature", "threshold",
-)  # fmt: skip
+)
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -220,10 +220,7 @@ class ClassifierBundle(Bundle):
     """
 
     def __init__(
-        self,
-        manifest: Mapping[str, Any],
-        head: ClassifierHead,
-        reference: tuple[list[str], list[str], Singles],
+        self, manifest: Mapping[str, Any], head: ClassifierHead, reference: tuple[list[str], list[str], Singles],
         validation_scores: tuple[Floats, NDArray[Any]],
     ) -> None:
         super().__init__(manifest, task_of(manifest))
@@ -234,7 +231,7 @@ class ClassifierBundle(Bundle):
             str(about["model"]), str(about["model_sha256"]), tuple(int(layer) for layer in about["layers"]),
             about["pooling"], about["dtype"], int(about["dimension"]),
             {UNUSUAL: "own" if about.get(UNUSUAL) == "own" else "x"},
-        )  # fmt: skip
+        )
         self._reference = reference
         self.validation_scores = validation_scores
 
@@ -263,8 +260,7 @@ class ClassifierBundle(Bundle):
             width = matrix.shape[-1] if matrix.ndim else 0
             raise UserError(
                 f"The embeddings have {width} numbers each; the bundle needs {self.embedding.dimension}",
-                where=self.name,
-                fix="Embed with the model that the bundle was trained on",
+                where=self.name, fix="Embed with the model that the bundle was trained on",
             )
         answers: Floats = self.head.scores(matrix)
         if not np.isfinite(answers).all():
@@ -396,9 +392,7 @@ def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
             raise
         except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError, AttributeError) as error:
             raise UserError(
-                f"The bundle's parts do not fit each other ({one_line(str(error), 150)})",
-                where=path.name,
-                fix=_AGAIN,
+                f"The bundle's parts do not fit each other ({one_line(str(error), 150)})", where=path.name, fix=_AGAIN
             ) from error
     check_self_test(answers, expected, _TOLERANCE, bundle.task, path.name, _AGAIN)
     return bundle
@@ -416,7 +410,7 @@ def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
     bundle = ClassifierBundle(
         manifest, head, (names["ids"], names["labels"], rows),
         (validation["scores"].astype(np.float64), validation["truth"]),
-    )  # fmt: skip
+    )
     dimension = bundle.embedding.dimension
     if bundle.head.dimension != dimension or rows.shape != (len(names["ids"]), dimension):
         seen = bundle.head.dimension
@@ -467,12 +461,8 @@ def _check_arrays(kind: str, arrays: Mapping[str, NDArray[Any]], dimension: int)
 
 
 def write_classifier_bundle(
-    path: str | Path,
-    manifest: Mapping[str, Any],
-    head: ClassifierHead,
-    *,
-    reference: tuple[Sequence[str], Sequence[str], NDArray[Any]],
-    validation_scores: tuple[NDArray[Any], NDArray[Any]],
+    path: str | Path, manifest: Mapping[str, Any], head: ClassifierHead, *,
+    reference: tuple[Sequence[str], Sequence[str], NDArray[Any]], validation_scores: tuple[NDArray[Any], NDArray[Any]],
     card: str,
 ) -> None:
     """Writes a bundle; equal content gives equal bytes.
@@ -496,7 +486,7 @@ def write_classifier_bundle(
     complete: dict[str, Any] = {
         **manifest, "schema_version": SCHEMA_VERSION, "kind": archive.EMBEDDING, "head": settings,
         "standardise": head.standardise,
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory(prefix="plm_bundle_") as place:
         folder = Path(place)
         save_file(

@@ -100,13 +100,8 @@ class FineTunedBundle(Bundle):
         return int(self.manifest["window"])
 
     def predict(
-        self,
-        sequences: Sequence[str],
-        positions: Sequence[int] | None = None,
-        budget: int = DEFAULT_BUDGET,
-        *,
-        members: Sequence[int] | None = None,
-        advance: Callable[[int], None] | None = None,
+        self, sequences: Sequence[str], positions: Sequence[int] | None = None, budget: int = DEFAULT_BUDGET, *,
+        members: Sequence[int] | None = None, advance: Callable[[int], None] | None = None,
     ) -> Floats:
         """Calibrated probabilities or numbers, the mean over the members.
 
@@ -128,13 +123,8 @@ class FineTunedBundle(Bundle):
         return mean
 
     def predict_members(
-        self,
-        sequences: Sequence[str],
-        positions: Sequence[int] | None = None,
-        budget: int = DEFAULT_BUDGET,
-        *,
-        members: Sequence[int] | None = None,
-        advance: Callable[[int], None] | None = None,
+        self, sequences: Sequence[str], positions: Sequence[int] | None = None, budget: int = DEFAULT_BUDGET, *,
+        members: Sequence[int] | None = None, advance: Callable[[int], None] | None = None,
     ) -> Floats:
         """As :meth:`predict`, for each member: ``(S, N, K)`` float64."""
         chosen = range(len(self.members)) if members is None else members
@@ -191,30 +181,19 @@ class FineTunedBundle(Bundle):
         return ids, labels, rows
 
     def _raw(
-        self,
-        member: Member,
-        sequences: Sequence[str],
-        positions: Sequence[int] | None,
-        budget: int,
+        self, member: Member, sequences: Sequence[str], positions: Sequence[int] | None, budget: int,
         advance: Callable[[int], None] | None,
     ) -> Floats:
         self._choose(member)
         return raw_answers(
             self.loaded, member.network, self.task, sequences, positions,
             window=self.window, budget=budget, advance=advance,
-        )  # fmt: skip
+        )
 
 
 def raw_answers(
-    loaded: LoadedModel,
-    network: Network,
-    task: Task,
-    sequences: Sequence[str],
-    positions: Sequence[int] | None,
-    *,
-    window: int,
-    budget: int,
-    advance: Callable[[int], None] | None = None,
+    loaded: LoadedModel, network: Network, task: Task, sequences: Sequence[str], positions: Sequence[int] | None, *,
+    window: int, budget: int, advance: Callable[[int], None] | None = None,
 ) -> Floats:
     """Uncalibrated outputs ``(N, K)`` in input order; equal inputs are computed once."""
     outputs, _ = answers_with_states(
@@ -224,16 +203,8 @@ def raw_answers(
 
 
 def answers_with_states(
-    loaded: LoadedModel,
-    network: Network,
-    task: Task,
-    sequences: Sequence[str],
-    positions: Sequence[int] | None,
-    *,
-    window: int,
-    budget: int,
-    represent: bool = False,
-    advance: Callable[[int], None] | None = None,
+    loaded: LoadedModel, network: Network, task: Task, sequences: Sequence[str], positions: Sequence[int] | None, *,
+    window: int, budget: int, represent: bool = False, advance: Callable[[int], None] | None = None,
 ) -> tuple[Floats, Singles]:
     """As :func:`raw_answers`, for sequence tasks with the ``(N, D)`` representations if ``represent``, else none."""
     states: Singles = np.empty((0, 0), np.float32)
@@ -263,14 +234,8 @@ def answers_with_states(
 
 
 def load_bundle(
-    path: str | Path,
-    base: str | None = None,
-    *,
-    workdir: Path,
-    device: str = "auto",
-    precision: str = "auto",
-    allow_hub: bool = False,
-    level: Level | None = None,
+    path: str | Path, base: str | None = None, *, workdir: Path, device: str = "auto", precision: str = "auto",
+    allow_hub: bool = False, level: Level | None = None,
 ) -> FineTunedBundle:
     """Reads a bundle, checks it and puts it on its base model.
 
@@ -296,8 +261,7 @@ def load_bundle(
     _check_head(manifest, task, path.name)
     if level is not None and task.level != level:
         raise UserError(
-            f"The bundle answers for each {task.level}, not for each {level}",
-            where=path.name,
+            f"The bundle answers for each {task.level}, not for each {level}", where=path.name,
             fix=f"Give a bundle that was trained on a {level} task",
         )
     chosen_device = devices.choose_device(device)
@@ -326,8 +290,7 @@ def _base_files(
     if base is None:
         if wanted["id"] != "starter":
             raise UserError(
-                f"The bundle was trained on the model {wanted['id']}, which is not built in",
-                where=where,
+                f"The bundle was trained on the model {wanted['id']}, which is not built in", where=where,
                 fix=f"Choose {wanted['id']} as the model (--model)",
             )
         base = "starter"
@@ -354,8 +317,7 @@ def check_base(name: str, wanted: str, files: ModelFiles, where: str, what: str)
         raise UserError(
             f"{what} the model {name} ({fingerprints.shown(wanted)}), not on {files.id} "
             f"({fingerprints.shown(files.sha256)}): they differ in their {differs}",
-            where=where,
-            fix=f"Choose {name}, with the very same weights, config.json and vocabulary, as the model",
+            where=where, fix=f"Choose {name}, with the very same weights, config.json and vocabulary, as the model",
         )
     if fingerprints.partial(wanted, files.sha256):
         stage.log("plm").warning("%s: %s", where, fingerprints.UNCHECKED)
@@ -391,7 +353,7 @@ def _check_head(manifest: Mapping[str, Any], task: Task, where: str) -> None:
         raise UserError(
             f"The bundle's head does not fit its task ({head['outputs']} outputs a {head['level']} for {task.outputs} "
             f"a {task.level})", where=where, fix=manifests.AGAIN,
-        )  # fmt: skip
+        )
 
 
 def _load_head(config: HeadConfig, file: Path, hidden: int) -> Head:
@@ -509,17 +471,9 @@ def save_network(network: Network, loaded: LoadedModel, method: str, folder: Pat
 
 
 def write_bundle(
-    path: Path,
-    members: Sequence[MemberFiles],
-    manifest: Mapping[str, Any],
-    *,
-    base: str,
-    card: str,
-    reference: tuple[NDArray[np.float32], Sequence[str], Sequence[str]],
-    workdir: Path,
-    device: str = "auto",
-    precision: str = "auto",
-    allow_hub: bool = False,
+    path: Path, members: Sequence[MemberFiles], manifest: Mapping[str, Any], *, base: str, card: str,
+    reference: tuple[NDArray[np.float32], Sequence[str], Sequence[str]], workdir: Path, device: str = "auto",
+    precision: str = "auto", allow_hub: bool = False,
 ) -> None:
     """Puts a bundle together and writes it; equal content gives equal bytes.
 

@@ -22,7 +22,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}(?:\.[0-9a-f]{64})?")
 _FINETUNED = ("name", "base", "window", "members", "head", "method", "threshold", "task")
 _EMBEDDING = (
     "name", "task", "classes", "positive", "embedding", "head", "standardise", "temperature", "threshold",
-)  # fmt: skip
+)
 _MOST = 1e12
 
 
@@ -63,7 +63,7 @@ def check_finetuned(
     for name, most, default in (
         ("hidden_size", 1_000_000, None), ("outputs", 1_000_000, None), ("width", 1_000_000, 64),
         ("reach", 10_000, 7), ("neighbour_width", 1_000_000, 32),
-    ):  # fmt: skip
+    ):
         if default is None or name in head:
             head.whole(name, 0 if name == "reach" else 1, most)
     if "dropout" in head:
@@ -71,7 +71,7 @@ def check_finetuned(
     known = {"level", "kind", "hidden_size", "outputs", "width", "reach", "neighbour_width", "dropout"}
     if unknown := set(head.content) - known:
         raise UserError(f"The bundle's head has unknown settings ({', '.join(sorted(unknown))[:80]})", where=where,
-                        fix="Use the version of the suite that made it")  # fmt: skip
+                        fix="Use the version of the suite that made it")
     for member in fields.entries("members", most=MOST_MEMBERS):
         member.number("temperature", 0, _MOST, above=True)
         member.number("mean", -_MOST, _MOST)
@@ -125,7 +125,7 @@ def _fingerprint(fields: Fields, name: str, where: str) -> None:
         raise UserError(
             f"The bundle's manifest names {shown(value)} as a model's fingerprint, which it is not", where=where,
             fix=AGAIN,
-        )  # fmt: skip
+        )
 
 
 def _task(fields: Fields, classes: str) -> None:

@@ -166,8 +166,7 @@ def parse_layers(text: str, depth: int) -> tuple[int, ...]:
         if not 0 <= layer <= depth:
             raise UserError(
                 f"There is no layer {number}: this model has the layers 0 (token embeddings) to {depth} (last)",
-                where="--layers",
-                fix=f"Choose from 0 to {depth}, or count from the end with -1 to -{depth + 1}",
+                where="--layers", fix=f"Choose from 0 to {depth}, or count from the end with -1 to -{depth + 1}",
             )
         if layer not in layers:
             layers.append(layer)
@@ -190,14 +189,12 @@ def check_wanted(loaded: LoadedModel, wanted: Wanted) -> None:
     """
     if wanted.contacts is not None and not loaded.has_contacts:
         raise UserError(
-            "The checkpoint has no contact regression",
-            where=loaded.files.id,
+            "The checkpoint has no contact regression", where=loaded.files.id,
             fix="Use a published ESM-2 or ESM-1b checkpoint, or leave contacts out",
         )
     if wanted.pooling == "first" and not loaded.family.before:
         raise UserError(
-            f"{loaded.family.title} puts no start token before a protein",
-            where="--pooling first",
+            f"{loaded.family.title} puts no start token before a protein", where="--pooling first",
             fix="Choose mean or max",
         )
 
@@ -219,11 +216,7 @@ class Embedder:
         self._store = torch.float16 if wanted.dtype == "float16" else torch.float32
 
     def compute(
-        self,
-        parts: Iterable[SequencePart],
-        budget: EncodingBudget,
-        *,
-        rows: int = 1,
+        self, parts: Iterable[SequencePart], budget: EncodingBudget, *, rows: int = 1,
         advance: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Arrays]]:
         """Everything that is wanted of some parts, part by part. Equal calls give equal bytes, whatever ``rows`` is.

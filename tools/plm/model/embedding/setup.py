@@ -44,18 +44,8 @@ class EmbeddingSettings:
 
 
 def open_store(
-    proteins: ProteinStore,
-    files: ModelFiles,
-    wanted: Wanted,
-    settings: EmbeddingSettings,
-    *,
-    name: str,
-    device: str,
-    work_dir: Path | None,
-    scratch: Path,
-    ranks: Ranks,
-    stack: ExitStack,
-    log: logging.Logger,
+    proteins: ProteinStore, files: ModelFiles, wanted: Wanted, settings: EmbeddingSettings, *, name: str, device: str,
+    work_dir: Path | None, scratch: Path, ranks: Ranks, stack: ExitStack, log: logging.Logger,
 ) -> ShardStore:
     """The folder of this very work: equal input, model and settings find it again, others never.
 
@@ -77,7 +67,7 @@ def open_store(
         "config": read_config(files.directory), "vocabulary": read_vocabulary(files.directory),
         "wanted": asdict(wanted), "precision": settings.precision, "device": device,
         "batch_tokens": settings.batch_tokens, "max_residues": settings.max_residues,
-    }  # fmt: skip
+    }
     digest = key(content)
     outlives = work_dir or kept.folder()
     folder = scratch / "shards"
@@ -94,13 +84,8 @@ def open_store(
 
 
 def begin(
-    proteins: ProteinStore,
-    loaded: LoadedModel,
-    wanted: Wanted,
-    settings: EmbeddingSettings,
-    store: ShardStore,
-    ranks: Ranks,
-    log: logging.Logger,
+    proteins: ProteinStore, loaded: LoadedModel, wanted: Wanted, settings: EmbeddingSettings, store: ShardStore,
+    ranks: Ranks, log: logging.Logger,
 ) -> EmbedJob:
     """The job, with the budget that the memory allows.
 
@@ -130,22 +115,12 @@ def announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, lo
         f"{cut} in windows of {budget.whole}" if cut else "all whole", loaded.device.type,
         f" x {ranks.world}" if ranks.world > 1 else "", precision, budget.tokens, job.memory() / 2**30,
         "unknown time" if seconds is None else stage.duration(seconds),
-    )  # fmt: skip
+    )
 
 
 def embed(
-    proteins: ProteinStore,
-    files: ModelFiles,
-    loaded: LoadedModel,
-    wanted: Wanted,
-    settings: EmbeddingSettings,
-    *,
-    name: str,
-    work_dir: Path | None,
-    scratch: Path,
-    ranks: Ranks,
-    stack: ExitStack,
-    log: logging.Logger,
+    proteins: ProteinStore, files: ModelFiles, loaded: LoadedModel, wanted: Wanted, settings: EmbeddingSettings, *,
+    name: str, work_dir: Path | None, scratch: Path, ranks: Ranks, stack: ExitStack, log: logging.Logger,
 ) -> EmbedJob:
     """Embeds all proteins; what an earlier job of the same content has done is not done again.
 
@@ -157,7 +132,7 @@ def embed(
     store = open_store(
         proteins, files, wanted, settings, name=name, device=loaded.device.type, work_dir=work_dir, scratch=scratch,
         ranks=ranks, stack=stack, log=log,
-    )  # fmt: skip
+    )
     job = begin(proteins, loaded, wanted, settings, store, ranks, log)
     missing = job.missing()
     announce(job, missing, settings.precision, ranks, log)

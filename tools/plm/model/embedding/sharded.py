@@ -54,12 +54,7 @@ class EmbedJob:
     """
 
     def __init__(
-        self,
-        proteins: ProteinStore,
-        embedder: Embedder,
-        store: ShardStore,
-        budget: EncodingBudget,
-        ranks: Ranks,
+        self, proteins: ProteinStore, embedder: Embedder, store: ShardStore, budget: EncodingBudget, ranks: Ranks,
         log: logging.Logger,
     ) -> None:
         self.proteins, self.embedder, self.store, self._ranks, self._log = proteins, embedder, store, ranks, log
@@ -184,7 +179,7 @@ class EmbedJob:
         self._log.warning(
             "Out of memory at %d residues: going on with batches of %d tokens, proteins of up to %d residues whole",
             error.tokens, error.smaller.tokens, error.smaller.whole,
-        )  # fmt: skip
+        )
         if self.embedder.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -196,8 +191,7 @@ class EmbedJob:
                 "A representation is larger than 16 bits can hold (65,504)", where=where, fix="Use --store float32"
             )
         return UserError(
-            "The model gives no finite numbers for this protein",
-            where=where,
+            "The model gives no finite numbers for this protein", where=where,
             fix="Use --precision fp32; if that does not help the model is damaged",
         )
 

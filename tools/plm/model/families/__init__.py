@@ -22,7 +22,7 @@ from plm.received.documents import one_line
 __all__ = [
     "AMINO_ACIDS", "ANKH", "BERT", "ESM1B", "ESM2", "FAMILIES", "MODEL_LETTERS", "PROTT5", "UNUSUAL_LETTERS",
     "ModelFamily", "find_family", "prepare",
-]  # fmt: skip
+]
 FAMILIES: tuple[ModelFamily, ...] = (ESM2, ESM1B, PROTT5, ANKH, BERT)
 
 
@@ -43,7 +43,6 @@ def find_family(config: Mapping[str, Any], vocabulary: Mapping[str, int], *, whe
     said = [str(config[name]) for name in (KIND, "position_embedding_type") if config.get(name)]
     told = one_line(", ".join([*said, f"{len(vocabulary)} tokens"] if said else [f"no {KIND}"]), 80)
     raise UserError(
-        f"The checkpoint's architecture ({told}) is none that the suite knows",
-        where=where,
+        f"The checkpoint's architecture ({told}) is none that the suite knows", where=where,
         fix=f"Use one of: {', '.join(family.title for family in FAMILIES)}",
     )

@@ -46,13 +46,13 @@ class BertShaped(ModelFamily):
             raise UserError(
                 f"config.json says that {width} numbers are divided among {heads} attention heads, which they cannot",
                 where=where, fix=PUBLISHED,
-            )  # fmt: skip
+            )
         limit = self.limit(settings)
         if limit is not None and limit < 1:
             raise UserError(
                 f"config.json leaves no position for a residue (max_position_embeddings is "
                 f"{settings['max_position_embeddings']})", where=where, fix=PUBLISHED,
-            )  # fmt: skip
+            )
         return settings
 
     def numbers(self, settings: Mapping[str, Any]) -> int:

@@ -34,13 +34,8 @@ class PackedSelfAttention(esm.EsmSelfAttention):
     """Rotation and attention within each sequence, without head-first copies of the whole row."""
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        *args: Any,
-        position_embeddings: Any = None,
-        packing: RowLayout | None = None,
-        contacts: Callable[[torch.Tensor], None] | None = None,
-        **kwargs: Any,
+        self, hidden_states: torch.Tensor, *args: Any, position_embeddings: Any = None,
+        packing: RowLayout | None = None, contacts: Callable[[torch.Tensor], None] | None = None, **kwargs: Any,
     ) -> Any:
         shape = (hidden_states.shape[1], self.num_attention_heads, self.attention_head_size)
         query, key, value = (layer(hidden_states)[0].view(shape) for layer in (self.query, self.key, self.value))
@@ -50,7 +45,7 @@ class PackedSelfAttention(esm.EsmSelfAttention):
         attended = attention.attend(
             query, key, value, RowLayout(shape[:1]) if packing is None else packing,
             scale=scale, rotary=position_embeddings, dropout=self.dropout if self.training else 0.0,
-        )  # fmt: skip
+        )
         return attended.view(1, shape[0], -1), None
 
 

@@ -38,7 +38,7 @@ class T5Family(ModelFamily):
         ),
         "pad_token_id": token(0),
         "eos_token_id": token(1),
-    }  # fmt: skip
+    }
     depth = "num_layers"
     sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "shared.weight": ("vocab_size", "d_model"),
@@ -49,13 +49,13 @@ class T5Family(ModelFamily):
             "relative_attention_num_buckets", "num_heads",
         ),
         "encoder.block.0.layer.0.SelfAttention.q.weight": ("num_heads * d_kv", "d_model"),
-    }  # fmt: skip
+    }
     attention_targets, key_value_targets, feedforward_targets = ("q", "k", "v", "o"), ("k", "v"), ("wo",)
     memory = MemoryLaw(
         # The bias: 1.1 measured on processors, where scores are made block by block; on CUDA perhaps scores and weights
         # too. Distances are sorted into buckets as whole numbers of 8 bytes.
         per_pair={"cpu": 1.5, "cuda": 3.0}, bytes_per_pair=40, trained_per_pair=3,
-    )  # fmt: skip
+    )
 
     def numbers(self, settings: Mapping[str, Any]) -> int:
         width, inner, heads = settings["d_model"], settings["d_ff"], settings["num_heads"] * settings["d_kv"]

@@ -26,7 +26,7 @@ class PackedBiasAttention(t5.T5Attention):
         bucket = self._relative_position_bucket(
             distance, bidirectional=not self.is_decoder, num_buckets=self.relative_attention_num_buckets,
             max_distance=self.relative_attention_max_distance,
-        )  # fmt: skip
+        )
         by_distance = self.relative_attention_bias(bucket).T.contiguous()
         return by_distance.unfold(1, length, 1).flip(1).unsqueeze(0)
 

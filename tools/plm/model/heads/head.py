@@ -72,7 +72,7 @@ class Where:
         return Where(
             self.residues.to(device), self.owner.to(device), self.sequences,
             self.sites.to(device), self.first.to(device), self.last.to(device),
-        )  # fmt: skip
+        )
 
 
 class Head(nn.Module):
@@ -99,4 +99,4 @@ def perceptron(inputs: int, config: HeadConfig) -> nn.Sequential:
     return nn.Sequential(
         nn.Dropout(config.dropout), nn.Linear(inputs, config.width), nn.GELU(),
         nn.Dropout(config.dropout), nn.Linear(config.width, config.outputs),
-    )  # fmt: skip
+    )
