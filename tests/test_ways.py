@@ -151,5 +151,5 @@ def test_folds_cannot_choose_but_one_fold_can(tiny_esm2: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("method", ["lora,", "lora,lora", "head,qlora", ""])
 def test_unknown_and_repeated_ways_are_told(method: str, tiny_esm2: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"one of lora, dora, ia3, head_lora, head, full.*\[--method\]"):
+    with pytest.raises(UserError, match=r"some of lora, dora, ia3, head_lora, head, full, each once \[--method\]"):
         finetune(cases.dataset("site", "class", 16), tiny_esm2, tmp_path, "--method", method)

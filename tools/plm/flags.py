@@ -68,7 +68,8 @@ class Flag:
         """Raises a UserError that names the flag if a number is out of range or a list has other words."""
         if self.words:
             given = parts(value)
-            if not given or not set(given) <= set(self.words) or len(set(given)) < len(given):
+            # One word for each comma: a list that ends in one is a mistake.
+            if not set(given) <= set(self.words) or not len(set(given)) == len(given) == value.count(",") + 1:
                 what = self.wrong or f"{value!r} are not some of {', '.join(self.words)}, each once"
                 raise UserError(what, where=name, fix=self.fix or f"Give e.g. {','.join(self.words[:2])}")
         if self.kind in (int, float) and not self.holds(value):
