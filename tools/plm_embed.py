@@ -47,12 +47,14 @@ class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     format: str = flags.choice(flags.EMBEDDING_FORMATS, "of the embeddings file")
     unusual: str = flags.choice(
         ("own", "x"),
-        "U, Z, O and B: the model's own letters where it has them (ESM), else X; or X always, as training does",
+        "U, Z, O and B: the model's own letters where it has them (ESM, Ankh), else X; or X always, as training does",
     )
     embeddings: Path = flags.output("the embeddings file", required=True)
     status: Path | None = flags.status()
-    logits: Path | None = flags.output("table of each residue's log-probabilities of the amino acids (ESM models)")
-    pseudo_perplexity: Path | None = flags.output("table of each protein's pseudo-perplexity (ESM models)")
+    logits: Path | None = flags.output(
+        "table of each residue's log-probabilities of the amino acids (ESM and BERT models)"
+    )
+    pseudo_perplexity: Path | None = flags.output("table of each protein's pseudo-perplexity (ESM and BERT models)")
     perplexity_mode: Literal["single", "masked"] = flags.choice(
         ("single", "masked"),
         "single: from the same pass as the embeddings, the residue being visible; masked: each residue hidden in "
