@@ -235,7 +235,8 @@ def all_figures(names: list[str]) -> Iterator[tuple[str, Drawn]]:
         )
     for models, probes in ((1, 1), (12, 5)):
         yield f"dots {models} models {probes} probes", lambda path, m=models, p=probes: dotted(names, m, p, path)
-    yield "curves that cross", lambda path: figures.roc_figure([Curve(name, np.arange(2), np.arange(2)) for name in names], path)  # fmt: skip  # noqa: E501
+    crossing = [Curve(name, np.arange(2), np.arange(2)) for name in names]
+    yield "curves that cross", lambda path: figures.roc_figure(crossing, path)
 
 
 def embeddings(path: Path, names: list[str], rows: int, classes: int, shift: float = 0.0) -> Path:
