@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,26 +162,31 @@ def test_one_path_is_not_given_twice(tmp_path: Path) -> None:
 # -- full disks --------------------
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Limits the size of files that this process writes, which fails as a full disk does."""
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Limits the size of files that this process writes, which fails as a full disk does.
+
+    No longer than the writing takes: pytest's own output may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_hdf5_survives_a_disk_that_fills(tmp_path: Path, small_files: Callable[[int], None]) -> None:
-    small_files(50_000)
-    with pytest.raises(OSError) as caught, writing(tmp_path / "x.h5") as writer:
+def test_hdf5_survives_a_disk_that_fills(tmp_path: Path) -> None:
+    with small_files(50_000), pytest.raises(OSError) as caught, writing(tmp_path / "x.h5") as writer:
         for number in range(200):
             writer.file.create_dataset(f"d{number}", data=np.arange(1000.0))
             writer.check()
     assert caught.value.errno == errno.EFBIG and number < 20
 
 
-def test_hdf5_that_only_fails_at_the_end(tmp_path: Path, small_files: Callable[[int], None]) -> None:
-    small_files(1500)  # metadata is written when the file is closed
-    with pytest.raises(OSError), writing(tmp_path / "x.h5") as writer:
+def test_hdf5_that_only_fails_at_the_end(tmp_path: Path) -> None:
+    # Metadata is written when the file is closed.
+    with small_files(1500), pytest.raises(OSError), writing(tmp_path / "x.h5") as writer:
         for number in range(8):
             writer.file.create_dataset(f"d{number}", data=np.arange(2.0))
         writer.check()
