@@ -368,7 +368,7 @@ def test_a_record_that_leaves_its_layers_out_answers_nothing(tmp_path: Path, mon
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in windows}))
     monkeypatch.setattr("plm.model.configuration.check_weights", lambda *_: None)
     loaded = load(folder, tmp_path / "w")
-    with pytest.raises(NotImplementedError, match="ModernBertAttention asks for"):
+    with pytest.raises(ValueError, match="ModernBertAttention asks for"):
         encoder.hidden_states(loaded.model, batching.pack([loaded.token_ids(protein(300))]))
 
 

@@ -52,12 +52,12 @@ def packed_attention(
         ``(1, T, H, D)`` and None (no attention weights are kept).
 
     Raises:
-        NotImplementedError: The layer asks for attention of another kind (windows, causal, capped scores, ...): a
+        ValueError: The layer asks for attention of another kind (windows, causal, capped scores, ...): a
             family whose record leaves its layers out.
     """
     other = [name for name, value in kwargs.items() if value is not None and name not in _HARMLESS]
     if other or attention_mask is not None or getattr(module, "is_causal", False):
-        raise NotImplementedError(f"{type(module).__name__} asks for {', '.join(other) or 'a mask'}, which rows lack")
+        raise ValueError(f"{type(module).__name__} asks for {', '.join(other) or 'a mask'}, which rows lack")
     tokens, width = query.shape[2:]
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     attended = attention.attend(

@@ -7,6 +7,7 @@ magnitude.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ class Where:
         )
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A head; subclasses differ in what they read.
 
     ``represent`` gives the ``(N, D)`` float32 encoder representations that the answers rest on (for neighbours and
@@ -87,11 +88,13 @@ class Head(nn.Module):
         self.config = config
         self.norm = nn.LayerNorm(config.hidden_size)
 
+    @abstractmethod
     def represent(self, hidden: torch.Tensor, where: Where) -> torch.Tensor:
-        raise NotImplementedError
+        """``(N, D)`` float32 representations that the answers rest on."""
 
+    @abstractmethod
     def forward(self, hidden: torch.Tensor, where: Where) -> torch.Tensor:
-        raise NotImplementedError
+        """``(N, K)`` float32 logits or standardised numbers."""
 
 
 def perceptron(inputs: int, config: HeadConfig) -> nn.Sequential:
