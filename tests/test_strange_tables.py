@@ -164,7 +164,7 @@ def test_headers_of_the_code_are_recognised() -> None:
     from plm.jobs.pretrain import report as pretraining_report
     from plm.jobs.project import report as projection_report
     from plm.masked_lm import corpus_store
-    from plm.scoring import assessment
+    from plm.scoring import assessment, mutagenesis
 
     headers = [
         side_tables.STATUS_COLUMNS, queries.STATUS_COLUMNS, tables.STATUS_COLUMNS, corpus_store._REJECTED,
@@ -173,7 +173,7 @@ def test_headers_of_the_code_are_recognised() -> None:
         report.PROTEIN_COLUMNS, model_comparison_report.SCORE_COLUMNS, model_comparison_report.AGREEMENT_COLUMNS,
         model_comparison_report.PROTEIN_COLUMNS, model_comparison_report.PROBE_COLUMNS,
         model_comparison_report.COST_COLUMNS, projection_report.SCORE_COLUMNS, pretraining_report.HISTORY_COLUMNS,
-        compression_report.COLUMNS,
+        compression_report.COLUMNS, mutagenesis.COLUMNS, mutagenesis.SITE_COLUMNS,
     ]
     for header in headers:
         found = recognise(header)

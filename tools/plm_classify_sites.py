@@ -3,7 +3,8 @@
 
 Inputs: proteins (FASTA, plain or gzipped) of any length and a bundle of plm_finetune that was trained on sites.
 Outputs: a table of all candidates with calibrated probabilities, GFF3, a figure along the proteins, a status table that
-names every input record, a report.
+names every input record, a report; on request why sites are called: what each substitution around the strongest calls
+does (table and figure), and sequence logos of called against other sites.
 
 Example:
     python plm_classify_sites.py --input proteins.fasta --bundle bundle.zip --sites sites.tsv --gff sites.gff3
@@ -21,6 +22,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
+    from plm.jobs.classify_sites.explanations import Explanations
     from plm.jobs.classify_sites.report import SiteCounts
     from plm.jobs.classify_sites.tables import SiteTables
     from plm.model.bundles.fine_tuned import FineTunedBundle
@@ -51,6 +53,13 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
     gff_sites: str = flags.choice(("called", "all"), "which sites the GFF3 has")
     figure: Path | None = flags.output("probabilities along the proteins (PNG)")
     tracks: int = flags.whole(12, "proteins in the figure at most", 1, 40)
+    mutagenesis: Path | None = flags.output("what each substitution around the strongest calls does (tabular)")
+    mutagenesis_figure: Path | None = flags.output("the same as heat maps (PNG)")
+    mutagenesis_calls: int = flags.whole(5, "calls whose surroundings are mutated at most, the strongest", 1, 20)
+    logo: Path | None = flags.output("sequence logos of called against other sites (PNG)")
+    reach: int = flags.whole(
+        15, "residues on each side of a site in maps and logos, of bundles that see the whole protein", 1, 50
+    )
     status: Path | None = flags.status()
     report: Path | None = flags.report()
     batch_tokens: int = flags.whole(8192, "residues encoded together; halved when memory runs out", 64, 10**7)
@@ -65,6 +74,7 @@ def run(argv: Sequence[str] | None) -> None:
     log = stage.log(NAME)
     stage.require({"torch": "2.6", "transformers": "5.2", "peft": "0.17", "safetensors": "0.5"})
     from plm.jobs.classify_sites import candidates
+    from plm.jobs.classify_sites.explanations import Explanations
     from plm.jobs.classify_sites.report import SiteCounts
     from plm.jobs.classify_sites.scan import SiteScanner
     from plm.jobs.classify_sites.survey import SiteSurvey, announce, choose_point
@@ -93,7 +103,11 @@ def run(argv: Sequence[str] | None) -> None:
         model = bundle.signature(args.bundle)
         tables = _open_tables(args, bundle, point, model, outputs, opened)
         counts = SiteCounts(bundle.task, args.tracks)
-        sites = SiteSurvey(args.input, args.nucleotides, letters, survey, scanner, tables, counts, truth)
+        explanations = Explanations.wanted(
+            bundle.task, point, bundle.window, maps=bool(args.mutagenesis or args.mutagenesis_figure),
+            calls=args.mutagenesis_calls, logo=args.logo is not None, reach=args.reach,
+        )
+        sites = SiteSurvey(args.input, args.nucleotides, letters, survey, scanner, tables, counts, explanations, truth)
         sites.run(args.batch_tokens, log)
         opened.close()
         if truth and (told := truth.account()):
@@ -105,7 +119,8 @@ def run(argv: Sequence[str] | None) -> None:
             )
         if not bundle.finished:
             notes.append("The bundle is unfinished: its training was stopped by its time limit.")
-        _finish(args, bundle, point, counts, letters, model, notes, outputs, log)
+        explanations.mutate(scanner.ask, log)
+        _finish(args, bundle, point, counts, explanations, letters, model, notes, outputs, log)
 
 
 def _open_tables(
@@ -125,10 +140,11 @@ def _open_tables(
 
 
 def _finish(
-    args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, counts: SiteCounts, letters: str,
-    model: str, notes: list[str], outputs: stage.Outputs, log: stage.logging.Logger,
+    args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, counts: SiteCounts,
+    explanations: Explanations, letters: str, model: str, notes: list[str], outputs: stage.Outputs,
+    log: stage.logging.Logger,
 ) -> None:
-    """Figure, report and the last lines of the log."""
+    """Figures, report and the last lines of the log."""
     from plm.jobs.classify_sites.figure import sites_figure
     from plm.jobs.classify_sites.report import first_line, height_name, site_report
 
@@ -137,10 +153,13 @@ def _finish(
             counts.tracks(), outputs.path(args.figure), proteins=counts.classified,
             height_name=height_name(bundle.task), threshold=None if point is None else point.threshold,
         )
+    wanted = ("figure", "sites", "gff", "status", "logo", "mutagenesis_figure", "mutagenesis")
+    paths = {name: path for name in wanted if (path := getattr(args, name))}
+    explanations.write(lambda name: outputs.path(paths[name]) if name in paths else None, model)
     if args.report:
-        names = [name for name in ("figure", "sites", "gff", "status") if getattr(args, name)]
         report = site_report(
-            counts, point, letters=letters, manifest=bundle.manifest, model=model, notes=notes, outputs=names
+            counts, point, letters=letters, manifest=bundle.manifest, model=model, notes=notes, outputs=list(paths),
+            explain=lambda report: explanations.report(report, list(paths)),
         )
         report.write(outputs.path(args.report))
     log.info(

@@ -31,6 +31,7 @@ class Protein:
         extent: 1-based place of the last residue in the sequence as the file has it.
         rejected: Why the record cannot be used; empty when it can.
         changes: Phrases, one for each change by cleaning or renaming.
+        removed: 0-based indices, ascending, of what cleaning took out of the sequence as the file has it.
     """
 
     id: str
@@ -42,6 +43,11 @@ class Protein:
     extent: int = 0
     rejected: str = ""
     changes: tuple[str, ...] = ()
+    removed: tuple[int, ...] = ()
+
+    def place(self, index: int) -> int:
+        """The 1-based place of a 0-based index of ``sequence`` in the sequence as the file has it."""
+        return _places((index,), self.removed)[0]
 
 
 @dataclass
@@ -144,7 +150,7 @@ def _protein(record: ProteinRecord, cleaned: Cleaned, repeated: Settled | None, 
     return Protein(
         identifier, accession, record.line, cleaned.sequence, sites, _places(sites, cleaned.removed),
         _places((len(cleaned.sequence) - 1,), cleaned.removed)[0], "",
-        (*((repeated.told,) if repeated else ()), *cleaned.changes),
+        (*((repeated.told,) if repeated else ()), *cleaned.changes), cleaned.removed,
     )
 
 

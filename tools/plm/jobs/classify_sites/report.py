@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,7 +185,7 @@ def _proteins(count: int) -> str:
 
 def site_report(
     counts: SiteCounts, point: OperatingPoint | None, *, letters: str, manifest: Mapping[str, Any], model: str,
-    notes: Sequence[str], outputs: Sequence[str],
+    notes: Sequence[str], outputs: Sequence[str], explain: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """The report of the stage.
 
@@ -197,6 +197,7 @@ def site_report(
         model: Name and digest of the bundle.
         notes: Warnings and choices worth a line.
         outputs: Names of the outputs there are: ``figure``, ``sites``, ``gff``, ``status``.
+        explain: Adds to the report why sites are called, behind the strongest ones.
     """
     report = Report(plain(first_line(counts, point, letters, bool(manifest.get("finished", True)))))
     if "figure" in outputs:
@@ -209,6 +210,7 @@ def site_report(
         header = ["Protein", "Residue", "Number" if number else "Probability", *([] if number else ["Call"])]
         rows = [[plain(cells[0]), *cells[1:3], *([] if number else [plain(cells[3])])] for cells in counts.sites()]
         report.rows(header, rows)
+    explain(report)
     if "sites" in outputs and counts.candidates:
         report.heading("All sites")
         # A page does not bear a proteome.

@@ -80,6 +80,14 @@ class SiteScanner:
         outputs = self.bundle.task.outputs
         return [np.stack([answers[number] for number in mine]) if mine else np.empty((0, outputs)) for mine in rows]
 
+    def ask(self, texts: Sequence[str], sites: Sequence[int] | None) -> Floats:
+        """The bundle's answers ``(N, K)`` for one site in each text, all of them asked together.
+
+        Raises:
+            UserError: Memory does not even hold the smallest batch.
+        """
+        return self._predict(list(texts), list(sites or ()), lambda count: None)
+
     def _contexts(self, keys: Sequence[tuple[str, int]]) -> int:
         return len(keys) if self.bundle.window else len({text for text, _ in keys})
 

@@ -13,6 +13,7 @@ from plm.data.fasta import CleaningRule
 from plm.data.proteins import Cleaning
 from plm.errors import UserError
 from plm.jobs.classify_sites.candidates import CandidateSurvey, read_candidates
+from plm.jobs.classify_sites.explanations import Explanations
 from plm.jobs.classify_sites.report import SiteCounts
 from plm.jobs.classify_sites.scan import SiteScanner, chunks
 from plm.jobs.classify_sites.tables import SiteTables, Truth, judge
@@ -80,6 +81,7 @@ class SiteSurvey:
         scanner: Scanner with the bundle that scores the candidates.
         tables: Writer of the tables of sites and proteins.
         counts: Counts that the report tells.
+        explanations: What is gathered to explain the calls.
         truth: Known sites, if there is a list.
     """
 
@@ -90,6 +92,7 @@ class SiteSurvey:
     scanner: SiteScanner
     tables: SiteTables
     counts: SiteCounts
+    explanations: Explanations
     truth: Truth | None
 
     def run(self, batch_tokens: int, log: logging.Logger) -> None:
@@ -112,3 +115,4 @@ class SiteSurvey:
                 known = np.array([bool(label) and label == positive for label in labels])
                 self.tables.add(protein, answers, labels)
                 self.counts.add(protein, answers.heights, answers.called, answers.calls, known)
+                self.explanations.add(protein, answers)
