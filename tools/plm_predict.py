@@ -4,7 +4,8 @@
 Inputs: a bundle of plm_train_classifier or plm_finetune, and proteins (FASTA, plain or gzipped, or a table) of any
 length; or, for plm_train_classifier's, embeddings that were made like those it was trained on.
 Outputs: a predictions table (call, calibrated probabilities, set of classes of a chosen coverage, distance to the
-training proteins, nearest of them), a status table that names every input record, a figure, a report.
+training proteins, nearest of them), a status table that names every input record, a figure, a report; on request what
+each substitution of some residues does to the answer (table and figure; fine-tuned models of whole proteins).
 
 Example:
     python plm_predict.py --input genome.fasta --bundle bundle.zip --predictions predictions.tabular --report report.md
@@ -23,6 +24,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
+    from plm.jobs.predict.mutagenesis import ProteinMaps
     from plm.jobs.predict.sources import Answered
     from plm.jobs.predict.verdicts import Rules
     from plm.model.bundles.bundle import Bundle
@@ -58,6 +60,11 @@ class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     residues: Path | None = flags.output("of bundles for residues: a row a residue with its probabilities (tabular)")
     submission: Path | None = flags.output("ids and answers alone, comma-separated, to hand in")
     submission_columns: str = flags.text("names of its two columns", "id,label")
+    mutagenesis: Path | None = flags.output("what each substitution of some residues does to the answer (tabular)")
+    mutagenesis_figure: Path | None = flags.output("the same as heat maps (PNG)")
+    mutagenesis_residues: str = flags.text(
+        "which residues: ids with spans, e.g. P1:10-40 P2:5-60 (default: all of every protein; at most 100 in each)"
+    )
     status: Path | None = flags.status()
     figure: Path | None = flags.output("how sure, and how far from the training proteins (PNG)")
     report: Path | None = flags.report()
@@ -65,11 +72,20 @@ class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     def check(self) -> None:
         if (self.input is None) == (self.embeddings is None):
             raise UserError("Give either proteins or embeddings", where="--input, --embeddings", fix="One of the two")
+        if self.mutagenesis_residues and not self.mutates:
+            raise UserError(
+                "Nothing is to be mutated", where="--mutagenesis-residues",
+                fix="Give --mutagenesis or --mutagenesis-figure",
+            )
         names = self.submission_names
         if len(names) != 2 or not all(names):
             raise UserError(
                 f"{self.submission_columns!r} are not two names", where="--submission-columns", fix="Give e.g. id,label"
             )
+
+    @property
+    def mutates(self) -> bool:
+        return self.mutagenesis is not None or self.mutagenesis_figure is not None
 
     @property
     def submission_names(self) -> list[str]:
@@ -98,11 +114,25 @@ def settle(args: Arguments, bundle: Bundle, reference: tuple, errors: Errors | N
         raise UserError(
             f"The bundle answers for each {bundle.task.level}, not for residues", where="--residues", fix="Leave it out"
         )
+    if args.mutates:
+        from plm.jobs.predict.mutagenesis import check_bundle
+
+        check_bundle(bundle, args.bundle)
     call = bundle.calls
     return make_rules(
         bundle.task, call, errors=errors, coverage=args.coverage, by_class=args.coverage_for == "class",
         novelty=Novelty.of(reference, bundle.manifest.get("novelty"), args.novel_share), abstain=args.abstain,
     )
+
+
+def wanted_maps(args: Arguments, answered: Answered) -> ProteinMaps | None:
+    """What is to be mutated, told before the work starts; None if nothing is."""
+    if not args.mutates:
+        return None
+    from plm.jobs.predict.mutagenesis import ProteinMaps, choose_subjects
+
+    assert answered.queries.proteins is not None  # fine-tuned models read proteins
+    return ProteinMaps(choose_subjects(answered.queries.proteins, args.mutagenesis_residues))
 
 
 def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> None:
@@ -114,6 +144,7 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
     bundle, rules, queries, job = answered.bundle, answered.rules, answered.queries, answered.job
     finished, model = bundle.finished, bundle.signature(args.bundle)
     counts = PredictionCounts(rules, records=len(queries))
+    maps = wanted_maps(args, answered)
     with stage.Outputs() as outputs, ExitStack() as opened:
 
         def text(path: Path | None) -> TextIO | None:
@@ -146,10 +177,18 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
             queries.write_status(status, counts.abstained)
         if args.figure:
             predictions_figure(counts, outputs.path(args.figure))
+        shown = ("figure", "predictions", "residues", "submission", "mutagenesis", "mutagenesis_figure")
+        names = [name for name in shown if getattr(args, name)]
+        if maps is not None:
+            assert answered.ask is not None
+            maps.make(answered.ask, rules, log)
+            files = [args.mutagenesis, args.mutagenesis_figure]
+            table, figure = (None if path is None else outputs.path(path) for path in files)
+            maps.write(table, figure, model, numbers=rules.task.target == "number")
         if args.report:
-            names = [name for name in ("figure", "predictions", "residues", "submission") if getattr(args, name)]
             report = prediction_report(
-                counts, model=model, finished=finished, about=answered.about, notes=notes, outputs=names
+                counts, model=model, finished=finished, about=answered.about, notes=notes, outputs=names,
+                explain=lambda report: maps.report(report, names) if maps is not None else None,
             )
             report.write(outputs.path(args.report))
         opened.close()

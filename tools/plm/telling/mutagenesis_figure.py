@@ -20,6 +20,8 @@ from plm.wording import counted
 Floats = NDArray[np.float64]
 MOST_PANELS = 12
 """Heat maps that a report page bears."""
+SMALL = 0.2
+"""Change of log-odds up to which a map stays pale: odds that grow or shrink by a fifth."""
 _MOST_PLACES = 41
 """Places beside each other whose letters can be read at the width of a report."""
 _WILD_TYPE = "#c4c4c4"
@@ -111,6 +113,11 @@ def mutagenesis_reading(maps: Sequence[EffectMap], drawn: int, what: str) -> str
             " The frame marks the site itself: with residues there that the model was never trained on, its answer "
             "means little."
         )
+    if not numbers and (largest := float(_sizes(maps).max())) < SMALL:
+        told += (
+            f" No substitution here changes the log-odds by more than {largest:.2g}: these answers rest on no single "
+            "residue."
+        )
     if drawn and drawn < len(maps):
         told += f" The figure shows {drawn} of {counted(len(maps), what)}; the table has all."
     return f"{told} This is what the model has learned, not a measurement of mutants."
@@ -125,9 +132,13 @@ def _panels(effects: EffectMap) -> list[_Panel]:
 
 def _limit(maps: Sequence[EffectMap]) -> tuple[float, bool]:
     """End of the colour scale, and whether changes lie beyond: a few extreme ones must not make all others pale."""
-    sizes = np.abs(np.concatenate([one.changes[np.isfinite(one.changes)] for one in maps]))
-    limit = max(float(np.quantile(sizes, 0.98)), 1e-6)
+    sizes = _sizes(maps)
+    limit = max(float(np.quantile(sizes, 0.98)), SMALL if maps[0].judged else 1e-6)
     return limit, bool(sizes.max() > limit * 1.001)
+
+
+def _sizes(maps: Sequence[EffectMap]) -> Floats:
+    return np.abs(np.concatenate([one.changes[np.isfinite(one.changes)] for one in maps]))
 
 
 def _draw(axis: Any, panel: _Panel, limit: float, widest: int) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from plm.model.memory import halved
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
+A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -169,22 +170,31 @@ class Asker:
             return BundleAnswers(where, values, None, tuple(self._proteins.sequences[number] for number in numbers))
         return BundleAnswers(where, values, np.concatenate([states for _, states in answers]))
 
+    def ask(self, texts: Sequence[str], sites: Sequence[int] | None = None) -> Floats:
+        """The bundle's answers ``(N, K)`` for sequences that are none of the input's, all of them asked together.
+
+        Raises:
+            UserError: The memory does not hold the smallest batch.
+        """
+        return self._within_memory(lambda budget: self._bundle.predict(texts, sites, budget))
+
+    def _within_memory(self, work: Callable[[int], A]) -> A:
+        while True:
+            try:
+                return work(self._budget)
+            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                self._budget = halved(self._budget, error, self._bundle.loaded.device, self._log)
+
     def _ask(self, numbers: list[int]) -> list[tuple[Floats, Singles]]:
         texts = [self._proteins.sequences[number] for number in numbers]
         family = self._bundle.loaded.family
-        while True:
-            try:
-                if self._bundle.task.level == "residue":
-                    values = self._bundle.predict(texts, None, self._budget)
-                    ends = np.cumsum([len(text) for text in texts])
-                    none = np.empty((1, 0), np.float32)
-                    answers = [(part, none) for part in np.split(values, ends[:-1])]
-                else:
-                    values, states = self._bundle.predict_with_states(texts, self._budget)
-                    answers = [(values[row : row + 1], states[row : row + 1]) for row in range(len(texts))]
-                break
-            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                self._budget = halved(self._budget, error, self._bundle.loaded.device, self._log)
+        if self._bundle.task.level == "residue":
+            ends = np.cumsum([len(text) for text in texts])
+            none = np.empty((1, 0), np.float32)
+            answers = [(part, none) for part in np.split(self.ask(texts), ends[:-1])]
+        else:
+            values, states = self._within_memory(lambda budget: self._bundle.predict_with_states(texts, budget))
+            answers = [(values[row : row + 1], states[row : row + 1]) for row in range(len(texts))]
         caps = (max(self._budget - family.specials, 8), family.max_residues)
         whole = min(cap for cap in caps if cap is not None)
         self._windows[numbers] = [len(segments(len(text), whole)) for text in texts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ def first_line(counts: PredictionCounts, finished: bool) -> str:
 
 def prediction_report(
     counts: PredictionCounts, *, model: str, finished: bool, about: Sequence[str], notes: Sequence[str],
-    outputs: Sequence[str],
+    outputs: Sequence[str], explain: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """The report.
 
@@ -239,6 +239,7 @@ def prediction_report(
         about: Lines on what was done.
         notes: Warnings, in sentences.
         outputs: Names of the outputs there are: ``figure``, ``predictions``, ``residues``, ``submission``, ``status``.
+        explain: Adds to the report what the answers rest on, behind the predictions.
     """
     rules = counts.rules
     report = Report(first_line(counts, finished) + ".")
@@ -262,6 +263,7 @@ def prediction_report(
         for name in ("residues", "submission"):
             if name in outputs:
                 report.link(name)
+    explain(report)
     if rules.task.level != "residue":
         report.heading("How far to believe them")
         _coverage(report, counts)

@@ -20,6 +20,7 @@ from plm.jobs.predict.verdicts import Rules
 from plm.model.bundles.bundle import Bundle
 from plm.model.bundles.classifier import ClassifierBundle, bundle_kind, check_embeddings, load_classifier_bundle
 from plm.scoring.conformal import Errors
+from plm.scoring.mutagenesis import Ask
 
 if TYPE_CHECKING:
     from plm.jobs.predict.answers import Asker, BundleAnswers
@@ -57,6 +58,7 @@ class Answered:
         about: Sentences on the bundle.
         notes: Sentences that the user should know.
         job: Job that knows the windows of each protein after the last block, or None.
+        ask: A fine-tuned model's answers for other sequences; None for classifiers of embeddings.
     """
 
     bundle: Bundle
@@ -66,6 +68,7 @@ class Answered:
     about: list[str]
     notes: list[str]
     job: EmbedJob | Asker | None = None
+    ask: Ask | None = None
 
     def forget(self) -> None:
         """Removes the finished parts of embeddings, once everything that rests on them is written."""
@@ -201,7 +204,7 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
         f"{bundle.manifest['method']}, {len(bundle.members)} trained networks."
     ]
     queries = Queries.of_proteins(question.input, proteins, sites=False)
-    return Answered(bundle, rules, queries, asker.answers(), about, [], asker)
+    return Answered(bundle, rules, queries, asker.answers(), about, [], asker, asker.ask)
 
 
 def _layer(layers: Sequence[int]) -> str:
