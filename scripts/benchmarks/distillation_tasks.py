@@ -15,6 +15,8 @@ from plm.data import homology, splits
 from plm.data.dataset_table import write_dataset
 from plm.data.fasta import clean, read_fasta
 
+from benchmarks import secondary_structure
+
 SEED = 42
 
 
@@ -100,22 +102,10 @@ def tape(name: str) -> Callable[[Settings], pd.DataFrame]:
 
 def structure(settings: Settings) -> pd.DataFrame:
     """Three states of secondary structure for each residue (FLIP); unresolved residues have no label."""
-    sequences = {record.id: record.sequence for record in read_fasta(settings.find("flip_ss_sequences.fasta.gz"))}
-    masks = {record.id: record.sequence for record in read_fasta(settings.find("flip_ss_mask.fasta.gz"))}
-    rows = []
-    for record in read_fasta(settings.find("flip_ss_sampled.fasta.gz")):
-        if "VALIDATION=True" in record.header:
-            continue
-        split = "test" if "SET=test" in record.header else "train"
-        sequence = re.sub("[^ACDEFGHIKLMNPQRSTVWYX]", "X", sequences[record.id])
-        seen = zip(record.sequence, masks[record.id], strict=True)
-        label = "".join(state if mask == "1" else "-" for state, mask in seen)
-        if len(label) == len(sequence) and set(label) != {"-"}:
-            rows.append({"id": record.id, "sequence": sequence, "label": label, "split": split})
-    chance = random.Random(SEED)
-    train = [row for row in rows if row["split"] == "train"]
-    train = chance.sample(train, min(300, settings.most, len(train)))
-    return pd.DataFrame([*train, *(row for row in rows if row["split"] == "test")])
+    frame = secondary_structure.read_structures(settings.find)
+    train = frame.index[frame["split"] == "train"].tolist()
+    train = random.Random(SEED).sample(train, min(300, settings.most, len(train)))
+    return pd.concat([frame.loc[train], frame[frame["split"] == "test"]], ignore_index=True)
 
 
 def succinylation(settings: Settings) -> pd.DataFrame:

@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from benchmarks import proteins, publish, timing
-from benchmarks.shapes import ROOT, SHAPES, Shape, attention_flops, checkpoint
+from benchmarks import proteins, publish, real_weights, timing
+from benchmarks.shapes import ROOT, SHAPES, Shape, attention_flops, checkpoint, find
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +44,7 @@ class Case:
     def parse(cls, text: str) -> Case:
         name, _, mix = text.partition(":")
         mix = mix or "proteome"
-        if name not in SHAPES or mix not in proteins.MIXES:
-            sys.exit(
-                f"--shapes {text}: choose SHAPE or SHAPE:MIX of {', '.join(SHAPES)} and {', '.join(proteins.MIXES)}"
-            )
-        return cls(SHAPES[name], mix)
+        return cls(shape_of("--shapes", name), mix) if mix in proteins.MIXES else _choose("--shapes", text)
 
     @property
     def thorough(self) -> bool:
@@ -61,9 +57,28 @@ class Case:
         return f"{self.shape.name} ({kind}), {proteins.MIXES[self.mix]}"
 
 
+def shape_of(flag: str, text: str) -> Shape:
+    """A shape by its name, or that of an ESM-2 in a model folder."""
+    return find(text) or _choose(flag, text)
+
+
+def _choose(flag: str, text: str) -> NoReturn:
+    sys.exit(
+        f"{flag} {text}: choose SHAPE or SHAPE:MIX of {', '.join(SHAPES)} (or the folder of an ESM-2) and"
+        f" {', '.join(proteins.MIXES)}"
+    )
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=DOC, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--shapes", help=f"comma list of SHAPE or SHAPE:MIX (default: {CASES}; on a GPU {CUDA_CASES})")
+    made = argparse.ArgumentParser(
+        description=DOC, epilog=real_weights.HELP.replace("--model", "--shapes"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "--shapes",
+        help=f"comma list of SHAPE or SHAPE:MIX (default: {CASES}; on a GPU {CUDA_CASES}); a SHAPE may be the folder of"
+        " an ESM-2, whose own weights are then measured",
+    )
     made.add_argument("--residues", type=int, help="residues in a sample (default: by shape, 4,000 or 6,000)")
     made.add_argument("--repeats", type=int, default=2, help="rounds (default: 2; slow variants run in the first only)")
     made.add_argument(
@@ -105,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["cases"].append(measure(case, args, device))
     if not cuda:
         for name in filter(None, args.processes.split(",")):
-            results["processes"].append(measure_processes(SHAPES[name], args))
+            results["processes"].append(measure_processes(shape_of("--processes", name), args))
     if args.add:
         results = publish.joined("bench_embed", results, args.output, {"cases": "title", "processes": "shape"})
     text = report(results)
@@ -269,10 +284,10 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         "## Embedding", "",
         f"`scripts/benchmarks/bench_embed` on {publish.describe(results['machine'])}",
-        "Random weights, the same for all. Variants take turns; medians over rounds, ranges in brackets (one figure:",
-        "one round). *Speed*: beside the first line. *GEMM*: share of the rate that the matrix products of the linear",
-        "layers alone reach in bf16. *Error*: relative L2 of all residues against the first line; *cosine*: of the",
-        "protein whose mean differs most.", "",
+        "The same weights for all, random unless a title names a model. Variants take turns; medians over rounds,",
+        "ranges in brackets (one figure: one round). *Speed*: beside the first line. *GEMM*: share of the rate that the",
+        "matrix products of the linear layers alone reach in bf16. *Error*: relative L2 of all residues against the",
+        "first line; *cosine*: of the protein whose mean differs most.", "",
         "![Speed of every variant beside fair-esm](figures/bench_embed.png)", "",
     ]
     for case in results["cases"]:

@@ -124,6 +124,9 @@ def fair_esm_model(folder: Path) -> tuple[Any, Any]:
     )
     state = {}
     for key, value in load_file(folder / "model.safetensors").items():
+        if key.endswith("rotary_embeddings.inv_freq"):  # one for all layers; published ones are rounded to float16
+            for layer in model.layers:
+                layer.self_attn.rot_emb.inv_freq.copy_(value)
         for theirs, own in parts:
             key = key.replace(theirs, own)
         state[key] = value.float()

@@ -1,12 +1,16 @@
-"""Model shapes that are measured, as checkpoints of random weights that load through the suite's own code."""
+"""Model shapes that are measured: checkpoints of random weights that load through our own code, or real ones."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from benchmarks import real_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 T5_TOKENIZER = ROOT / "test-data" / "models" / "tiny_t5"
@@ -25,6 +29,7 @@ class Shape:
         feedforward: Width in the middle of the feed-forward layers.
         residues: Residues in a sample by default; less for larger models.
         head_width: Width of a head (T5; ESM-2 divides ``hidden`` among the heads).
+        folder: A checkpoint with real weights, to be measured in place of random ones.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Shape:
     feedforward: int
     residues: int
     head_width: int = 0
+    folder: Path | None = None
 
 
 SHAPES = {
@@ -55,15 +61,31 @@ SHAPES = {
 """By name. 8M, 35M, 150M, 650M and 3B are ESM-2's published shapes; 8Mx5 is the starter model's (five wide heads)."""
 
 
+def find(text: str) -> Shape | None:
+    """The shape of a name of :data:`SHAPES`, or of the ESM-2 in a model folder; None for all else."""
+    if text in SHAPES:
+        return SHAPES[text]
+    folder = Path(text)
+    if not (folder / "config.json").is_file():
+        return None
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "esm" or config.get("position_embedding_type") != "rotary":
+        return None
+    return Shape(
+        real_weights.name_of(folder), "esm2", config["num_hidden_layers"], config["hidden_size"],
+        config["num_attention_heads"], config["intermediate_size"], 6_000, folder=folder,
+    )
+
+
 def checkpoint(shape: Shape, work: Path, *, dtype: str = "float32") -> Path:
-    """A folder with random weights of a shape in Hugging Face format; written once.
+    """A folder with random weights of a shape in Hugging Face format, or a copy of its real ones; written once.
 
     Args:
         shape: What to write.
         work: It lies in ``work/<name>``.
         dtype: Type of the stored weights.
     """
-    folder = work / f"{shape.name}-{dtype}"
+    folder = work / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', shape.name)}-{dtype}"
     if folder.is_dir():
         return folder
     import torch
@@ -72,13 +94,29 @@ def checkpoint(shape: Shape, work: Path, *, dtype: str = "float32") -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     torch.manual_seed(1)
-    model = _t5(shape) if shape.kind == "t5" else _esm2(shape, unfinished)
+    model = _real(shape.folder, unfinished) if shape.folder else _random(shape, unfinished)
     model.to(getattr(torch, dtype)).save_pretrained(unfinished)
     if shape.kind == "t5":
         for name in ("spiece.model", "tokenizer_config.json"):
             shutil.copyfile(T5_TOKENIZER / name, unfinished / name)
     unfinished.rename(folder)
     return folder
+
+
+def _real(folder: Path, target: Path) -> Any:
+    """The model of a checkpoint, its weights read as plain arrays; a language-model head that it lacks stays random."""
+    import transformers
+    from plm.model.checkpoint import TOKENIZER_FILES
+
+    transformers.logging.set_verbosity_error()
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    return transformers.EsmForMaskedLM.from_pretrained(folder, local_files_only=True)
+
+
+def _random(shape: Shape, folder: Path) -> Any:
+    return _t5(shape) if shape.kind == "t5" else _esm2(shape, folder)
 
 
 def _esm2(shape: Shape, folder: Path) -> Any:

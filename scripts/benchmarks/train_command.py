@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import publish, timing
-from benchmarks.shapes import ROOT, SHAPES
+from benchmarks import publish, real_weights, timing
+from benchmarks.shapes import ROOT, SHAPES, find
 
 DOC = """Measures ways to train against each other: speed in tokens a second and extra memory, as ratios.
 
@@ -30,7 +30,7 @@ class Case:
 
     Attributes:
         title: For people.
-        shape: Name of a shape.
+        shape: Name of a shape, or the folder of an ESM-2 with real weights.
         task: As in :class:`benchmarks.training.Work`.
         steps: Optimiser steps a measurement.
         batch: Sequences in a step.
@@ -62,8 +62,14 @@ WORKER = "--worker"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=DOC, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--cases", default=DEFAULT, help=f"comma list of {', '.join(CASES)} (default: {DEFAULT})")
+    made = argparse.ArgumentParser(
+        description=DOC, epilog=real_weights.HELP.replace("--model", "--cases"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "--cases", default=DEFAULT,
+        help=f"comma list of {', '.join(CASES)}, or of folders of ESM-2 models (default: {DEFAULT})",
+    )
     made.add_argument("--ways", default="", help="comma list of ways beside naive (default: all)")
     made.add_argument("--steps", type=int, default=None, help="optimiser steps a measurement (default: by case)")
     made.add_argument("--batch", type=int, default=None, help="sequences in a step (default: 8)")
@@ -75,10 +81,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--output", type=Path, default=ROOT / "benchmark", help="where results go (the README's: docs)")
     made.add_argument(WORKER, default=None, help=argparse.SUPPRESS)
     args = made.parse_args(argv)
-    unknown = [name for name in args.cases.split(",") if name not in CASES]
-    if unknown:
-        sys.exit(f"--cases {unknown[0]}: choose among {', '.join(CASES)}")
+    args.chosen = [_case(name) for name in args.cases.split(",")]
     return args
+
+
+def _case(name: str) -> Case:
+    """A case by its name, or LoRA on whole proteins with the ESM-2 of a folder."""
+    if name in CASES:
+        return CASES[name]
+    shape = find(name)
+    if shape is None:
+        sys.exit(f"--cases {name}: choose among {', '.join(CASES)}, or give the folder of an ESM-2")
+    return Case(f"{shape.name}: LoRA, proteins of up to 512 residues", name, "proteins", 4)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -96,9 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     timing.use_threads(threads)
     args.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"machine": timing.machine(threads), "cases": []}
-    for name in args.cases.split(","):
-        checkpoint(SHAPES[CASES[name].shape], args.work)
-        results["cases"].append(measure(CASES[name], args, threads))
+    for case in args.chosen:
+        checkpoint(find(case.shape) or SHAPES[case.shape], args.work)
+        results["cases"].append(measure(case, args, threads))
     if args.add:
         results = publish.joined("bench_train", results, args.output, {"cases": "title"})
     text = report(results)
@@ -157,9 +171,9 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         "## Training", "",
         f"`scripts/benchmarks/bench_train` on {publish.describe(results['machine'])}",
-        "Random weights. Each measurement is a process of its own; ways take turns; medians over the rounds, ranges in",
-        "brackets. *Speed*: tokens a second, padding not counted, beside the first line. *Extra memory*: peak resident",
-        "memory above that of the loaded model, beside the first line.",
+        "Random weights unless a title names a model. Each measurement is a process of its own; ways take turns;",
+        "medians over the rounds, ranges in brackets. *Speed*: tokens a second, padding not counted, beside the first",
+        "line. *Extra memory*: peak resident memory above that of the loaded model, beside the first line.",
         "", "![Speed and memory of every way to train](figures/bench_train.png)", "",
     ]
     for case in results["cases"]:

@@ -36,7 +36,7 @@ from plm.training.row_training import RowSettings, Steering
 from torch import nn
 
 from benchmarks import proteins
-from benchmarks.shapes import SHAPES, checkpoint
+from benchmarks.shapes import SHAPES, checkpoint, find
 
 WINDOW = 33
 CROP, MASK_RATE = 512, 0.15
@@ -50,7 +50,7 @@ class Work:
     """One measurement.
 
     Attributes:
-        shape: Name of a shape.
+        shape: Name of a shape, or the folder of an ESM-2 with real weights.
         task: ``proteins`` (a label each), ``windows`` (a label for the residue in the middle) or ``pretrain``.
         way: One of :data:`WAYS`.
         steps: Optimiser steps.
@@ -168,6 +168,10 @@ def _rows(given: Work) -> tuple[LabelledRows, TrainingPart]:
     return rows, TrainingPart(None, list(range(count)), [count, count + 1], [])
 
 
+def _checkpoint(given: Work) -> Path:
+    return checkpoint(find(given.shape) or SHAPES[given.shape], Path(given.work))
+
+
 def _proteins(given: Work) -> list[str]:
     """As many as the steps need."""
     return proteins.evenly(given.steps * given.batch, CROP, Path(given.fasta) if given.fasta else None)
@@ -188,7 +192,7 @@ def _settings(given: Work) -> FineTuningSettings:
 
 def _finetune_ours(given: Work) -> Measured:
     rows, part = _rows(given)
-    files = resolve_model(str(checkpoint(SHAPES[given.shape], Path(given.work))), workdir=Path(given.work))
+    files = resolve_model(str(_checkpoint(given)), workdir=Path(given.work))
     settings = _settings(given)
     log = logging.getLogger("bench_train")
     with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
@@ -279,7 +283,7 @@ class PaddedNetwork(nn.Module):
 def _finetune_plain(given: Work) -> Measured:
     rows, part = _rows(given)
     settings = _settings(given)
-    loaded = plain_loaded(checkpoint(SHAPES[given.shape], Path(given.work)))
+    loaded = plain_loaded(_checkpoint(given))
     network = PaddedNetwork(loaded, settings, rows, autocast=given.way == "bucketed")
     examples, validation = (rows.examples(loaded, chosen, None) for chosen in (part.train, part.valid))
     network.train()
@@ -320,7 +324,7 @@ def _corpus(given: Work, loaded: LoadedModel) -> Corpus:
 
 
 def _pretrain_ours(given: Work) -> Measured:
-    files = resolve_model(str(checkpoint(SHAPES[given.shape], Path(given.work))), workdir=Path(given.work))
+    files = resolve_model(str(_checkpoint(given)), workdir=Path(given.work))
     loaded = load_model(files, purpose="masked_lm")
     corpus = _corpus(given, loaded)
     model = pretraining.MaskedRowModel(loaded.model)
@@ -359,7 +363,7 @@ def padded_loss(model: Any, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
 def _pretrain_naive(given: Work) -> Measured:
     from transformers import EsmForMaskedLM
 
-    folder = checkpoint(SHAPES[given.shape], Path(given.work))
+    folder = _checkpoint(given)
     model: Any = EsmForMaskedLM.from_pretrained(folder, dtype=torch.float32).train()
     vocabulary = read_vocabulary(folder)
     family = find_family(read_config(folder), vocabulary)
