@@ -285,9 +285,9 @@ def report(results: dict[str, Any]) -> str:
         "## Embedding", "",
         f"`scripts/benchmarks/bench_embed` on {publish.describe(results['machine'])}",
         "The same weights for all, random unless a title names a model. Variants take turns; medians over rounds,",
-        "ranges in brackets (one figure: one round). *Speed*: beside the first line. *GEMM*: share of the rate that the",
-        "matrix products of the linear layers alone reach in bf16. *Error*: relative L2 of all residues against the",
-        "first line; *cosine*: of the protein whose mean differs most.", "",
+        "ranges in brackets (one figure: one round). *Speed*: beside the first line. *GEMM*: share of the rate that",
+        "the matrix products of the linear layers alone reach in bf16. *Error*: relative L2 of all residues against",
+        "the first line; *cosine*: of the protein whose mean differs most.", "",
         "![Speed of every variant beside fair-esm](figures/bench_embed.png)", "",
     ]
     for case in results["cases"]:
