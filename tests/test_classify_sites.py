@@ -16,6 +16,7 @@ import numpy as np
 import plm_classify_sites
 import pytest
 import torch
+from bundle_cases import random_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plm.data.fasta import read_fasta
@@ -24,12 +25,7 @@ from plm.data.task import Task
 from plm.data.windows import window as cut_window
 from plm.errors import UserError
 from plm.jobs.classify_sites.candidates import check_letters, read_candidates, survey
-from plm.model import adapters
-from plm.model.bundles.fine_tuned import FineTunedBundle, MemberFiles, load_bundle, save_network, write_bundle
-from plm.model.checkpoint import load_model, resolve_model
-from plm.model.heads import build_head
-from plm.model.heads.head import HeadConfig
-from plm.model.network import as_network
+from plm.model.bundles.fine_tuned import FineTunedBundle, load_bundle
 from plm.scoring.calibration import adjust_prevalence
 from plm.scoring.operating_point import MOST_SCORES, OperatingPoint, score_summary
 
@@ -49,31 +45,10 @@ def query(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def make_bundle(tiny_esm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a bundle through the library: real layout and self-test, random weights."""
+    """Writes a bundle through the library; see :func:`bundle_cases.random_bundle`."""
 
     def make(name: str, task: Task, **changes: Any) -> Path:
-        folder = tmp_path_factory.mktemp(name)
-        torch.manual_seed(3)
-        files = resolve_model(str(tiny_esm2), workdir=folder)
-        loaded = load_model(files, device=torch.device("cpu"))
-        body = adapters.add_adapters(loaded, adapters.AdapterSettings("lora", rank=2))
-        with torch.no_grad():
-            for parameter in (p for key, p in body.named_parameters() if "lora_B" in key):
-                parameter.normal_(std=0.2)
-        head = HeadConfig(task.level, loaded.hidden_size, task.outputs, width=8, neighbour_width=4)
-        save_network(as_network(loaded, body, build_head(head)), loaded, "lora", folder / "member")
-        manifest = {
-            **task.to_json(), "name": name, "method": "lora", "window": 33, "site_residues": "Y",
-            "base": {"id": files.id, "sha256": files.sha256, "family": "esm2"}, "head": head.to_json(),
-            "threshold": 0.5, "calibration": {}, "training_prevalence": 0.5, "finished": True, **changes,
-        }
-        path = folder / f"{name}.zip"
-        write_bundle(
-            path, [MemberFiles(folder / "member", 3, None)], manifest, base=str(tiny_esm2), card="made for a test",
-            reference=(np.zeros((1, loaded.hidden_size), np.float32), ["none"], ["0"]), workdir=folder,
-            device="cpu", precision="fp32",
-        )
-        return path
+        return random_bundle(name, task, tmp_path_factory.mktemp(name), tiny_esm2, **changes)
 
     return make
 

@@ -162,9 +162,10 @@ def missing(counts: LogoCounts) -> str:
     if (counts.sites > 0).sum() == 1:
         if counts.task.binary:
             some = "called" if counts.sites[1] else "not called"
-            return f"No logo: all {counted(int(counts.sites.sum()), 'candidate')} are {some}, with nothing to compare."
+            total = counted(int(counts.sites.sum()), "candidate")
+            return f"No logo: every candidate is {some} ({total}), so there is nothing to compare."
         only = shortened(counts.task.classes[int(counts.sites.argmax())], 40)
-        return f"No logo: all candidates are called {only}, with nothing to compare."
+        return f"No logo: every candidate is called {only}, so there is nothing to compare."
     return ""
 
 
