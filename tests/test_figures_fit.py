@@ -24,7 +24,9 @@ from plm.data.leakage import Leak
 from plm.data.task import Task
 from plm.jobs.classifier.report import ClassifierFindings as HeadFindings
 from plm.jobs.classifier.report import heads_figure, search_figure
+from plm.jobs.classify_sites.explanations import NO_CALL
 from plm.jobs.classify_sites.figure import NUMBER, Track, sites_figure
+from plm.jobs.classify_sites.logo import LogoCounts, logo_figure
 from plm.jobs.compare_models.figures import Boxes, Dots, box_figure, dot_figure
 from plm.jobs.distill.distillation import Objective, RangeTest
 from plm.jobs.distill.report import curves, range_figure
@@ -39,6 +41,8 @@ from plm.scoring.predictions import Evaluation, Model
 from plm.telling import figures
 from plm.telling.evaluation_figures import CLASS_FIGURES, NUMBER_FIGURES, draw
 from plm.telling.figures import METHODS, Curve, tick_labels
+from plm.telling.mutagenesis_figure import mutagenesis_figure
+from test_mutagenesis import some_map
 
 pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
 
@@ -216,6 +220,20 @@ def all_figures(names: list[str]) -> Iterator[tuple[str, Drawn]]:
                     m, path, proteins=99, height_name=n, threshold=t
                 ),
             )
+    for places, count, judged in ((33, 1, "1"), (33, 20, names[9]), (1, 1, ""), (100, 3, names[0])):
+        site = places // 2 if judged == names[9] else None
+        maps = [some_map(places, site=site, judged=judged, name=name) for name in (names * 2)[:count]]
+        yield (
+            f"mutagenesis of {count} times {places}",
+            lambda path, m=maps, n=not judged: mutagenesis_figure(m, path, numbers=n),
+        )
+    yield "no mutagenesis", lambda path: mutagenesis_figure([], path, none=NO_CALL)
+    for side, classes in ((16, ()), (30, ()), (1, tuple(names[:8])), (16, tuple(names[:2]))):
+        for size in (1, 400):
+            yield (
+                f"logo {side} {len(classes)} classes {size}",
+                lambda path, s=side, c=classes, n=size: logo_figure(logo_counts(c, s, n), path),
+            )
     for methods, steps, scale in ((1, 1, 1e-9), (3, 5, 1.0), (12, 400, 1e12)):
         told = history(names[:methods], steps, scale)
         yield f"history {methods} methods {steps} steps", lambda path, t=told: figures.history_figure(t, path)
@@ -237,6 +255,15 @@ def all_figures(names: list[str]) -> Iterator[tuple[str, Drawn]]:
         yield f"dots {models} models {probes} probes", lambda path, m=models, p=probes: dotted(names, m, p, path)
     crossing = [Curve(name, np.arange(2), np.arange(2)) for name in names]
     yield "curves that cross", lambda path: figures.roc_figure(crossing, path)
+
+
+def logo_counts(classes: tuple[str, ...], side: int, size: int) -> LogoCounts:
+    """Counts of random surroundings; without classes, of 0 and 1."""
+    task = Task("site", "class", classes or ("0", "1"))
+    counts, generator = LogoCounts(task, side), np.random.default_rng(1)
+    counts.sites += size
+    counts.residues += generator.multinomial(size, np.full(20, 0.05), counts.residues.shape[:2])
+    return counts
 
 
 def embeddings(path: Path, names: list[str], rows: int, classes: int, shift: float = 0.0) -> Path:

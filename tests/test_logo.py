@@ -52,6 +52,13 @@ def counted(side: int, *proteins: tuple[str, str]) -> LogoCounts:
     return counts
 
 
+def by_class(classes: tuple[str, ...], calls: str) -> LogoCounts:
+    """Counts of three Y, each called by a class of several, or with numbers."""
+    counts = LogoCounts(Task("site", "class" if classes else "number", classes), 3)
+    counts.add(protein("AYCYDYE"), answers([True] * 3, list(calls) or [""] * 3))
+    return counts
+
+
 # -- counts --------------------
 
 
@@ -184,8 +191,8 @@ def size_of(path: Path) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("calls", "told"),
     [
-        ("111", "No logo: every candidate is called (3 candidates), so there is nothing to compare."),
-        ("000", "No logo: every candidate is not called (3 candidates), so there is nothing to compare."),
+        ("111", "No logo: every candidate is called (of 3 candidates), so there is nothing to compare."),
+        ("000", "No logo: no candidate is called (of 3 candidates), so there is nothing to compare."),
         ("", "No logo: there is no candidate residue in these proteins."),
     ],
 )
@@ -197,21 +204,17 @@ def test_nothing_to_compare_is_a_sentence_in_a_picture(calls: str, told: str, tm
 
 
 def test_numbers_call_nothing() -> None:
-    counts = LogoCounts(Task("site", "number"), 3)
-    counts.add(protein("AYA"), answers([True], [""]))
-    assert missing(counts) == "No logo: the bundle predicts numbers, so no site is called."
+    assert missing(by_class((), "")) == "No logo: the bundle predicts numbers, so no site is called."
 
 
 def test_several_classes_have_a_logo_each(tmp_path: Path) -> None:
-    counts = LogoCounts(Task("site", "class", ("a", "b", "c")), 3)
-    counts.add(protein("AYCYDYE"), answers([True] * 3, ["a", "c", "c"]))
+    counts = by_class(("a", "b", "c"), "acc")
     assert counts.sites.tolist() == [1, 0, 2] and not missing(counts)
     logo_figure(counts, tmp_path / "logo.png")
     assert size_of(tmp_path / "logo.png")[0] == 1350
     assert "lowest panel" not in logo_reading(counts)
-    one = LogoCounts(counts.task, 3)
-    one.add(protein("AYCY"), answers([True] * 2, ["b", "b"]))
-    assert missing(one) == "No logo: every candidate is called b, so there is nothing to compare."
+    told = "No logo: every candidate is called b, so there is nothing to compare."
+    assert missing(by_class(("a", "b", "c"), "bbb")) == told
 
 
 # -- the stage --------------------

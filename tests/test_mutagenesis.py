@@ -32,7 +32,7 @@ from plm.scoring.mutagenesis import (
     substitutions,
     variants,
 )
-from plm.telling.mutagenesis_figure import MOST_PANELS, mutagenesis_figure, mutagenesis_reading
+from plm.telling.mutagenesis_figure import MOST_PANELS, fitting, mutagenesis_figure, mutagenesis_reading
 
 Rows = list[dict[str, str]]
 FIXED = ("--device", "cpu", "--precision", "fp32")
@@ -352,9 +352,11 @@ def test_the_strongest_calls_do_not_depend_on_the_order_of_the_file() -> None:
 # -- figures --------------------
 
 
-def some_map(places: int, *, site: int | None = None, judged: str = "1", change: float = 2.0) -> EffectMap:
+def some_map(
+    places: int, *, site: int | None = None, judged: str = "1", change: float = 2.0, name: str = "p"
+) -> EffectMap:
     text = made_up(places, places)
-    subject = Subject(f"p{places}", text, tuple(range(places)), tuple(range(1, places + 1)), site, (site or 0) + 1)
+    subject = Subject(name, text, tuple(range(places)), tuple(range(1, places + 1)), site, (site or 0) + 1)
     changes = np.random.default_rng(places).normal(0, change / 5, (places, 20)).clip(-change, change)
     changes[np.arange(places), [AMINO_ACIDS.index(letter) for letter in text]] = np.nan
     calls = np.where(np.isnan(changes), "", judged)
@@ -362,13 +364,14 @@ def some_map(places: int, *, site: int | None = None, judged: str = "1", change:
 
 
 def test_the_figure_shows_as_many_maps_as_a_page_bears(tmp_path: Path) -> None:
-    maps = [some_map(33, site=16) for _ in range(20)]
-    assert mutagenesis_figure(maps, tmp_path / "m.png") == MOST_PANELS
+    maps = [some_map(33, site=16)] * 20
+    assert fitting(maps) == MOST_PANELS and fitting(maps[:5]) == 5 and fitting([]) == 0
     told = mutagenesis_reading(maps, MOST_PANELS, "call")
     assert "The figure shows 12 of 20 calls; the table has all." in told
     assert "The figure shows" not in mutagenesis_reading(maps[:5], 5, "call")
     # A protein of 100 residues takes three rows.
-    assert mutagenesis_figure([some_map(100) for _ in range(5)], tmp_path / "m.png") == 4
+    assert fitting([some_map(100)] * 5) == 4 and fitting([some_map(900)] * 2) == 1
+    assert mutagenesis_figure([some_map(42), some_map(9)], tmp_path / "m.png") == 2
 
 
 def test_what_is_said_of_a_map_is_true_of_it() -> None:

@@ -25,6 +25,8 @@ import plm_compare_embeddings
 import plm_project
 import pytest
 import test_evaluation_report as evaluation_cases
+import test_logo as logo_cases
+import test_mutagenesis as mutation_cases
 import test_site_report as site_cases
 from plm.data import leakage
 from plm.data.examples import Example, Journal
@@ -32,6 +34,7 @@ from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.classifier import compression_report, report
 from plm.jobs.classifier.compression import CompressionCost, MeasuredForm
+from plm.jobs.classify_sites import logo
 from plm.jobs.classify_sites import report as site_report
 from plm.jobs.classify_sites.report import SiteCounts
 from plm.jobs.compare_models import report as model_comparison_report
@@ -54,6 +57,7 @@ from plm.scoring.conformal import Errors, coverage_on
 from plm.scoring.metrics import Scored
 from plm.scoring.novelty import Novelty, summary
 from plm.scoring.predictions import Evaluation, Model
+from plm.telling import mutagenesis_figure
 from plm.training import few_rows
 
 pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
@@ -837,6 +841,60 @@ SITE_TABLE: dict[str, Case] = {
 }
 
 
+def mapped_effects(**changes: Any) -> str:
+    """What is said of one map that the figure shows."""
+    return mutagenesis_figure.mutagenesis_reading([mutation_cases.some_map(9, **changes)], 1, "call")
+
+
+def overturned() -> str:
+    made = mutation_cases.some_map(9)
+    made.calls[0, 0 if made.calls[0, 0] else 1] = "other"
+    return mutagenesis_figure.mutagenesis_reading([made], 1, "call")
+
+
+MUTATIONS: dict[str, Callable[[], str]] = {
+    "usual": mapped_effects,
+    "numbers": lambda: mapped_effects(judged=""),
+    "small": lambda: mapped_effects(change=0.1),
+    "small numbers": lambda: mapped_effects(judged="", change=0.1),
+    "a site": lambda: mapped_effects(site=4),
+    "overturned": overturned,
+    "more than a page": lambda: mutagenesis_figure.mutagenesis_reading([mutation_cases.some_map(9)] * 20, 12, "call"),
+}
+MUTATION_TABLE: dict[str, Case] = {
+    "Each square is the model's answer with one residue replaced: orange where": ("usual", None),
+    "log-odds of the class in the title": ("usual", "numbers"),
+    "(by 2.3 for ten times smaller odds)": ("usual", "numbers"),
+    "a place whose column is blue throughout is one that this answer rests on": ("usual", None),
+    "A dot marks substitutions with which another class is called": ("overturned", "usual"),
+    "The frame marks the site itself": ("a site", "usual"),
+    "No substitution here changes the log-odds by more than": ("small", "small numbers"),
+    "these answers rest on no single residue": ("small", "usual"),
+    "The figure shows": ("more than a page", "usual"),
+    "; the table has all.": ("more than a page", "usual"),
+    "This is what the model has learned, not a measurement": ("usual", None),
+}
+LOGOS: dict[str, Callable[[], str]] = {
+    "usual": lambda: logo.logo_reading(logo_cases.counted(3, ("AYCYDY", "101"))),
+    "all called": lambda: logo.logo_reading(logo_cases.counted(3, ("AYCYDY", "111"))),
+    "none": lambda: logo.logo_reading(logo.LogoCounts(logo_cases.BINARY, 3)),
+    "numbers": lambda: logo.logo_reading(logo_cases.by_class((), "")),
+    "three classes": lambda: logo.logo_reading(logo_cases.by_class(("a", "b", "c"), "abb")),
+    "one of three": lambda: logo.logo_reading(logo_cases.by_class(("a", "b", "c"), "bbb")),
+}
+LOGO_TABLE: dict[str, Case] = {
+    "No logo: the bundle predicts numbers, so no site is called": ("numbers", "usual"),
+    "No logo: there is no candidate residue in these proteins": ("none", "usual"),
+    "(of 3 candidates), so there is nothing to compare": ("all called", "one of three"),
+    "No logo: every candidate is called": ("one of three", "three classes"),
+    "), so there is nothing to compare": ("all called", "usual"),
+    "The height of a stack of letters is how much, in bits": ("usual", "all called"),
+    "of this input (the background, given below the picture)": ("three classes", "none"),
+    "The lowest panel compares called with other candidates": ("usual", "three classes"),
+    "It shows what sites called alike have in common": ("usual", "all called"),
+}
+
+
 def evaluation(result: Any, **options: Any) -> str:
     return "\n".join([result.verdict(), result.leakage(), evaluation_cases.report(result, **options)])
 
@@ -946,6 +1004,8 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "jobs/finetune/report": CHOICES,
     "jobs/distill/report": RANGES,
     "jobs/classify_sites/report": SITES,
+    "jobs/classify_sites/logo": LOGOS,
+    "telling/mutagenesis_figure": MUTATIONS,
     "telling/evaluation_report": EVALUATIONS,
     "scoring/assessment": EVALUATIONS,
 }
@@ -963,12 +1023,16 @@ TABLE: dict[str, dict[str, Case]] = {
     "jobs/finetune/report": TRACES_TABLE,
     "jobs/distill/report": DISTILLATION_TABLE,
     "jobs/classify_sites/report": SITE_TABLE,
+    "jobs/classify_sites/logo": LOGO_TABLE,
+    "telling/mutagenesis_figure": MUTATION_TABLE,
     "telling/evaluation_report": EVALUATION_TABLE,
     "scoring/assessment": ASSESSMENT_TABLE,
 }
 LEFT: dict[str, tuple[str, ...]] = {
     "jobs/preprocess/report": ("(%; 0: none found)",),  # of the figure
     "jobs/classify_sites/report": ("Tables longer than this", "Shown beside the training set's own"),
+    "jobs/classify_sites/logo": ("No place tells more than so few", "More frequent at called sites (above"),  # drawn
+    "telling/mutagenesis_figure": ("in the unit of the labels",),  # drawn
     "telling/evaluation_report": ("scored higher than the baseline to beat", "Do the probabilities mean what"),
     "scoring/assessment": (
         "rows that share nothing with training", "Strata of an evaluation whose rows leak", "no interval could be",

@@ -24,6 +24,8 @@ SMALL = 0.2
 """Change of log-odds up to which a map stays pale: odds that grow or shrink by a fifth."""
 _MOST_PLACES = 41
 """Places beside each other whose letters can be read at the width of a report."""
+_FEWEST_PLACES = 15
+"""Places that a map has room for at least, so that those of a few are no broad bars."""
 _WILD_TYPE = "#c4c4c4"
 _CMAP = LinearSegmentedColormap.from_list("plm_change", [COLOURS[0], "#ffffff", COLOURS[1]])
 _ROWS = np.array([AMINO_ACIDS.index(letter) for letter in ORDER])
@@ -68,17 +70,11 @@ def mutagenesis_figure(
         axes[0, 0].text(0.5, 0.5, none, ha="center", va="center", wrap=True)
         save(figure, path)
         return 0
-    panels: list[_Panel] = []
-    shown = 0
-    for effects in maps:
-        mine = _panels(effects)
-        if shown and len(panels) + len(mine) > MOST_PANELS:
-            break
-        panels += mine
-        shown += 1
+    shown = fitting(maps)
+    panels = [panel for effects in maps[:shown] for panel in _panels(effects)]
     figure, axes = new_figure(9.0, 3.45 * len(panels) + 0.9, 1, len(panels))
     limit, clipped = _limit(maps[:shown])
-    widest = max(panel.stop - panel.start for panel in panels)
+    widest = max(_FEWEST_PLACES, *(panel.stop - panel.start for panel in panels))
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         picture = _draw(axis, panel, limit, widest)
     unit = "in the unit of the labels" if numbers else "in log-odds, natural logarithm"
@@ -89,6 +85,16 @@ def mutagenesis_figure(
     _legend(figure, maps[:shown])
     save(figure, path)
     return shown
+
+
+def fitting(maps: Sequence[EffectMap]) -> int:
+    """How many of the maps fit a report page: the first ones, at least one if there is one."""
+    panels = 0
+    for number, effects in enumerate(maps):
+        panels += len(_panels(effects))
+        if number and panels > MOST_PANELS:
+            return number
+    return len(maps)
 
 
 def mutagenesis_reading(maps: Sequence[EffectMap], drawn: int, what: str) -> str:

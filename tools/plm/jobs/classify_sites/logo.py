@@ -161,9 +161,9 @@ def missing(counts: LogoCounts) -> str:
         return "No logo: there is no candidate residue in these proteins."
     if (counts.sites > 0).sum() == 1:
         if counts.task.binary:
-            some = "called" if counts.sites[1] else "not called"
             total = counted(int(counts.sites.sum()), "candidate")
-            return f"No logo: every candidate is {some} ({total}), so there is nothing to compare."
+            some = "every" if counts.sites[1] else "no"
+            return f"No logo: {some} candidate is called (of {total}), so there is nothing to compare."
         only = shortened(counts.task.classes[int(counts.sites.argmax())], 40)
         return f"No logo: every candidate is called {only}, so there is nothing to compare."
     return ""
@@ -241,8 +241,9 @@ def _draw_difference(panel: Any, counts: LogoCounts) -> None:
 def _frame(panel: Any, counts: LogoCounts, title: str, unit: str) -> None:
     panel.set_xlim(-0.6, 2 * counts.side + 0.6)
     shown = [place for place in range(2 * counts.side + 1) if (place - counts.side) % 5 == 0]
-    letters = "/".join(np.array(list(AMINO_ACIDS))[counts.residues[:, counts.side].sum(axis=0) > 0])
-    panel.set_xticks(shown, [f"{place - counts.side:+d}" if place != counts.side else letters for place in shown])
+    letters = [AMINO_ACIDS[index] for index in np.flatnonzero(counts.residues[:, counts.side].sum(axis=0))]
+    site = "/".join(letters) if len(letters) < 5 else "site"
+    panel.set_xticks(shown, [f"{place - counts.side:+d}" if place != counts.side else site for place in shown])
     panel.tick_params(labelsize=8, length=2)
     panel.grid(axis="x", visible=False)
     panel.set_ylabel(unit, fontsize=9)
