@@ -865,7 +865,7 @@ MUTATION_TABLE: dict[str, Case] = {
     "Each square is the model's answer with one residue replaced: orange where": ("usual", None),
     "log-odds of the class in the title": ("usual", "numbers"),
     "(by 2.3 for ten times smaller odds)": ("usual", "numbers"),
-    "a place whose column is blue throughout is one that this answer rests on": ("usual", None),
+    "the stronger the colour of a whole column, the more the answer rests on that place": ("usual", None),
     "A dot marks substitutions with which another class is called": ("overturned", "usual"),
     "The frame marks the site itself": ("a site", "usual"),
     "No substitution here changes the log-odds by more than": ("small", "small numbers"),

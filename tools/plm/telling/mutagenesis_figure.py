@@ -109,8 +109,8 @@ def mutagenesis_reading(maps: Sequence[EffectMap], drawn: int, what: str) -> str
     told = (
         "Each square is the model's answer with one residue replaced: orange where the substitution raises the "
         f"{'predicted number' if numbers else 'log-odds of the class in the title'}, blue where it lowers "
-        f"{'it' if numbers else 'them (by 2.3 for ten times smaller odds)'}; a place whose column is blue "
-        "throughout is one that this answer rests on."
+        f"{'it' if numbers else 'them (by 2.3 for ten times smaller odds)'}; the stronger "
+        "the colour of a whole column, the more the answer rests on that place."
     )
     if any(one.overturned.any() for one in maps):
         told += " A dot marks substitutions with which another class is called."
