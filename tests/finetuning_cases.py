@@ -13,6 +13,7 @@ from plm.jobs.finetune.finished import manifest, release
 from plm.jobs.finetune.job import FineTuningJob, FineTuningSettings
 from plm.jobs.finetune.labelled_rows import read_rows
 from plm.jobs.finetune.objectives import choose_metric
+from plm.jobs.finetune.predictor import JobPredictor
 from plm.jobs.finetune.training import TrainingSettings
 from plm.jobs.finetune.validation import Calibration, calibrate
 from plm.model.adapters import AdapterSettings
@@ -87,8 +88,12 @@ def released(
 ) -> tuple[FineTunedBundle, Calibration]:
     """The bundle of a trained job, written and loaded again."""
     calibration = calibrate(made)
-    content = manifest(made, calibration, name="tiny", finished=finished, licence="")
-    release(made, path, calibration, content, model=str(model), device="cpu", allow_hub=False)
+    nothing = JobPredictor(None)
+    content = manifest(
+        made, calibration, name="tiny", finished=finished, licence="", alone=calibration, combined=nothing,
+        choice="model",
+    )
+    release(made, path, calibration, content, model=str(model), device="cpu", allow_hub=False, combined=nothing)
     loaded = load_bundle(path, str(model), workdir=made.workdir / "reloaded", device="cpu", precision="fp32")
     return loaded, calibration
 

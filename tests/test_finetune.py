@@ -17,7 +17,7 @@ from plm.model.bundles.fine_tuned import load_bundle
 from plm.scoring.predictions import read_predictions
 
 OUTPUTS = ("bundle", "predictions", "history", "curves", "report", "tfevents")
-FAST = ("--epochs", "2", "--precision", "fp32", "--device", "cpu")
+FAST = ("--epochs", "2", "--precision", "fp32", "--device", "cpu", "--predictor", "model")
 
 
 @pytest.fixture(autouse=True)

@@ -119,7 +119,7 @@ class FineTuningOutputs(flags.TrainedBundle, heading="outputs"):
     tfevents: Path | None = flags.output("losses and metrics for TensorBoard")
 
 
-class Arguments(FineTuningRows, FineTuningModel, FineTuningCourse, FineTuningOutputs):
+class Arguments(FineTuningRows, FineTuningModel, FineTuningCourse, flags.Combining, FineTuningOutputs):
     """The command line; see ``--help``."""
 
     def check(self) -> None:
@@ -149,8 +149,9 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.data.tables import write_table
     from plm.jobs.finetune import finished as release
     from plm.jobs.finetune import job as finetuning
-    from plm.jobs.finetune import method_choice, validation
+    from plm.jobs.finetune import method_choice, predictor, validation
     from plm.jobs.finetune import report as traces
+    from plm.jobs.finetune.predictor import JobPredictor
     from plm.model.bundles.fine_tuned import load_bundle
 
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as folder, stage.Outputs() as out:
@@ -166,21 +167,30 @@ def run(argv: Sequence[str] | None) -> None:
             log.info("The time limit is reached: the bundle is marked unfinished, the checkpoint goes on with --resume")
 
         compared = method_choice.choose(job)
-        calibration = validation.calibrate(job)
+        alone = calibration = validation.calibrate(job)
+        combined = JobPredictor(None)
+        if given.predictor != "model":
+            combined = predictor.build(
+                job, alone, compare=not given.without_sequences, forced=given.predictor == "combination"
+            )
+            if combined.final is not None:
+                calibration = predictor.recalibrated(job, alone, combined)
         name = given.name or f"{job.files.id}-{job.chosen.method}"
         content = release.manifest(
-            job, calibration, name=name, finished=finished, licence=given.licence, compared=compared
+            job, calibration, name=name, finished=finished, licence=given.licence, compared=compared, alone=alone,
+            combined=combined, choice=given.predictor,
         )
         bundle_path = out.path(given.bundle)
         release.release(
-            job, bundle_path, calibration, content, model=given.model, device=given.device, allow_hub=given.allow_hub
+            job, bundle_path, calibration, content, model=given.model, device=given.device, allow_hub=given.allow_hub,
+            combined=combined,
         )
         log.info("Loading the bundle again: self-test, then the predictions of validation and test rows")
         bundle = load_bundle(
             bundle_path, given.model, workdir=job.workdir / "reloaded", device=given.device,
             precision=job.settings.precision, allow_hub=given.allow_hub,
         )
-        table = release.predictions(bundle, job, calibration)
+        table = release.predictions(bundle, job, calibration, alone=alone, combined=combined)
         if given.predictions is not None:
             write_table(table, out.path(given.predictions))
         history = traces.history_table(job.history())

@@ -323,6 +323,20 @@ class TrainedBundle(Flags):
     predictions: Path | None = output("validation and test rows, predicted by the reloaded bundle (tabular)")
 
 
+class Combining(Flags, heading="predictor"):
+    """What the bundle answers with."""
+
+    predictor: str = choice(
+        ("auto", "model", "combination"),
+        "auto: the best of the language model, sequence members (composition, dipeptides, one-hot, relatives) and their"
+        " combination, chosen on training and validation rows; model: the language model alone; combination: never the"
+        " language model alone (default: %(default)s)",
+    )
+    without_sequences: bool = switch(
+        "keep no training sequences in the bundle, so that nothing in it compares with relatives"
+    )
+
+
 class Resume(Flags):
     """Training that stops and goes on."""
 

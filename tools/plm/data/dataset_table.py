@@ -38,7 +38,9 @@ from plm.data.text_files import start_of
 from plm.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 __all__ = [
     "COLUMNS",
@@ -51,6 +53,7 @@ __all__ = [
     "read_dataset",
     "read_strings",
     "residue_labels",
+    "row_groups",
     "sort_classes",
     "write_dataset",
 ]
@@ -237,6 +240,17 @@ def write_dataset(frame: pd.DataFrame, path: str | Path) -> None:
         if broken.any():
             raise _at(frame, broken, path.name, f"The column {column} holds a tab or a line end")
     write_table(frame, path)
+
+
+def row_groups(frame: pd.DataFrame) -> NDArray[np.str_]:
+    """(N,) what no fold may part: the group of each row, else its cluster, its protein, or the row itself."""
+    import numpy as np
+
+    group = frame["id"].to_numpy()
+    for column in ("protein", "cluster", "group"):
+        if column in frame and (frame[column] != "").any():
+            group = np.where(frame[column] != "", frame[column], "row " + frame["id"])
+    return group.astype(str)
 
 
 def labelled_rows(

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 BEFORE = ("id", "protein", "position", "protein_position", "label")
 AFTER = ("group", "cluster", "split", "fold")
 """Columns that every stage passes on where there are any, before and behind the answer."""
+ROLE, PREDICTOR, MODEL_ALONE = "role", "predictor", "language model"
+TOGETHER, MEMBER = "sequence members", "member"
+"""Column that says what a row's answer is of, where a table also holds the parts of a combination: of the predictor
+that the bundle answers with, of its language model alone, of its sequence members together, or of one of them."""
 
 
 @dataclass(frozen=True)

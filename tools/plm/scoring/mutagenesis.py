@@ -102,9 +102,16 @@ def variants(subject: Subject) -> list[str]:
     return [text[:at] + letter + text[at + 1 :] for at in subject.places for letter in substitutions(text[at])]
 
 
-def count_variants(subjects: Iterable[Subject]) -> int:
-    """How many sequences :func:`effect_map` asks about, without the unmutated ones."""
-    return sum(len(substitutions(letter)) for subject in subjects for letter in subject.letters)
+def count_variants(subject: Subject) -> int:
+    """How many sequences :func:`effect_map` asks about, without the unmutated one."""
+    return sum(len(substitutions(letter)) for letter in subject.letters)
+
+
+def plan(subjects: Sequence[Subject], what: str) -> str:
+    """What is going to be asked, for the log; ``what`` the subjects are, such as ``around 5 calls``."""
+    counts = [count_variants(subject) for subject in subjects]
+    residues = sum(count * len(subject.context) for count, subject in zip(counts, subjects, strict=True))
+    return f"Mutagenesis: {sum(counts)} substitutions {what}, {residues} residues to encode"
 
 
 def effect_map(subject: Subject, task: Task, ask: Ask, show: Show) -> EffectMap:

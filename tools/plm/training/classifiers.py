@@ -19,7 +19,8 @@ from scipy.special import log_softmax, softmax
 from plm.data.task import Task
 from plm.errors import UserError
 from plm.model.bundles.classifier import ClassifierHead, HeadKind, nearest_rows
-from plm.scoring import baselines, metrics
+from plm.scoring import metrics
+from plm.scoring.cross_fitting import inner_folds
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Scored
 
 Floats = NDArray[np.float64]
@@ -203,9 +204,9 @@ def inner_rows(rows: HeadRows, seed: int, weights: Floats | None) -> _Inner:
     chosen = np.arange(count)
     if count > INNER_ROWS:
         chosen = np.sort(np.random.default_rng(seed).permutation(count)[:INNER_ROWS])
-    examples = baselines.BaselineExamples([""] * len(chosen), rows.target[chosen], rows.groups[chosen], False)
-    folds = baselines.inner_folds(examples, rows.task.target == "class", seed)
-    folds = [(learn, judge) for learn, judge in folds if len(np.unique(examples.target[learn])) > 1]
+    target = rows.target[chosen]
+    folds = inner_folds(target, rows.groups[chosen], rows.task.target == "class", seed)
+    folds = [(learn, judge) for learn, judge in folds if len(np.unique(target[learn])) > 1]
     scaled = rows.scaled[chosen]
     matrix = scaled if rows.scaled is rows.matrix else rows.matrix[chosen]
     return _Inner(matrix, scaled, rows.target[chosen], folds, None if weights is None else weights[chosen])

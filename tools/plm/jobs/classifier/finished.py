@@ -23,6 +23,7 @@ from plm.scoring import baselines, calibration, metrics, novelty
 from plm.scoring.assessment import assess
 from plm.scoring.baselines import Answer
 from plm.scoring.conformal import Coverage, Errors, coverage_on
+from plm.scoring.cross_fitting import LabelledTexts
 from plm.scoring.metrics import ALL
 from plm.scoring.operating_point import score_summary
 from plm.scoring.predictions import Evaluation, Model
@@ -315,17 +316,17 @@ def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answe
 
 def _examples(
     material: Material, texts: Sequence[str], target: NDArray[Any], rows: Sequence[int]
-) -> baselines.BaselineExamples:
+) -> LabelledTexts:
     chosen = [texts[row] for row in rows]
     groups = np.array([material.groups[row] for row in rows], dtype=object).astype(str)
-    return baselines.BaselineExamples(chosen, target[np.asarray(rows, np.int64)], groups, False)
+    return LabelledTexts(chosen, target[np.asarray(rows, np.int64)], groups, len({*map(len, texts)}) == 1)
 
 
 def _constant(target: NDArray[Any], count: int, classes: tuple[str, ...]) -> Answer:
     baseline = baselines.Constant()
-    [scores] = baseline.predict(np.zeros(len(target)), target, np.zeros(count), baseline.settings, len(classes))
+    scores = baseline.fit(None, target, {}, len(classes)).answer(np.zeros(count))
     calls = scores.argmax(axis=1) if classes else np.zeros(count)
-    return Answer(baseline.name, baseline.about, "", float("nan"), scores, calls.astype(np.int64))
+    return Answer(baselines.PREFIX + baseline.name, baseline.about, "", float("nan"), scores, calls.astype(np.int64))
 
 
 def evaluation(trained: Trained, answers: Sequence[Answer]) -> Evaluation:

@@ -23,7 +23,8 @@ from plm.data.task import Task
 from plm.errors import UserError
 from plm.jobs.compare_models.representation import represent
 from plm.model.loaded import LoadedModel
-from plm.scoring import baselines
+from plm.model.members.features import composition, one_hot, window_text
+from plm.model.members.kinds import LONGEST_ONE_HOT
 from plm.scoring.metrics import MAIN_METRIC, Scored
 from plm.training import classifiers
 
@@ -280,14 +281,14 @@ def baseline_features(probe: Probe) -> dict[str, Singles]:
         parts = []
         for start in range(0, len(probe.owner), _BLOCK):
             rows = zip(probe.owner[start : start + _BLOCK], probe.place[start : start + _BLOCK], strict=True)
-            texts = [baselines.window_text(probe.sequences[owner], int(place), width) for owner, place in rows]
-            parts.append(baselines.one_hot(texts).astype(np.float32))
+            texts = [window_text(probe.sequences[owner], int(place), width) for owner, place in rows]
+            parts.append(one_hot(texts).astype(np.float32))
         matrices[f"one-hot window of {width}"] = np.concatenate(parts)
         return matrices
-    matrices["composition"] = baselines.composition(probe.sequences).astype(np.float32)[probe.owner]
+    matrices["composition"] = composition(probe.sequences).astype(np.float32)[probe.owner]
     lengths = {len(sequence) for sequence in probe.sequences}
-    if len(lengths) == 1 and max(lengths) <= baselines.LONGEST_ONE_HOT:
-        matrices["one-hot"] = baselines.one_hot(probe.sequences).astype(np.float32)[probe.owner]
+    if len(lengths) == 1 and max(lengths) <= LONGEST_ONE_HOT:
+        matrices["one-hot"] = one_hot(probe.sequences).astype(np.float32)[probe.owner]
     return matrices
 
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from plm.data import dataset_table, homology
 from plm.data.predictions_table import PredictionsTable
 from plm.errors import UserError
+from plm.model.members import features
 from plm.scoring import baselines
-from plm.scoring.baselines import Answer, BaselineExamples
+from plm.scoring.baselines import Answer
+from plm.scoring.cross_fitting import LabelledTexts
 from plm.scoring.metrics import Ints
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ class BaselinePart:
     """
 
     places: NDArray[np.int64]
-    train: BaselineExamples
-    new: BaselineExamples
+    train: LabelledTexts
+    new: LabelledTexts
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Prepared:
         """(M,) identity of each evaluated row to its nearest training row, 0-1 (see :mod:`plm.data.homology`)."""
         identity = np.zeros(self.rows)
         for part in self.parts:
-            queries, targets = ([text.strip(baselines.GAP) for text in rows.texts] for rows in (part.new, part.train))
+            queries, targets = ([text.strip(features.GAP) for text in rows.texts] for rows in (part.new, part.train))
             identity[part.places] = [score for _, score in homology.nearest(queries, targets, threads=threads)]
         return identity
 
@@ -124,7 +126,7 @@ def prepare(
         train_rows = np.flatnonzero(learn)
         aligned = width > 0 or sites.one_length(np.concatenate([train_rows, evaluated[places]]))
         train, new = (
-            BaselineExamples(sites.texts(rows, width), targets[rows], sites.groups[rows], aligned)
+            LabelledTexts(sites.texts(rows, width), targets[rows], sites.groups[rows], aligned)
             for rows in (train_rows, evaluated[places])
         )
         parts.append(BaselinePart(places, train, new))
@@ -155,11 +157,7 @@ class _Sites:
             self.labels = frame["label"].to_numpy()
             self._position0 = frame["position"].astype(int).to_numpy() - 1 if level == "site" else np.full(count, -1)
         self._by_position = level == "residue"
-        group = frame["id"].to_numpy()
-        for column in ("protein", "cluster", "group"):
-            if column in frame and (frame[column] != "").any():
-                group = np.where(frame[column] != "", frame[column], "row " + frame["id"])
-        self.groups = group.astype(str)[self._row]
+        self.groups = dataset_table.row_groups(frame)[self._row]
         self.split = frame["split"].to_numpy()[self._row] if "split" in frame else None
         self.fold = frame["fold"].to_numpy()[self._row] if "fold" in frame else None
 
@@ -187,7 +185,7 @@ class _Sites:
         pairs = zip(self._row[units], self._position0[units], strict=True)
         if not width:
             return [self._sequences[row] for row, _ in pairs]
-        return [baselines.window_text(self._sequences[row], int(place), width) for row, place in pairs]
+        return [features.window_text(self._sequences[row], int(place), width) for row, place in pairs]
 
 
 def _width(frame: pd.DataFrame, window: int) -> int:

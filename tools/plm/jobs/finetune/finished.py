@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from plm import __version__
 from plm.data.dataset_table import residue_labels
-from plm.data.predictions_table import AFTER, BEFORE, PredictionsTable
+from plm.data.predictions_table import AFTER, BEFORE, MEMBER, MODEL_ALONE, PREDICTOR, ROLE, TOGETHER, PredictionsTable
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.job import FineTuningJob, Run
+from plm.jobs.finetune.predictor import JobPredictor, explained, texts_of, unseen_units
 from plm.jobs.finetune.validation import Calibration
 from plm.model.bundles.fine_tuned import FineTunedBundle, MemberFiles, save_network, write_bundle
+from plm.model.combination import LANGUAGE_MODEL
 from plm.model.network import Floats, answers
-from plm.scoring import novelty
+from plm.scoring import cross_fitting, novelty
 from plm.training import few_rows
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "nump
 
 def manifest(
     job: FineTuningJob, calibration: Calibration, *, name: str, finished: bool, licence: str,
-    compared: Sequence[MethodResult] = (),
+    compared: Sequence[MethodResult] = (), alone: Calibration, combined: JobPredictor, choice: str = "auto",
 ) -> dict[str, Any]:
     """The content of ``manifest.json``, less what :func:`plm.model.bundles.fine_tuned.write_bundle` adds.
 
@@ -51,6 +53,9 @@ def manifest(
         finished: False if a time limit cut the training short.
         licence: Licence for the model card.
         compared: The ways of which this one was chosen, if there were several.
+        alone: Temperatures and thresholds of the language model alone.
+        combined: Sequence members and their combination with it.
+        choice: What was asked for: ``auto``, ``model`` or ``combination``.
     """
     task = job.prepared[job.usable[0].part.fold].task
     used = sorted({row for run in job.usable for row in run.part.train})
@@ -60,7 +65,7 @@ def manifest(
     if task.target == "class":
         counts = np.bincount(known, minlength=len(task.classes))
         shares = {name: float(count / counts.sum()) for name, count in zip(task.classes, counts, strict=True)}
-    fitted = task.target == "class" and len(calibration.uncalibrated) < len({run.part.fold for run in job.usable})
+    fitted = task.target == "class" and len(alone.uncalibrated) < len({run.part.fold for run in job.usable})
     _, network = job.network(job.settings.seeds[0])
     family = network.family
     return {
@@ -76,7 +81,7 @@ def manifest(
         "threshold": calibration.threshold,
         "calibration": {
             "method": "temperature" if fitted else "none",
-            "why_not": calibration.why_not,
+            "why_not": alone.why_not,
             "threshold_chosen": task.binary and not calibration.why_no_threshold,
             "temperature": float(np.mean(calibration.temperatures)),
             "fold_thresholds": {str(fold): value for fold, value in calibration.thresholds.items() if fold is not None},
@@ -92,6 +97,7 @@ def manifest(
         "seeds": sorted({run.seed for run in job.usable}),
         "settings": replace(job.settings, adapter=job.chosen, others=()).to_json(),
         "compared": [way.to_json() for way in compared],
+        "predictor": combined.to_json(choice, alone),
         "versions": {"suite": __version__, "python": platform.python_version(), **_versions()},
         "licence": licence,
         "finished": finished,
@@ -111,7 +117,7 @@ def _plain(value: float) -> float | None:
 
 def release(
     job: FineTuningJob, path: Path, calibration: Calibration, content: Mapping[str, Any], *, model: str, device: str,
-    allow_hub: bool,
+    allow_hub: bool, combined: JobPredictor,
 ) -> None:
     """Writes the bundle of a job's trainings.
 
@@ -123,6 +129,7 @@ def release(
         model: Path or name of the base model.
         device: Device on which the expected outputs of the self-test are computed: auto, cpu or cuda.
         allow_hub: The base model may come from the hub.
+        combined: Sequence members and their combination with the language model.
     """
     members: list[MemberFiles] = []
     reference, distances = None, dict[str, Any]()
@@ -139,6 +146,7 @@ def release(
     write_bundle(
         path, members, {**content, "novelty": distances}, base=model, card=card(content), reference=reference,
         workdir=job.workdir, device=device, precision=job.settings.precision, allow_hub=allow_hub,
+        predictor=None if combined.answering is None else combined.answering.predictor,
     )
 
 
@@ -243,12 +251,23 @@ def _among(content: Mapping[str, Any]) -> str:
 
 
 def predictions(
-    bundle: FineTunedBundle, job: FineTuningJob, calibration: Calibration, *,
-    advance: Callable[[int], None] | None = None,
+    bundle: FineTunedBundle, job: FineTuningJob, calibration: Calibration, *, alone: Calibration,
+    combined: JobPredictor, advance: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """The predictions table of validation and test rows, by the reloaded bundle.
 
-    With folds each row is predicted by the members of its fold, and appears once as test and once as validation row.
+    With folds each row is predicted by the networks and the combination of its fold, and appears once as test and once
+    as validation row. Where sequence members were fitted, rows of the language model alone and of each member follow
+    (column ``role``). Members are asked about validation rows only if they have not learned from them; else what they
+    said of them in cross-fitting stands there.
+
+    Args:
+        bundle: The reloaded bundle.
+        job: Job whose trainings are done.
+        calibration: Thresholds of the predictor.
+        alone: Thresholds of the language model alone.
+        combined: Members and combinations, by fold.
+        advance: Called with the number of encoded units finished.
     """
     import pandas as pd
 
@@ -259,16 +278,40 @@ def predictions(
     for fold, part in parts.items():
         members = [number for number, member in enumerate(bundle.members) if member.fold == fold]
         rows = [*part.valid, *part.test]
-        positions = None if job.rows.positions is None else [job.rows.positions[row] for row in rows]
-        sequences = [job.rows.sequences[row] for row in rows]
+        sequences, positions = texts_of(job, rows)
         each = bundle.predict_members(sequences, positions, job.budget.tokens, members=members, advance=advance)
         base = _row_columns(job, rows, len(part.valid), fold)
         seeds = [str(bundle.members[number].seed) for number in members]
         answered = [(ENSEMBLE, each.mean(axis=0)), *zip(seeds, each, strict=True)] if several else [(seeds[0], each[0])]
-        threshold = calibration.thresholds.get(fold, 0.5)
-        for seed, values in answered:
-            tables.append(_answered(base, values, bundle, threshold, seed))
+        fitted = combined.folds.get(fold)
+        if fitted is None:
+            for seed, values in answered:
+                calls = _calls(bundle, values, calibration.thresholds.get(fold, 0.5))
+                tables.append(_answered(base, values, calls, bundle, seed))
+            continue
+        told = explained(job, fitted, combined.judged[fold], part.valid, part.test, answered[0][1])
+        calls = _calls(bundle, told.answers, calibration.thresholds.get(fold, 0.5))
+        first = answered[0][0]
+        tables.append(_answered(base, told.answers, calls, bundle, first, PREDICTOR))
+        if fitted.combined.combination.names != (LANGUAGE_MODEL,):
+            for seed, values in answered:
+                calls = _calls(bundle, values, alone.thresholds.get(fold, 0.5))
+                tables.append(_answered(base, values, calls, bundle, seed, MODEL_ALONE))
+        together = fitted.together(told)
+        if not fitted.direct:
+            together[unseen_units(job, part.valid, combined.judged[fold])] = fitted.unseen_together()
+        calls = _calls(bundle, together, calibration.thresholds.get(fold, 0.5))
+        tables.append(_answered(base, together, calls, bundle, first, TOGETHER))
+        for name in fitted.members.names:
+            values = told.members[name]
+            numbers = cross_fitting.calls(values, bundle.task.classes, fitted.thresholds[name])
+            calls = [bundle.task.classes[call] for call in numbers] if bundle.task.classes else [""] * len(values)
+            tables.append(_answered(base, values, calls, bundle, first, MEMBER, name))
     return pd.concat(tables, ignore_index=True)
+
+
+def _calls(bundle: FineTunedBundle, values: Floats, threshold: float) -> list[str]:
+    return bundle.calls(values, threshold) if bundle.task.target == "class" else [""] * len(values)
 
 
 def _row_columns(job: FineTuningJob, rows: Sequence[int], valid: int, fold: int | None) -> pd.DataFrame:
@@ -293,12 +336,21 @@ def _row_columns(job: FineTuningJob, rows: Sequence[int], valid: int, fold: int 
     return pd.DataFrame(long)
 
 
-def _answered(base: pd.DataFrame, values: Floats, bundle: FineTunedBundle, threshold: float, seed: str) -> pd.DataFrame:
+def _answered(
+    base: pd.DataFrame, values: Floats, calls: Sequence[str], bundle: FineTunedBundle, seed: str, role: str = "",
+    member: str = "",
+) -> pd.DataFrame:
     names = list(base.columns)
     after = names.index("label") + 1
-    layout = PredictionsTable(bundle.task.classes, names[:after], (*names[after:], "seed"), finished=bundle.finished)
-    calls = bundle.calls(values, threshold) if bundle.task.target == "class" else [""] * len(values)
+    more = ["seed", *([ROLE] if role else [])]
+    names_of = {
+        MODEL_ALONE: f"{bundle.name}, language model alone", TOGETHER: "sequence members together",
+        MEMBER: f"member: {member}",
+    }
+    model = names_of.get(role, bundle.name)
+    layout = PredictionsTable(bundle.task.classes, names[:after], (*names[after:], *more), finished=bundle.finished)
     rows = zip(base.itertuples(index=False), values, calls, strict=True)
+    behind = [seed, *([role] if role else [])]
     return layout.frame(
-        [layout.cells(row[:after], answer, call, (*row[after:], seed), bundle.name) for row, answer, call in rows]
+        [layout.cells(row[:after], answer, call, (*row[after:], *behind), model) for row, answer, call in rows]
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,6 @@ from plm.scoring.calibration import choose_threshold, fit_temperature
 from plm.scoring.conformal import Errors
 from plm.scoring.operating_point import score_summary
 from plm.training import few_rows
-
-if TYPE_CHECKING:
-
-    pass
-
-if TYPE_CHECKING:
-
-    pass
-
 
 
 @dataclass(frozen=True)
@@ -93,32 +84,52 @@ def calibrate(job: FineTuningJob, runs: Sequence[Run] | None = None) -> Calibrat
             by_fold.setdefault(run.part.fold, []).append(raw * scale.sd + scale.mean)
         temperatures.append(temperature)
     parts = {run.part.fold: run.part for run in runs}
-    truths, means = [], []
-    thresholds: dict[int | None, float] = {}
+    answers, truths = {}, {}
     for fold, members in by_fold.items():
         truth = job.rows.values(parts[fold].valid)
-        truths.append(truth[objectives.labelled(truth)])
-        means.append(np.mean(members, axis=0))
-        if task.binary:
-            thresholds[fold] = _threshold(means[-1], truths[-1], job)
+        truths[fold] = truth[objectives.labelled(truth)]
+        answers[fold] = np.mean(members, axis=0)
     for fold, why in uncalibrated.items():
         of = "" if fold is None else f" of fold {fold}"
         job.log.warning("Probabilities%s are not calibrated and the threshold stays at 0.5, since %s", of, why)
-    together, truth = np.concatenate(means), np.concatenate(truths)
-    threshold = thresholds[None] if None in thresholds else _threshold(together, truth, job) if task.binary else 0.5
+    return calibration_of(job, temperatures, answers, truths, uncalibrated)
+
+
+def calibration_of(
+    job: FineTuningJob, temperatures: list[float], answers: Mapping[int | None, Floats],
+    truths: Mapping[int | None, NDArray[Any]], uncalibrated: dict[int | None, str],
+    together: tuple[Floats, NDArray[Any]] | None = None,
+) -> Calibration:
+    """Thresholds, scores and errors from answers to labelled validation rows.
+
+    Args:
+        job: Job whose rows they are.
+        temperatures: Of each training.
+        answers: By fold, (n, K) calibrated probabilities or (n, 1) numbers.
+        truths: By fold, (n,) class numbers or numbers.
+        uncalibrated: By fold, why its answers are not calibrated.
+        together: Answers and truth for new proteins; by default those of all folds.
+    """
+    task = job.rows.task
+    thresholds: dict[int | None, float] = {}
+    if task.binary:
+        thresholds = {fold: _threshold(values, truths[fold], job) for fold, values in answers.items()}
+    if together is None:
+        together = np.concatenate(list(answers.values())), np.concatenate(list(truths.values()))
+    values, truth = together
+    threshold = thresholds[None] if None in thresholds else _threshold(values, truth, job) if task.binary else 0.5
     why_no_threshold = few_rows.why_uncalibrated(truth) if task.binary else ""
-    raw = np.log(np.clip(together, 1e-12, 1)) if task.target == "class" else (together - task.mean) / task.sd
+    raw = np.log(np.clip(values, 1e-12, 1)) if task.target == "class" else (values - task.mean) / task.sd
     scores = objectives.validation_scores(raw, truth, task)
     summary = {}
     if task.binary:
-        summary = score_summary(together[:, task.positive_index], truth == task.positive_index)
+        summary = score_summary(values[:, task.positive_index], truth == task.positive_index)
     errors = {}
     if task.level == "sequence":  # residues of a protein are not exchangeable
-        errors = Errors.of(together, truth, number=task.target == "number").to_json()
+        errors = Errors.of(values, truth, number=task.target == "number").to_json()
     return Calibration(
         temperatures, thresholds, threshold, scores, len(truth), summary, errors, uncalibrated, why_no_threshold
     )
-
 
 
 def _threshold(probabilities: Floats, truth: NDArray[Any], job: FineTuningJob) -> float:

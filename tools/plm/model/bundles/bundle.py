@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from plm import fingerprints
 from plm.data.task import Task
 from plm.errors import UserError
+from plm.model.bundles.predictor import Predictor
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -25,11 +26,13 @@ class Bundle(ABC):
         manifest: Content of ``manifest.json``.
         task: Level, kind of target and classes that the bundle answers.
         name: What predictions tables and reports call it (the manifest's ``name``).
+        predictor: Sequence members and their combination with the language model; None if that answers alone.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], task: Task) -> None:
+    def __init__(self, manifest: Mapping[str, Any], task: Task, predictor: Predictor | None = None) -> None:
         self.manifest = dict(manifest)
         self.task = task
+        self.predictor = predictor
         self.name = str(manifest["name"])
 
     @property

@@ -7,6 +7,7 @@ Members of the zip (stored, never compressed; JSON, safetensors, Markdown and to
                              was trained
     head.safetensors         arrays of the head
     reference.safetensors    a sample of training representations; their ids in reference.json
+    sequence_members.*       predictors that need no language model, and the training rows that they compare with
     self_test.json           inputs and expected outputs
     README.md                model card
 
@@ -36,6 +37,7 @@ from plm.model import device as devices
 from plm.model.bundles import archive, manifests
 from plm.model.bundles.archive import SCHEMA_VERSION, json_text, write_zip
 from plm.model.bundles.bundle import Bundle, check_self_test
+from plm.model.bundles.predictor import Explained, Predictor, alone, read_predictor
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder_inputs import make_units
 from plm.model.heads import HEADS, build_head
@@ -87,9 +89,10 @@ class FineTunedBundle(Bundle):
     """
 
     def __init__(
-        self, manifest: dict[str, Any], task: Task, loaded: LoadedModel, members: list[Member], folder: Path
+        self, manifest: dict[str, Any], task: Task, loaded: LoadedModel, members: list[Member], folder: Path,
+        predictor: Predictor | None = None,
     ) -> None:
-        super().__init__(manifest, task)
+        super().__init__(manifest, task, predictor)
         self.loaded = loaded
         self.members = members
         self.folder = folder
@@ -103,14 +106,14 @@ class FineTunedBundle(Bundle):
         self, sequences: Sequence[str], positions: Sequence[int] | None = None, budget: int = DEFAULT_BUDGET, *,
         members: Sequence[int] | None = None, advance: Callable[[int], None] | None = None,
     ) -> Floats:
-        """Calibrated probabilities or numbers, the mean over the members.
+        """Calibrated probabilities or numbers: of the combination, or of the language model where that answers alone.
 
         Args:
             sequences: Residue letters; for site tasks whole proteins or windows, cut here to the bundle's window.
             positions: 0-based site of each row (site tasks).
             budget: Tokens in a packed row; longer proteins go through in overlapping segments.
-            members: Numbers of the members to ask; all by default.
-            advance: Called with the number of encoded units finished (once for each member).
+            members: Numbers of the trained networks to ask; all by default.
+            advance: Called with the number of encoded units finished (once for each network).
 
         Returns:
             ``(N, K)`` float64: class probabilities in the order of ``task.classes``, or ``(N, 1)`` numbers. For
@@ -119,14 +122,35 @@ class FineTunedBundle(Bundle):
         Raises:
             UserError: A position lies outside its sequence.
         """
+        if self.predictor is None:
+            return self.predict_model(sequences, positions, budget, members=members, advance=advance)
+        return self.predictor.answer(
+            lambda: self.predict_model(sequences, positions, budget, members=members, advance=advance), sequences,
+            positions,
+        )
+
+    def predict_model(
+        self, sequences: Sequence[str], positions: Sequence[int] | None = None, budget: int = DEFAULT_BUDGET, *,
+        members: Sequence[int] | None = None, advance: Callable[[int], None] | None = None,
+    ) -> Floats:
+        """As :meth:`predict`, of the language model alone: the mean over its trained networks."""
         mean: Floats = self.predict_members(sequences, positions, budget, members=members, advance=advance).mean(axis=0)
         return mean
+
+    def explain(
+        self, sequences: Sequence[str], positions: Sequence[int] | None = None, budget: int = DEFAULT_BUDGET
+    ) -> Explained:
+        """As :meth:`predict`, with what every member says and the nearest training rows."""
+        model = self.predict_model(sequences, positions, budget)
+        if self.predictor is None:
+            return alone(model)
+        return self.predictor.explain(model, sequences, positions)
 
     def predict_members(
         self, sequences: Sequence[str], positions: Sequence[int] | None = None, budget: int = DEFAULT_BUDGET, *,
         members: Sequence[int] | None = None, advance: Callable[[int], None] | None = None,
     ) -> Floats:
-        """As :meth:`predict`, for each member: ``(S, N, K)`` float64."""
+        """As :meth:`predict_model`, for each trained network: ``(S, N, K)`` float64."""
         chosen = range(len(self.members)) if members is None else members
         outputs = []
         for number in chosen:
@@ -159,7 +183,10 @@ class FineTunedBundle(Bundle):
             )
             states = states if number else seen
             outputs.append(self._calibrated(member, raw))
-        return np.mean(outputs, axis=0), states
+        model: Floats = np.mean(outputs, axis=0)
+        if self.predictor is None:
+            return model, states
+        return self.predictor.answer(lambda: model, sequences, None), states
 
     @property
     def reference(self) -> tuple[list[str], list[str], Singles]:
@@ -268,7 +295,8 @@ def load_bundle(
     chosen_precision = devices.choose_precision(precision, chosen_device)
     files = _base_files(manifest, base, folder, path.name, workdir, allow_hub)
     loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
-    bundle = FineTunedBundle(manifest, task, loaded, _load_members(manifest, folder, loaded), folder)
+    predictor = read_predictor(folder, manifest, task, path.name)
+    bundle = FineTunedBundle(manifest, task, loaded, _load_members(manifest, folder, loaded), folder, predictor)
     _self_test(bundle, path.name, chosen_precision)
     return bundle
 
@@ -473,7 +501,7 @@ def save_network(network: Network, loaded: LoadedModel, method: str, folder: Pat
 def write_bundle(
     path: Path, members: Sequence[MemberFiles], manifest: Mapping[str, Any], *, base: str, card: str,
     reference: tuple[NDArray[np.float32], Sequence[str], Sequence[str]], workdir: Path, device: str = "auto",
-    precision: str = "auto", allow_hub: bool = False,
+    precision: str = "auto", allow_hub: bool = False, predictor: Predictor | None = None,
 ) -> None:
     """Puts a bundle together and writes it; equal content gives equal bytes.
 
@@ -488,6 +516,7 @@ def write_bundle(
         device: Device on which the expected outputs of the self-test are computed: auto, cpu or cuda.
         precision: Precision in which the expected outputs of the self-test are computed: ``fp32`` or ``bf16``.
         allow_hub: As for :func:`load_bundle`.
+        predictor: Sequence members and their combination; None if the language model answers alone.
     """
     from safetensors.numpy import save_file
 
@@ -516,7 +545,11 @@ def write_bundle(
     chosen_precision = devices.choose_precision(precision, chosen_device)
     files = _base_files(complete, base, folder, path.name, workdir, allow_hub)
     loaded = load_model(files, dtype="bfloat16" if chosen_precision == "bf16" else "float32", device=chosen_device)
-    fresh = FineTunedBundle(complete, Task.from_json(complete), loaded, _load_members(complete, folder, loaded), folder)
+    if predictor is not None:
+        predictor.members.write(folder)
+        complete["predictor"] = {**complete.get("predictor", {}), **predictor.to_json()}
+    trained = _load_members(complete, folder, loaded)
+    fresh = FineTunedBundle(complete, Task.from_json(complete), loaded, trained, folder, predictor)
     (folder / "self_test.json").write_text(json_text(make_self_test(fresh, chosen_precision)), encoding="utf-8")
 
     contents = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}

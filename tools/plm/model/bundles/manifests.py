@@ -13,6 +13,7 @@ from typing import Any
 
 from plm.data.task import LEVELS, TARGETS
 from plm.errors import UserError
+from plm.model.combination import LANGUAGE_MODEL
 from plm.received.documents import cleaned
 from plm.received.fields import Fields, shown
 
@@ -80,6 +81,7 @@ def check_finetuned(
         if "fold" in member and not isinstance(member.content["fold"], str):
             member.whole("fold", -(2**63), 2**63 - 1)
         member.content.setdefault("fold", None)  # type: ignore[attr-defined]
+    _predictor(fields, len(content["labels"]), where)
     _shared(fields, len(content["labels"]))
     return content
 
@@ -111,6 +113,7 @@ def check_classifier(manifest: Mapping[str, Any], where: str, kinds: tuple[str, 
         head.whole("k", 1, 1_000_000)
         head.text("metric", choices=("cosine", "euclidean"))
         head.numbers("prior", 0, 1, most=1_000_000)
+    _predictor(fields, len(content["classes"]), where)
     _shared(fields, len(content["classes"]))
     return content
 
@@ -152,6 +155,37 @@ def _drop_null(content: Any) -> None:
             del content[name]
         for value in content.values():
             _drop_null(value)
+
+
+def _predictor(fields: Fields, classes: int, where: str) -> None:
+    """Sequence members and their combination, where a bundle has them."""
+    if not fields.content.get("predictor"):
+        return
+    about = fields.inside("predictor")
+    if not about.content.get("combination"):
+        return
+    about.whole("width", 0, 1001)
+    about.whole("length", 0, 100_000)
+    about.whole("rows", 0, 1_000_000)
+    names = []
+    for member in about.entries("members", most=100):
+        names.append(member.text("name"))
+        for name in ("kind", "view"):
+            member.text(name)
+        member.inside("setting")
+    held = about.inside("combination")
+    held.text("way", choices=("single", "mean", "stacked"))
+    counting = held.texts("members", most=100)
+    for name, size in (("weights", len(counting)), ("slopes", len(counting)), ("bias", max(classes, 1))):
+        numbers = held.numbers(name, -_MOST if name == "bias" else 0, _MOST, most=100_000)
+        if len(numbers) != size:
+            raise UserError(
+                f"The bundle's combination has {len(numbers)} {name} for {size}", where=where, fix=AGAIN
+            )
+    missing = [name for name in counting if name not in (*names, LANGUAGE_MODEL)]
+    if missing or len(set(counting)) < len(counting) or not counting:
+        told = f"counts on {', '.join(missing)}, which it does not hold" if missing else "names none, or one twice"
+        raise UserError(f"The bundle's combination {told}", where=where, fix=AGAIN)
 
 
 def _shared(fields: Fields, classes: int) -> None:

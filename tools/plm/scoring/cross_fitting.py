@@ -1,0 +1,123 @@
+"""Answers of sequence members to rows that they did not learn from: inner folds within groups choose the settings."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.model.members.fitted import Setting
+from plm.model.members.kinds import MemberKind
+from plm.scoring import calibration
+from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Floats, Ints, Scored, score
+
+INNER_FOLDS, FEWER_FOLDS, _MANY_ANSWERS = 5, 3, 40_000
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Rows to learn from or to answer.
+
+    Attributes:
+        texts: A window of one width around each site (``-`` beyond the protein's ends), or the whole sequence.
+        target: (N,) class indices or numbers.
+        groups: (N,) group of each row.
+        aligned: True if the texts have one length and equal places correspond: one-hot makes sense.
+    """
+
+    texts: list[str]
+    target: NDArray[np.float64] | Ints
+    groups: NDArray[np.str_]
+    aligned: bool
+
+    def rows(self, chosen: NDArray[np.int64]) -> LabelledTexts:
+        """The same for some of the rows."""
+        return LabelledTexts(
+            [self.texts[row] for row in chosen], self.target[chosen], self.groups[chosen], self.aligned
+        )
+
+
+def inner_folds(
+    target: NDArray[Any], groups: NDArray[Any], stratify: bool, seed: int, most: int = INNER_FOLDS
+) -> list[tuple[Ints, Ints]]:
+    """Up to ``most`` folds that never part a group, stratified by class if asked; none for a single group."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    count = min(most, len(np.unique(groups)))
+    if stratify and len(target):
+        stratify = int(np.bincount(target).max()) > 1
+        count = min(count, int(np.bincount(target).max())) if stratify else count
+    if count < 2:
+        return []
+    kind = StratifiedGroupKFold if stratify else GroupKFold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class with fewer rows than folds is said by the scores
+        return list(kind(count, shuffle=True, random_state=seed).split(np.zeros(len(target)), target, groups))
+
+
+def folds_for(rows: LabelledTexts, classes: int, seed: int) -> list[tuple[Ints, Ints]]:
+    """The inner folds of members: fewer where rows and classes are many."""
+    many = len(rows.texts) * classes > _MANY_ANSWERS
+    return inner_folds(rows.target, rows.groups, bool(classes), seed, FEWER_FOLDS if many else INNER_FOLDS)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What inner cross-validation chose for one kind of member.
+
+    Attributes:
+        setting: The best setting.
+        score: Its main metric on the pooled answers; NaN if there could be no folds.
+        threshold: On the positive one of two classes, from these answers; 0.5 otherwise.
+        out_of_fold: (N, K) or (N,) these answers, each by a member that did not learn from the row's group; None
+            without folds.
+    """
+
+    setting: Setting
+    score: float
+    threshold: float
+    out_of_fold: Floats | None
+
+
+def choose_setting(
+    kind: MemberKind, seen: Any, rows: LabelledTexts, folds: list[tuple[Ints, Ints]], classes: tuple[str, ...],
+    metric: str,
+) -> Chosen:
+    """The best setting by pooled out-of-fold answers."""
+    default = kind.settings[len(kind.settings) // 2]
+    if not folds:
+        return Chosen(default, float("nan"), 0.5, None)
+    shape = (len(rows.texts), len(classes)) if classes else (len(rows.texts),)
+    pooled = [np.zeros(shape) for _ in kind.settings]
+    for learn, judge in folds:
+        answers = kind.answers(seen[learn], rows.target[learn], seen[judge], kind.settings, len(classes))
+        for together, answer in zip(pooled, answers, strict=True):
+            together[judge] = answer
+    thresholds = [binary_threshold(answer, rows.target, classes) for answer in pooled]
+    task = ("binary" if len(classes) == 2 else "multiclass") if classes else "number"
+    quality = []
+    for answer, threshold in zip(pooled, thresholds, strict=True):
+        scored = Scored(task, rows.target, answer, calls(answer, classes, threshold), classes)
+        quality.append(score(scored)[metric, ALL])
+    signed = np.array(quality) * (-1 if metric in LOWER_IS_BETTER else 1)
+    if not np.isfinite(signed).any():
+        return Chosen(default, float("nan"), 0.5, pooled[len(kind.settings) // 2])
+    best = int(np.nanargmax(signed))
+    return Chosen(kind.settings[best], float(quality[best]), thresholds[best], pooled[best])
+
+
+def binary_threshold(answer: Floats, target: NDArray[Any], classes: tuple[str, ...]) -> float:
+    """The threshold on the second of two classes; 0.5 otherwise."""
+    return calibration.choose_threshold(answer[:, 1], target) if len(classes) == 2 else 0.5
+
+
+def calls(scores: Floats, classes: tuple[str, ...], threshold: float) -> Ints:
+    """(M,) class indices; zeros for numbers."""
+    if not classes:
+        return np.zeros(len(scores), dtype=np.int64)
+    if len(classes) == 2:
+        return (scores[:, 1] >= threshold).astype(np.int64)
+    return scores.argmax(axis=1).astype(np.int64)
