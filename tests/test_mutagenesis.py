@@ -29,6 +29,7 @@ from plm.scoring.mutagenesis import (
     count_variants,
     effect_map,
     log_odds,
+    plan,
     substitutions,
     variants,
 )
@@ -140,7 +141,8 @@ def test_substitutions_are_the_other_nineteen_and_all_twenty_for_x() -> None:
     assert substitutions("X") == AMINO_ACIDS
     subject = Subject("p", "MXK", (1, 2), (2, 3))
     texts = variants(subject)
-    assert len(texts) == count_variants([subject]) == 39
+    assert len(texts) == count_variants(subject) == 39
+    assert plan([subject, subject], "twice") == "Mutagenesis: 78 substitutions twice, 234 residues to encode"
     assert texts[:2] == ["MAK", "MCK"] and texts[20] == "MXA" and "MXK" not in texts and len(set(texts)) == 39
 
 

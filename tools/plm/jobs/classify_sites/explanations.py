@@ -16,10 +16,11 @@ from plm.data.windows import window as cut_window
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.logo import WIDEST, LogoCounts, logo_figure, logo_reading
 from plm.jobs.classify_sites.tables import SiteAnswers, judge
-from plm.scoring.mutagenesis import Ask, EffectMap, Floats, Subject, count_variants, effect_map, write_maps
+from plm.scoring.mutagenesis import Ask, EffectMap, Floats, Subject, effect_map, plan, write_maps
 from plm.scoring.operating_point import OperatingPoint
 from plm.telling.mutagenesis_figure import mutagenesis_figure, mutagenesis_reading
 from plm.telling.report import Report
+from plm.wording import counted
 
 NO_CALL = "No site is called, so there is nothing to mutate."
 
@@ -121,7 +122,7 @@ class Explanations:
         subjects = self.calls.subjects() if self.calls is not None else []
         if not subjects:
             return
-        log.info("Mutagenesis: %d substitutions around %d calls", count_variants(subjects), len(subjects))
+        log.info("%s", plan(subjects, f"around {counted(len(subjects), 'call')}"))
         progress = stage.Progress(log, len(subjects), "calls", every=10.0)
         for subject in subjects:
             self.maps.append(effect_map(subject, self.task, ask, self._show))

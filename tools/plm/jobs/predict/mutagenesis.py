@@ -14,9 +14,10 @@ from plm.errors import UserError
 from plm.jobs.predict.verdicts import Rules
 from plm.model.bundles.archive import bundle_kind
 from plm.model.bundles.bundle import Bundle
-from plm.scoring.mutagenesis import Ask, EffectMap, Subject, count_variants, effect_map, write_maps
+from plm.scoring.mutagenesis import Ask, EffectMap, Subject, effect_map, plan, write_maps
 from plm.telling.mutagenesis_figure import mutagenesis_figure, mutagenesis_reading
 from plm.telling.report import Report
+from plm.wording import counted
 
 MOST_RESIDUES = 100
 """Residues of one protein that are mutated at most: 1,900 proteins to answer for."""
@@ -122,7 +123,7 @@ class ProteinMaps:
     def make(self, ask: Ask, rules: Rules, log: logging.Logger) -> None:
         """Asks about all variants of a protein together, protein after protein."""
         task = rules.task
-        log.info("Mutagenesis: %d substitutions in %d proteins", count_variants(self.subjects), len(self.subjects))
+        log.info("%s", plan(self.subjects, f"in {counted(len(self.subjects), 'protein')}"))
         progress = stage.Progress(log, len(self.subjects), "proteins", every=10.0)
         for subject in self.subjects:
             made = effect_map(
