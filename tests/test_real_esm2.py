@@ -107,7 +107,9 @@ def test_real_weights_go_through_the_stages(
 
         # Loading runs the self-test, and answers again what the stage's own reloaded bundle answered.
         reloaded = load_bundle(bundle, str(esm2_8m), workdir=tmp_path / f"reloaded_{method}", device="cpu")
-        rows = _rows(predictions)
+        own = [row for row in _rows(predictions) if row["model"] == manifest["name"]]
+        rows = [row for row in own if row["split"] == "test"]
+        assert 3 <= len(rows) < len(own)
         dataset = {row["id"]: row for row in _rows(tmp_path / "dataset.tsv")}
         again = reloaded.predict(
             [dataset[row["id"]]["sequence"] for row in rows], [int(dataset[row["id"]]["position"]) - 1 for row in rows]
@@ -119,7 +121,7 @@ def test_real_weights_go_through_the_stages(
     sites = _rows(tmp_path / "sites.tsv")
     expected = {(f"protein{number}", place + 1) for number, text in enumerate(proteins)
                 for place, letter in enumerate(text) if letter == "Y"}
-    assert {(row["id"], int(row["position"])) for row in sites} == expected
+    assert {(row["protein"], int(row["position"])) for row in sites} == expected
     assert len({row["p_1"] for row in sites}) > 1 and all(0 <= float(row["p_1"]) <= 1 for row in sites)
 
 
