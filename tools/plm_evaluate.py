@@ -19,7 +19,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 NAME = "plm_evaluate"
-FIGURES = ("roc", "pr", "confusion", "calibration", "scores", "scatter", "residuals")
+FIGURES = ("overview", "roc", "pr", "confusion", "calibration", "scores", "scatter", "residuals")
 _METRICS = (
     "auroc auprc mcc f1 sensitivity specificity precision accuracy balanced_accuracy brier ece macro_f1 macro_auroc"
 )
@@ -56,6 +56,7 @@ class Arguments(flags.Flags):
     metrics: Path | None = flags.output("output table: metrics")
     comparison: Path | None = flags.output("output table: comparison")
     baseline_predictions: Path | None = flags.output("output table: baseline predictions")
+    overview: Path | None = figure("overview")
     roc: Path | None = figure("roc")
     pr: Path | None = figure("pr")
     confusion: Path | None = figure("confusion")
@@ -155,7 +156,7 @@ def _check_task(args: Arguments, kind: str) -> None:
         what = "numbers (column value)" if target == "number" else "class probabilities (columns p_<class>)"
         raise UserError(f"The predictions are {what}, not what --task {args.task} says", fix=f"Choose {target}")
     for figure in args.figures():
-        if (figure in ("scatter", "residuals")) != (target == "number"):
+        if figure != "overview" and (figure in ("scatter", "residuals")) != (target == "number"):
             raise UserError(f"--{figure} is no figure of a task whose target is a {target}", fix="Leave it out")
 
 

@@ -23,6 +23,8 @@ ROLE, PREDICTOR, MODEL_ALONE = "role", "predictor", "language model"
 TOGETHER, MEMBER = "sequence members", "member"
 """Column that says what a row's answer is of, where a table also holds the parts of a combination: of the predictor
 that the bundle answers with, of its language model alone, of its sequence members together, or of one of them."""
+COUNTS = "counts"
+"""Column beside it: ``no`` for a part that has no weight in the predictor's answers, else ``yes``."""
 
 
 @dataclass(frozen=True)

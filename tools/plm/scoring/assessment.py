@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.predictions_table import MODEL_ALONE, TOGETHER
 from plm.scoring import intervals
 from plm.scoring.comparison import Comparison, compare
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Floats, Key, score, why_undefined
@@ -29,6 +30,7 @@ COMPARISON_COLUMNS = (
     "groups",
 )
 OVERALL = "all"
+NO_RELATIVE = "no relative in training"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,17 @@ LEAKING, ALONE = "rows that leak", "rows that share nothing with training"
 """Strata of an evaluation whose rows leak."""
 
 
+def _members_told(parts: Sequence[Model]) -> str:
+    """Which members a predictor counts on."""
+    if not any(part.role == MODEL_ALONE for part in parts):
+        return "It is the language model alone; the sequence members stand beside for comparison"
+    names = ["the language model" if part.role == MODEL_ALONE else part.name.rpartition(": ")[2]
+             for part in parts if part.counts and part.role != TOGETHER]
+    if len(names) == 1:
+        return f"Of its members it counts on {names[0]} alone"
+    return f"It combines {', '.join(names[:-1])} and {names[-1]}"
+
+
 @dataclass
 class Assessment:
     """What an evaluation found.
@@ -152,7 +165,7 @@ class Assessment:
 
     def verdict(self) -> str:
         """The first line of the report: does the language model beat the best baseline, beyond chance or not."""
-        own = [model.name for model in self.evaluation.models if not model.baseline]
+        own = [model.name for model in self.evaluation.models if model.judged]
         name = metric_name(self.metric)
         if not self.best_baseline:
             line = self.line(own[0], self.metric)
@@ -180,6 +193,64 @@ class Assessment:
             f"difference {one.difference:.3f}, 95 % interval {one.low:.3f} to {one.high:.3f}"
         )
 
+    def parts(self, predictor: str) -> list[Model]:
+        """The parts of a predictor on the same rows, the language model first; empty for a model of one piece."""
+        return [model for model in self.evaluation.models if model.of == predictor]
+
+    def parts_told(self) -> list[str]:
+        """For each predictor of several parts: how good it is, what is in it, and what the language model adds."""
+        told = []
+        for model in self.evaluation.models:
+            parts = self.parts(model.name)
+            if model.judged and parts:
+                told += [f"{self._good(model.name)}. {_members_told(parts)}.", self._added(model.name, parts)]
+        return [sentence for sentence in told if sentence]
+
+    def least_alike(self) -> list[str]:
+        """How good the predictors of several parts are on the rows least like training; empty without strata."""
+        strata = [name for name in dict.fromkeys(line.stratum for line in self.lines)
+                  if name.startswith(("identity", NO_RELATIVE))]
+        told = []
+        for model in self.evaluation.models:
+            if not (model.judged and self.parts(model.name)):
+                continue
+            lines = [self.line(model.name, self.metric, stratum=name) for name in strata]
+            there = [line for line in lines if line.n]
+            if len(there) > 1:
+                line = there[0]
+                value = "undefined" if math.isnan(line.value) else number(line.value)
+                rows = f"{line.n} row{'' if line.n == 1 else 's'}"
+                told.append(
+                    f"On the {rows} least like training ({line.stratum}) {model.name} has {metric_name(self.metric)} "
+                    f"{value}{interval_text(line.low, line.high)}: expect no more of proteins that are unlike training."
+                )
+        return told
+
+    def _good(self, name: str) -> str:
+        line = self.line(name, self.metric)
+        value = "undefined" if math.isnan(line.value) else number(line.value) + interval_text(line.low, line.high)
+        return f"{name} has {metric_name(self.metric)} {value} on {line.n} rows"
+
+    def _added(self, name: str, parts: Sequence[Model]) -> str:
+        together = next((part.name for part in parts if part.role == TOGETHER), "")
+        if not together:
+            return ""
+        alone = next((part for part in parts if part.role == MODEL_ALONE), None)
+        if alone is not None and not alone.counts:
+            return "Training and validation rows left the language model out."
+        one = next((one for one in self.comparisons if (one.first, one.second) == (name, together)), None)
+        if one is None:
+            return ""
+        scores = f"{metric_name(self.metric)} {number(one.first_value)} with it, {number(one.second_value)} without"
+        if one.verdict == "cannot be told from":
+            return f"What the language model adds to the sequence members cannot be told: {scores}."
+        interval = f"difference {one.difference:.3f}, 95 % interval {one.low:.3f} to {one.high:.3f}"
+        what = {
+            "beats": "The language model adds to what the sequence members say, beyond chance",
+            "is worse than": "The language model takes from what the sequence members say, beyond chance",
+        }.get(one.verdict, "It is not shown that the language model adds to what the sequence members say")
+        return f"{what}: {scores}; {interval}."
+
     def leakage(self) -> str:
         """The sentence on leakage, with the score on rows without it where some rows leak; empty if nobody looked."""
         if self.leaking is None:
@@ -188,7 +259,7 @@ class Assessment:
         if not self.leaking.rows.any():
             return told
         told += " Scores on such rows are too good for proteins unlike those of training"
-        own = next(model.name for model in self.evaluation.models if not model.baseline)
+        own = next(model.name for model in self.evaluation.models if model.judged)
         line = self.line(own, self.metric, stratum=ALONE)
         if not line.n:
             return f"{told}; no row is free of it."
@@ -260,7 +331,7 @@ def strata(identity: NDArray[np.float64], bins: Sequence[float]) -> list[tuple[s
     """
     percent = identity * 100
     alone = percent <= 0
-    masks = [("no relative in training", alone)] if alone.any() else []
+    masks = [(NO_RELATIVE, alone)] if alone.any() else []
     for low, high in itertools.pairwise([0.0, *bins, 101.0]):
         name = f"identity {low:g}-{high:g} %"
         if low <= 0:
@@ -314,12 +385,13 @@ def _lines(
 
 
 def _pairs(models: Sequence[Model], best_baseline: str) -> list[tuple[str, str]]:
-    own = [model.name for model in models if not model.baseline]
+    own = [model.name for model in models if model.judged]
+    parts = [(model.of, model.name) for model in models if model.role in (MODEL_ALONE, TOGETHER)]
     baselines = [model.name for model in models if model.baseline]
     # The baseline to beat comes first.
     baselines.sort(key=lambda name: name != best_baseline)
     pairs = [(name, baseline) for name in own for baseline in baselines]
-    return pairs + [(own[i], own[j]) for i in range(len(own)) for j in range(i + 1, len(own))]
+    return pairs + parts + [(own[i], own[j]) for i in range(len(own)) for j in range(i + 1, len(own))]
 
 
 def interval_text(low: float, high: float, digits: int = 3) -> str:

@@ -7,8 +7,8 @@ by its id and position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from plm.data.dataset_table import read_strings, sort_classes
 from plm.data.label_values import is_missing
 from plm.data.own_tables import refuse_other
+from plm.data.predictions_table import MODEL_ALONE, PREDICTOR
 from plm.errors import UserError
 from plm.scoring.metrics import Scored
 
@@ -39,6 +40,10 @@ class Model:
         members: The single seeds' predictions, by seed, where the table has them.
         finished: False if its training was cut short.
         baseline: True for one of the suite's baselines.
+        role: Of a part of a predictor what it is: its language model alone, its sequence members together, or one of
+            them (see :mod:`plm.data.predictions_table`); else empty.
+        of: Name of the predictor that it is a part of; else empty.
+        counts: False for a part that has no weight in the predictor's answers.
     """
 
     name: str
@@ -46,6 +51,14 @@ class Model:
     members: dict[str, Scored] = field(default_factory=dict)
     finished: bool = True
     baseline: bool = False
+    role: str = ""
+    of: str = ""
+    counts: bool = True
+
+    @property
+    def judged(self) -> bool:
+        """Whether the evaluation is about it: it is neither a baseline nor a part of a predictor."""
+        return not self.baseline and not self.role
 
 
 @dataclass(frozen=True)
@@ -168,7 +181,8 @@ def gather(
     reference: pd.DataFrame | None = None
     models: list[Model] = []
     where = ""
-    for name, file, frame in parts:
+    for one in parts:
+        name, file, frame = one.name, one.file, one.frame
         chosen, split_name = _choose(frame, splits, file)
         main, members = _by_seed(chosen, file)
         if reference is None:
@@ -177,7 +191,7 @@ def gather(
         main = main.iloc[order].reset_index(drop=True)
         if not _same_truth(main["label"], reference["label"], kind).all():
             wrong = ~_same_truth(main["label"], reference["label"], kind)
-            raise _at(main, wrong, file, f"The label of a row differs between {name} and {parts[0][0]}")
+            raise _at(main, wrong, file, f"The label of a row differs between {name} and {parts[0].name}")
         scored = _scored(main, kind, classes, file)
         by_seed = {
             seed: _scored(member.iloc[_match(reference, member, name, file)], kind, classes, file)
@@ -185,48 +199,85 @@ def gather(
         }
         marks = {mark.strip().lower() for mark in frame["finished"]} if "finished" in frame else set()
         finished = not unfinished and not marks & {"false", "no", "0"}
-        models.append(Model(name, scored, by_seed, finished))
+        models.append(Model(name, scored, by_seed, finished, False, one.role, one.of, one.counts))
     assert reference is not None
     truth = models[0].scored.truth
     if kind != "number" and len(np.unique(truth)) < 2:
         only = classes[int(truth[0])]
         raise UserError(
             f"All {len(truth)} evaluated rows are of class {only}, so AUROC and most scores are undefined",
-            where=parts[0][1], fix="Evaluate rows of at least two classes (--splits chooses other rows)",
+            where=parts[0].file, fix="Evaluate rows of at least two classes (--splits chooses other rows)",
         )
     rows, grouped_by = _row_columns(reference)
     return Evaluation(rows, kind, classes, tuple(models), where, grouped_by)
 
 
-def _by_model(tables: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str]) -> list[tuple[str, str, pd.DataFrame]]:
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one model in a table."""
+
+    name: str
+    file: str
+    frame: pd.DataFrame
+    role: str = ""
+    of: str = ""
+    counts: bool = True
+
+
+def _by_model(tables: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str]) -> list[_Part]:
     if not tables:
         raise UserError("There is no predictions table", fix="Give --predictions")
     if names and len(names) != len(tables):
         raise UserError(
             f"There are {len(names)} names (--name) for {len(tables)} tables (--predictions)", fix="Give one for each"
         )
-    parts: list[tuple[str, str, pd.DataFrame]] = []
+    parts: list[_Part] = []
     for index, (file, frame) in enumerate(tables):
-        given = names[index].strip() if names else ""
-        models = list(dict.fromkeys(frame["model"])) if "model" in frame else [""]
-        for model in models:
-            part = frame[frame["model"] == model] if len(models) > 1 else frame
-            name = (f"{given} {model}" if len(models) > 1 else given) if given else model or Path(file).stem
-            parts.append((" ".join(name.split()), file, part.reset_index(drop=True)))
-    counts: dict[str, int] = {}
+        given = " ".join(names[index].split()) if names else ""
+        frames = list(_models_of(frame))
+        roles = [part["role"].iloc[0] if "role" in part else "" for _, part in frames]
+        whole = roles.count(PREDICTOR) == 1
+        own = given or next((name for (name, _), role in zip(frames, roles, strict=True) if role == PREDICTOR), "")
+        for (model, part), role in zip(frames, roles, strict=True):
+            if whole and role:
+                name = _part_name(own, model, role, len(tables) > 1)
+                counts = "counts" not in part or part["counts"].iloc[0] != "no"
+                mine = role == PREDICTOR
+                parts.append(_Part(name, file, part, "" if mine else role, "" if mine else own, mine or counts))
+                continue
+            name = (f"{given} {model}" if len(frames) > 1 else given) if given else model or Path(file).stem
+            parts.append(_Part(" ".join(name.split()), file, part))
+    counted: dict[str, int] = {}
     unique = []
-    for name, file, frame in parts:
-        counts[name] = counts.get(name, 0) + 1
-        unique.append((name if counts[name] == 1 else f"{name} ({counts[name]})", file, frame))
+    for one in parts:
+        counted[one.name] = counted.get(one.name, 0) + 1
+        unique.append(one if counted[one.name] == 1 else replace(one, name=f"{one.name} ({counted[one.name]})"))
     return unique
 
 
-def _task(parts: list[tuple[str, str, pd.DataFrame]], positive: str) -> tuple[str, tuple[str, ...]]:
-    columns = [frozenset(column[2:] for column in class_columns(frame)) for _, _, frame in parts]
-    for (name, file, _), own in zip(parts, columns, strict=True):
+def _models_of(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Name and rows of each model in a table, in order."""
+    models = list(dict.fromkeys(frame["model"])) if "model" in frame else [""]
+    for model in models:
+        part = frame[frame["model"] == model] if len(models) > 1 else frame
+        yield model, part.reset_index(drop=True)
+
+
+def _part_name(own: str, model: str, role: str, several: bool) -> str:
+    """Name of a predictor's part in reports; with its predictor's where there are several tables."""
+    if role == PREDICTOR:
+        return own
+    if role == MODEL_ALONE:
+        return f"{own}, language model alone"
+    return f"{own}, {model}" if several else model
+
+
+def _task(parts: list[_Part], positive: str) -> tuple[str, tuple[str, ...]]:
+    columns = [frozenset(column[2:] for column in class_columns(part.frame)) for part in parts]
+    for part, own in zip(parts, columns, strict=True):
         if own != columns[0]:
             raise UserError(
-                f"{name} and {parts[0][0]} answer different questions: their classes differ", where=file,
+                f"{part.name} and {parts[0].name} answer different questions: their classes differ", where=part.file,
                 fix="Compare models of one task",
             )
     if not columns[0]:

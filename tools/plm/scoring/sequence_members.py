@@ -74,6 +74,7 @@ class FittedPredictor:
         scores: Main metric of each member by cross-fitting; NaN where there was none.
         thresholds: Of each member on the second of two classes, from the same answers.
         left_out: Members that could not be fitted, in sentences.
+        lengths: Residues of the shortest and the longest whole sequence; None for windows.
     """
 
     members: SequenceMembers
@@ -85,6 +86,7 @@ class FittedPredictor:
     scores: dict[str, float]
     thresholds: dict[str, float]
     left_out: tuple[str, ...]
+    lengths: tuple[int, int] | None = None
 
     @property
     def predictor(self) -> Predictor:
@@ -122,8 +124,19 @@ class FittedPredictor:
         return {
             "sequence_candidates": listed(self.combined.sequence), "candidates": listed(self.combined.whole),
             "member_scores": {name: value if np.isfinite(value) else None for name, value in self.scores.items()},
-            "left_out": list(self.left_out),
+            "left_out": list(self.left_out), **self._range(),
         }
+
+    def _range(self) -> dict[str, Any]:
+        """How like training the judged rows are (5 %, 50 % and 95 %), and how long whole sequences were."""
+        near = self.heard.similarity[self.places]
+        near = near[np.isfinite(near)]
+        told: dict[str, Any] = {}
+        if len(near):
+            told["likeness"] = [round(float(value), 4) for value in np.quantile(near, (0.05, 0.5, 0.95))]
+        if self.lengths is not None:
+            told["lengths"] = list(self.lengths)
+        return told
 
     def unseen_together(self) -> Floats:
         """(J, K) as :meth:`together`, cross-fitted, of the judged rows."""
@@ -219,7 +232,11 @@ def fit_predictor(
     members = SequenceMembers(
         tuple(fitted), rows if any(one.compares for one in fitted) else None, examples.width, length
     )
-    return FittedPredictor(members, combined, heard, places, judged, direct, scores, thresholds, tuple(left_out))
+    sizes = [len(text) for text in examples.rows.texts]
+    lengths = None if examples.width else (min(sizes), max(sizes))
+    return FittedPredictor(
+        members, combined, heard, places, judged, direct, scores, thresholds, tuple(left_out), lengths
+    )
 
 
 NEAREST = Neighbours.name

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from plm.data.predictions_table import MEMBER, MODEL_ALONE, TOGETHER
 from plm.scoring import calibration
 from plm.scoring.assessment import Assessment
+from plm.scoring.intervals import FEWEST_GROUPS
 from plm.scoring.metrics import Floats
 from plm.scoring.predictions import Model
 from plm.telling import figures
 from plm.telling.figures import Curve, named, shortened
-from plm.wording import number
+from plm.wording import metric_name, number
 
 CLASS_FIGURES = ("roc", "pr", "confusion", "calibration", "scores")
 NUMBER_FIGURES = ("scatter", "residuals")
@@ -37,6 +39,8 @@ def draw(figure: str, assessment: Assessment, path: str | Path) -> None:
     elif figure == "pr":
         chance = float((assessment.evaluation.truth == 1).mean()) if binary else None
         figures.precision_recall_figure(_curves(assessment, "auprc"), chance, path)
+    elif figure == "overview":
+        overview_figure(assessment, path)
     elif figure == "confusion":
         classes = len(assessment.evaluation.classes)
         tables = [(model.name, _confusion(model)) for model in (models if classes <= 4 else models[:1])]
@@ -56,10 +60,65 @@ def draw(figure: str, assessment: Assessment, path: str | Path) -> None:
 
 
 def _shown(assessment: Assessment) -> list[Model]:
-    """The models and the baseline to beat."""
+    """The models, their language models alone, and the baseline to beat."""
     return [
-        model for model in assessment.evaluation.models if not model.baseline or model.name == assessment.best_baseline
+        model
+        for model in assessment.evaluation.models
+        if model.judged or model.role == MODEL_ALONE or model.name == assessment.best_baseline
     ]
+
+
+def overview_figure(assessment: Assessment, path: str | Path) -> None:
+    """Main metric of every model, part and baseline with its interval; beside it, by identity to training."""
+    models = assessment.evaluation.models
+    colours = _colours(assessment)
+    shown = [one for one in models if one.judged or one.role in (MODEL_ALONE, TOGETHER)]
+    by_identity = [name for name in dict.fromkeys(line.stratum for line in assessment.lines)
+                   if name.startswith(("identity", "no relative"))]
+    height = 1.3 + 0.36 * len(models)
+    figure, axes = figures.new_figure(11.0 if by_identity else 7.2, max(height, 3.6), 2 if by_identity else 1, 1)
+    panel = axes.flat[0]
+    for place, model in enumerate(reversed(models)):
+        line, colour = assessment.line(model.name, assessment.metric), colours[model.name]
+        if np.isfinite(line.low):
+            panel.plot([line.low, line.high], [place, place], color=colour, linewidth=2.4)
+        panel.plot(line.value, place, _MARKS[_kind(model)], color=colour, markersize=8)
+    panel.set_yticks(range(len(models)), [figures.shortened(model.name, 34) for model in reversed(models)])
+    panel.set_ylim(-0.6, len(models) - 0.4)
+    bars = ", bars: 95 % intervals" if assessment.groups >= FEWEST_GROUPS else ""
+    name = metric_name(assessment.metric)
+    panel.set_xlabel(f"{name} ({assessment.evaluation.splits} rows{bars})")
+    panel.set_title("Every model beside every other")
+    if by_identity:
+        panel = axes.flat[1]
+        for number_, model in enumerate(shown):
+            lines = [assessment.line(model.name, assessment.metric, stratum=stratum) for stratum in by_identity]
+            places = np.arange(len(lines)) + 0.12 * (number_ - (len(shown) - 1) / 2)
+            values = [line.value for line in lines]
+            panel.plot(places, values, "-" + _MARKS[_kind(model)], color=colours[model.name],
+                       label=figures.named(figures.shortened(model.name, 32)))
+            for place, line in zip(places, lines, strict=True):
+                if np.isfinite(line.low):
+                    panel.plot([place, place], [line.low, line.high], color=colours[model.name], linewidth=1.4)
+        rows = [assessment.line(shown[0].name, assessment.metric, stratum=stratum).n for stratum in by_identity]
+        names = [stratum.removeprefix("identity ") for stratum in by_identity]
+        ticks = [f"{told}\n{count} rows" for told, count in zip(names, rows, strict=True)]
+        panel.set_xticks(range(len(ticks)), ticks)
+        panel.set_xlim(-0.5, len(ticks) - 0.5)
+        panel.set_xlabel("identity to the nearest training row")
+        panel.set_ylabel(name)
+        panel.set_title("Where each earns its place")
+        panel.legend(loc="best")
+    figures.save(figure, path)
+
+
+_MARKS = {"predictor": "D", "language model alone": "o", "sequence members": "^", "baseline": "s"}
+
+
+def _kind(model: Model) -> str:
+    if model.judged:
+        return "predictor"
+    return "baseline" if model.baseline else "language model alone" if model.role == MODEL_ALONE else "sequence members"
 
 
 def _colours(assessment: Assessment) -> dict[str, str]:
@@ -97,7 +156,7 @@ def _curves(assessment: Assessment, metric: str) -> list[Curve]:
                 *_points(model, 1, metric), faint=model.baseline, colour=colours[model.name],
             )
             for model in evaluation.models
-            if np.ptp(model.scored.scores[:, 1]) > 0
+            if np.ptp(model.scored.scores[:, 1]) > 0 and model.role not in (TOGETHER, MEMBER)
         ]
     curves = []
     models = _shown(assessment)

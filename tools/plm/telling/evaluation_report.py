@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from plm.data.predictions_table import MEMBER, MODEL_ALONE, TOGETHER
 from plm.scoring.assessment import OVERALL, Assessment, ScoreLine, interval_text
 from plm.scoring.calibration import chance_ece, ece
 from plm.scoring.intervals import FEWEST_GROUPS
@@ -15,6 +16,7 @@ from plm.telling.report import Report, plain
 from plm.wording import metric_name, number
 
 _TITLES = {
+    "overview": "Which model is how good, and where",
     "roc": "Every threshold at once",
     "pr": "Precision and recall",
     "confusion": "Right and wrong calls",
@@ -28,7 +30,7 @@ _HEADLINE = {
     "multiclass": ("macro_f1", "macro_auroc", "mcc", "accuracy"),
     "number": ("spearman", "pearson", "rmse", "r2"),
 }
-_MOST_MODELS = 8
+_MOST_MODELS = 16
 
 
 def write_up(
@@ -50,6 +52,7 @@ def write_up(
     """
     evaluation = assessment.evaluation
     report = Report(plain(assessment.verdict()))
+    report.bullets([plain(sentence) for sentence in [*assessment.parts_told(), *assessment.least_alike()]])
     if assessment.leakage():
         report.paragraph(f"**{plain(assessment.leakage())}**")
     better = assessment.better_baselines()
@@ -165,7 +168,7 @@ def calibration_told(assessment: Assessment) -> list[tuple[str, str]]:
     """
     answers = []
     for model in assessment.evaluation.models:
-        if model.baseline and model.name != assessment.best_baseline:
+        if model.role in (TOGETHER, MEMBER) or (model.baseline and model.name != assessment.best_baseline):
             continue
         scores = model.scored.scores[:, 1] if model.scored.kind == "binary" else model.scored.scores
         error, chance = ece(scores, model.scored.truth), chance_ece(scores)
@@ -226,7 +229,7 @@ def _strata_table(assessment: Assessment) -> tuple[list[str], list[list[str]]] |
     shown = [
         model.name
         for model in assessment.evaluation.models
-        if not model.baseline or model.name == assessment.best_baseline
+        if model.judged or model.role in (MODEL_ALONE, TOGETHER) or model.name == assessment.best_baseline
     ]
     header = ["Stratum", "Rows", "Groups", *(f"{metric_name(assessment.metric)}: {plain(name)}" for name in shown)]
     cells = []

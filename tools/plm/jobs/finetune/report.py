@@ -13,7 +13,9 @@ import numpy as np
 from plm import wording
 from plm.jobs.finetune.finished import validation_chose
 from plm.jobs.finetune.method_choice import NAMES, MethodResult
+from plm.model.combination import LANGUAGE_MODEL
 from plm.telling import figures
+from plm.telling.predictor_lines import choice_rows, first_lines
 from plm.telling.report import Report, plain
 from plm.training import few_rows
 from plm.wording import counted, number
@@ -147,9 +149,13 @@ def headline(manifest: Mapping[str, Any]) -> str:
     judged = counted(rows["valid"], "validation row")
     told = f", {judged}" if score is None else f", {wording.metric_name(metric)} {number(score)} on {judged}"
     few = few_rows.warning(rows)
-    sentence = (
-        f"{manifest['base']['id']} fine-tuned on {counted(rows['train'], 'row')} ({NAMES[manifest['method']]}){told}"
-    )
+    held = (manifest.get("predictor") or {}).get("combination")
+    beside = ""
+    if held:
+        counted_on = LANGUAGE_MODEL in held["members"]
+        beside = ", combined with sequence members" if counted_on else "; sequence members answer in its place"
+    trained = f"{manifest['base']['id']} fine-tuned on {counted(rows['train'], 'row')}"
+    sentence = f"{trained} ({NAMES[manifest['method']]}){beside}{told}"
     return f"{few}. {sentence}" if few else sentence
 
 
@@ -160,6 +166,7 @@ def report(
     """The report of a fine-tuning job; test rows are left to plm_evaluate."""
     mark = "" if manifest["finished"] else "UNFINISHED (stopped by its time limit): "
     page = Report(f"{mark}{headline(manifest)}.")
+    page.bullets(first_lines(manifest))
     page.heading(f"Fine-tuning: {plain(manifest['name'])}", 1)
     page.paragraph(f"{validation_chose(manifest)} {_judge_by(manifest)}")
     lines = [
@@ -179,6 +186,15 @@ def report(
     page.bullets(lines)
     if ways:
         _compared(page, ways, job.settings.training.metric, manifest["rows"]["valid"], manifest["rows"]["test"] > 0)
+    if cells := choice_rows(manifest.get("predictor") or {})[1]:
+        page.heading("The predictor: what was chosen among")
+        page.paragraph(
+            "Mean loss of each candidate on rows that it was not fitted on (log loss; of numbers half the squared error"
+            " in units of their deviation), groups kept together. The plain mean is taken unless another is better by"
+            " more than one standard error and a hundredth."
+        )
+        page.rows(choice_rows(manifest["predictor"])[0], cells)
+        page.bullets([f"Left out: {plain(told)}" for told in manifest["predictor"]["left_out"]])
     page.heading("Training")
     page.image("curves")
     header = [
