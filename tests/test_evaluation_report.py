@@ -45,6 +45,22 @@ def found(*tables: pd.DataFrame, baseline: str = "", shared: Leaking | None = No
     )
 
 
+def of_parts(
+    whole: pd.DataFrame, together: pd.DataFrame, alone: pd.DataFrame | None = None, *, counts: str = "yes"
+) -> pd.DataFrame:
+    """Predictions of a predictor with its parts; without ``alone`` it is the language model itself."""
+    member = together.assign(model="member: composition", role="member", counts="no" if alone is None else "yes")
+    parts = [
+        whole.assign(model="p", role="predictor", counts="yes"),
+        *([] if alone is None else [
+            alone.assign(model="p, language model alone", role="language model", counts=counts)
+        ]),
+        together.assign(model="sequence members together", role="sequence members", counts="yes"),
+        member.assign(counts="yes" if alone is not None else "no"),
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def report(result: Assessment, **options: object) -> str:
     settings = {"figures": [], "with_comparison": False, "with_metrics": False, **options}
     return write_up(result, **settings).text()  # type: ignore[arg-type]

@@ -51,13 +51,14 @@ from plm.jobs.finetune import report as traces
 from plm.jobs.predict import report as prediction_report
 from plm.jobs.predict.verdicts import judge, make_rules
 from plm.jobs.preprocess.report import SplitAccount
+from plm.scoring import predictions
 from plm.scoring.assessment import assess
 from plm.scoring.comparison import compare
 from plm.scoring.conformal import Errors, coverage_on
 from plm.scoring.metrics import Scored
 from plm.scoring.novelty import Novelty, summary
 from plm.scoring.predictions import Evaluation, Model
-from plm.telling import mutagenesis_figure
+from plm.telling import mutagenesis_figure, predictor_lines
 from plm.training import few_rows
 
 pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
@@ -667,7 +668,17 @@ def chosen(
     return "\n".join([*parts, traces._rows_told(content["rows"], folds)])
 
 
+def headed(members: list[str]) -> str:
+    """The headline of a fine-tuning whose bundle answers with these members."""
+    return traces.headline({
+        "selection_metric": "auroc", "metrics": {"auroc": 0.8}, "rows": {"train": 60, "valid": 20, "test": 9},
+        "base": {"id": "starter"}, "method": "lora", "predictor": {"combination": {"members": members}},
+    })
+
+
 CHOICES: dict[str, Callable[[], str]] = {
+    "combined": lambda: headed(["language model", "one-hot"]),
+    "left out": lambda: headed(["one-hot"]),
     "all": lambda: chosen(compared=True),
     "nothing": lambda: chosen(epochs=1, method="none", threshold=False, positive=""),
     "uncalibrated": lambda: chosen(method="none", threshold=False, why="there are only 2 rows"),
@@ -685,6 +696,7 @@ RELEASE_TABLE: dict[str, Case] = {
     "the best on validation rows)": ("all", "nothing"),
 }
 TRACES_TABLE: dict[str, Case] = {
+    "; sequence members answer in its place": ("left out", "combined"),
     "There are no test rows, so that nothing here tells": ("no test rows", "all"),
     "Judge the model by its test rows": ("all", "no test rows"),
     "folds, so that a row counts in each part)": ("a fold", "all"),
@@ -915,7 +927,29 @@ def calibrated() -> Any:
     return assessed(made.assign(label=drawn.astype(str), p_1=positive.astype(str), p_0=(1 - positive).astype(str)))
 
 
+BETTER = evaluation_cases.table(80, skill=4.0, seed=11)
+WORSE = evaluation_cases.table(80, skill=0.5, seed=12)
+
+
+def by_likeness() -> str:
+    """A predictor of parts, judged by strata of identity to training."""
+    table = evaluation_cases.of_parts(BETTER, GUESSING, WORSE)
+    told = assess(
+        predictions.gather([("t", table)], []), "auroc", identity=np.repeat([0.2, 0.4], 40), resamples=200
+    )
+    return evaluation(told)
+
+
 EVALUATIONS: dict[str, Callable[[], str]] = {
+    "adds": lambda: evaluation(assessed(evaluation_cases.of_parts(BETTER, GUESSING, WORSE)), figures=["overview"]),
+    "takes": lambda: evaluation(assessed(evaluation_cases.of_parts(GUESSING, BETTER, WORSE))),
+    "adds nothing": lambda: evaluation(assessed(evaluation_cases.of_parts(BETTER, BETTER, WORSE))),
+    "adds, few groups": lambda: evaluation(assessed(evaluation_cases.of_parts(
+        *(evaluation_cases.table(40, groups=5, seed=seed) for seed in (1, 2, 3))
+    ))),
+    "left out": lambda: evaluation(assessed(evaluation_cases.of_parts(BETTER, BETTER, WORSE, counts="no"))),
+    "model alone": lambda: evaluation(assessed(evaluation_cases.of_parts(BETTER, WORSE))),
+    "by likeness": by_likeness,
     "usual": lambda: evaluation(assessed(GOOD_ONE, GUESSING, baseline="guess"), **FULL, training_rows=200),
     "twin": lambda: evaluation(assessed(GOOD_ONE, TWIN, baseline="twin"), **FULL),
     "alone": lambda: evaluation(assessed(GOOD_ONE)),
@@ -931,7 +965,7 @@ EVALUATIONS: dict[str, Callable[[], str]] = {
     "all leak": lambda: evaluation(assessed(GOOD_ONE, shared=evaluation_cases.sharing(80, 80, protein=80))),
     "unfinished": lambda: evaluation(assessed(GOOD_ONE.assign(finished="false"))),
     "seeds": lambda: evaluation(assessed(pd.concat([GOOD_ONE.assign(seed=name) for name in ("ensemble", "1", "2")]))),
-    "ten models": lambda: evaluation(assessed(*(GOOD_ONE.assign(model=f"m{number}") for number in range(10)))),
+    "many models": lambda: evaluation(assessed(*(GOOD_ONE.assign(model=f"m{number}") for number in range(20)))),
     "calibrated": lambda: evaluation(calibrated(), figures=["calibration"]),
     "bold": lambda: evaluation(
         assessed(GUESSING.assign(p_1=(GUESSING["call"] == "1").map({True: "0.99", False: "0.01"}),
@@ -952,7 +986,8 @@ EVALUATION_TABLE: dict[str, Case] = {
     "are too few for intervals": ("few groups", "usual"),
     "In brackets the 95 % interval over groups.": ("usual", "few groups"),
     "A model with several seeds answers": ("seeds", "usual"),
-    "models are shown.": ("ten models", "usual"),
+    "models are shown.": ("many models", "usual"),
+    "Which model is how good, and where": ("adds", "usual"),
     "The same for single trainings": ("seeds", "usual"),
     "so other rows may give quite other scores": ("few rows", "usual"),
     "there to learn from": ("few rows", "usual"),
@@ -968,6 +1003,14 @@ EVALUATION_TABLE: dict[str, Case] = {
     "By likeness to the training rows": ("leak", "usual"),
 }
 ASSESSMENT_TABLE: dict[str, Case] = {
+    "It is the language model alone; the sequence members stand beside": ("model alone", "adds"),
+    "Of its members it counts on": ("left out", "adds"),
+    "Training and validation rows left the language model out": ("left out", "adds"),
+    "What the language model adds to the sequence members cannot be told": ("adds, few groups", "adds"),
+    "The language model adds to what the sequence members say, beyond chance": ("adds", "adds nothing"),
+    "The language model takes from what the sequence members say": ("takes", "adds"),
+    "It is not shown that the language model adds to what": ("adds nothing", "adds"),
+    "expect no more of proteins that are unlike training": ("by likeness", "adds"),
     "No leakage found: none of the": ("no leak", "leak"),
     "identity or more) with": ("no leak", "leak"),
     "of the same protein as": ("leak", "group leak"),
@@ -986,6 +1029,55 @@ ASSESSMENT_TABLE: dict[str, Case] = {
     "is not shown to be better than": ("twin", "usual"),
     "cannot be told: ": ("few groups", "usual"),
     "95 % interval": ("usual", "few groups"),
+}
+
+# ---------------------------------------------------------------------------------------------------------- predictors
+
+
+def predictor(
+    members: tuple[str, ...] = ("language model", "one-hot"), *, added: tuple[float | None, ...] = (0.1, 0.05, 0.2),
+    way: str = "mean", likeness: bool = True, lengths: tuple[int, int] | None = None, length: int = 0, why: str = "",
+) -> str:
+    """The first lines on a predictor; no members: the language model alone."""
+    about: dict[str, Any] = {"why_not": why}
+    if not why:
+        score = [0.8, 0.7, 0.9]
+        about |= {
+            "combination": {"members": list(members), "way": way} if members else None, "length": length,
+            "judged": {
+                "metric": "auroc", "rows": 40, "groups": 30, "added": list(added),
+                "scores": dict.fromkeys(("predictor", "language model", "sequence members"), score),
+            },
+            **({"likeness": [0.2, 0.3, 0.6]} if likeness else {}), **({"lengths": list(lengths)} if lengths else {}),
+        }
+    return "\n".join(predictor_lines.first_lines({"predictor": about}))
+
+
+PREDICTORS: dict[str, Callable[[], str]] = {
+    "usual": predictor,
+    "stacked": lambda: predictor(way="stacked"),
+    "one member": lambda: predictor(("one-hot",)),
+    "left out": lambda: predictor(("one-hot", "composition")),
+    "model alone": lambda: predictor(()),
+    "adds nothing": lambda: predictor(added=(0.01, -0.1, 0.1)),
+    "few groups": lambda: predictor(added=(0.1, None, None)),
+    "proteins": lambda: predictor(likeness=False, lengths=(50, 900)),
+    "one length": lambda: predictor(lengths=(56, 56), length=56),
+    "nothing": lambda: predictor(why="Nothing was combined with the language model"),
+}
+PREDICTOR_TABLE: dict[str, Case] = {
+    "none of which its parts had learned from": ("usual", "nothing"),
+    "It is the language model alone, which the validation rows preferred": ("model alone", "usual"),
+    "as a plain mean of calibrated answers": ("usual", "stacked"),
+    "with weights fitted to these rows": ("stacked", "usual"),
+    ", the sequence members without it": ("usual", "left out"),
+    "too few groups for an interval of what it adds": ("few groups", "usual"),
+    "What the language model adds is beyond chance": ("usual", "adds nothing"),
+    "It is not shown that the language model adds anything": ("adds nothing", "usual"),
+    "like their most similar training row": ("usual", "proteins"),
+    "beyond these it was never judged": ("proteins", "one length"),
+    "are compared place by place": ("one length", "proteins"),
+    "these rows left it out": ("left out", "usual"),
 }
 
 # ------------------------------------------------------------------------------------------------------------ the tests
@@ -1008,6 +1100,7 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "telling/mutagenesis_figure": MUTATIONS,
     "telling/evaluation_report": EVALUATIONS,
     "scoring/assessment": EVALUATIONS,
+    "telling/predictor_lines": PREDICTORS,
 }
 TABLE: dict[str, dict[str, Case]] = {
     "jobs/preprocess/report": SPLIT_TABLE,
@@ -1027,6 +1120,7 @@ TABLE: dict[str, dict[str, Case]] = {
     "telling/mutagenesis_figure": MUTATION_TABLE,
     "telling/evaluation_report": EVALUATION_TABLE,
     "scoring/assessment": ASSESSMENT_TABLE,
+    "telling/predictor_lines": PREDICTOR_TABLE,
 }
 LEFT: dict[str, tuple[str, ...]] = {
     "jobs/preprocess/report": ("(%; 0: none found)",),  # of the figure
@@ -1052,6 +1146,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         "Probabilities%s are not calibrated", "Predicts", "Evaluate on test rows", "The adapter loads", "Unfinished:",
     ),  # tests/test_finetune.py has the first
     "jobs/finetune/report": (
+        "The predictor: what was chosen among", "Mean loss of each candidate",  # tests/test_predictor.py
         "UNFINISHED", "trainings and one by their mean", "made by the model after it was", "Each way was trained",
         "trains the fewest parameters", "from a probability of", "The test rows were predicted once",
         "told apart from the chosen",
