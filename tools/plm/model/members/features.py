@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,13 @@ from plm.data import homology
 from plm.data.windows import window as cut_window
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Singles = NDArray[np.float32]
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 GAP = "-"
+NOTHING = len(RESIDUES)
+"""Code of X, of other letters, and of places beyond an end."""
+K_MER, HASHES = 5, 2**20
 
 
 def window_text(sequence: str, position0: int, width: int) -> str:
@@ -23,53 +29,142 @@ def window_text(sequence: str, position0: int, width: int) -> str:
     return GAP * left + cut + GAP * (width - left - len(cut))
 
 
-def _codes(nothing: int) -> NDArray[np.int64]:
-    code = np.full(256, nothing, dtype=np.int64)
+def _code_of_letter() -> NDArray[np.uint8]:
+    code = np.full(256, NOTHING, dtype=np.uint8)
     code[[ord(residue) for residue in RESIDUES]] = np.arange(len(RESIDUES))
     return code
 
 
+_CODE = _code_of_letter()
+
+
+class TextBlock:
+    """Texts read once, from which everything that members see of them is made.
+
+    Attributes:
+        texts: N windows of one width, or whole sequences.
+        letters: (T,) uint8, the letters of all texts end to end.
+        codes: (T,) uint8, the place of each in :data:`RESIDUES`; :data:`NOTHING` for others, and beyond an end.
+        lengths: (N,) letters of each text.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self.letters: NDArray[np.uint8] = np.frombuffer("".join(texts).encode("ascii"), dtype=np.uint8)
+        self.codes: NDArray[np.uint8] = _CODE[self.letters]
+        self.lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+
+    @cached_property
+    def row(self) -> Ints:
+        """(T,) number of the text that each letter is of."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def placed(self) -> NDArray[np.uint8]:
+        """(N, L) codes of texts of one length L.
+
+        Raises:
+            ValueError: Their lengths differ.
+        """
+        return self.codes.reshape(len(self.lengths), int(self.lengths[0]) if len(self.lengths) else 0)
+
+    def view(self, name: str) -> Any:
+        """What a member sees of the texts, by its name in :data:`VIEWS`."""
+        return _MAKERS[name](self)
+
+
+def _composition(block: TextBlock) -> Floats:
+    count, size = len(block.lengths), len(RESIDUES)
+    counts = np.bincount(block.row * (size + 1) + block.codes, minlength=count * (size + 1)).reshape(count, size + 1)
+    gaps = np.bincount(block.row[block.letters == ord(GAP)], minlength=count)
+    return counts[:, :size].astype(np.float64) / np.maximum((block.lengths - gaps).astype(np.float64), 1)[:, None]
+
+
+def _one_hot(block: TextBlock) -> Floats:
+    return _hot(block.placed, np.float64)
+
+
+def _hot(placed: NDArray[np.uint8], kind: type) -> NDArray[Any]:
+    """(N, L * 20) of (N, L) codes."""
+    rows, length = placed.shape
+    hot: NDArray[Any] = np.zeros((rows, length, len(RESIDUES) + 1), kind)
+    hot.reshape(-1)[np.arange(placed.size) * (len(RESIDUES) + 1) + placed.reshape(-1)] = 1
+    return hot[:, :, : len(RESIDUES)].reshape(rows, length * len(RESIDUES))
+
+
+def _dipeptides(block: TextBlock) -> Floats:
+    count, size = len(block.lengths), len(RESIDUES)
+    first, second, row = block.codes[:-1], block.codes[1:], block.row[:-1]
+    both = (first < size) & (second < size) & (row == block.row[1:])
+    pairs = (row[both] * size + first[both]) * size + second[both]
+    counts = np.bincount(pairs, minlength=count * size * size).reshape(count, size * size)
+    return counts / np.maximum(np.bincount(row[both], minlength=count), 1)[:, None]
+
+
+def _k_mers(block: TextBlock) -> Any:
+    from scipy.sparse import csr_matrix
+
+    count, last = len(block.lengths), K_MER - 1
+    whole = np.flatnonzero(block.row[last:] == block.row[: max(len(block.row) - last, 0)])
+    place = _hashed([block.letters[whole + offset] for offset in range(K_MER)])
+    keys = np.sort(block.row[whole] * HASHES + place)
+    keys = keys[np.diff(keys, prepend=-1) > 0]
+    starts = np.searchsorted(keys, np.arange(count + 1) * HASHES)
+    return csr_matrix((np.ones(len(keys)), keys % HASHES, starts), shape=(count, HASHES))
+
+
+def _hashed(letters: Sequence[NDArray[np.uint8]]) -> Ints:
+    """(T,) hash of each 5-mer given by its letters (5, T): MurmurHash3 (32 bits, seed 0) of its bytes, as
+    scikit-learn's ``HashingVectorizer`` has it, modulo :data:`HASHES`."""
+    one, two, three, four, five = (letter.astype(np.uint32) for letter in letters)
+    four_bytes = one | two << np.uint32(8) | three << np.uint32(16) | four << np.uint32(24)
+    mixed = _turned(four_bytes * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
+    value = _turned(mixed, 13) * np.uint32(5) + np.uint32(0xE6546B64)
+    value ^= _turned(five * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
+    value ^= np.uint32(K_MER)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        value = (value ^ value >> np.uint32(shift)) * np.uint32(factor)
+    value ^= value >> np.uint32(16)
+    return np.abs(value.view(np.int32).astype(np.int64)) % HASHES
+
+
+def _turned(value: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
+    return value << np.uint32(bits) | value >> np.uint32(32 - bits)
+
+
+def _ungapped(block: TextBlock) -> NDArray[np.object_]:
+    return np.array([text.strip(GAP) for text in block.texts], dtype=object)
+
+
+_MAKERS: Mapping[str, Callable[[TextBlock], Any]] = {
+    "composition": _composition, "dipeptides": _dipeptides, "one-hot": _one_hot, "k-mers": _k_mers,
+    "ungapped": _ungapped,
+}
+
+
 def composition(texts: Sequence[str]) -> Floats:
     """(N, 20) share of each amino acid among the residues."""
-    counts = np.array([[text.count(residue) for residue in RESIDUES] for text in texts], dtype=np.float64)
-    lengths = np.array([len(text) - text.count(GAP) for text in texts], dtype=np.float64)
-    return counts.reshape(-1, len(RESIDUES)) / np.maximum(lengths, 1)[:, None]
+    return _composition(TextBlock(texts))
 
 
 def one_hot(texts: Sequence[str]) -> Floats:
     """(N, L * 20) residue at each place of texts of one length L; X and places beyond the ends are all zero."""
-    code = _codes(len(RESIDUES))
-    places = np.stack([code[np.frombuffer(text.encode("ascii"), dtype=np.uint8)] for text in texts])
-    hot = np.eye(len(RESIDUES) + 1)[:, : len(RESIDUES)]
-    return hot[places].reshape(len(texts), -1)
+    return _one_hot(TextBlock(texts))
 
 
 def dipeptides(texts: Sequence[str]) -> Floats:
     """(N, 400) share of each pair of neighbouring residues."""
-    size = len(RESIDUES)
-    code = _codes(-1)
-    shares = np.zeros((len(texts), size * size))
-    for row, text in enumerate(texts):
-        places = code[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
-        both = (places[:-1] >= 0) & (places[1:] >= 0)
-        pairs = (places[:-1] * size + places[1:])[both]
-        shares[row] = np.bincount(pairs, minlength=size * size) / max(len(pairs), 1)
-    return shares
+    return _dipeptides(TextBlock(texts))
 
 
 def k_mers(texts: Sequence[str]) -> Any:
     """(N, 2^20) sparse: which 5-mers a text has, by hash."""
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    vectoriser = HashingVectorizer(
-        analyzer="char", ngram_range=(5, 5), lowercase=False, binary=True, norm=None, alternate_sign=False
-    )
-    return vectoriser.transform(texts)
+    return _k_mers(TextBlock(texts))
 
 
 def ungapped(texts: Sequence[str]) -> NDArray[np.object_]:
     """(N,) the texts without the places beyond the ends, to be compared at every offset."""
-    return np.array([text.strip(GAP) for text in texts], dtype=object)
+    return _ungapped(TextBlock(texts))
 
 
 VIEWS: Mapping[str, Callable[[Sequence[str]], Any]] = {
@@ -84,18 +179,78 @@ MEASURES = {
 """How rows are compared by what is seen of them, in words."""
 
 
-def _ungapped_identity(seen: Sequence[str], own: Sequence[str]) -> NDArray[np.float32]:
+def linear_scores(block: TextBlock, view: str, weight: Floats) -> Floats:
+    """(N, R) products of what is seen of texts with ``(R, F)`` weights; few rows of weights are looked up."""
+    if view != "one-hot" or len(weight) > _MOST_LOOKED_UP:
+        return np.asarray(block.view(view) @ weight.T, np.float64)
+    table = np.zeros((len(weight), block.placed.shape[1], len(RESIDUES) + 1))
+    table[:, :, : len(RESIDUES)] = weight.reshape(len(weight), block.placed.shape[1], len(RESIDUES))
+    places = np.ascontiguousarray(block.placed.T)
+    scores = np.zeros((len(weight), len(block.lengths)))
+    for score, looked_up in zip(scores, table, strict=True):
+        for values, codes in zip(looked_up, places, strict=True):
+            score += values.take(codes)
+    return scores.T
+
+
+_MOST_LOOKED_UP = 4
+
+
+class ComparedRows:
+    """Training rows, ready to be compared with.
+
+    Attributes:
+        view: How they are seen: ``one-hot``, ``ungapped`` or ``k-mers``.
+    """
+
+    def __init__(self, view: str, texts: Sequence[str]) -> None:
+        self.view = view
+        block = TextBlock(texts)
+        if view == "one-hot":
+            self._rows: Any = np.ascontiguousarray(_hot(block.placed, np.float32).T)
+            self._counts: Singles = (block.placed < NOTHING).sum(axis=1).astype(np.float32)
+        elif view == "k-mers":
+            self._rows = block.view(view).astype(np.float32).T.tocsr()
+        else:
+            self._rows = list(block.view(view))
+
+    def similarity(self, block: TextBlock) -> Singles:
+        """(M, N) similarity of new rows to these, 0-1, as :data:`MEASURES` says; of the shorter window's residues."""
+        if self.view == "ungapped":
+            return _ungapped_identity(list(block.view(self.view)), self._rows)
+        if self.view == "k-mers":
+            return _shared_k_mers(block.view(self.view).astype(np.float32), self._rows)
+        hot, counts = _hot(block.placed, np.float32), (block.placed < NOTHING).sum(axis=1).astype(np.float32)
+        return _equal_places(hot, self._rows, counts, self._counts)
+
+
+def _ungapped_identity(seen: Sequence[str], own: Sequence[str]) -> Singles:
     """Identity at the best ungapped offset; of texts longer than a window, that of their best piece."""
     longest, step = homology.LONGEST_WINDOW, homology.LONGEST_WINDOW // 2
     pieces = [[text[at : at + longest] for at in range(0, max(len(text) - step, 1), step)] for text in seen]
     starts = np.cumsum([0, *map(len, pieces)])[:-1]
-    every: NDArray[np.float32] = homology.identities([piece for one in pieces for piece in one], own)
-    best: NDArray[np.float32] = np.maximum.reduceat(every, starts, axis=0) if len(seen) else every
+    every: Singles = homology.identities([piece for one in pieces for piece in one], own)
+    best: Singles = np.maximum.reduceat(every, starts, axis=0) if len(seen) else every
     return best
 
 
-def similarity(view: str, seen: Any, own: Any) -> NDArray[np.float32]:
-    """(M, N) similarity of new rows to training rows, 0-1, as :data:`MEASURES` says; of the shorter window's residues.
+def _equal_places(one: Singles, other: Singles, one_counts: Singles, other_counts: Singles) -> Singles:
+    """(M, N) share of equal places: one-hot (M, F) and (F, N), with the residues of each row."""
+    equal: Singles = one @ other
+    places = np.minimum(one_counts[:, None], other_counts[None, :])
+    equal /= np.maximum(places, np.float32(1), out=places)
+    return equal
+
+
+def _shared_k_mers(one: Any, other: Any) -> Singles:
+    """(M, N) share of the row's 5-mers found in the other: sparse (M, F) and (F, N)."""
+    shared = np.asarray((one @ other).todense(), dtype=np.float32)
+    shared /= np.maximum(np.asarray(one.sum(axis=1), dtype=np.float32).reshape(-1, 1), np.float32(1))
+    return shared
+
+
+def similarity(view: str, seen: Any, own: Any) -> Singles:
+    """As :meth:`ComparedRows.similarity`, of what is seen of both.
 
     Args:
         view: What was seen: ``one-hot``, ``ungapped`` or ``k-mers``.
@@ -104,12 +259,7 @@ def similarity(view: str, seen: Any, own: Any) -> NDArray[np.float32]:
     """
     if view == "ungapped":
         return _ungapped_identity(list(seen), list(own))
-    if view == "one-hot":
-        one, other = seen.astype(np.float32, copy=False), own.astype(np.float32, copy=False)
-        places = np.minimum(one.sum(axis=1)[:, None], other.sum(axis=1)[None, :])
-        equal: NDArray[np.float32] = (one @ other.T) / np.maximum(places, np.float32(1))
-        return equal
-    shared = np.asarray((seen @ own.T).todense(), dtype=np.float32)
-    count = np.asarray(seen.sum(axis=1), dtype=np.float32)
-    share: NDArray[np.float32] = (shared / np.maximum(count, 1)).astype(np.float32)
-    return share
+    if view == "k-mers":
+        return _shared_k_mers(seen, own.T)
+    one, other = seen.astype(np.float32, copy=False), own.astype(np.float32, copy=False)
+    return _equal_places(one, other.T, one.sum(axis=1), other.sum(axis=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from plm.model.members import features
+from plm.model.members.features import ComparedRows, TextBlock, linear_scores
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,7 +23,9 @@ IMPOSSIBLE = -1000.0
 """Score of a class that no training row has."""
 LINK = 4.0
 """Slope from a regression on 0 and 1 to log odds: that of the logistic curve in its middle."""
-_BLOCK_NUMBERS = 4_000_000
+NEAREST_ROWS = 3
+"""Most similar training rows that are told of each new row."""
+_BLOCK_NUMBERS, _BLOCK_TEXTS, _BLOCK_LETTERS = 4_000_000, 2000, 500_000
 
 
 class FittedMember(ABC):
@@ -49,12 +51,16 @@ class FittedMember(ABC):
         """Its answers.
 
         Args:
-            seen: What it sees of M texts.
+            seen: What it sees of M texts; unused by a member that compares.
             similarity: (M, N) of these to the training rows, for a member that compares.
 
         Returns:
             (M, K) probabilities or (M,) numbers.
         """
+
+    def answer_block(self, block: TextBlock, similarity: Singles | None = None) -> Floats:
+        """As :meth:`answer`, of the M texts of a block."""
+        return self.answer(None if self.compares else block.view(self.view), similarity)
 
     @abstractmethod
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -76,7 +82,14 @@ class LinearMember(FittedMember):
         self.weight, self.bias = weight, bias
 
     def answer(self, seen: Any, similarity: Singles | None = None) -> Floats:
-        scores = np.asarray(seen @ self.weight.T + self.bias, np.float64)
+        return self.linked(np.asarray(seen @ self.weight.T, np.float64))
+
+    def answer_block(self, block: TextBlock, similarity: Singles | None = None) -> Floats:
+        return self.linked(linear_scores(block, self.view, self.weight))
+
+    def linked(self, products: Floats) -> Floats:
+        """From (M, R) products with the weights to (M, K) probabilities or (M,) numbers."""
+        scores = products + self.bias
         if not self.classes:
             return np.asarray(scores[:, 0])
         if self.classes == 2:
@@ -199,17 +212,28 @@ class Told:
 
     Attributes:
         answers: Of each member (M, K) probabilities or (M,) numbers.
-        similarity: (M,) to the most similar training row, 0-1; NaN where no member compares.
-        nearest: (M,) number of that training row; -1 where no member compares.
+        similarities: (M, :data:`NEAREST_ROWS`) to the most similar training rows, 0-1, most similar first; NaN where
+            there is none, or no member compares.
+        rows: The same shape: numbers of these training rows; -1 where there is none.
     """
 
     answers: list[Floats]
-    similarity: Floats
-    nearest: Ints
+    similarities: Floats
+    rows: Ints
+
+    @property
+    def similarity(self) -> Floats:
+        """(M,) to the most similar training row."""
+        return self.similarities[:, 0]
+
+    @property
+    def nearest(self) -> Ints:
+        """(M,) number of that training row."""
+        return self.rows[:, 0]
 
 
 def ask(
-    members: Sequence[FittedMember], texts: Sequence[str], rows: Sequence[str], seen_rows: dict[str, Any]
+    members: Sequence[FittedMember], texts: Sequence[str], rows: Sequence[str], compared: dict[str, ComparedRows]
 ) -> Told:
     """Asks members about texts, block by block; what several see alike is made once.
 
@@ -217,27 +241,50 @@ def ask(
         members: Fitted members.
         texts: Windows of one width, or whole sequences.
         rows: Texts of the training rows, where members compare.
-        seen_rows: What was seen of these, by view; filled here, to be given again.
+        compared: These, ready to be compared with, by view; filled here, to be given again.
     """
     classes = members[0].classes if members else 0
     shape = (len(texts), classes) if classes else (len(texts),)
     answers = [np.empty(shape) for _ in members]
-    similarity, near = np.full(len(texts), np.nan), np.full(len(texts), -1, np.int64)
-    width = max(len(rows) if any(member.compares for member in members) else 0, 20 * max(map(len, texts), default=1))
-    step = max(16, min(2000, _BLOCK_NUMBERS // max(width, 1)))
-    for start in range(0, len(texts), step):
-        part = slice(start, min(start + step, len(texts)))
-        seen: dict[str, Any] = {}
+    similarities = np.full((len(texts), NEAREST_ROWS), np.nan)
+    near = np.full((len(texts), NEAREST_ROWS), -1, np.int64)
+    for part in _blocks(texts, len(rows) if any(member.compares for member in members) else 0):
+        block = TextBlock(texts[part])
         alike: dict[str, Singles] = {}
         for member, answer in zip(members, answers, strict=True):
-            if member.view not in seen:
-                seen[member.view] = features.VIEWS[member.view](texts[part])
             if member.compares and member.view not in alike:
-                if member.view not in seen_rows:
-                    seen_rows[member.view] = features.VIEWS[member.view](rows)
-                compared = features.similarity(member.view, seen[member.view], seen_rows[member.view])
-                alike[member.view] = compared
-                near[part] = compared.argmax(axis=1)
-                similarity[part] = compared.max(axis=1)
-            answer[part] = member.answer(seen[member.view], alike.get(member.view))
-    return Told(answers, similarity, near)
+                if member.view not in compared:
+                    compared[member.view] = ComparedRows(member.view, rows)
+                alike[member.view] = compared[member.view].similarity(block)
+                near[part], similarities[part] = _few_nearest(alike[member.view])
+            answer[part] = member.answer_block(block, alike.get(member.view))
+    return Told(answers, similarities, near)
+
+
+def _blocks(texts: Sequence[str], rows: int) -> Iterator[slice]:
+    """Runs of texts of which neither the comparisons with training rows nor the letters are too many."""
+    most = max(16, min(_BLOCK_TEXTS, _BLOCK_NUMBERS // max(rows, 1)))
+    start = letters = 0
+    for number, text in enumerate(texts):
+        letters += len(text)
+        if number + 1 - start == most or letters > _BLOCK_LETTERS:
+            yield slice(start, number + 1)
+            start, letters = number + 1, 0
+    if start < len(texts):
+        yield slice(start, len(texts))
+
+
+def _few_nearest(similarity: Singles) -> tuple[Ints, Floats]:
+    """(M, :data:`NEAREST_ROWS`) numbers of the most similar of N training rows, of equals the first, and their
+    similarities; -1 and NaN beyond the last row."""
+    count = len(similarity)
+    every, rows = np.arange(count), np.full((count, NEAREST_ROWS), -1, np.int64)
+    values = np.full((count, NEAREST_ROWS), np.nan)
+    most = min(NEAREST_ROWS, similarity.shape[1])
+    for place in range(most):
+        best = similarity.argmax(axis=1)
+        rows[:, place], values[:, place] = best, similarity[every, best]
+        similarity[every, best] = -1
+    for place in range(most):  # as it was given
+        similarity[every, rows[:, place]] = values[:, place]
+    return rows, values
