@@ -37,7 +37,7 @@ from plm.model import device as devices
 from plm.model.bundles import archive, manifests
 from plm.model.bundles.archive import SCHEMA_VERSION, json_text, write_zip
 from plm.model.bundles.bundle import Bundle, check_self_test
-from plm.model.bundles.predictor import Explained, Predictor, alone, read_predictor
+from plm.model.bundles.predictor import Explained, Predictor, Reasons, alone, no_others, read_predictor
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder_inputs import make_units
 from plm.model.heads import HEADS, build_head
@@ -122,9 +122,17 @@ class FineTunedBundle(Bundle):
         Raises:
             UserError: A position lies outside its sequence.
         """
+        return self.predict_with_reasons(sequences, positions, budget, members=members, advance=advance)[0]
+
+    def predict_with_reasons(
+        self, sequences: Sequence[str], positions: Sequence[int] | None = None, budget: int = DEFAULT_BUDGET, *,
+        members: Sequence[int] | None = None, advance: Callable[[int], None] | None = None,
+    ) -> tuple[Floats, Reasons]:
+        """As :meth:`predict`, with what the members that count said on the way, at no further cost."""
         if self.predictor is None:
-            return self.predict_model(sequences, positions, budget, members=members, advance=advance)
-        return self.predictor.answer(
+            model = self.predict_model(sequences, positions, budget, members=members, advance=advance)
+            return model, no_others(model)
+        return self.predictor.answer_with_reasons(
             lambda: self.predict_model(sequences, positions, budget, members=members, advance=advance), sequences,
             positions,
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plm.data.task import Task
 from plm.model.combination import LANGUAGE_MODEL, Combination
-from plm.model.members.fitted import Told
+from plm.model.members.fitted import NEAREST_ROWS, Told
 from plm.model.members.stored import SequenceMembers, read_members
 
 Floats = NDArray[np.float64]
@@ -51,6 +51,43 @@ def alone(model: Floats) -> Explained:
 
 
 @dataclass(frozen=True)
+class Reasons:
+    """What stood behind N answers: what the members that count said, and the nearest training rows.
+
+    Attributes:
+        names: (m,) names of the members that count, in the order of the combination.
+        said: (N, m, K) their probabilities, or (N, m, 1) numbers.
+        similarities: (N, :data:`plm.model.members.fitted.NEAREST_ROWS`) to the nearest training rows, 0-1, the most
+            similar first; NaN where there is none, or no member that counts compares.
+        rows: The same shape: numbers of these among the members' training rows; -1 where there is none.
+    """
+
+    names: tuple[str, ...]
+    said: Floats
+    similarities: Floats
+    rows: NDArray[np.int64]
+
+    def packed(self) -> Floats:
+        """(N, m * K + 2 * NEAREST_ROWS) all of it in one array, to be kept in little memory."""
+        return np.concatenate([self.said.reshape(len(self.said), -1), self.similarities, self.rows], axis=1)
+
+    @classmethod
+    def unpacked(cls, names: tuple[str, ...], packed: Floats) -> Reasons:
+        """The inverse of :meth:`packed`."""
+        said, similarities, rows = np.split(packed, [-2 * NEAREST_ROWS, -NEAREST_ROWS], axis=1)
+        return cls(names, said.reshape(len(packed), len(names), -1), similarities, rows.astype(np.int64))
+
+
+def no_others(model: Floats) -> Reasons:
+    """What stands behind answers of a language model alone."""
+    count = len(model)
+    return Reasons(
+        (LANGUAGE_MODEL,), model[:, None, :], np.full((count, NEAREST_ROWS), np.nan),
+        np.full((count, NEAREST_ROWS), -1, np.int64),
+    )
+
+
+@dataclass(frozen=True)
 class Predictor:
     """Sequence members and how they are combined with the language model.
 
@@ -78,12 +115,23 @@ class Predictor:
             sequences: Whole sequences, windows, or what lies around sites.
             positions: 0-based sites; None for sequence and residue tasks.
         """
+        return self.answer_with_reasons(model, sequences, positions)[0]
+
+    def answer_with_reasons(
+        self, model: Callable[[], Floats], sequences: Sequence[str], positions: Sequence[int] | None
+    ) -> tuple[Floats, Reasons]:
+        """As :meth:`answer`, with what the members that count said on the way."""
         counting = self._counting
         told = counting.ask(counting.texts(sequences, positions))
         answers = counting.answers(told)
         if self.uses_language_model:
             answers[LANGUAGE_MODEL] = model()
-        return self.combination.combine(answers, told.similarity, self.task)
+        names = self.combination.names
+        said = np.stack([answers[name] for name in names], axis=1)
+        return (
+            self.combination.combine(answers, told.similarity, self.task),
+            Reasons(names, said, told.similarities, told.rows),
+        )
 
     def explain(self, model: Floats, sequences: Sequence[str], positions: Sequence[int] | None) -> Explained:
         """Answers with those of every member, counting or not; arguments as :meth:`answer`."""
