@@ -94,6 +94,10 @@ def run(argv: Sequence[str] | None = None) -> None:
                 request, before, valid, train, metric, path, notes, log
             )
         if args.onnx:
+            if before.predictor is not None:
+                notes.append(
+                    "ONNX holds the head on embeddings alone; the bundle also reads sequences and combines both."
+                )
             files["onnx"] = out.path(args.onnx)
             costs["onnx"] = steps.export(request, before, after, valid, metric, files["onnx"], stage.threads())
         log.info("Latency")

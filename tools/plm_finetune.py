@@ -151,8 +151,8 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.jobs.finetune import job as finetuning
     from plm.jobs.finetune import method_choice, predictor, validation
     from plm.jobs.finetune import report as traces
-    from plm.jobs.finetune.predictor import JobPredictor
     from plm.model.bundles.fine_tuned import load_bundle
+    from plm.scoring.job_predictor import JobPredictor
 
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as folder, stage.Outputs() as out:
         job = prepare(given, Path(folder))

@@ -2,7 +2,8 @@
 """Predict classes or numbers for new proteins with a trained bundle, and say what it should not judge.
 
 Inputs: a bundle of plm_train_classifier or plm_finetune, and proteins (FASTA, plain or gzipped, or a table) of any
-length; or, for plm_train_classifier's, embeddings that were made like those it was trained on.
+length; or, for plm_train_classifier's, embeddings that were made like those it was trained on, with their proteins
+where the bundle reads sequences too.
 Outputs: a predictions table (call, calibrated probabilities, set of classes of a chosen coverage, distance to the
 training proteins, nearest of them), a status table that names every input record, a figure, a report; on request what
 each substitution of some residues does to the answer (table and figure; fine-tuned models of whole proteins).
@@ -40,9 +41,16 @@ class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
         "FASTA, or a table with the columns id and sequence (and perhaps label, position)"
     )
     embeddings: Path | None = flags.source("instead: embeddings made as those that the bundle was trained on")
+    sequences: Path | None = flags.source(
+        "beside embeddings: their proteins, as FASTA or table, for a bundle that reads sequences too"
+    )
     bundle: Path = flags.source("bundle (zip) of plm_train_classifier or plm_finetune", required=True)
     model: str | None = flags.text(
         "the model it was trained with: starter, folder, zip or hub:name (default: the built-in one)", None
+    )
+    predictor: str = flags.choice(
+        ("auto", "model"),
+        "auto: what the bundle answers with, sequence members among it if it has any; model: its language model alone",
     )
     coverage: float = flags.share(0.9, "share (0-1) of sets or intervals that are to hold the truth", 0.9)
     coverage_for: str = flags.choice(
@@ -72,6 +80,8 @@ class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     def check(self) -> None:
         if (self.input is None) == (self.embeddings is None):
             raise UserError("Give either proteins or embeddings", where="--input, --embeddings", fix="One of the two")
+        if self.sequences is not None and self.embeddings is None:
+            raise UserError("Sequences stand beside embeddings", where="--sequences", fix="Give proteins with --input")
         if self.mutagenesis_residues and not self.mutates:
             raise UserError(
                 "Nothing is to be mutated", where="--mutagenesis-residues",

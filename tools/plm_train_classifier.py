@@ -3,8 +3,9 @@
 
 Inputs: embeddings of proteins in any format that the suite reads, and their labels: a table, a column that the
 embeddings carry, or one file a class. Splits, folds and groups come from the table; else they are made.
-Outputs: a bundle (head, scaling, calibration, threshold, self-test), predictions of the validation and test rows by the
-reloaded bundle, scores of all heads and baselines with intervals, figures, what became of every row, a report.
+Outputs: a bundle (the best of head, sequence members and both together, with scaling, calibration, threshold and
+self-test), predictions of the validation and test rows by the reloaded bundle, scores of predictor, heads and baselines
+with intervals, figures, what became of every row, a report.
 
 Example:
     python plm_train_classifier.py --embeddings proteins.h5 --labels dataset.tabular --bundle bundle.zip \\
@@ -88,7 +89,7 @@ class ClassifierOutputs(flags.TrainedBundle, heading="outputs"):
     report: Path | None = flags.report()
 
 
-class Arguments(ClassifierRows, ClassifierHeads, ClassifierOutputs):
+class Arguments(ClassifierRows, ClassifierHeads, flags.Combining, ClassifierOutputs):
     """The command line; see ``--help``."""
 
     def check(self) -> None:
@@ -105,18 +106,22 @@ def run(argv: Sequence[str] | None = None) -> None:
     stage.require({**needed, **({"optuna": "4.2"} if args.search_trials else {})})
     log = stage.log(NAME)
     from plm.jobs.classifier import finished as release
+    from plm.jobs.classifier import predictor, training
     from plm.jobs.classifier import report as classifier_report
-    from plm.jobs.classifier import training
     from plm.jobs.classifier import training_steps as steps
+    from plm.jobs.classifier.final import finish
     from plm.jobs.classifier.material import data_digest
     from plm.model import device
     from plm.model.bundles.classifier import load_classifier_bundle, write_classifier_bundle
+    from plm.scoring.job_predictor import JobPredictor
 
     device.use_threads(stage.threads())
     with tempfile.TemporaryDirectory(prefix=f"{NAME}_") as place, stage.Outputs() as out:
         workdir = Path(place)
         material = prepare(args, workdir)
         steps.check_parts(material, log)
+        sequences = predictor.sequences_of(material)
+        predictor.check(sequences, args.predictor)
         settings = settle(args, material)
         steps.announce(material, args.search_trials, log)
         digest = data_digest(material)
@@ -124,9 +129,17 @@ def run(argv: Sequence[str] | None = None) -> None:
         if args.search_trials:
             journal = steps.open_journal(NAME, material, settings, digest, workdir, args.resume_study)
         trained = training.train(material, settings, log, journal)
-        final = release.finish(trained)
+        final = finish(trained)
+        built = JobPredictor(None)
+        if args.predictor != "model":
+            log.info("Sequence members, and their combination with the head")
+            built = predictor.build(
+                trained, final, sequences, log, compare=not args.without_sequences,
+                forced=args.predictor == "combination",
+            )
+        answering = predictor.answering(trained, final, built, sequences)
         log.info("Scores and baselines")
-        findings = release.judge(trained, final)
+        findings = release.judge(trained, final, answering, args.predictor)
         best = findings.assessment.best_baseline
         baseline = {
             one.name: findings.assessment.line(one.name, material.metric).value
@@ -135,18 +148,23 @@ def run(argv: Sequence[str] | None = None) -> None:
         }
         name = args.name or f"{material.data.description.model or 'embeddings'}-{trained.chosen}"
         content = release.manifest(
-            trained, final, name=name, licence=args.licence, data_sha256=digest, baseline=baseline
+            trained, final, answering, name=name, licence=args.licence, data_sha256=digest, baseline=baseline,
+            choice=args.predictor,
         )
         bundle_path = out.path(args.bundle)
         write_classifier_bundle(
             bundle_path, content, final.head, reference=release.reference(trained, final),
-            validation_scores=(final.validation, final.truth),
-            card=release.card(content, final.about, findings.settings[findings.chosen]),
+            validation_scores=(answering.validation, answering.truth),
+            card=release.card(
+                {**content, "predictor": findings.predictor}, final.about, findings.settings[findings.chosen]
+            ),
+            predictor=None if built.answering is None else built.answering.predictor,
+            model_validation_scores=(final.validation, final.truth),
         )
         log.info("Loading the bundle again: self-test, then the predictions of validation and test rows")
         bundle = load_classifier_bundle(bundle_path)
         log.info("Best baseline: %s", best)
-        table = release.predictions(trained, bundle)
+        table = release.predictions(trained, bundle, answering)
         write_outputs(args, out, trained, findings, table)
         if args.study and journal is not None:
             shutil.copyfile(journal.path, out.path(args.study))

@@ -196,12 +196,12 @@ def fine_tuned(
 
 def same_rows(bundle: ClassifierBundle, rows: JudgedRows) -> bool:
     """Whether rows are the validation rows whose scores the bundle keeps, so that these may be made anew."""
-    stored, truth = bundle.validation_scores
+    stored, truth = bundle.model_validation_scores
     step = max(1, -(-len(rows) // 20_000))
     if len(stored) != len(rows.target[::step]) or not np.allclose(truth, rows.target[::step]):
         return False
     scale = bundle.task.sd if bundle.task.target == "number" else 1.0
-    return bool(np.abs(bundle.predict(rows.matrix[::step]) - stored).max() <= _SAME * scale)
+    return bool(np.abs(bundle.predict_model(rows.matrix[::step]) - stored).max() <= _SAME * scale)
 
 
 def calibrated(task: Task, raw: Floats, rows: JudgedRows, before: tuple[float, float]) -> tuple[float, float]:
@@ -217,10 +217,10 @@ def calibrated(task: Task, raw: Floats, rows: JudgedRows, before: tuple[float, f
 
 
 def scored(bundle: ClassifierBundle, answers: Floats, rows: JudgedRows) -> Scored:
-    """Answers in the form that metrics take."""
+    """Answers of a head in the form that metrics take."""
     if bundle.task.target == "number":
         return Scored("number", rows.target.astype(np.float64), answers[:, 0], np.zeros(len(rows), np.int64))
-    return classifiers.scored(answers, rows.target, bundle.task, bundle.threshold if bundle.task.binary else None)
+    return classifiers.scored(answers, rows.target, bundle.task, bundle.model_threshold if bundle.task.binary else None)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def cost(
     before: ClassifierBundle, after: ClassifierBundle, rows: JudgedRows, metric: str, resamples: int, seed: int, *,
     answer: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
 ) -> CompressionCost:
-    """Compares two bundles on the same rows, by the paired bootstrap over groups.
+    """Compares the heads of two bundles on the same rows, by the paired bootstrap over groups.
 
     Args:
         before: Original bundle.
@@ -258,7 +258,7 @@ def cost(
         seed: Seed of the bootstrap.
         answer: Answers in place of ``after``, with its task and threshold.
     """
-    answers = before.predict(rows.matrix), np.asarray((answer or after.predict)(rows.matrix), np.float64)
+    answers = before.predict_model(rows.matrix), np.asarray((answer or after.predict_model)(rows.matrix), np.float64)
     one, other = scored(before, answers[0], rows), scored(after, answers[1], rows)
     values = metrics.score(other)[metric, ALL], metrics.score(one)[metric, ALL]
     index, count = intervals.group_index(rows.groups)
@@ -354,7 +354,7 @@ def measured(name: str, bundle: ClassifierBundle, path: Path, times: tuple[float
 def recalibrated(
     before: ClassifierBundle, small: ClassifierHead, rows: JudgedRows, notes: list[str]
 ) -> tuple[dict[str, Any], tuple[Floats, NDArray[Any]]]:
-    """Manifest and validation scores of a compressed bundle.
+    """Manifest and validation scores of a compressed head.
 
     Temperature, threshold and scores are made anew if the rows are those that the bundle's own come from; else the
     bundle's own stay, for rows that the head was trained on would make it look surer than it is.
@@ -365,8 +365,10 @@ def recalibrated(
         rows: Validation rows.
         notes: Gets which of the two it was.
 
+    A predictor keeps its weights, its threshold and its own validation scores, which rest on answers of members too.
+
     Returns:
-        The manifest, and ``(n, K)`` scores with their truth.
+        The manifest, and ``(n, K)`` scores of the head with their truth.
     """
     content = {
         key: value for key, value in before.manifest.items() if key not in ("head", "files", "kind", "schema_version")
@@ -376,14 +378,23 @@ def recalibrated(
             "The rows are not the validation rows that the bundle was calibrated on: temperature, threshold and the "
             "scores behind conformal sets stay those of the original."
         )
-        return content, before.validation_scores
+        return content, before.model_validation_scores
     plain = ClassifierBundle(before.manifest, small, before.reference, before.validation_scores)
     raw = plain.raw(rows.matrix)
-    content["temperature"], content["threshold"] = calibrated(
-        before.task, raw, rows, (before.temperature, before.threshold)
+    content["temperature"], threshold = calibrated(
+        before.task, raw, rows, (before.temperature, before.model_threshold)
     )
+    if before.predictor is None:
+        content["threshold"] = threshold
+    if about := content.get("predictor"):
+        content["predictor"] = {**about, "language_model": {**about.get("language_model", {}), "threshold": threshold}}
+    if before.predictor is not None:
+        notes.append(
+            "The sequence members and the weights of the combination stay those of the original, with its threshold "
+            "and the scores behind conformal sets; what is compared here is the head on embeddings alone."
+        )
     again = ClassifierBundle({**before.manifest, **content}, small, before.reference, before.validation_scores)
-    return content, (again.predict(rows.matrix), rows.target)
+    return content, (again.predict_model(rows.matrix), rows.target)
 
 
 def labelled(data: Any, chosen: list[int], task: Task) -> JudgedRows:

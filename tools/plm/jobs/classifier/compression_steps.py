@@ -116,8 +116,9 @@ def compress(
     content["compressed"] |= {"pruned_share": request.prune_share} if request.prunes else {}
     content["name"] = f"{before.name}-{'pruned-int8' if request.compress == 'both' else request.compress}"
     write_classifier_bundle(
-        path, content, small, reference=before.reference, validation_scores=scores,
-        card=compression.card(content, before.name),
+        path, content, small, reference=before.reference,
+        validation_scores=scores if before.predictor is None else before.validation_scores,
+        card=compression.card(content, before.name), predictor=before.predictor, model_validation_scores=scores,
     )
     after = load_classifier_bundle(path)
     cost = compression.cost(before, after, valid, metric, resamples(len(valid), request.resamples), request.seed)
@@ -149,7 +150,7 @@ def export(
 
 def measure(before: ClassifierBundle, after: ClassifierBundle, files: dict[str, Path], threads: int) -> list[Any]:
     """Bytes, weights and latency of each form that there is."""
-    forms: dict[str, Any] = {"original": before.predict, "compressed": after.predict, "onnx": None}
+    forms: dict[str, Any] = {"original": before.predict_model, "compressed": after.predict_model, "onnx": None}
     forms = {name: answer for name, answer in forms.items() if name in files}
     if "onnx" in files:
         forms["onnx"] = onnx_export.OnnxClassifier(files["onnx"], threads).predict

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +14,18 @@ from scipy.special import softmax
 
 from plm import __version__
 from plm.data.embeddings.description import UNUSUAL
-from plm.data.predictions_table import BEFORE, PredictionsTable
-from plm.data.task import Task
+from plm.data.predictions_table import BEFORE, PREDICTOR, TOGETHER
+from plm.jobs.classifier.final import Final
+from plm.jobs.classifier.predictor import Answering, HeadAlone, answered
 from plm.jobs.classifier.report import ClassifierFindings
-from plm.model.bundles.classifier import ClassifierHead, reference_sample
-from plm.scoring import baselines, calibration, metrics, novelty
+from plm.model.bundles.classifier import reference_sample
+from plm.model.combination import LANGUAGE_MODEL
+from plm.scoring import baselines, metrics, novelty
 from plm.scoring.assessment import assess
 from plm.scoring.baselines import Answer
 from plm.scoring.conformal import Coverage, Errors, coverage_on
 from plm.scoring.cross_fitting import LabelledTexts
+from plm.scoring.job_predictor import AnsweredRows
 from plm.scoring.metrics import ALL
 from plm.scoring.operating_point import score_summary
 from plm.scoring.predictions import Evaluation, Model
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from plm.model.bundles.classifier import ClassifierBundle
 
 from plm.jobs.classifier.material import Material
-from plm.jobs.classifier.training import Trained, as_scored, fit
+from plm.jobs.classifier.training import Trained, as_scored
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -45,78 +47,9 @@ FEWEST_RESAMPLES = 200
 _RESAMPLED_ROWS = 2_000_000
 
 
-@dataclass(frozen=True)
-class Final:
-    """What goes into the bundle.
-
-    Attributes:
-        head: Classifier head that the bundle holds.
-        task: Task with mean and standard deviation of the training numbers.
-        temperature: Number by which logits are divided.
-        threshold: Threshold on the probability of the positive one of two classes.
-        validation: (n, K) calibrated probabilities or (n, 1) numbers of validation rows.
-        truth: (n,) their class numbers or numbers.
-        valid_rows: Numbers of these rows.
-        train_rows: Numbers of the rows that the head was fitted on.
-        about: Sentence on how the head came to be.
-    """
-
-    head: ClassifierHead
-    task: Task
-    temperature: float
-    threshold: float
-    validation: Floats
-    truth: NDArray[Any]
-    valid_rows: list[int]
-    train_rows: list[int]
-    about: str
-
-    @property
-    def why_uncalibrated(self) -> str:
-        """Why temperature and threshold are those of no calibration; empty if they were fitted, and of numbers."""
-        return few_rows.why_uncalibrated(self.truth) if self.task.target == "class" else ""
-
-
-def finish(trained: Trained) -> Final:
-    """The chosen head: as it is, or with folds fitted once more on all rows."""
-    material, chosen = trained.material, trained.members[trained.chosen]
-    valid_rows = [row for part in material.parts for row in part.valid]
-    truth = material.target[np.asarray(valid_rows, np.int64)]
-    validation, _ = trained.answers(trained.chosen, valid=True)
-    if not material.folds:
-        [one] = chosen
-        about = "fitted on the training rows; the test rows judge this very head"
-        return Final(
-            one.fitted.head, one.task, one.temperature, one.threshold, validation, truth, valid_rows,
-            material.parts[0].train, about,
-        )
-    everything = sorted(valid_rows)
-    rows = material.rows(everything, standardise=trained.settings.standardise)
-    settings = trained.settings
-    if trained.chosen == "feedforward":
-        epochs = int(np.median([one.fitted.head.settings["epochs_trained"] for one in chosen]))
-        network = settings.network
-        if trained.searches:  # those of the fold that they served best
-            sign = classifiers.better(material.metric)
-            network = max(trained.searches, key=lambda one: sign * one.best).settings
-        settings = replace(settings, network=replace(network, epochs=epochs, patience=0))
-    fitted = fit(trained.chosen, rows, None, material.metric, settings)
-    temperature, threshold = 1.0, 0.5
-    if material.task.target == "class" and not few_rows.why_uncalibrated(truth):
-        temperature = calibration.fit_temperature(np.concatenate([one.valid for one in chosen]), truth)
-        if material.task.binary:
-            positive = material.task.positive_index
-            threshold = calibration.choose_threshold(validation[:, positive], truth == positive)
-    about = (
-        f"fitted on all rows with the settings that the {len(chosen)} folds led to; "
-        + ("its calibration comes from the folds' validation rows, and " if material.task.target == "class" else "")
-        + "the out-of-fold scores are those of the folds' heads"
-    )
-    return Final(fitted.head, rows.task, temperature, threshold, validation, truth, valid_rows, everything, about)
-
-
 def manifest(
-    trained: Trained, final: Final, *, name: str, licence: str, data_sha256: str, baseline: Mapping[str, float]
+    trained: Trained, final: Final, answering: Answering, *, name: str, licence: str, data_sha256: str,
+    baseline: Mapping[str, float], choice: str = "auto",
 ) -> dict[str, Any]:
     """The bundle's manifest, less what :func:`plm.model.bundles.classifier.write_classifier_bundle` adds."""
     material, task = trained.material, final.task
@@ -130,12 +63,9 @@ def manifest(
         shares = {label: float(count / counts.sum()) for label, count in zip(task.classes, counts, strict=True)}
         if task.binary:
             positive = task.positive_index
-            summary = score_summary(final.validation[:, positive], final.truth == positive)
-    probabilities, calls = trained.answers(trained.chosen, valid=True)
-    rows = np.asarray(final.valid_rows, np.int64)
+            summary = score_summary(answering.validation[:, positive], answering.truth == positive)
     scores = {
-        key: value
-        for (key, of), value in metrics.score(as_scored(material, probabilities, calls, rows)).items()
+        key: value for (key, of), value in validation_scores(trained, final, answering).items()
         if of == ALL and value == value
     }
     return {
@@ -147,7 +77,8 @@ def manifest(
             UNUSUAL: about.notes.get(UNUSUAL, "x"),
         },
         "temperature": final.temperature,
-        "threshold": final.threshold,
+        "threshold": answering.threshold,
+        "predictor": answering.built.to_json(choice, HeadAlone(final.threshold)),
         "novelty": novelty_summary(trained, final),
         "calibration": {
             "method": "temperature" if task.target == "class" and not final.why_uncalibrated else "none",
@@ -171,6 +102,19 @@ def manifest(
         "licence": licence,
         "finished": True,
     }
+
+
+def validation_scores(trained: Trained, final: Final, answering: Answering) -> dict[metrics.Key, float]:
+    """Every score of what the bundle answers with, on validation rows: (metric, class) to value."""
+    material = trained.material
+    if not answering.combined:
+        probabilities, calls = trained.answers(trained.chosen, valid=True)
+        return metrics.score(as_scored(material, probabilities, calls, np.asarray(final.valid_rows, np.int64)))
+    values, truth = answering.validation, answering.truth
+    if material.task.target == "number":
+        return metrics.score(metrics.Scored("number", truth, values[:, 0], np.zeros(len(truth), np.int64)))
+    threshold = answering.threshold if material.task.binary else None
+    return metrics.score(classifiers.scored(values, truth, material.task, threshold))
 
 
 def _versions() -> dict[str, str]:
@@ -222,6 +166,7 @@ def card(content: Mapping[str, Any], about: str, head: str) -> str:
         f"Predicts {what} from embeddings of {embedding['dimension']} numbers: model "
         f"{embedding['model'] or 'unknown'}, layer {layer}, pooling {embedding['pooling'] or 'unknown'}.", "",
         f"- Head: {head}; {about}",
+        *_card_predictor(content.get("predictor") or {}),
         f"- Rows: {rows}; split: {content['split']}",
         f"- Data: sha256 {content['data_sha256']}",
         f"- Licence: {content['licence'] or 'not stated'}", "",
@@ -231,6 +176,17 @@ def card(content: Mapping[str, Any], about: str, head: str) -> str:
         *([f"Not calibrated, since {why}.", ""] if (why := content["calibration"]["why_not"]) else []),
         "Answers hold for proteins like those it was trained on; plm_predict flags others.", "",
     ])
+
+
+def _card_predictor(about: Mapping[str, Any]) -> list[str]:
+    """What a model card says of the predictor; ``about`` is the manifest's, with its combination."""
+    if not (held := about.get("combination")):
+        return []
+    kept = f"; {about['rows']:,} training sequences are kept in the bundle" if about.get("rows") else ""
+    return [
+        f"- Predictor: {', '.join(held['members'])} (the language model is this head){kept}; it needs the proteins' "
+        "sequences beside their embeddings"
+    ]
 
 
 def _decided(content: Mapping[str, Any]) -> str:
@@ -244,45 +200,51 @@ def _decided(content: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------- what users look at
 
 
-def predictions(trained: Trained, bundle: ClassifierBundle) -> pd.DataFrame:
-    """The predictions table of validation and test rows: by the reloaded bundle, with folds by each fold's head."""
+def predictions(trained: Trained, bundle: ClassifierBundle, answering: Answering) -> pd.DataFrame:
+    """The predictions table of validation and test rows.
+
+    Of the head by the reloaded bundle, with folds by each fold's head. Where a predictor answers, its rows come first
+    and those of its parts follow (column ``role``); none is answered by a member that learned from it.
+    """
     import pandas as pd
 
     material = trained.material
+    seed = str(trained.settings.seed)
     tables = []
-    for part, member in zip(material.parts, trained.members[trained.chosen], strict=True):
-        for split, rows, raw in (("valid", part.valid, member.valid), ("test", part.test, member.test)):
-            if not rows:
-                continue
-            if material.folds:
-                values, threshold = member.probabilities(raw), member.threshold
-            else:
-                values = bundle.predict(material.data.matrix[np.asarray(rows, np.int64)])
-                threshold = bundle.threshold
-            tables.append(_answered(material, rows, split, part.fold, values, threshold, bundle, trained.settings.seed))
+    for part, member, own in zip(
+        material.parts, trained.members[trained.chosen], answering.parts, strict=True
+    ):
+        rows = [*part.valid, *part.test]
+        if material.folds:
+            values, threshold = member.probabilities(np.concatenate([member.valid, member.test])), member.threshold
+        else:
+            values = bundle.predict_model(material.data.matrix[np.asarray(rows, np.int64)])
+            threshold = bundle.model_threshold
+        answered_rows = AnsweredRows(_beside(material, rows, len(part.valid), part.fold), material.task, bundle.name)
+        if own is None:
+            role = PREDICTOR if answering.combined else ""
+            tables.append(answered_rows.table(values, answered_rows.calls(values, threshold), seed, role))
+            continue
+        tables += answered_rows.parts(
+            own.fitted, own.told, own.together, [(seed, values)], own.threshold, threshold
+        )
     return pd.concat(tables, ignore_index=True)
 
 
-def _answered(
-    material: Material, rows: Sequence[int], split: str, fold: int | None, values: Floats, threshold: float,
-    bundle: ClassifierBundle, seed: int,
-) -> pd.DataFrame:
+def _beside(material: Material, rows: Sequence[int], valid: int, fold: int | None) -> pd.DataFrame:
+    """What stands beside the answers to some rows, of which the first ``valid`` are validation rows."""
+    import pandas as pd
+
     data = material.data
     beside = dict(data.columns) | {"id": data.ids, "label": data.labels, "group": material.groups}
     if data.positions is not None:
         beside["position"] = list(map(str, data.positions))
-    before = [name for name in BEFORE if name in beside]
-    after = [name for name in ("group", "cluster") if name in beside]
-    where = {"split": split} | ({} if fold is None else {"fold": str(fold)}) | {"seed": str(seed)}
-    layout = PredictionsTable(material.task.classes, before, (*after, *where))
-    calls = bundle.calls(values, threshold) if material.task.target == "class" else [""] * len(rows)
-    return layout.frame([
-        layout.cells(
-            [beside[name][row] for name in before], answer, call,
-            (*(beside[name][row] for name in after), *where.values()), bundle.name,
-        )
-        for row, answer, call in zip(rows, values, calls, strict=True)
-    ])
+    names = [name for name in (*BEFORE, "group", "cluster") if name in beside]
+    frame = pd.DataFrame({name: [beside[name][row] for row in rows] for name in names}, dtype=str)
+    frame["split"] = ["valid"] * valid + ["test"] * (len(rows) - valid)
+    if fold is not None:
+        frame["fold"] = str(fold)
+    return frame
 
 
 def baseline_answers(trained: Trained, *, most_rows: int = 20_000) -> list[Answer]:
@@ -329,8 +291,8 @@ def _constant(target: NDArray[Any], count: int, classes: tuple[str, ...]) -> Ans
     return Answer(baselines.PREFIX + baseline.name, baseline.about, "", float("nan"), scores, calls.astype(np.int64))
 
 
-def evaluation(trained: Trained, answers: Sequence[Answer]) -> Evaluation:
-    """All heads and baselines on the test rows, the chosen head first."""
+def evaluation(trained: Trained, answers: Sequence[Answer], answering: Answering) -> Evaluation:
+    """Predictor, all heads and baselines on the test rows: what the bundle answers with first, then the chosen head."""
     import pandas as pd
 
     material = trained.material
@@ -342,6 +304,11 @@ def evaluation(trained: Trained, answers: Sequence[Answer]) -> Evaluation:
     frame["split"] = "test" if trained.has_test else "valid"
     frame["group"] = [material.groups[row] for row in rows]
     models: list[Model] = []
+    if answering.combined:
+        values, own_calls, together, other_calls = answered(trained, answering)
+        models.append(Model(PREDICTOR, as_scored(material, values, own_calls, rows)))
+        scored = as_scored(material, together, other_calls, rows)
+        models.append(Model(f"{TOGETHER} together", scored, role=TOGETHER, of=PREDICTOR))
     for kind in [trained.chosen, *(kind for kind in trained.members if kind != trained.chosen)]:
         probabilities, calls = trained.answers(kind)
         models.append(Model(classifiers.NAMES[kind], as_scored(material, probabilities, calls, rows)))
@@ -358,11 +325,11 @@ def resamples(rows: int, wanted: int) -> int:
     return max(min(wanted, _RESAMPLED_ROWS // max(rows, 1)), min(wanted, FEWEST_RESAMPLES))
 
 
-def judge(trained: Trained, final: Final) -> ClassifierFindings:
-    """Scores of all heads and baselines on the test rows, with what the report needs."""
+def judge(trained: Trained, final: Final, answering: Answering, choice: str = "auto") -> ClassifierFindings:
+    """Scores of predictor, heads and baselines on the test rows, with what the report needs."""
     material, settings = trained.material, trained.settings
     answers = baseline_answers(trained)
-    judged = evaluation(trained, answers)
+    judged = evaluation(trained, answers, answering)
     drawn = resamples(len(judged.rows), settings.resamples)
     best = baselines.best_of(answers, material.metric).name if len(answers) > 1 else answers[0].name
     assessment = assess(judged, material.metric, best_baseline=best, resamples=drawn, seed=settings.seed)
@@ -381,8 +348,17 @@ def judge(trained: Trained, final: Final) -> ClassifierFindings:
         several = Counter(one.fitted.told for one in members)
         text, times = several.most_common(1)[0]
         told[names[kind]] = text if times == len(members) else f"{text} ({times} of {len(members)} folds)"
-    probabilities, calls = trained.answers(trained.chosen, valid=True)
-    valid = metrics.score(as_scored(material, probabilities, calls, np.asarray(final.valid_rows, np.int64)))
+    valid = validation_scores(trained, final, answering)
+    about: dict[str, Any] = answering.built.to_json(choice, HeadAlone(final.threshold))
+    validation = {names[kind]: value for kind, value in trained.validation.items()}
+    if (fitted := answering.built.answering) is not None:
+        about |= fitted.predictor.to_json()
+        assert answering.built.scores is not None
+        validation[PREDICTOR] = answering.built.scores.scores[PREDICTOR][0]
+        validation[f"{TOGETHER} together"] = answering.built.scores.scores[TOGETHER][0]
+        held = about["combination"]
+        counting = [names[trained.chosen] if name == LANGUAGE_MODEL else name for name in held["members"]]
+        told[PREDICTOR] = f"{held['way']}: {', '.join(counting)}"
     part = material.parts[0]
     counts = {"training": len(part.train), "valid": len(part.valid), "test": len(part.test)}
     if material.folds:
@@ -390,22 +366,26 @@ def judge(trained: Trained, final: Final) -> ClassifierFindings:
     few = few_rows.warning({"train": len(part.train), "valid": len(part.valid)})
     return ClassifierFindings(
         assessment, names[trained.chosen], names[linear], names[other], settings.head != "auto",
-        {names[kind]: value for kind, value in trained.validation.items()}, told, uncalibrated, valid, counts,
-        material.split_by, final.about, final.threshold if material.task.binary else float("nan"), final.temperature,
+        validation, told, uncalibrated, valid, counts,
+        material.split_by, final.about, answering.threshold if material.task.binary else float("nan"),
+        final.temperature,
         " ".join(filter(None, [material.loud, f"{few}." if few else ""])), tuple(material.notes), drawn,
-        tuple((answer.name, answer.about, answer.setting) for answer in answers), coverage(trained),
-        final.why_uncalibrated,
+        tuple((answer.name, answer.about, answer.setting) for answer in answers), coverage(trained, answering),
+        final.why_uncalibrated, about,
     )
 
 
-def coverage(trained: Trained, promised: float = 0.9) -> Coverage | None:
-    """How often sets or intervals of the chosen head, set on validation rows, hold the truth of test rows."""
+def coverage(trained: Trained, answering: Answering, promised: float = 0.9) -> Coverage | None:
+    """How often sets or intervals of what answers, set on validation rows, hold the truth of test rows."""
     material = trained.material
     number = material.task.target == "number"
     parts = []
-    for part, member in zip(material.parts, trained.members[trained.chosen], strict=True):
+    for part, member, own in zip(material.parts, trained.members[trained.chosen], answering.parts, strict=True):
         if part.test:
             known = material.target[np.asarray(part.valid, np.int64)]
             errors = Errors.of(member.probabilities(member.valid), known, number=number)
-            parts.append((errors, member.probabilities(member.test), material.target[np.asarray(part.test, np.int64)]))
+            values = member.probabilities(member.test)
+            if own is not None:
+                errors, values = own.errors, own.rows(own.told.answers, valid=False)
+            parts.append((errors, values, material.target[np.asarray(part.test, np.int64)]))
     return coverage_on(parts, promised) if parts else None

@@ -29,6 +29,8 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "family", "value", "score
 KEPT_COLUMNS = ("sequence", "protein", "protein_position", "group", "cluster", "split", "fold")
 """Columns of the table that training uses, by their names in the dataset table."""
 
+SEQUENCE = "sequence"
+"""The one of these that embeddings may carry instead."""
 _BREAKS = re.compile(r"[\t\r\n\v\f\x00-\x08\x0e-\x1f\x85\u2028\u2029]")
 _BLOCK = 4096
 
@@ -181,6 +183,14 @@ def read_labelled(
             column = [values[row.entry] for row in rows]
             if any(column):
                 columns[name] = column
+    if SEQUENCE not in columns and all(SEQUENCE in file.labels for file in files):
+        carried = [text for file in files for text in file.labels[SEQUENCE]]
+        column = [""] * len(rows)
+        for fate, text in zip(fates, carried, strict=False):  # those of the embeddings come first
+            if fate.row >= 0:
+                column[fate.row] = text
+        if any(column):
+            columns[SEQUENCE] = column
     positions = [row.position or 0 for row in rows] if files[0].positions is not None else None
     labelled = LabelledEmbeddings(
         [row.id for row in rows], positions, matrix, description, [row.label for row in rows], columns, fates, notes,

@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 
 
 def write_onnx(bundle: ClassifierBundle, path: str | Path) -> None:
-    """Writes a bundle's head, scaling and calibration as ONNX; equal bundles give equal bytes.
+    """Writes a bundle's head, scaling and calibration as ONNX, without sequence members; equal bundles, equal bytes.
 
     Raises:
         UserError: Nearest neighbours: a search among proteins is no such graph.
@@ -92,7 +92,8 @@ def write_onnx(bundle: ClassifierBundle, path: str | Path) -> None:
     model.ir_version = IR_VERSION
     about = bundle.embedding
     facts = {
-        "name": bundle.name, "classes": list(task.classes), "positive": task.positive, "threshold": bundle.threshold,
+        "name": bundle.name, "classes": list(task.classes), "positive": task.positive,
+        "threshold": bundle.model_threshold,
         "model": about.model, "model_sha256": about.model_sha256, "layers": list(about.layers),
         "pooling": about.pooling, "licence": str(bundle.manifest.get("licence", "")),
     }
@@ -130,4 +131,4 @@ class OnnxClassifier:
 def difference(bundle: ClassifierBundle, exported: OnnxClassifier, matrix: NDArray[Any]) -> float:
     """The largest difference between the answers of a bundle and of its export, as ``TOLERANCE`` means it."""
     scale = bundle.task.sd if bundle.task.target == "number" else 1.0
-    return float(np.abs(bundle.predict(matrix) - exported.predict(matrix)).max() / scale)
+    return float(np.abs(bundle.predict_model(matrix) - exported.predict(matrix)).max() / scale)

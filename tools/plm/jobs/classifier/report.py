@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plm.data.predictions_table import PREDICTOR, TOGETHER
+from plm.model.combination import LANGUAGE_MODEL
 from plm.scoring.assessment import METRIC_COLUMNS, Assessment, interval_text
 from plm.scoring.comparison import Comparison
 from plm.scoring.intervals import FEWEST_GROUPS
 from plm.scoring.metrics import LOWER_IS_BETTER
 from plm.telling import figures
 from plm.telling.evaluation_report import rows_told
+from plm.telling.predictor_lines import choice_rows, limits
 from plm.telling.report import Report, plain
 from plm.wording import counted, metric_name, number
 
@@ -58,6 +61,7 @@ class ClassifierFindings:
         baselines: (name, how it works, setting) of each baseline.
         coverage: What sets or intervals of the chosen head came to on the test rows, or None.
         why_uncalibrated: Why neither temperature nor threshold was fitted; empty if they were, and of numbers.
+        predictor: The manifest's ``predictor`` with its combination, where the bundle has one.
     """
 
     assessment: Assessment
@@ -80,11 +84,23 @@ class ClassifierFindings:
     baselines: Sequence[tuple[str, str, str]] = ()
     coverage: Coverage | None = None
     why_uncalibrated: str = ""
+    predictor: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def combined(self) -> bool:
+        """Whether the bundle answers with sequence members, alone or beside the chosen head."""
+        return bool(self.predictor.get("combination"))
+
+    @property
+    def answering(self) -> str:
+        """Name of what the bundle answers with: the predictor, or the chosen head alone."""
+        return PREDICTOR if self.combined else self.chosen
 
     @property
     def decided(self) -> list[str]:
         """What the validation rows chose."""
         decisions = [] if self.by_user else ["head"]
+        decisions += ["combination"] if self.predictor.get("judged") else []
         decisions += ["epoch"] if _has_network(self) else []
         if self.assessment.evaluation.kind != "number" and not self.why_uncalibrated:
             decisions += ["temperature", *(["threshold"] if math.isfinite(self.threshold) else [])]
@@ -109,17 +125,20 @@ def _has_network(findings: ClassifierFindings) -> bool:
 
 
 def first_lines(findings: ClassifierFindings) -> list[str]:
-    """The sentences that a reader must see: warning, score, whether the linear head is enough, the best baseline."""
+    """The sentences that a reader must see: warning, score, what is combined, whether the linear head is enough, the
+    best baseline."""
     assessment = findings.assessment
-    line = assessment.line(findings.chosen, assessment.metric)
+    line = assessment.line(findings.answering, assessment.metric)
     name = metric_name(assessment.metric)
     evaluation = assessment.evaluation
     how = "chosen by the user" if findings.by_user else "chosen on the validation rows"
     lines = [findings.loud] if findings.loud else []
+    who = "The predictor" if findings.combined else f"{findings.chosen.capitalize()} ({how})"
     lines.append(
-        f"{findings.chosen.capitalize()} ({how}): {name} {number(line.value)}{interval_text(line.low, line.high)} on "
+        f"{who}: {name} {number(line.value)}{interval_text(line.low, line.high)} on "
         f"{counted(line.n, f'{evaluation.splits} row')} in {counted(line.groups, 'group')}"
     )
+    lines += _predictor_lines(findings, how)
     if evaluation.splits == "validation":
         lines.append(
             "There are no test rows: the validation rows, which made choices, judge, so that scores are too good"
@@ -127,11 +146,40 @@ def first_lines(findings: ClassifierFindings) -> list[str]:
     lines.append(linear_line(findings))
     baseline = assessment.best_baseline
     if baseline:
-        one = findings.compared(findings.chosen, baseline)
+        one = findings.compared(findings.answering, baseline)
         shown = "" if one.verdict in ("beats", "is worse than") else " (not shown to be better)"
         name = baseline.removeprefix("baseline: ")
         lines.append(f"Against the best trivial baseline ({name}): {_difference(one)}{shown}")
-    return [f"{text.rstrip('.')}." for text in lines]
+    return [f"{text.rstrip('.')}." for text in lines if text]
+
+
+def _predictor_lines(findings: ClassifierFindings, how: str) -> list[str]:
+    """Which members the predictor has, what the language model adds, and when it may not be trusted."""
+    about, assessment = findings.predictor, findings.assessment
+    if not findings.combined:
+        if about.get("judged"):
+            return ["Of the head, sequence members and both together the validation rows chose the head alone"]
+        return [str(about["why_not"])] if about.get("why_not") else []
+    held = about["combination"]
+    names = [f"the language model ({findings.chosen} on embeddings, {how})" if name == LANGUAGE_MODEL else name
+             for name in held["members"]]
+    ways = {"mean": "as a plain mean of calibrated answers", "stacked": "with fitted weights"}
+    told = f"It combines {', '.join(names[:-1])} and {names[-1]}, {ways.get(held['way'], 'calibrated')}"
+    lines = [told if len(names) > 1 else f"It is {names[0]} alone, calibrated"]
+    line = assessment.line(findings.chosen, assessment.metric)
+    alone = f"{metric_name(assessment.metric)} {number(line.value)}{interval_text(line.low, line.high)}"
+    if LANGUAGE_MODEL not in held["members"]:
+        lines.append(f"Training and validation rows left the language model out ({findings.chosen} alone: {alone})")
+    else:
+        one = findings.compared(PREDICTOR, f"{TOGETHER} together")
+        scores = f"with it and without it {_difference(one)}; alone it has {alone}"
+        verdicts = {
+            "beats": "The language model adds to what the sequence members say, beyond chance",
+            "is worse than": "The language model takes from what the sequence members say, beyond chance",
+            "cannot be told from": "What the language model adds to the sequence members cannot be told",
+        }
+        lines.append(f"{verdicts.get(one.verdict, 'It is not shown that the language model adds anything')} ({scores})")
+    return [*lines, limits(about)]
 
 
 def linear_line(findings: ClassifierFindings) -> str:
@@ -179,14 +227,14 @@ def metrics_table(findings: ClassifierFindings) -> pd.DataFrame:
             str(findings.coverage.rows),
             groups,
         ]
-        rows.append([findings.chosen, evaluation.splits, "all", *own, "", "", "", note])
+        rows.append([findings.answering, evaluation.splits, "all", *own, "", "", "", note])
     valid = str(findings.counts["valid"])
     note = f"chose {', '.join(findings.decided)}: optimistic" if findings.decided else "chose nothing"
     for (metric, name), value in findings.valid_scores.items():
         told = "" if math.isnan(value) else f"{value:.6g}"
-        rows.append([findings.chosen, "valid", "all", metric, name, told, "", "", valid, "", "", "", "", note])
+        rows.append([findings.answering, "valid", "all", metric, name, told, "", "", valid, "", "", "", "", note])
     for model, value in findings.validation.items():
-        if model != findings.chosen:
+        if model != findings.answering:
             told = "" if math.isnan(value) else f"{value:.6g}"
             metric = findings.assessment.metric
             rows.append([model, "valid", "all", metric, "all", told, "", "", valid, "", "", "", "", note])
@@ -207,6 +255,12 @@ def heads_figure(findings: ClassifierFindings, path: str | Path) -> None:
             panel.plot([line.low, line.high], [place, place], color=colour, linewidth=2.4)
         kind = "baseline" if model.baseline else "chosen head" if model.name == findings.chosen else "head"
         marks[kind] = "s" if model.baseline else "D" if model.name == findings.chosen else "o"
+        if findings.combined and model.name == PREDICTOR:
+            kind = PREDICTOR
+            marks[kind] = "*"
+        elif model.role == TOGETHER:
+            kind = TOGETHER
+            marks[kind] = "^"
         panel.plot(line.value, place, marks[kind], color=colour, markersize=8)
         valid = findings.validation.get(model.name, math.nan)
         if math.isfinite(valid):
@@ -287,7 +341,7 @@ def write_up(
     about = {name: setting for name, _, setting in findings.baselines}
     for model in evaluation.models:
         line = assessment.line(model.name, assessment.metric)
-        name = f"**{plain(model.name)}**" if model.name == findings.chosen else plain(model.name)
+        name = f"**{plain(model.name)}**" if model.name == findings.answering else plain(model.name)
         values = [number(assessment.line(model.name, metric).value) for metric in beside]
         valid = findings.validation.get(model.name, math.nan)
         setting = plain(findings.settings.get(model.name, about.get(model.name, "")))
@@ -311,6 +365,13 @@ def write_up(
             *map(plain, findings.notes),
         ]
     )
+    if cells := choice_rows(findings.predictor)[1]:
+        report.heading("The predictor: what was chosen among").paragraph(
+            "Mean loss of each candidate on rows that it was not fitted on (log loss; of numbers half the squared error"
+            " in units of their deviation), groups kept together. The plain mean is taken unless another is better by"
+            " more than one standard error and a hundredth. The language model is the chosen head."
+        )
+        report.rows(choice_rows(findings.predictor)[0], cells)
     if evaluation.kind == "multiclass":
         report.heading("By class").rows(*_by_class(findings))
     if "confusion" in images:
@@ -339,8 +400,9 @@ def _calibration(findings: ClassifierFindings) -> list[str]:
         half = " and the threshold is 0.5" if math.isfinite(findings.threshold) else ""
         return [f"Probabilities are not calibrated{half}, since {findings.why_uncalibrated}"]
     after = findings.assessment.line(findings.chosen, "ece").value
+    of = " of the head" if findings.combined else ""
     lines = [
-        f"Temperature {findings.temperature:.3f}: expected calibration error "
+        f"Temperature{of} {findings.temperature:.3f}: expected calibration error "
         f"{number(findings.uncalibrated[findings.chosen])} before and {number(after)} after it "
         f"({findings.assessment.evaluation.splits} rows)"
     ]
@@ -374,7 +436,7 @@ def _by_class(findings: ClassifierFindings) -> tuple[list[str], list[list[str]]]
     for index in np.argsort(-counts, kind="stable")[:_MOST_CLASSES]:
         name = evaluation.classes[index]
         lines = [
-            findings.assessment.line(findings.chosen, metric, name) for metric in ("f1", "sensitivity", "precision")
+            findings.assessment.line(findings.answering, metric, name) for metric in ("f1", "sensitivity", "precision")
         ]
         values = [
             number(line.value) + interval_text(line.low, line.high, 2) if counts[index] else "no rows" for line in lines

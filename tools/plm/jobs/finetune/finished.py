@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from plm import __version__
 from plm.data.dataset_table import residue_labels
-from plm.data.predictions_table import AFTER, BEFORE, MEMBER, MODEL_ALONE, PREDICTOR, ROLE, TOGETHER, PredictionsTable
+from plm.data.predictions_table import AFTER, BEFORE, PREDICTOR
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.job import FineTuningJob, Run
-from plm.jobs.finetune.predictor import JobPredictor, explained, texts_of, unseen_units
+from plm.jobs.finetune.predictor import texts_of, unseen_units
 from plm.jobs.finetune.validation import Calibration
 from plm.model.bundles.fine_tuned import FineTunedBundle, MemberFiles, save_network, write_bundle
-from plm.model.combination import LANGUAGE_MODEL
-from plm.model.network import Floats, answers
-from plm.scoring import cross_fitting, novelty
+from plm.model.network import answers
+from plm.scoring import novelty
+from plm.scoring.job_predictor import AnsweredRows, JobPredictor, explain_unseen
 from plm.training import few_rows
 
 if TYPE_CHECKING:
@@ -281,37 +281,19 @@ def predictions(
         sequences, positions = texts_of(job, rows)
         each = bundle.predict_members(sequences, positions, job.budget.tokens, members=members, advance=advance)
         base = _row_columns(job, rows, len(part.valid), fold)
+        answered = AnsweredRows(base, bundle.task, bundle.name, bundle.finished)
         seeds = [str(bundle.members[number].seed) for number in members]
-        answered = [(ENSEMBLE, each.mean(axis=0)), *zip(seeds, each, strict=True)] if several else [(seeds[0], each[0])]
+        models = [(ENSEMBLE, each.mean(axis=0)), *zip(seeds, each, strict=True)] if several else [(seeds[0], each[0])]
+        threshold = calibration.thresholds.get(fold, 0.5)
         fitted = combined.folds.get(fold)
         if fitted is None:
-            for seed, values in answered:
-                calls = _calls(bundle, values, calibration.thresholds.get(fold, 0.5))
-                tables.append(_answered(base, values, calls, bundle, seed))
+            role = PREDICTOR if combined.folds else ""
+            tables += [answered.table(values, answered.calls(values, threshold), seed, role) for seed, values in models]
             continue
-        told = explained(job, fitted, combined.judged[fold], part.valid, part.test, answered[0][1])
-        calls = _calls(bundle, told.answers, calibration.thresholds.get(fold, 0.5))
-        first = answered[0][0]
-        tables.append(_answered(base, told.answers, calls, bundle, first, PREDICTOR))
-        if fitted.combined.combination.names != (LANGUAGE_MODEL,):
-            for seed, values in answered:
-                calls = _calls(bundle, values, alone.thresholds.get(fold, 0.5))
-                tables.append(_answered(base, values, calls, bundle, seed, MODEL_ALONE))
-        together = fitted.together(told)
-        if not fitted.direct:
-            together[unseen_units(job, part.valid, combined.judged[fold])] = fitted.unseen_together()
-        calls = _calls(bundle, together, calibration.thresholds.get(fold, 0.5))
-        tables.append(_answered(base, together, calls, bundle, first, TOGETHER))
-        for name in fitted.members.names:
-            values = told.members[name]
-            numbers = cross_fitting.calls(values, bundle.task.classes, fitted.thresholds[name])
-            calls = [bundle.task.classes[call] for call in numbers] if bundle.task.classes else [""] * len(values)
-            tables.append(_answered(base, values, calls, bundle, first, MEMBER, name))
+        units = unseen_units(job, part.valid, combined.judged[fold])
+        told, together = explain_unseen(fitted, models[0][1], sequences, positions, units)
+        tables += answered.parts(fitted, told, together, models, threshold, alone.thresholds.get(fold, 0.5))
     return pd.concat(tables, ignore_index=True)
-
-
-def _calls(bundle: FineTunedBundle, values: Floats, threshold: float) -> list[str]:
-    return bundle.calls(values, threshold) if bundle.task.target == "class" else [""] * len(values)
 
 
 def _row_columns(job: FineTuningJob, rows: Sequence[int], valid: int, fold: int | None) -> pd.DataFrame:
@@ -334,23 +316,3 @@ def _row_columns(job: FineTuningJob, rows: Sequence[int], valid: int, fold: int 
     else:
         long.insert(1, "position", place)
     return pd.DataFrame(long)
-
-
-def _answered(
-    base: pd.DataFrame, values: Floats, calls: Sequence[str], bundle: FineTunedBundle, seed: str, role: str = "",
-    member: str = "",
-) -> pd.DataFrame:
-    names = list(base.columns)
-    after = names.index("label") + 1
-    more = ["seed", *([ROLE] if role else [])]
-    names_of = {
-        MODEL_ALONE: f"{bundle.name}, language model alone", TOGETHER: "sequence members together",
-        MEMBER: f"member: {member}",
-    }
-    model = names_of.get(role, bundle.name)
-    layout = PredictionsTable(bundle.task.classes, names[:after], (*names[after:], *more), finished=bundle.finished)
-    rows = zip(base.itertuples(index=False), values, calls, strict=True)
-    behind = [seed, *([role] if role else [])]
-    return layout.frame(
-        [layout.cells(row[:after], answer, call, (*row[after:], *behind), model) for row, answer, call in rows]
-    )

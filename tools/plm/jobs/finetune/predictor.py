@@ -7,8 +7,7 @@ on all rows, and chosen by what each fold's model says of its validation rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +17,14 @@ from plm.data import dataset_table, homology
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.job import FineTuningJob
 from plm.jobs.finetune.validation import Calibration, calibration_of
-from plm.model.bundles.predictor import Explained
-from plm.model.combination import LANGUAGE_MODEL
 from plm.model.members.features import window_text
 from plm.model.members.stored import MOST_ROWS
 from plm.model.network import Floats
+from plm.scoring import job_predictor
 from plm.scoring.cross_fitting import LabelledTexts
+from plm.scoring.job_predictor import JobPredictor, PartExamples
 from plm.scoring.metrics import MAIN_METRIC
-from plm.scoring.sequence_members import FittedPredictor, MemberExamples, PartScores, fit_predictor, judge
+from plm.scoring.sequence_members import MemberExamples
 from plm.training import few_rows
 
 WIDTH = 33
@@ -50,46 +49,6 @@ class Places:
     valid: Ints
 
 
-@dataclass(frozen=True)
-class JobPredictor:
-    """What a job combined.
-
-    Attributes:
-        final: For the bundle; None if there was nothing to combine.
-        folds: By fold (None: no folds), for the predictions of its rows.
-        judged: By fold, numbers of its judged rows among its labelled validation units.
-        scores: How good the final predictor and its parts are on validation rows; None without one.
-        why_not: Why there is nothing to combine; empty otherwise.
-    """
-
-    final: FittedPredictor | None
-    folds: dict[int | None, FittedPredictor] = field(default_factory=dict)
-    judged: dict[int | None, Ints] = field(default_factory=dict)
-    scores: PartScores | None = None
-    why_not: str = ""
-
-    @property
-    def answering(self) -> FittedPredictor | None:
-        """What the bundle answers with beside the language model; None if that was chosen alone."""
-        if self.final is None or self.final.combined.combination.names == (LANGUAGE_MODEL,):
-            return None
-        return self.final
-
-    def to_json(self, choice: str, alone: Calibration) -> dict[str, Any]:
-        """What the manifest tells of the choice; the combination itself is added with the members.
-
-        Args:
-            choice: What was asked for: ``auto``, ``model`` or ``combination``.
-            alone: Thresholds of the language model alone.
-        """
-        told: dict[str, Any] = {
-            "choice": choice, "why_not": self.why_not, "language_model": {"threshold": alone.threshold},
-        }
-        if self.final is not None and self.scores is not None:
-            told |= {**self.final.described(), "judged": self.scores.to_json()}
-        return told
-
-
 def build(job: FineTuningJob, calibration: Calibration, *, compare: bool, forced: bool) -> JobPredictor:
     """Fits and chooses.
 
@@ -109,40 +68,21 @@ def build(job: FineTuningJob, calibration: Calibration, *, compare: bool, forced
         told = f"Nothing was combined with the language model, since there are only {len(truth)} validation rows"
         return JobPredictor(None, why_not=told)
     width = _width(job)
-    metric = MAIN_METRIC[task.kind]
-    folds: dict[int | None, FittedPredictor] = {}
-    judged: dict[int | None, Ints] = {}
-    for fold, part in parts.items():
-        places = _units(job, part.train, part.valid, seed)
-        examples = _examples(job, places, said[fold], width, fold)
-        if task.target == "class" and few_rows.why_uncalibrated(_known(job, part.valid)):
-            continue
-        fitted = fit_predictor(
-            examples, metric, seed, compare=compare, residues=task.level == "residue", forced=forced
-        )
-        if fitted is not None:
-            folds[fold], judged[fold] = fitted, places.valid[fitted.judged]
-    if not folds:
-        return JobPredictor(None, why_not="Nothing was combined with the language model: no member could be fitted")
-    if len(parts) == 1:
-        [(only, whole)] = folds.items()
-        final: FittedPredictor | None = whole
-        together, judged_rows = said[only], judged[only]
-    else:
+    examples = {
+        fold: _examples(job, _units(job, part.train, part.valid, seed), said[fold], width, fold)
+        for fold, part in parts.items()
+        if task.target == "number" or not few_rows.why_uncalibrated(_known(job, part.valid))
+    }
+
+    def whole() -> PartExamples:
         every = [row for part in parts.values() for row in part.valid]
-        places = _units(job, [], every, seed)
         together = np.concatenate([said[fold] for fold in parts])
-        final = fit_predictor(
-            _examples(job, places, together, width, None), metric, seed, compare=compare,
-            residues=task.level == "residue", forced=forced,
-        )
-        if final is None:
-            return JobPredictor(None, why_not="Nothing was combined with the language model")
-        judged_rows = places.valid[final.judged]
-    assert final is not None
-    for told in final.left_out:
-        job.log.warning("Left out: %s", told)
-    return JobPredictor(final, folds, judged, judge(final, together[judged_rows], metric, seed))
+        return _examples(job, _units(job, [], every, seed), together, width, None)
+
+    return job_predictor.build(
+        examples, whole if len(parts) > 1 else None, MAIN_METRIC[task.kind], seed, job.log, compare=compare,
+        forced=forced, residues=task.level == "residue",
+    )
 
 
 def validation_answers(job: FineTuningJob, calibration: Calibration) -> dict[int | None, Floats]:
@@ -168,33 +108,6 @@ def recalibrated(job: FineTuningJob, calibration: Calibration, built: JobPredict
         job, calibration.temperatures, answers, truth, {},
         together=(final.combined.answers, final.heard.truth[final.places]),
     )
-
-
-def explained(
-    job: FineTuningJob, fitted: FittedPredictor, judged: Ints, valid: Sequence[int], test: Sequence[int], model: Floats
-) -> Explained:
-    """Combination and members on validation and test rows, none answered by a member that learned from the row.
-
-    Args:
-        job: Job whose rows they are.
-        fitted: Members and combination of the part.
-        judged: Numbers of the judged rows among the labelled validation units.
-        valid: Rows of the dataset that validate.
-        test: Rows that are only predicted.
-        model: (N, K) answers of the language model to all units of both, in this order.
-    """
-    predictor = fitted.predictor
-    sequences, positions = texts_of(job, [*valid, *test])
-    told = predictor.explain(model, sequences, positions)
-    if fitted.direct:
-        return told
-    units = unseen_units(job, valid, judged)
-    known = fitted.unseen(model[units])
-    for name, answers in known.members.items():
-        told.members[name][units] = answers
-    told.answers[units] = known.answers
-    told.similarity[units] = known.similarity
-    return told
 
 
 def unseen_units(job: FineTuningJob, valid: Sequence[int], judged: Ints) -> Ints:
@@ -250,7 +163,7 @@ def _labelled(job: FineTuningJob, rows: Sequence[int]) -> tuple[Ints, Ints]:
 
 def _examples(
     job: FineTuningJob, places: Places, said: Floats, width: int, fold: int | None
-) -> MemberExamples:
+) -> PartExamples:
     frame, task = job.rows.frame, job.prepared[fold].task if fold in job.prepared else job.rows.task
     names, labels = frame["id"].tolist(), frame["label"].tolist()
     residues = task.level == "residue"
@@ -268,4 +181,5 @@ def _examples(
     judged = places.valid >= 0
     model[judged] = said[places.valid[judged]]
     aligned = width > 0 or len(set(map(len, texts))) == 1
-    return MemberExamples(LabelledTexts(texts, target, groups, aligned), ids, own, model, width, task)
+    examples = MemberExamples(LabelledTexts(texts, target, groups, aligned), ids, own, model, width, task)
+    return PartExamples(examples, places.valid, said)

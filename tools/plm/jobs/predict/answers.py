@@ -29,6 +29,8 @@ Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
 A = TypeVar("A")
+TextsOf = Callable[[Ints], "tuple[list[str], list[int] | None]"]
+"""Sequences of the records of these numbers, and 0-based sites in them (None: whole proteins)."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,23 @@ def embedded_batches(job: EmbedJob) -> Iterator[tuple[Ints, Singles]]:
         yield accepted[done:], np.stack(rows).astype(np.float32)
 
 
-def ask_classifier(bundle: ClassifierBundle, batches: Iterable[tuple[Ints, Singles]]) -> Iterator[BundleAnswers]:
-    """Embeddings through a classifier of embeddings."""
+def ask_classifier(
+    bundle: ClassifierBundle, batches: Iterable[tuple[Ints, Singles]], texts: TextsOf | None = None
+) -> Iterator[BundleAnswers]:
+    """Embeddings, with the sequences of their records where there are any, through a classifier of embeddings."""
     for records, matrix in batches:
-        yield BundleAnswers(records, bundle.predict(matrix), matrix)
+        sequences, positions = (None, None) if texts is None else texts(records)
+        yield BundleAnswers(records, bundle.predict(matrix, sequences, positions), matrix)
+
+
+def texts_of(proteins: ProteinStore, *, sites: bool) -> TextsOf:
+    """Sequences of proteins that were read, and 0-based sites in them."""
+
+    def texts(records: Ints) -> tuple[list[str], list[int] | None]:
+        sequences = [proteins.sequences[int(proteins.unique[record])] for record in records]
+        return sequences, [int(proteins.places[record]) for record in records] if sites else None
+
+    return texts
 
 
 class Asker:

@@ -10,12 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from plm import stage
 from plm.data.embeddings.description import UNUSUAL
-from plm.data.embeddings.files import read_embeddings
+from plm.data.embeddings.files import Embeddings, read_embeddings
+from plm.data.fasta import CleaningRule, clean
 from plm.data.protein_store import store_proteins
 from plm.errors import UserError
-from plm.jobs.predict.queries import Queries, stored_batches
+from plm.jobs.predict.queries import Ints, Queries, stored_batches
 from plm.jobs.predict.verdicts import Rules
 from plm.model.bundles.bundle import Bundle
 from plm.model.bundles.classifier import ClassifierBundle, bundle_kind, check_embeddings, load_classifier_bundle
@@ -23,7 +26,7 @@ from plm.scoring.conformal import Errors
 from plm.scoring.mutagenesis import Ask
 
 if TYPE_CHECKING:
-    from plm.jobs.predict.answers import Asker, BundleAnswers
+    from plm.jobs.predict.answers import Asker, BundleAnswers, TextsOf
     from plm.model.embedding.sharded import EmbedJob
 
 Settle = Callable[[Bundle, tuple[Any, ...], "Errors | None"], Rules]
@@ -36,6 +39,7 @@ class Question:
 
     input: Path | None
     embeddings: Path | None
+    sequences: Path | None
     bundle: Path
     model: str | None
     allow_hub: bool
@@ -47,6 +51,7 @@ class Question:
     work_dir: Path | None
     device: str
     precision: str
+    predictor: str
     stage: str
 
 
@@ -99,20 +104,24 @@ def _with_embeddings(
     question: Question, settle: Settle, scratch: Path, stack: ExitStack, log: logging.Logger
 ) -> Answered:
     """A classifier of embeddings: embeds proteins as its training proteins were, or takes embeddings of that kind."""
-    from plm.jobs.predict.answers import ask_classifier, embedded_batches
+    from plm.jobs.predict.answers import ask_classifier, embedded_batches, texts_of
 
     bundle = load_classifier_bundle(question.bundle)
+    told = _chosen(bundle, question.predictor)
     scores, truth = bundle.validation_scores
     errors = Errors.of(scores, truth, number=bundle.task.target == "number") if len(scores) else None
     rules = settle(bundle, bundle.reference, errors)
     embedding = bundle.embedding
     about = [
         f"Classifier of embeddings: model {embedding.model or 'unknown'}, layer {_layer(embedding.layers)}, "
-        f"pooling {embedding.pooling or 'unknown'}, {embedding.dimension} numbers; head {bundle.head.kind}."
+        f"pooling {embedding.pooling or 'unknown'}, {embedding.dimension} numbers; head {bundle.head.kind}.",
+        *told,
     ]
     if question.input is not None:
         queries, job = _embed(question, bundle, scratch, stack, log)
-        return Answered(bundle, rules, queries, ask_classifier(bundle, embedded_batches(job)), about, [], job)
+        assert queries.proteins is not None
+        texts = texts_of(queries.proteins, sites=queries.positions is not None)
+        return Answered(bundle, rules, queries, ask_classifier(bundle, embedded_batches(job), texts), about, [], job)
     assert question.embeddings is not None
     opened = stack.enter_context(read_embeddings(question.embeddings))
     # Of several layers the one that the bundle was trained on.
@@ -125,8 +134,86 @@ def _with_embeddings(
             where=opened.name, fix="Embed again with one layer",
         )
     queries = Queries.of_embeddings(opened)
+    beside = None if bundle.predictor is None else _sequences(question, opened, scratch)
     log.info("Plan: %d embeddings of dimension %d; seconds, on the processor", len(queries), opened.dimension)
-    return Answered(bundle, rules, queries, ask_classifier(bundle, stored_batches(opened, queries)), about, notes)
+    answers = ask_classifier(bundle, stored_batches(opened, queries), beside)
+    return Answered(bundle, rules, queries, answers, about, notes)
+
+
+def _chosen(bundle: Bundle, predictor: str) -> list[str]:
+    """Leaves the language model alone if that is wanted; what answers, in a sentence, where there is a choice."""
+    if bundle.predictor is None:
+        return []
+    names = ", ".join(bundle.predictor.combination.names)
+    if predictor == "model":
+        bundle.leave_language_model_alone()
+        return [f"The language model alone answers, as asked; the bundle would combine {names}."]
+    return [f"The predictor: {names} (predictions of the language model alone are a choice of the tool)."]
+
+
+def _sequences(question: Question, embeddings: Embeddings, scratch: Path) -> TextsOf:
+    """The sequences of embedded records: from a file beside, or from a column ``sequence`` that they carry.
+
+    Raises:
+        UserError: There are none, or those of a record cannot be used.
+    """
+    if question.sequences is None:
+        return _carried(embeddings)
+    from plm.jobs.predict.answers import texts_of
+
+    sites = embeddings.positions
+    proteins = store_proteins(
+        question.sequences, scratch / "proteins", duplicates=question.duplicate_ids, sites=sites is not None,
+        nucleotides=question.nucleotides,
+    )
+    accepted = proteins.accepted.tolist()
+    known = {(proteins.ids[record], 0 if sites is None else int(proteins.positions[record])): record
+             for record in accepted}
+
+    def texts(records: Ints) -> tuple[list[str], list[int] | None]:
+        rows = []
+        for record in records.tolist():
+            site = 0 if sites is None else int(sites[record])
+            if (embeddings.ids[record], site) not in known:
+                at = f" position {site}" if site else ""
+                raise UserError(
+                    f"There is no usable sequence of {embeddings.ids[record]!r}{at}", where=proteins.name,
+                    fix="Give the proteins that were embedded, or ask the language model alone (--predictor model)",
+                )
+            rows.append(known[embeddings.ids[record], site])
+        return texts_of(proteins, sites=sites is not None)(np.array(rows, np.int64))
+
+    return texts
+
+
+def _carried(embeddings: Embeddings) -> TextsOf:
+    where = embeddings.name
+    column = next((values for name, values in embeddings.labels.items() if name.lower() == "sequence"), [])
+    if not any(column):
+        raise UserError(
+            "The bundle also reads the proteins' sequences, and these embeddings do not carry them", where=where,
+            fix="Give the proteins beside them (--sequences) or instead (--input), or ask the language model alone "
+            "(--predictor model)",
+        )
+    rule = CleaningRule(nucleotides="keep")
+    sites = embeddings.positions
+
+    def texts(records: Ints) -> tuple[list[str], list[int] | None]:
+        sequences, places = [], []
+        for record in records.tolist():
+            cleaned = clean("".join(column[record].split()), rule)
+            place = cleaned.position(int(sites[record]) - 1) if sites is not None else 0
+            if cleaned.rejected or place is None:
+                why = cleaned.rejected or "its site is no residue of it"
+                raise UserError(
+                    f"The sequence of {embeddings.ids[record]!r} cannot be used ({why})", where=where,
+                    fix="Mend it, or ask the language model alone (--predictor model)",
+                )
+            sequences.append(cleaned.sequence)
+            places.append(place)
+        return sequences, None if sites is None else places
+
+    return texts
 
 
 def _embed(
@@ -189,6 +276,7 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
         question.bundle, question.model, workdir=scratch, device=question.device, precision=precision,
         allow_hub=question.allow_hub,
     )
+    told = _chosen(bundle, question.predictor)
     whole = bundle.task.level == "sequence"
     stored = bundle.manifest.get("conformal") if whole else None
     errors = Errors.from_json(stored) if stored else None
@@ -201,7 +289,8 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
     base = bundle.manifest["base"]
     about = [
         f"Fine-tuned model: base model {base['id']} (sha256 {base['sha256'][:12]}), method "
-        f"{bundle.manifest['method']}, {len(bundle.members)} trained networks."
+        f"{bundle.manifest['method']}, {len(bundle.members)} trained networks.",
+        *told,
     ]
     queries = Queries.of_proteins(question.input, proteins, sites=False)
     return Answered(bundle, rules, queries, asker.answers(), about, [], asker, asker.ask)

@@ -50,6 +50,14 @@ class Bundle(ABC):
         """On the positive one of two classes, chosen on validation rows; 0.5 otherwise."""
         return float(self.manifest["threshold"])
 
+    def leave_language_model_alone(self) -> None:
+        """From now on the language model answers alone, with threshold and validation errors of its own."""
+        if self.predictor is None:
+            return
+        about = self.manifest["predictor"].get("language_model", {})
+        self.predictor = None
+        self.manifest |= {"threshold": float(about.get("threshold", 0.5)), "conformal": about.get("conformal") or {}}
+
     def signature(self, path: Path) -> str:
         """Name and digest of the file that it was loaded from, for the column ``model`` of predictions."""
         return f"{self.name}@{fingerprints.file_sha256(path)[:12]}"

@@ -4,7 +4,9 @@ Members of the zip (written and checked by :mod:`plm.model.bundles.archive`)::
 
     manifest.json            task, what the embeddings must be, head and its settings, calibration, metrics, digests
     head.safetensors         every array of the head, its scaling included
-    validation.safetensors   calibrated probabilities (or numbers) of validation rows and their truth
+    validation.safetensors   calibrated probabilities (or numbers) of validation rows and their truth; beside sequence
+                             members those of the head alone too
+    sequence_members.*       predictors that need no language model, and the training rows that they compare with
     reference.safetensors    a sample of training embeddings (float16); their ids and labels in reference.json
     self_test.json           rows of that sample and the expected answers
     README.md                model card
@@ -37,6 +39,7 @@ from plm.errors import UserError
 from plm.model.bundles import archive, manifests
 from plm.model.bundles.archive import SCHEMA_VERSION, bundle_kind, json_text, write_zip
 from plm.model.bundles.bundle import Bundle, check_self_test
+from plm.model.bundles.predictor import Explained, Predictor, alone, read_predictor
 from plm.received import tensors
 from plm.received.documents import as_object, cleaned, has_breaks, one_line, read_json
 from plm.received.fields import Fields
@@ -209,7 +212,9 @@ def _unit(rows: Singles) -> Singles:
 
 
 class ClassifierBundle(Bundle):
-    """A classifier: answers for embeddings of proteins (level ``sequence``) or sites.
+    """A classifier: answers for embeddings of proteins (level ``sequence``) or sites, and their sequences.
+
+    The head on embeddings is what the language model says; a predictor combines it with sequence members.
 
     Attributes:
         head: Classifier head with float32 arrays.
@@ -217,13 +222,15 @@ class ClassifierBundle(Bundle):
         embedding: Model, layer, pooling and dimension that embeddings must have.
         validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows, and their truth:
             ``(n,)`` class numbers or numbers. Rows that chose head, temperature and threshold, never test rows.
+        model_validation_scores: The same of the head alone; other numbers where there is a predictor.
     """
 
     def __init__(
         self, manifest: Mapping[str, Any], head: ClassifierHead, reference: tuple[list[str], list[str], Singles],
-        validation_scores: tuple[Floats, NDArray[Any]],
+        validation_scores: tuple[Floats, NDArray[Any]], *, predictor: Predictor | None = None,
+        model_validation_scores: tuple[Floats, NDArray[Any]] | None = None,
     ) -> None:
-        super().__init__(manifest, task_of(manifest))
+        super().__init__(manifest, task_of(manifest), predictor)
         self.stored = head
         self.head = head.decoded()
         about = dict(manifest["embedding"])
@@ -234,6 +241,20 @@ class ClassifierBundle(Bundle):
         )
         self._reference = reference
         self.validation_scores = validation_scores
+        self.model_validation_scores = (
+            validation_scores if model_validation_scores is None else model_validation_scores
+        )
+
+    @property
+    def model_threshold(self) -> float:
+        """On the positive one of two classes, for answers of the head alone."""
+        if self.predictor is None:
+            return self.threshold
+        return float(self.manifest["predictor"].get("language_model", {}).get("threshold", 0.5))
+
+    def leave_language_model_alone(self) -> None:
+        super().leave_language_model_alone()
+        self.validation_scores = self.model_validation_scores
 
     @property
     def reference(self) -> tuple[list[str], list[str], Singles]:
@@ -270,8 +291,42 @@ class ClassifierBundle(Bundle):
             answers = answers * self.task.sd + self.task.mean
         return answers
 
-    def predict(self, matrix: NDArray[Any]) -> Floats:
-        """``(N, D)`` embeddings to calibrated probabilities ``(N, K)`` or numbers ``(N, 1)``, float64.
+    def predict(
+        self, matrix: NDArray[Any], sequences: Sequence[str] | None = None, positions: Sequence[int] | None = None
+    ) -> Floats:
+        """Calibrated probabilities ``(N, K)`` or numbers ``(N, 1)``, float64: of the combination, where there is one.
+
+        Args:
+            matrix: ``(N, D)`` embeddings.
+            sequences: The N proteins, which a combination reads too; at site level whole proteins or windows.
+            positions: 0-based sites in these; None at sequence level.
+
+        Raises:
+            UserError: As :meth:`raw`; a combination without sequences.
+        """
+        if self.predictor is None:
+            return self.predict_model(matrix)
+        return self.predictor.answer(lambda: self.predict_model(matrix), self._needed(sequences), positions)
+
+    def explain(
+        self, matrix: NDArray[Any], sequences: Sequence[str] | None = None, positions: Sequence[int] | None = None
+    ) -> Explained:
+        """As :meth:`predict`, with what every member says and the nearest training rows."""
+        model = self.predict_model(matrix)
+        if self.predictor is None:
+            return alone(model)
+        return self.predictor.explain(model, self._needed(sequences), positions)
+
+    def _needed(self, sequences: Sequence[str] | None) -> Sequence[str]:
+        if sequences is None:
+            raise UserError(
+                "The bundle also reads the proteins' sequences, which embeddings do not hold", where=self.name,
+                fix="Give the proteins instead of embeddings, or ask the language model alone",
+            )
+        return sequences
+
+    def predict_model(self, matrix: NDArray[Any]) -> Floats:
+        """As :meth:`predict`, of the head on embeddings alone.
 
         Raises:
             UserError: As :meth:`raw`.
@@ -387,7 +442,11 @@ def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
             )
             rows = np.array(test.numbers("rows", 0, len(bundle.reference[0]) - 1), np.int64)
             expected = np.array(test.content.get("expected"), np.float64)
-            answers = bundle.predict(bundle.reference[2][rows])
+            answers = bundle.predict_model(bundle.reference[2][rows])
+            combined, predicted = np.zeros((0, 0)), np.zeros((0, 0))
+            if bundle.predictor is not None:
+                combined = _combined(bundle.predictor, answers, test.texts("texts", most=100, longest=100_000))
+                predicted = np.array(test.content.get("combined"), np.float64)
         except UserError:
             raise
         except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError, AttributeError) as error:
@@ -395,7 +454,15 @@ def load_classifier_bundle(path: str | Path) -> ClassifierBundle:
                 f"The bundle's parts do not fit each other ({one_line(str(error), 150)})", where=path.name, fix=_AGAIN
             ) from error
     check_self_test(answers, expected, _TOLERANCE, bundle.task, path.name, _AGAIN)
+    if bundle.predictor is not None:
+        check_self_test(combined, predicted, _TOLERANCE, bundle.task, path.name, _AGAIN)
     return bundle
+
+
+def _combined(predictor: Predictor, model: Floats, texts: Sequence[str]) -> Floats:
+    """What the combination makes of answers of the language model, in turn, and what members say of texts."""
+    rows = np.resize(np.arange(len(model)), len(texts))
+    return predictor.told(model[rows], predictor.members.ask(texts)).answers
 
 
 def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
@@ -407,9 +474,14 @@ def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
     kind = manifest["head"]["kind"]
     _check_arrays(kind, arrays, int(manifest["embedding"]["dimension"]))
     head = ClassifierHead(kind, arrays, {key: value for key, value in manifest["head"].items() if key != "kind"})
+    alone_scores = None
+    if "model_scores" in validation:
+        alone_scores = validation["model_scores"].astype(np.float64), validation["model_truth"]
     bundle = ClassifierBundle(
         manifest, head, (names["ids"], names["labels"], rows),
         (validation["scores"].astype(np.float64), validation["truth"]),
+        predictor=read_predictor(folder, manifest, task_of(manifest), str(manifest["name"])),
+        model_validation_scores=alone_scores,
     )
     dimension = bundle.embedding.dimension
     if bundle.head.dimension != dimension or rows.shape != (len(names["ids"]), dimension):
@@ -463,7 +535,8 @@ def _check_arrays(kind: str, arrays: Mapping[str, NDArray[Any]], dimension: int)
 def write_classifier_bundle(
     path: str | Path, manifest: Mapping[str, Any], head: ClassifierHead, *,
     reference: tuple[Sequence[str], Sequence[str], NDArray[Any]], validation_scores: tuple[NDArray[Any], NDArray[Any]],
-    card: str,
+    card: str, predictor: Predictor | None = None,
+    model_validation_scores: tuple[NDArray[Any], NDArray[Any]] | None = None,
 ) -> None:
     """Writes a bundle; equal content gives equal bytes.
 
@@ -476,12 +549,12 @@ def write_classifier_bundle(
         validation_scores: ``(n, K)`` calibrated probabilities (``(n, 1)`` numbers) of validation rows and their truth
             ``(n,)``: class numbers or numbers. Beyond 20,000 rows an evenly spread sample is kept.
         card: Text of the model card, ``README.md``.
+        predictor: Sequence members and their combination with the head; None: the head alone.
+        model_validation_scores: As ``validation_scores``, of the head alone; needed beside a predictor.
     """
     from safetensors.numpy import save_file
 
     ids, labels, rows = reference
-    scores, truth = validation_scores
-    step = max(1, -(-len(scores) // VALIDATION_ROWS))
     settings = {**head.settings, "kind": head.kind}
     complete: dict[str, Any] = {
         **manifest, "schema_version": SCHEMA_VERSION, "kind": archive.EMBEDDING, "head": settings,
@@ -492,11 +565,13 @@ def write_classifier_bundle(
         save_file(
             {name: np.ascontiguousarray(array) for name, array in head.arrays.items()}, folder / "head.safetensors"
         )
-        kept = truth.astype(np.int64 if task_of(complete).target == "class" else np.float64)[::step]
-        save_file(
-            {"scores": np.ascontiguousarray(scores[::step], np.float64), "truth": np.ascontiguousarray(kept)},
-            folder / "validation.safetensors",
-        )
+        kept = _kept("", validation_scores, task_of(complete))
+        if predictor is not None:
+            assert model_validation_scores is not None
+            kept |= _kept("model_", model_validation_scores, task_of(complete))
+            complete["predictor"] = {**complete.get("predictor", {}), **predictor.to_json()}
+            predictor.members.write(folder)
+        save_file(kept, folder / "validation.safetensors")
         most = float(np.finfo(np.float16).max)
         save_file(
             {"embeddings": np.clip(np.asarray(rows, np.float32), -most, most).astype(np.float16)},
@@ -507,13 +582,27 @@ def write_classifier_bundle(
         (folder / "README.md").write_text(card, encoding="utf-8")
         bundle = _assemble(complete, folder)
         chosen = np.unique(np.linspace(0, len(names["ids"]) - 1, _SELF_TEST_ROWS).astype(int)).tolist()
-        answers = bundle.predict(bundle.reference[2][chosen])
-        test = {"rows": chosen, "expected": answers.tolist()}
+        answers = bundle.predict_model(bundle.reference[2][chosen])
+        test: dict[str, Any] = {"rows": chosen, "expected": answers.tolist()}
+        if bundle.predictor is not None:
+            texts = bundle.predictor.members.made_up()
+            test |= {"texts": texts, "combined": _combined(bundle.predictor, answers, texts).tolist()}
         (folder / "self_test.json").write_text(json_text(test), encoding="utf-8")
         contents = {file.name: file for file in folder.iterdir()}
         complete["files"] = {name: fingerprints.file_sha256(contents[name]) for name in sorted(contents)}
         (folder / "manifest.json").write_text(json_text(complete), encoding="utf-8")
         write_zip(Path(path), {**contents, "manifest.json": folder / "manifest.json"})
+
+
+def _kept(prefix: str, scores: tuple[NDArray[Any], NDArray[Any]], task: Task) -> dict[str, NDArray[Any]]:
+    """Answers to validation rows with their truth as arrays of a file."""
+    answers, truth = scores
+    step = max(1, -(-len(answers) // VALIDATION_ROWS))
+    known = truth.astype(np.int64 if task.target == "class" else np.float64)[::step]
+    return {
+        f"{prefix}scores": np.ascontiguousarray(answers[::step], np.float64),
+        f"{prefix}truth": np.ascontiguousarray(known),
+    }
 
 
 def reference_sample(rows: int, most: int = REFERENCE_ROWS) -> NDArray[np.int64]:

@@ -164,6 +164,13 @@ def _predictor(fields: Fields, classes: int, where: str) -> None:
     about = fields.inside("predictor")
     if not about.content.get("combination"):
         return
+    if about.content.get("language_model"):
+        alone = about.inside("language_model")
+        alone.number("threshold", 0, 1, default=0.5)
+        _drop_null(alone.content.get("conformal"))
+        if "conformal" in alone:
+            outputs = classes if fields.content["task"]["target"] == "class" else 1
+            _conformal(alone.inside("conformal"), outputs)
     about.whole("width", 0, 1001)
     about.whole("length", 0, 100_000)
     about.whole("rows", 0, 1_000_000)
@@ -224,10 +231,13 @@ def _shared(fields: Fields, classes: int) -> None:
             novelty.whole("rows", 0, 10**12)
             novelty.numbers("distances", 0, _MOST)
     if "conformal" in fields:
-        errors = fields.inside("conformal")
-        if errors.content:
-            outputs = classes if fields.content["task"]["target"] == "class" else 1
-            errors.whole("outputs", outputs, outputs)
-            errors.numbers("scores", 0, _MOST)
-            if "classes" in errors:
-                errors.numbers("classes", 0, outputs - 1)
+        outputs = classes if fields.content["task"]["target"] == "class" else 1
+        _conformal(fields.inside("conformal"), outputs)
+
+
+def _conformal(errors: Fields, outputs: int) -> None:
+    if errors.content:
+        errors.whole("outputs", outputs, outputs)
+        errors.numbers("scores", 0, _MOST)
+        if "classes" in errors:
+            errors.numbers("classes", 0, outputs - 1)

@@ -142,7 +142,7 @@ class SequenceMembers:
             arrays["offsets"] = np.cumsum([0, *map(len, self.rows.texts)]).astype(np.int64)
             arrays["target"] = np.ascontiguousarray(self.rows.target)
             names = {"ids": list(self.rows.ids), "labels": list(self.rows.labels)}
-        tests = self._tests()
+        tests = self.made_up()
         names["tests"] = tests
         names["expected"] = [np.asarray(values, np.float64).reshape(-1).tolist() for values in self.ask(tests).answers]
         save_file(arrays, folder / ARRAYS)
@@ -150,7 +150,7 @@ class SequenceMembers:
             json.dumps(names, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )
 
-    def _tests(self) -> list[str]:
+    def made_up(self) -> list[str]:
         """Made-up texts on which members prove themselves; always the same for a length."""
         generator = np.random.default_rng(20261130)
         length = self.width or self.length

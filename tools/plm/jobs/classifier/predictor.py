@@ -1,0 +1,307 @@
+"""Sequence members beside a classifier of embeddings, and the combination that the bundle answers with.
+
+The classifier is the chosen head; it is what the language model says. Members need the proteins' sequences, which come
+with the labels or with the embeddings.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm.data import homology
+from plm.data.fasta import CleaningRule, clean
+from plm.data.task import Task
+from plm.errors import UserError
+from plm.jobs.classifier.final import Final
+from plm.jobs.classifier.material import Material
+from plm.jobs.classifier.training import Trained
+from plm.model.bundles.predictor import Explained
+from plm.model.members.features import window_text
+from plm.model.members.stored import MOST_ROWS
+from plm.scoring import calibration, job_predictor
+from plm.scoring.conformal import Errors
+from plm.scoring.cross_fitting import LabelledTexts
+from plm.scoring.job_predictor import JobPredictor, PartExamples, explain_unseen
+from plm.scoring.sequence_members import FittedPredictor, MemberExamples
+from plm.training import few_rows
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+WIDTH = 33
+"""Residues around a site that sequence members see where whole proteins or wide windows are known."""
+WHY = "Nothing was combined with the language model, since"
+
+
+@dataclass(frozen=True)
+class MaterialSequences:
+    """The sequences of a classifier's material.
+
+    Attributes:
+        texts: (N,) cleaned sequences; empty if members cannot have them.
+        positions: (N,) 0-based sites in them; None at sequence level.
+        width: Residues of the windows that members see; 0: whole sequences.
+        why_not: Why members cannot have them; empty if they can.
+    """
+
+    texts: list[str]
+    positions: list[int] | None
+    width: int
+    why_not: str = ""
+
+    def of(self, rows: Sequence[int]) -> tuple[list[str], list[int] | None]:
+        """Sequences and sites of some rows, as predictors are asked about them."""
+        positions = None if self.positions is None else [self.positions[row] for row in rows]
+        return [self.texts[row] for row in rows], positions
+
+
+def sequences_of(material: Material) -> MaterialSequences:
+    """The sequences beside labelled embeddings, cleaned as proteins of the suite are."""
+    data = material.data
+    raw = data.columns.get("sequence", [])
+    if not any(raw):
+        return _without("the labels came without sequences (a column sequence)")
+    if lacking := sum(not text for text in raw):
+        return _without(f"{lacking:,} of the {len(raw):,} labelled rows have no sequence")
+    rule = CleaningRule(nucleotides="keep")
+    texts: list[str] = []
+    places: list[int] = []
+    for row, text in enumerate(raw):
+        cleaned = clean("".join(text.split()), rule)
+        if cleaned.rejected:
+            return _without(f"the sequence of {data.ids[row]!r} cannot be used ({cleaned.rejected})")
+        texts.append(cleaned.sequence)
+        if data.positions is not None:
+            place = cleaned.position(data.positions[row] - 1)
+            if place is None:
+                return _without(
+                    f"position {data.positions[row]} of {data.ids[row]!r} is no residue of its sequence "
+                    f"({len(cleaned.sequence):,} residues)"
+                )
+            places.append(place)
+    if data.positions is None:
+        return MaterialSequences(texts, None, 0)
+    # Windows of one width with the site in the middle are seen as they are.
+    [length, *others] = {len(text) for text in texts}
+    centred = not others and length <= homology.LONGEST_WINDOW and set(places) == {length // 2} and length % 2 == 1
+    return MaterialSequences(texts, places, length if centred else WIDTH)
+
+
+def _without(why: str) -> MaterialSequences:
+    return MaterialSequences([], None, 0, why)
+
+
+def check(sequences: MaterialSequences, choice: str) -> None:
+    """Refuses a combination that cannot be.
+
+    Raises:
+        UserError: ``combination`` was asked for, and there are no sequences.
+    """
+    if choice == "combination" and sequences.why_not:
+        raise UserError(
+            f"Nothing can be combined with the language model: {sequences.why_not}", where="--predictor combination",
+            fix="Give a sequence for every labelled protein, or choose auto",
+        )
+
+
+def build(
+    trained: Trained, final: Final, sequences: MaterialSequences, log: logging.Logger, *, compare: bool, forced: bool
+) -> JobPredictor:
+    """Fits and chooses.
+
+    Args:
+        trained: All heads of all parts.
+        final: The chosen head.
+        sequences: From :func:`sequences_of`.
+        log: Told of members that were left out.
+        compare: Also members that keep training sequences.
+        forced: The language model is not taken alone.
+    """
+    material, seed = trained.material, trained.settings.seed
+    task = material.task
+    if sequences.why_not:
+        return JobPredictor(None, why_not=f"{WHY} {sequences.why_not}")
+    if task.target == "class" and final.why_uncalibrated:
+        return JobPredictor(None, why_not=f"{WHY} {final.why_uncalibrated}")
+    if len(final.truth) < few_rows.FEWEST_CALIBRATION:
+        return JobPredictor(None, why_not=f"{WHY} there are only {len(final.truth)} validation rows")
+    heads = trained.members[trained.chosen]
+    examples = {
+        part.fold: _examples(
+            material, sequences, part.train, part.valid, head.probabilities(head.valid), head.task, seed
+        )
+        for part, head in zip(material.parts, heads, strict=True)
+        if task.target == "number" or not few_rows.why_uncalibrated(_truth(material, part.valid))
+    }
+
+    def whole() -> PartExamples:
+        return _examples(material, sequences, [], final.valid_rows, final.validation, final.task, seed)
+
+    return job_predictor.build(
+        examples, whole if material.folds else None, material.metric, seed, log, compare=compare, forced=forced
+    )
+
+
+def _truth(material: Material, rows: Sequence[int]) -> NDArray[Any]:
+    return material.target[np.asarray(rows, np.int64)]
+
+
+def _examples(
+    material: Material, sequences: MaterialSequences, train: Sequence[int], valid: Sequence[int], said: Floats,
+    task: Task, seed: int,
+) -> PartExamples:
+    """Training and validation rows, samples of them where they are very many."""
+    generator = np.random.default_rng(seed)
+    numbers = np.sort(generator.permutation(len(valid))[: MOST_ROWS // 2 if train else MOST_ROWS])
+    kept = np.sort(generator.permutation(len(train))[: MOST_ROWS - len(numbers)])
+    rows = np.concatenate([np.asarray(train, np.int64)[kept], np.asarray(valid, np.int64)[numbers]])
+    places = np.concatenate([np.full(len(kept), -1), numbers]).astype(np.int64)
+    data, width = material.data, sequences.width
+    texts, positions = sequences.of(rows.tolist())
+    ids = [data.ids[row] for row in rows]
+    if positions is not None and data.positions is not None:
+        texts = [window_text(text, at, width) for text, at in zip(texts, positions, strict=True)]
+        ids = [f"{name}:{data.positions[row]}" for name, row in zip(ids, rows, strict=True)]
+    model = np.full((len(rows), task.outputs), np.nan)
+    judged = places >= 0
+    model[judged] = said[places[judged]]
+    groups = np.array([material.groups[row] for row in rows], dtype=object).astype(str)
+    aligned = width > 0 or len(set(map(len, texts))) == 1
+    examples = MemberExamples(
+        LabelledTexts(texts, material.target[rows], groups, aligned), ids, [data.labels[row] for row in rows], model,
+        width, task,
+    )
+    return PartExamples(examples, places, said)
+
+
+# ------------------------------------------------------------------------------------------- what it answers
+
+
+@dataclass(frozen=True)
+class HeadAlone:
+    """The head alone, as validation rows know it.
+
+    Attributes:
+        threshold: On the positive one of two classes.
+        errors: On validation rows; empty, since the bundle holds its answers to them.
+    """
+
+    threshold: float
+    errors: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PartAnswers:
+    """What the predictor of one part says of its validation and test rows.
+
+    Attributes:
+        fitted: Members and their combination.
+        told: Of the V validation and T test rows of the part, in this order.
+        together: (V + T, K) answers of the sequence members together.
+        count: V.
+        threshold: On the positive one of two classes, from the validation rows.
+    """
+
+    fitted: FittedPredictor
+    told: Explained
+    together: Floats
+    count: int
+    threshold: float
+
+    def rows(self, values: Floats, *, valid: bool) -> Floats:
+        """Those of the validation or of the test rows."""
+        return values[: self.count] if valid else values[self.count :]
+
+    @property
+    def errors(self) -> Errors:
+        """How wrong the predictor was on its validation rows."""
+        fitted = self.fitted
+        return Errors.of(fitted.combined.answers, fitted.truth, number=fitted.heard.task.target == "number")
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What the bundle answers with, and what it says of validation rows: the head alone, or a predictor.
+
+    Attributes:
+        built: What was combined.
+        sequences: Of the material.
+        parts: By part what its predictor says; None where the head answers alone.
+        threshold: On the positive one of two classes.
+        validation: (n, K) calibrated probabilities or (n, 1) numbers of validation rows.
+        truth: (n,) their class numbers or numbers.
+    """
+
+    built: JobPredictor
+    sequences: MaterialSequences
+    parts: list[PartAnswers | None]
+    threshold: float
+    validation: Floats
+    truth: NDArray[Any]
+
+    @property
+    def combined(self) -> bool:
+        """Whether the bundle holds a predictor."""
+        return self.built.answering is not None
+
+
+def answering(trained: Trained, final: Final, built: JobPredictor, sequences: MaterialSequences) -> Answering:
+    """What the bundle answers with, from what was combined."""
+    fitted = built.answering
+    if fitted is None:
+        nothing: list[PartAnswers | None] = [None for _ in trained.material.parts]
+        return Answering(built, sequences, nothing, final.threshold, final.validation, final.truth)
+    parts: list[PartAnswers | None] = []
+    for part, head in zip(trained.material.parts, trained.members[trained.chosen], strict=True):
+        own = built.folds.get(part.fold)
+        if own is None:
+            parts.append(None)
+            continue
+        model = np.concatenate([head.probabilities(head.valid), head.probabilities(head.test)])
+        texts, positions = sequences.of([*part.valid, *part.test])
+        told, together = explain_unseen(own, model, texts, positions, built.judged[part.fold])
+        threshold = _threshold(own.combined.answers, own.truth, head.task)
+        parts.append(PartAnswers(own, told, together, len(part.valid), threshold))
+    validation, truth = fitted.combined.answers, fitted.truth
+    return Answering(built, sequences, parts, _threshold(validation, truth, final.task), validation, truth)
+
+
+def _threshold(values: Floats, truth: NDArray[Any], task: Task) -> float:
+    """On the positive one of two classes, from answers to validation rows; 0.5 where there can be none."""
+    if not task.binary or few_rows.why_uncalibrated(truth):
+        return 0.5
+    positive = task.positive_index
+    return calibration.choose_threshold(values[:, positive], truth == positive)
+
+
+def answered(trained: Trained, answering: Answering, *, valid: bool = False) -> tuple[Floats, Ints, Floats, Ints]:
+    """What the predictors of all parts, and their sequence members together, say of test (or validation) rows.
+
+    Returns:
+        (N, K) answers and (N,) calls of the predictor, then those of the sequence members; of a part without a
+        predictor those of its head.
+    """
+    use_valid = valid or not trained.has_test
+    task = trained.material.task
+    every: list[Floats] = []
+    others: list[Floats] = []
+    calls: tuple[list[int], list[int]] = ([], [])
+    place = {name: index for index, name in enumerate(task.classes)}
+    for part, head in zip(answering.parts, trained.members[trained.chosen], strict=True):
+        values = head.probabilities(head.valid if use_valid else head.test)
+        together, threshold = values, head.threshold
+        if part is not None:
+            values, together = part.rows(part.told.answers, valid=use_valid), part.rows(part.together, valid=use_valid)
+            threshold = part.threshold
+        every.append(values)
+        others.append(together)
+        for called, own in zip(calls, (values, together), strict=True):
+            called += [place[name] for name in task.calls(own, threshold)] if place else [0] * len(own)
+    first, second = (np.array(called, np.int64) for called in calls)
+    return np.concatenate(every), first, np.concatenate(others), second
