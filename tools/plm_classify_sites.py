@@ -3,8 +3,9 @@
 
 Inputs: proteins (FASTA, plain or gzipped) of any length and a bundle of plm_finetune that was trained on sites.
 Outputs: a table of all candidates with calibrated probabilities, GFF3, a figure along the proteins, a status table that
-names every input record, a report; on request why sites are called: what each substitution around the strongest calls
-does (table and figure), and sequence logos of called against other sites.
+names every input record, a report; on request why sites are called: what each part of the predictor says with the
+nearest training rows (table), what each substitution around the strongest calls does (table and figure), and sequence
+logos of called against other sites.
 
 Example:
     python plm_classify_sites.py --input proteins.fasta --bundle bundle.zip --sites sites.tsv --gff sites.gff3
@@ -22,6 +23,7 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
+    from plm.jobs.classify_sites.call_reasons import CallReasons
     from plm.jobs.classify_sites.explanations import Explanations
     from plm.jobs.classify_sites.report import SiteCounts
     from plm.jobs.classify_sites.tables import SiteTables
@@ -53,6 +55,7 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
     gff_sites: str = flags.choice(("called", "all"), "which sites the GFF3 has")
     figure: Path | None = flags.output("probabilities along the proteins (PNG)")
     tracks: int = flags.whole(12, "proteins in the figure at most", 1, 40)
+    reasons: Path | None = flags.output("what each part of the predictor says of every called site (tabular)")
     mutagenesis: Path | None = flags.output("what each substitution around the strongest calls does (tabular)")
     mutagenesis_figure: Path | None = flags.output("the same as heat maps (PNG)")
     mutagenesis_calls: int = flags.whole(5, "calls whose surroundings are mutated at most, the strongest", 1, 20)
@@ -95,7 +98,7 @@ def run(argv: Sequence[str] | None) -> None:
         truth = None if args.truth is None else read_truth(args.truth, bundle.task, args.truth_otherwise)
         survey = candidates.survey(args.input, letters, bundle.window, args.duplicate_ids, nucleotides=args.nucleotides)
         notes += [survey.warning] if survey.warning else []
-        scanner = SiteScanner(bundle, args.batch_tokens, log)
+        scanner = SiteScanner(bundle, args.batch_tokens, log, reasons=args.reasons is not None)
         announce(survey, scanner, letters, f"{device.type}, {precision}", log)
         for note in notes:
             log.warning("Note: %s", note)
@@ -106,6 +109,7 @@ def run(argv: Sequence[str] | None) -> None:
         explanations = Explanations.wanted(
             bundle.task, point, bundle.window, maps=bool(args.mutagenesis or args.mutagenesis_figure),
             calls=args.mutagenesis_calls, logo=args.logo is not None, reach=args.reach,
+            reasons=_open_reasons(args, bundle, model, outputs, opened),
         )
         sites = SiteSurvey(args.input, args.nucleotides, letters, survey, scanner, tables, counts, explanations, truth)
         sites.run(args.batch_tokens, log)
@@ -139,6 +143,17 @@ def _open_tables(
     return SiteTables(bundle.task, point, model, finished, handles[0], handles[1], gff, args.gff_sites == "all")
 
 
+def _open_reasons(
+    args: Arguments, bundle: FineTunedBundle, model: str, outputs: stage.Outputs, opened: ExitStack
+) -> CallReasons | None:
+    from plm.jobs.classify_sites.call_reasons import CallReasons
+
+    if args.reasons is None:
+        return None
+    handle = opened.enter_context(outputs.path(args.reasons).open("w", encoding="utf-8", newline="\n"))
+    return CallReasons.begin(bundle, model, handle)
+
+
 def _finish(
     args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, counts: SiteCounts,
     explanations: Explanations, letters: str, model: str, notes: list[str], outputs: stage.Outputs,
@@ -153,7 +168,7 @@ def _finish(
             counts.tracks(), outputs.path(args.figure), proteins=counts.classified,
             height_name=height_name(bundle.task), threshold=None if point is None else point.threshold,
         )
-    wanted = ("figure", "sites", "gff", "status", "logo", "mutagenesis_figure", "mutagenesis")
+    wanted = ("figure", "sites", "gff", "status", "reasons", "logo", "mutagenesis_figure", "mutagenesis")
     paths = {name: path for name in wanted if (path := getattr(args, name))}
     explanations.write(lambda name: outputs.path(paths[name]) if name in paths else None, model)
     if args.report:

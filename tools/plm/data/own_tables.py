@@ -45,6 +45,8 @@ OWN_TABLES: tuple[OwnTable, ...] = (
     OwnTable("told", "status table", "plm_classify_sites", ("id", "line", "length", "candidates", "called", "status")),
     OwnTable("told", "table of substitutions", "plm_classify_sites or plm_predict", ("id", "mutated", "wild_type",
              "substitution", "score", "unmutated", "change")),
+    OwnTable("told", "table of reasons", "plm_classify_sites or plm_predict", ("id", "speaks_for", "speaks_against",
+             "why")),
     OwnTable("told", "status table", "plm_train_classifier", ("source", "file", "line", "id", "position", "label",
              "status")),
     OwnTable("told", "table of rejected and changed records", "plm_preprocess", ("id", "what", "reason")),

@@ -1,4 +1,5 @@
-"""Why sites are called: what every substitution around the strongest calls does, and sequence logos of all calls."""
+"""Why sites are called: what each member says and the nearest training rows, what every substitution around the
+strongest calls does, and sequence logos of all calls."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ import numpy as np
 from plm import stage
 from plm.data.task import Task
 from plm.data.windows import window as cut_window
+from plm.jobs.classify_sites.call_reasons import CallReasons
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.logo import WIDEST, LogoCounts, logo_figure, logo_reading
 from plm.jobs.classify_sites.tables import SiteAnswers, judge
+from plm.model.bundles.predictor import Reasons
 from plm.scoring.mutagenesis import Ask, EffectMap, Floats, Subject, effect_map, plan, write_maps
 from plm.scoring.operating_point import OperatingPoint
 from plm.telling.mutagenesis_figure import mutagenesis_figure, mutagenesis_reading
@@ -80,6 +83,7 @@ class Explanations:
         point: Threshold and prevalence of a two-class bundle, else None.
         calls: Strongest calls for maps; None: no maps are wanted.
         logo: Counts for logos; None: no logos are wanted.
+        reasons: Table of what the members say of each call; None: it is not wanted.
         maps: Maps of the strongest calls, once they are made.
         drawn: How many of them the figure shows.
     """
@@ -88,12 +92,14 @@ class Explanations:
     point: OperatingPoint | None
     calls: StrongestCalls | None = None
     logo: LogoCounts | None = None
+    reasons: CallReasons | None = None
     maps: list[EffectMap] = field(default_factory=list, init=False)
     drawn: int = field(default=0, init=False)
 
     @classmethod
     def wanted(
-        cls, task: Task, point: OperatingPoint | None, window: int, *, maps: bool, calls: int, logo: bool, reach: int
+        cls, task: Task, point: OperatingPoint | None, window: int, *, maps: bool, calls: int, logo: bool, reach: int,
+        reasons: CallReasons | None = None,
     ) -> Explanations:
         """What the user asked for.
 
@@ -105,17 +111,25 @@ class Explanations:
             calls: How many calls are mapped.
             logo: Whether logos are wanted.
             reach: Residues on each side of a site where the bundle sees the whole protein.
+            reasons: Table of what the members say of each call; None: it is not wanted.
         """
         strongest = StrongestCalls(calls, window, reach) if maps else None
         counts = LogoCounts(task, min(window // 2 or reach, WIDEST)) if logo else None
-        return cls(task, point, strongest, counts)
+        return cls(task, point, strongest, counts, reasons)
 
-    def add(self, protein: Protein, answers: SiteAnswers) -> None:
-        """Takes a protein with its answers, as the tables do."""
+    def add(self, protein: Protein, answers: SiteAnswers, reasons: Reasons | None) -> None:
+        """Takes a protein with its answers, as the tables do, and with what stood behind them if that is told."""
+        if self.reasons is not None and reasons is not None:
+            self.reasons.add(protein, answers, reasons)
         if self.calls is not None:
             self.calls.add(protein, answers)
         if self.logo is not None:
             self.logo.add(protein, answers)
+
+    def finish(self) -> None:
+        """All proteins have been given."""
+        if self.reasons is not None:
+            self.reasons.finish()
 
     def mutate(self, ask: Ask, log: logging.Logger) -> None:
         """Makes the maps of the strongest calls, all variants of a call together."""
@@ -154,10 +168,13 @@ class Explanations:
             report: Report that is added to.
             outputs: Names of the outputs there are.
         """
-        mine = [name for name in ("logo", "mutagenesis_figure", "mutagenesis") if name in outputs]
+        mine = [name for name in ("reasons", "logo", "mutagenesis_figure", "mutagenesis") if name in outputs]
         if not mine:
             return
         report.heading("Why these calls")
+        if self.reasons is not None:
+            self.reasons.report(report)
+            report.link("reasons", "Reasons of each call")
         if "logo" in mine and self.logo is not None:
             report.image("logo").paragraph(logo_reading(self.logo))
         if "mutagenesis_figure" in mine:

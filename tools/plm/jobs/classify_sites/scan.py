@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from plm.data.windows import window as cut_window
 from plm.jobs.classify_sites.candidates import Protein
 from plm.model.bundles.fine_tuned import FineTunedBundle
+from plm.model.bundles.predictor import Reasons
 from plm.model.capacity import capacity
+from plm.model.combination import LANGUAGE_MODEL
+from plm.model.members.fitted import NEAREST_ROWS
 from plm.model.memory import halved
 
 Floats = NDArray[np.float64]
 REMEMBERED = 200_000
 """Contexts whose answers are kept, so that isoforms and repeats far apart in the file cost nothing."""
+REMEMBERED_NUMBERS = 6_000_000
+"""Numbers that all kept answers have together at most."""
 
 
 class SiteScanner:
@@ -29,14 +34,16 @@ class SiteScanner:
         budget: Tokens in a packed row. Bundles without a window see a longer protein whole too, as long as the memory
             holds it; beyond, in overlapping segments.
         log: Told when memory runs short.
+        reasons: Whether :meth:`score_with_reasons` will be asked, so that what members say is kept.
 
     Attributes:
         segmented: Whole proteins that had to go in overlapping segments.
     """
 
-    def __init__(self, bundle: FineTunedBundle, budget: int, log: logging.Logger) -> None:
+    def __init__(self, bundle: FineTunedBundle, budget: int, log: logging.Logger, *, reasons: bool = False) -> None:
         self.bundle = bundle
         self.budget = budget
+        self._reasons = reasons
         self._log = log
         self.segmented = 0
         self._known: dict[tuple[str, int], Floats] = {}
@@ -52,6 +59,21 @@ class SiteScanner:
         Raises:
             UserError: Memory does not even hold the smallest batch.
         """
+        outputs = self.bundle.task.outputs
+        return [rows[:, :outputs] for rows in self._rows(proteins, advance)]
+
+    def score_with_reasons(
+        self, proteins: Sequence[Protein], advance: Callable[[int], None] | None = None
+    ) -> list[tuple[Floats, Reasons]]:
+        """As :meth:`score`, with what stood behind the answers: known from the same questions."""
+        assert self._reasons
+        outputs, names = self.bundle.task.outputs, reason_names(self.bundle)
+        return [
+            (rows[:, :outputs], Reasons.unpacked(names, rows[:, outputs:])) for rows in self._rows(proteins, advance)
+        ]
+
+    def _rows(self, proteins: Sequence[Protein], advance: Callable[[int], None] | None) -> list[Floats]:
+        """Of each protein (n, K) answers, and beside them what stood behind, if that is kept."""
         asked: dict[tuple[str, int], int] = {}
         answers: list[Floats] = []
         rows: list[list[int]] = []
@@ -71,14 +93,20 @@ class SiteScanner:
             for key, values in zip(new, predicted, strict=True):
                 answers[asked[key]] = values
             if self.bundle.window:
-                if len(self._known) + len(new) > REMEMBERED:
+                most = min(REMEMBERED, REMEMBERED_NUMBERS // predicted.shape[1])
+                if len(self._known) + len(new) > most:
                     self._known.clear()
-                self._known.update(zip(new[:REMEMBERED], predicted, strict=False))
+                self._known.update(zip(new[:most], predicted, strict=False))
             tell(None)
         elif advance is not None:
             advance(sum(map(len, rows)))
+        width = self._width
+        return [np.stack([answers[number] for number in mine]) if mine else np.empty((0, width)) for mine in rows]
+
+    @property
+    def _width(self) -> int:
         outputs = self.bundle.task.outputs
-        return [np.stack([answers[number] for number in mine]) if mine else np.empty((0, outputs)) for mine in rows]
+        return outputs + (len(reason_names(self.bundle)) * outputs + 2 * NEAREST_ROWS) * self._reasons
 
     def ask(self, texts: Sequence[str], sites: Sequence[int] | None) -> Floats:
         """The bundle's answers ``(N, K)`` for one site in each text, all of them asked together.
@@ -86,7 +114,7 @@ class SiteScanner:
         Raises:
             UserError: Memory does not even hold the smallest batch.
         """
-        return self._predict(list(texts), list(sites or ()), lambda count: None)
+        return self._predict(list(texts), list(sites or ()), lambda count: None)[:, : self.bundle.task.outputs]
 
     def _contexts(self, keys: Sequence[tuple[str, int]]) -> int:
         return len(keys) if self.bundle.window else len({text for text, _ in keys})
@@ -98,7 +126,11 @@ class SiteScanner:
         budget = max(self.budget, min(longest, self._whole) + specials)
         while True:
             try:
-                predicted = self.bundle.predict(texts, sites, budget, advance=tell)
+                if self._reasons:
+                    answers, reasons = self.bundle.predict_with_reasons(texts, sites, budget, advance=tell)
+                    predicted = np.concatenate([answers, reasons.packed()], axis=1)
+                else:
+                    predicted = self.bundle.predict(texts, sites, budget, advance=tell)
                 caps = (budget - specials, self.bundle.loaded.family.max_residues)
                 limit = min(cap for cap in caps if cap is not None)
                 self.segmented += len({text for text in texts if len(text) > limit})
@@ -148,6 +180,11 @@ def _shares(advance: Callable[[int], None] | None, candidates: int, steps: int) 
 
 
 _UNKNOWN: Floats = np.empty(0)
+
+
+def reason_names(bundle: FineTunedBundle) -> tuple[str, ...]:
+    """The members that count in a bundle's answers."""
+    return (LANGUAGE_MODEL,) if bundle.predictor is None else bundle.predictor.combination.names
 
 
 def longest_whole(bundle: FineTunedBundle) -> int:

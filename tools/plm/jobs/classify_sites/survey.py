@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from plm import stage
 from plm.data.fasta import CleaningRule
 from plm.data.proteins import Cleaning
 from plm.errors import UserError
-from plm.jobs.classify_sites.candidates import CandidateSurvey, read_candidates
+from plm.jobs.classify_sites.candidates import CandidateSurvey, Protein, read_candidates
 from plm.jobs.classify_sites.explanations import Explanations
 from plm.jobs.classify_sites.report import SiteCounts
-from plm.jobs.classify_sites.scan import SiteScanner, chunks
+from plm.jobs.classify_sites.scan import Floats, SiteScanner, chunks
 from plm.jobs.classify_sites.tables import SiteTables, Truth, judge
 from plm.model.bundles.fine_tuned import FineTunedBundle
+from plm.model.bundles.predictor import Reasons
 from plm.scoring.operating_point import OperatingPoint
 
 
@@ -67,6 +69,8 @@ def announce(survey: CandidateSurvey, scanner: SiteScanner, letters: str, where:
         survey.proteins, survey.records, survey.candidates, "/".join(letters), context, tokens,
         len(scanner.bundle.members), where, minutes,
     )
+    if scanner.bundle.predictor is not None and not scanner.bundle.predictor.uses_language_model:
+        log.info("The language model has no weight in the bundle's predictor, so it is not asked")
 
 
 @dataclass
@@ -103,7 +107,7 @@ class SiteSurvey:
         cleaning = Cleaning(self.proteins.name, CleaningRule(nucleotides=self.nucleotides))
         records = read_candidates(self.proteins, self.letters, cleaning, self.candidates.settled)
         for chunk in chunks(records, self.scanner.bundle.window, 32 * batch_tokens):
-            for protein, values in zip(chunk, self.scanner.score(chunk, progress.advance), strict=True):
+            for protein, (values, reasons) in zip(chunk, self._scored(chunk, progress), strict=True):
                 if truth:
                     truth.see(protein)
                 if not protein.sites:
@@ -115,4 +119,10 @@ class SiteSurvey:
                 known = np.array([bool(label) and label == positive for label in labels])
                 self.tables.add(protein, answers, labels)
                 self.counts.add(protein, answers.heights, answers.called, answers.calls, known)
-                self.explanations.add(protein, answers)
+                self.explanations.add(protein, answers, reasons)
+        self.explanations.finish()
+
+    def _scored(self, chunk: Sequence[Protein], progress: stage.Progress) -> Sequence[tuple[Floats, Reasons | None]]:
+        if self.explanations.reasons is not None:
+            return self.scanner.score_with_reasons(chunk, progress.advance)
+        return [(values, None) for values in self.scanner.score(chunk, progress.advance)]

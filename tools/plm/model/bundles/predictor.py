@@ -67,6 +67,11 @@ class Reasons:
     similarities: Floats
     rows: NDArray[np.int64]
 
+    def row(self, number: int) -> Reasons:
+        """A copy of what stood behind one answer."""
+        part = slice(number, number + 1)
+        return Reasons(self.names, self.said[part].copy(), self.similarities[part].copy(), self.rows[part].copy())
+
     def packed(self) -> Floats:
         """(N, m * K + 2 * NEAREST_ROWS) all of it in one array, to be kept in little memory."""
         return np.concatenate([self.said.reshape(len(self.said), -1), self.similarities, self.rows], axis=1)
