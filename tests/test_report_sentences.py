@@ -28,6 +28,7 @@ import test_evaluation_report as evaluation_cases
 import test_logo as logo_cases
 import test_mutagenesis as mutation_cases
 import test_site_report as site_cases
+import test_why as why_cases
 from plm.data import leakage
 from plm.data.examples import Example, Journal
 from plm.data.task import Task
@@ -57,6 +58,7 @@ from plm.scoring.comparison import compare
 from plm.scoring.conformal import Errors, coverage_on
 from plm.scoring.metrics import Scored
 from plm.scoring.novelty import Novelty, summary
+from plm.scoring.operating_point import OperatingPoint
 from plm.scoring.predictions import Evaluation, Model
 from plm.telling import mutagenesis_figure, predictor_lines
 from plm.training import few_rows
@@ -1080,6 +1082,35 @@ PREDICTOR_TABLE: dict[str, Case] = {
     "these rows left it out": ("left out", "usual"),
 }
 
+# --------------------------------------------------------------------------------------------------- reasons of calls
+
+
+def reasons(values: list[float], **changes: Any) -> str:
+    """What is told of sites with these probabilities of a site, called from 0.5."""
+    point = OperatingPoint(0.5)
+    both = np.array([[1 - value, value] for value in values])
+    return why_cases.written(why_cases.BINARY, both, [0.5, 0.5], point=point, **changes)[1]
+
+
+REASONS: dict[str, Callable[[], str]] = {
+    "usual": lambda: reasons([0.8, 0.9, 0.1]),
+    "none": lambda: reasons([0.2]),
+    "alone": lambda: reasons([0.8], alone=True),
+    "known": lambda: reasons([0.8], likeness=1.0),
+    "three classes": lambda: why_cases.written(
+        why_cases.THREE, np.array([[0.1, 0.8, 0.1]]), [0.6, 0.3, 0.1], "a")[1],
+    "numbers": lambda: why_cases.written(why_cases.NUMBER, np.ones((3, 1)), [1.0])[1],
+}
+REASON_TABLE: dict[str, Case] = {
+    "No site is called, so there is no call": ("none", "usual"),
+    "The bundle answers with its": ("alone", "usual"),
+    "The table above counts what speaks for and against": ("usual", "alone"),
+    "the same as a training row in all that is compared": ("known", "usual"),
+    "the 3 sites of the highest numbers": ("numbers", "usual"),
+    "the commonest class in training": ("three classes", "usual"),
+    "the 2 sites called.": ("usual", "three classes"),
+}
+
 # ------------------------------------------------------------------------------------------------------------ the tests
 
 SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
@@ -1097,6 +1128,7 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "jobs/distill/report": RANGES,
     "jobs/classify_sites/report": SITES,
     "jobs/classify_sites/logo": LOGOS,
+    "jobs/classify_sites/call_reasons": REASONS,
     "telling/mutagenesis_figure": MUTATIONS,
     "telling/evaluation_report": EVALUATIONS,
     "scoring/assessment": EVALUATIONS,
@@ -1117,6 +1149,7 @@ TABLE: dict[str, dict[str, Case]] = {
     "jobs/distill/report": DISTILLATION_TABLE,
     "jobs/classify_sites/report": SITE_TABLE,
     "jobs/classify_sites/logo": LOGO_TABLE,
+    "jobs/classify_sites/call_reasons": REASON_TABLE,
     "telling/mutagenesis_figure": MUTATION_TABLE,
     "telling/evaluation_report": EVALUATION_TABLE,
     "scoring/assessment": ASSESSMENT_TABLE,

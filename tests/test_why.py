@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import plm_classify_sites
 import pytest
 from plm.data.task import Task
 from plm.jobs.classify_sites import scan
@@ -22,12 +23,12 @@ from plm.model.bundles.predictor import Predictor, Reasons
 from plm.model.combination import LANGUAGE_MODEL, Combination
 from plm.model.members.features import window_text
 from plm.model.members.fitted import NEAREST_ROWS
-from plm.scoring.reasons import ReasonsTable, balance, contributions, training_shares, weights_of
+from plm.model.members.stored import MemberRows
+from plm.scoring.operating_point import OperatingPoint
+from plm.scoring.reasons import ALONE, ReasonsTable, balance, contributions, training_shares, weights_of
 from plm.telling.report import Report
 from test_classify_sites import made_up, table
 from test_predictor import finetune, motif_windows
-
-import plm_classify_sites
 
 WIDTH = 15
 
@@ -205,22 +206,31 @@ def test_shares_of_classes_in_training(told: object, task: Task, shares: list[fl
     np.testing.assert_allclose(training_shares({"training_prevalence": told}, task), shares)
 
 
-def written(task: Task, values: np.ndarray, shares: list[float], commonest: str = "") -> tuple[list[dict], str]:
+def written(
+    task: Task, values: np.ndarray, shares: list[float], commonest: str = "", *, alone: bool = False,
+    likeness: float = 0.5, point: OperatingPoint | None = None,
+) -> tuple[list[dict], str]:
     """Rows and report on sites of one protein, of which a language model and compositions say the same."""
     names = (LANGUAGE_MODEL, "composition")
+    known = None if alone else MemberRows(["w1"], ["yes"], ["YYY"], np.zeros(1, np.int64))
     combination = Combination(names, np.array([0.5, 0.5]), np.zeros(2), np.zeros(task.outputs), "mean")
-    table = ReasonsTable(task, combination, None, np.array(shares), ("id", "protein", "position", "residue"), "m@1")
+    if alone:
+        names, combination = (LANGUAGE_MODEL,), ALONE
+    before = ("id", "protein", "position", "residue")
+    table = ReasonsTable(task, combination, known, np.array(shares), before, "m@1")
     handle = io.StringIO()
     handle.write("\t".join(table.columns) + "\n")
     made = CallReasons(table, handle, commonest)
     count = len(values)
     protein = Protein("P", "P", 1, "Y" * count, tuple(range(count)), tuple(range(1, count + 1)), count)
-    empty = np.full((count, NEAREST_ROWS), np.nan)
-    reasons = Reasons(names, np.stack([values, values], axis=1), empty, np.full(empty.shape, -1))
+    similarities, places = np.full((count, NEAREST_ROWS), np.nan), np.full((count, NEAREST_ROWS), -1)
+    if not alone:
+        similarities[:, 0], places[:, 0] = likeness, 0
+    reasons = Reasons(names, np.stack([values] * len(names), axis=1), similarities, places)
     packed = Reasons.unpacked(names, reasons.packed())
     np.testing.assert_array_equal(packed.said, reasons.said)
     np.testing.assert_array_equal(packed.rows, reasons.rows)
-    made.add(protein, judge(values, task, None), packed)
+    made.add(protein, judge(values, task, point), packed)
     made.finish()
     report = Report("x")
     made.report(report)
@@ -232,7 +242,7 @@ def test_of_several_classes_the_uncommon_ones() -> None:
     values = np.array([[0.8, 0.1, 0.1], [0.1, 0.7, 0.2], [0.3, 0.3, 0.4]])
     rows, report = written(THREE, values, [0.6, 0.3, 0.1], "a")
     assert [(row["position"], row["call"], row["composition"]) for row in rows] == [("2", "b", "b"), ("3", "c", "c")]
-    assert rows[1]["why"] == "language model, composition"
+    assert rows[1]["why"] == "language model, composition; nearest w1 (50 %) is yes"
     assert "the 2 sites called other than a, the commonest class in training" in report
     assert written(THREE, values[:1], [0.6, 0.3, 0.1], "a")[1].strip().endswith("no call to give reasons for.")
 
