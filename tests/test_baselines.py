@@ -198,6 +198,26 @@ def test_identity_to_training() -> None:
     assert prepared.nearest(1).tolist() == [1.0]
 
 
+def test_residues_are_compared_by_their_proteins() -> None:
+    """Identity to training is that of the protein, and no baseline compares every residue with every other."""
+    generator = np.random.default_rng(4)
+    proteins = ["".join(generator.choice(LETTERS, 90)) for _ in range(12)]
+    proteins[11] = proteins[0]
+    labels = ["".join("HE"[int(one in "AVILMFYW")] for one in text) for text in proteins]
+    frame = pd.DataFrame({
+        "id": [f"p{n}" for n in range(12)], "sequence": proteins, "label": labels,
+        "split": ["train"] * 10 + ["test"] * 2,
+    })
+    keys = [(f"p{n}", str(at + 1)) for n in (10, 11) for at in range(90)]
+    truth = [one for n in (10, 11) for one in labels[n]]
+    prepared = baseline_rows.prepare(frame, keys, truth, "binary", ("E", "H"), 15, "d")
+    identity = prepared.nearest(1)
+    assert (identity[:90] == 0).all() and (identity[90:] == 1).all()
+    answers = {one.name: one for one in prepared.answers(("E", "H"), "auroc", seed=1, most_rows=20_000)}
+    assert set(answers) == {"baseline: majority", "baseline: composition", "baseline: dipeptides", "baseline: one-hot"}
+    assert sk.roc_auc_score(np.array(truth) == "H", answers["baseline: one-hot"].scores[:, 1]) > 0.99
+
+
 def fasta(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     from Bio import SeqIO
 

@@ -13,6 +13,7 @@ import pandas as pd
 import plm_finetune
 import pytest
 from plm.errors import UserError
+from plm.model.bundles.archive import read_manifest
 from plm.model.bundles.fine_tuned import load_bundle
 from plm.scoring.predictions import read_predictions
 
@@ -97,7 +98,11 @@ def test_out_of_fold_predictions_of_all_folds_and_of_one(tiny_esm2: Path, tmp_pa
 
 def test_residue_predictions_have_a_row_for_each_residue(tiny_esm2: Path, tmp_path: Path) -> None:
     frame = cases.dataset("residue", "class", 16)
-    predictions = table(finetune(frame, tiny_esm2, tmp_path)["predictions"])
+    made = finetune(frame, tiny_esm2, tmp_path)
+    predictions = table(made["predictions"])
+    assert read_manifest(made["bundle"])["head"]["kind"] == "neighbours"
+    linear = finetune(frame, tiny_esm2, tmp_path / "linear", "--reach", "0")
+    assert "kind" not in read_manifest(linear["bundle"])["head"]
     for row in frame[frame["split"] == "test"].itertuples():
         found = predictions[predictions["id"] == row.id]
         assert found["position"].tolist() == [str(at + 1) for at in range(len(row.sequence))]

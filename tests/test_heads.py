@@ -77,6 +77,21 @@ def test_site_head_never_reads_beyond_its_sequence() -> None:
     assert not torch.allclose(head(changed, where), before)
 
 
+def test_residue_head_with_neighbours_reads_within_reach_and_within_the_sequence() -> None:
+    head = build_head(HeadConfig("residue", 6, 2, reach=2, neighbour_width=3, kind="neighbours")).eval()
+    hidden = torch.randn(12, 6)
+    none = torch.zeros(0, dtype=torch.int64)
+    where = Where(torch.tensor([1, 2, 3, 4, 7, 8, 9, 10]), torch.tensor([0] * 4 + [1] * 4), 2, none, none, none)
+    before = head(hidden, where)
+    for token, reached in ((4, {1, 2, 3}), (1, {0, 1, 2}), (7, {4, 5, 6})):
+        changed = hidden.clone()
+        changed[token] = -hidden[token]
+        moved = (~torch.isclose(head(changed, where), before).all(dim=1)).nonzero()[:, 0].tolist()
+        assert set(moved) == reached, token
+    alone = Where(torch.tensor([7, 8, 9, 10]), torch.zeros(4, dtype=torch.int64), 1, none, none, none)
+    torch.testing.assert_close(head(hidden, alone), before[4:])
+
+
 def test_sequence_head_takes_the_mean_of_residues_only() -> None:
     head = build_head(HeadConfig("sequence", 4, 3))
     hidden = torch.randn(9, 4)

@@ -65,7 +65,8 @@ class FineTuningModel(flags.Flags, heading="model"):
     head_width: int = flags.whole(64, "hidden units of the head (default: %(default)s)", 1)
     head_dropout: float = flags.number(0.1, "dropout in the head (default: %(default)s)", 0, 1, below=True)
     reach: int = flags.whole(
-        7, "residues on either side of a site that the head reads one by one (default: %(default)s)", 0
+        7, "residues on either side of a site or residue that the head reads one by one; of residue tasks 0 takes a"
+        " linear head (default: %(default)s)", 0
     )
 
 
@@ -214,6 +215,7 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     from plm.model import device as devices
     from plm.model.adapters import AdapterSettings
     from plm.model.checkpoint import resolve_model
+    from plm.model.heads.head import NEIGHBOURS
 
     log = stage.log(NAME)
     device, precision = devices.settle(given.device, given.precision, stage.threads(), None)
@@ -227,6 +229,7 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     metric = given.metric
     if others and metric == "auto" and rows.task.target == "class":
         metric = "macro_f1"
+    kind = {"kind": NEIGHBOURS} if rows.task.level == "residue" and given.reach else {}
     settings = FineTuningSettings(
         adapter=adapter, others=tuple(others),
         rates={"full": FULL_LEARNING_RATE} if given.learning_rate is None and "full" in given.methods else {},
@@ -234,7 +237,7 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
             TrainingSettings, learning_rate=given.learning_rate or LEARNING_RATE,
             metric=objectives.choose_metric(metric, rows.task),
         ),
-        head={"width": given.head_width, "dropout": given.head_dropout, "reach": given.reach},
+        head={"width": given.head_width, "dropout": given.head_dropout, "reach": given.reach, **kind},
         class_weights=given.class_weights, seeds=tuple(given.seed + number for number in range(given.seeds)),
         precision=precision,
     )

@@ -82,14 +82,14 @@ class Constant:
         return [self.fit(seen, target, {}, classes).answer(new)]
 
 
-def baselines_for(rows: LabelledTexts, numbers: bool) -> list[MemberKind]:
-    """The baselines that make sense for these rows."""
-    return [Constant(), *kinds_for(rows.texts, aligned=rows.aligned, numbers=numbers)]
+def baselines_for(rows: LabelledTexts, numbers: bool, compare: bool = True) -> list[MemberKind]:
+    """The baselines that make sense for these rows; ``compare``: also those that compare with training rows."""
+    return [Constant(), *kinds_for(rows.texts, aligned=rows.aligned, numbers=numbers, compare=compare)]
 
 
 def answer_all(
     train: LabelledTexts, new: LabelledTexts, classes: tuple[str, ...], metric: str, *, seed: int = 42,
-    most_rows: int = 20_000,
+    most_rows: int = 20_000, compare: bool = True,
 ) -> list[Answer]:
     """Fits every baseline on ``train`` and answers ``new``.
 
@@ -100,6 +100,7 @@ def answer_all(
         metric: The main metric, by which settings are chosen.
         seed: Seed of the inner folds and of the sample below.
         most_rows: Training rows beyond this are a random sample.
+        compare: Also baselines that compare with training rows; for residues of proteins that is too much work.
 
     Raises:
         UserError: No training rows, or training rows of a single class.
@@ -120,7 +121,7 @@ def answer_all(
     folds = folds_for(inner, len(classes), seed)
     seen: dict[str, tuple[Any, Any, Any]] = {}
     answers: list[Answer] = []
-    for baseline in baselines_for(train, not classes):
+    for baseline in baselines_for(train, not classes, compare):
         if baseline.view not in seen:
             see = VIEWS[baseline.view]
             of_inner = see(inner.texts)

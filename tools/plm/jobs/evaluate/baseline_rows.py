@@ -34,11 +34,13 @@ class BaselinePart:
         places: (M,) places among the evaluated rows.
         train: Training rows.
         new: Evaluated rows that are answered.
+        proteins: Of residue tasks the proteins of the evaluated rows, one a row, and those of training; else None.
     """
 
     places: NDArray[np.int64]
     train: LabelledTexts
     new: LabelledTexts
+    proteins: tuple[list[str], list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Prepared:
     @property
     def measure(self) -> str:
         """How identity to training is measured, in a phrase."""
-        longest = max(len(text) for part in self.parts for rows in (part.train, part.new) for text in rows.texts)
+        compared = [text for part in self.parts for side in _compared(part) for text in side]
+        longest = max(map(len, compared))
         if longest <= homology.LONGEST_WINDOW:
             return "identical residues at the best ungapped offset, as a share of the shorter window"
         return "identical residues in an MMseqs2 alignment over 80 % of the shorter protein (0 if none is found)"
@@ -73,18 +76,33 @@ class Prepared:
     def answers(self, classes: tuple[str, ...], metric: str, *, seed: int, most_rows: int) -> list[Answer]:
         """Every baseline's answer to the evaluated rows, in their order."""
         answered = [
-            (part.places, baselines.answer_all(part.train, part.new, classes, metric, seed=seed, most_rows=most_rows))
+            (
+                part.places,
+                baselines.answer_all(
+                    part.train, part.new, classes, metric, seed=seed, most_rows=most_rows,
+                    compare=part.proteins is None,
+                ),
+            )
             for part in self.parts
         ]
         return baselines.merge_folds(answered, self.rows, len(classes))
 
     def nearest(self, threads: int) -> NDArray[np.float64]:
-        """(M,) identity of each evaluated row to its nearest training row, 0-1 (see :mod:`plm.data.homology`)."""
+        """(M,) identity of each evaluated row to its nearest training row, 0-1 (see :mod:`plm.data.homology`); of a
+        residue that of its protein."""
         identity = np.zeros(self.rows)
         for part in self.parts:
-            queries, targets = ([text.strip(features.GAP) for text in rows.texts] for rows in (part.new, part.train))
+            queries, targets = _compared(part)
             identity[part.places] = [score for _, score in homology.nearest(queries, targets, threads=threads)]
         return identity
+
+
+def _compared(part: BaselinePart) -> tuple[list[str], list[str]]:
+    """What identity is measured between: evaluated texts, one a row, and those of training."""
+    if part.proteins is not None:
+        return part.proteins
+    new, train = ([text.strip(features.GAP) for text in rows.texts] for rows in (part.new, part.train))
+    return new, train
 
 
 def prepare(
@@ -129,7 +147,10 @@ def prepare(
             LabelledTexts(sites.texts(rows, width), targets[rows], sites.groups[rows], aligned)
             for rows in (train_rows, evaluated[places])
         )
-        parts.append(BaselinePart(places, train, new))
+        proteins = None
+        if task.level == "residue":
+            proteins = sites.proteins(evaluated[places]), list(dict.fromkeys(sites.proteins(train_rows)))
+        parts.append(BaselinePart(places, train, new, proteins))
     about = f"windows of {width} residues around the {task.level}" if width else "whole sequences"
     return Prepared(tuple(parts), len(keys), width, about)
 
@@ -179,6 +200,10 @@ class _Sites:
     def one_length(self, units: NDArray[np.int64]) -> bool:
         """True if the sequences of these units have the same length."""
         return len({len(self._sequences[row]) for row in self._row[units]}) == 1
+
+    def proteins(self, units: NDArray[np.int64]) -> list[str]:
+        """The whole sequence of each unit."""
+        return [self._sequences[row] for row in self._row[units]]
 
     def texts(self, units: NDArray[np.int64], width: int) -> list[str]:
         """What the baselines see of each unit."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from plm.jobs.finetune.method_choice import MethodResult
 
 REFERENCE_ROWS = 512
+REFERENCE_PROTEINS = 64
+"""Of residue tasks proteins whose residues are sampled."""
 ENSEMBLE = "ensemble"
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
@@ -155,7 +157,8 @@ def _reference(
 ) -> tuple[NDArray[np.float32], list[str], list[str]]:
     """Representations of an evenly spread sample of training rows (or residues) with their ids and labels."""
     assert job.budget is not None
-    step = max(1, -(-len(run.part.train) // REFERENCE_ROWS))
+    most = REFERENCE_PROTEINS if job.rows.task.level == "residue" else REFERENCE_ROWS
+    step = max(1, -(-len(run.part.train) // most))
     chosen = run.part.train[::step]
     examples = job.rows.examples(loaded, chosen, job.budget.residues)
     _, states = answers(network, examples.units, job.budget.tokens, represent=True)

@@ -16,8 +16,9 @@ from torch import nn
 
 from plm.data.task import Level
 
-PLAIN = "plain"
-"""The head of a level where nothing else is asked for."""
+PLAIN, NEIGHBOURS = "plain", "neighbours"
+"""Kinds of heads: the one of a level where nothing else is asked for; of residues one that reads the residues beside,
+as the plain one of sites does."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class HeadConfig:
         hidden_size: D of the encoder.
         outputs: K, classes or 1.
         width: Units of the hidden layer.
-        reach: Residues on each side of a site that the site head reads.
-        neighbour_width: Dimensions into which each neighbour is projected by the site head.
+        reach: Residues on each side of a site or residue that a head with neighbours reads.
+        neighbour_width: Dimensions into which such a head projects each neighbour.
         dropout: Before each linear layer.
         kind: Which of the heads of that level (:data:`plm.model.heads.HEADS`).
     """
