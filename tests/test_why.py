@@ -126,9 +126,9 @@ def test_each_called_site_has_its_reasons(
         order = np.argsort(-np.array(alike), kind="stable")[:NEAREST_ROWS]
         assert [row[f"nearest_{place}"] for place in (1, 2, 3)] == [known.ids[index] for index in order]
         assert [row[f"label_{place}"] for place in (1, 2, 3)] == [known.labels[index] for index in order]
-        found = [float(row[f"similarity_{place}"]) for place in (1, 2, 3)]
-        assert found == pytest.approx([alike[index] for index in order], abs=1e-4)
-        percent = f"nearest {row['nearest_1']} ({100 * found[0]:.0f} %) is {row['label_1']}"
+        likeness = [float(row[f"similarity_{place}"]) for place in (1, 2, 3)]
+        assert likeness == pytest.approx([alike[index] for index in order], abs=1e-4)
+        percent = f"nearest {row['nearest_1']} ({100 * likeness[0]:.0f} %) is {row['label_1']}"
         assert row["why"].endswith(percent)
         assert row["why"].startswith(row["speaks_for"] or "no member")
     [same] = [row for row in rows if row["similarity_1"] == "1.0000"]

@@ -168,13 +168,13 @@ class ReasonsTable:
         return f"{said[self.task.positive_index]:.6f}" if self.task.binary else self.task.classes[int(said.argmax())]
 
     def _nearest(self, rows: Ints, similarities: Floats) -> list[tuple[str, str, str]]:
-        found = []
+        nearest = []
         for row, similarity in zip(rows.tolist(), similarities.tolist(), strict=True):
             if row < 0 or self.training is None:
-                found.append(("", "", ""))
+                nearest.append(("", "", ""))
             else:
-                found.append((self.training.ids[row], f"{similarity:.4f}", self.training.labels[row]))
-        return found
+                nearest.append((self.training.ids[row], f"{similarity:.4f}", self.training.labels[row]))
+        return nearest
 
     def _words(self, speaking: list[str], objecting: list[str], nearest: tuple[str, str, str]) -> str:
         words = ", ".join(speaking) or "no member"
