@@ -144,7 +144,8 @@ def vote(similarity: Singles, target: NDArray[Any], settings: Sequence[Setting],
         own, of = weight[:, :k] ** setting.get("power", 1), hot[order[:, :k]]
         total = own.sum(axis=1) + SMOOTHING
         if classes:
-            answers.append(((own[:, :, None] * of).sum(axis=1) + SMOOTHING * prior) / total[:, None])
+            shares = ((own[:, :, None] * of).sum(axis=1) + SMOOTHING * prior) / total[:, None]
+            answers.append(np.minimum(shares, 1))  # sums in another order may exceed 1 by a rounding
         else:
             answers.append(((own * of).sum(axis=1) + SMOOTHING * prior) / total)
     return answers
