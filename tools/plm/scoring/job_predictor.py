@@ -34,13 +34,11 @@ class PartExamples:
 
     Attributes:
         examples: Training and validation rows, or samples of them.
-        valid: (N,) place of each row among the V labelled validation rows, in their order; -1 for other rows.
-        said: (V, K) answers of the language model to these.
+        valid: (N,) place of each row among the labelled validation rows, in their order; -1 for other rows.
     """
 
     examples: MemberExamples
     valid: Ints
-    said: Floats
 
 
 class ModelAlone(Protocol):
@@ -62,7 +60,7 @@ class JobPredictor:
     Attributes:
         final: For the bundle; None if there was nothing to combine.
         folds: By fold (None: no folds), for the predictions of its rows.
-        judged: By fold, numbers of its judged rows among its labelled validation units.
+        judged: By fold, numbers of its judged rows among its labelled validation units; -1 for judged training rows.
         scores: How good the final predictor and its parts are on validation rows; None without one.
         why_not: Why there is nothing to combine; empty otherwise.
     """
@@ -132,7 +130,7 @@ def build(
         return JobPredictor(None, why_not=nothing)
     for told in final.left_out:
         log.warning("Left out: %s", told)
-    scores = judge(final, together.said[together.valid[final.judged]], metric, seed)
+    scores = judge(final, together.examples.model[final.judged], metric, seed)
     return JobPredictor(final, folds, judged, scores)
 
 
@@ -149,7 +147,8 @@ def explain_unseen(
         model: (N, K) answers of the language model to the rows.
         sequences: Whole sequences, or what lies around sites.
         positions: 0-based sites; None for sequence and residue tasks.
-        judged: (J,) numbers of the judged rows among these; members have learned from no other.
+        judged: (J,) numbers of the judged rows among these, -1 where they are none of them; members have learned from
+            no other of these rows.
 
     Returns:
         What is said of the rows, and (N, K) answers of the sequence members together.
@@ -159,12 +158,14 @@ def explain_unseen(
     if fitted.direct:
         return told, together
     known = fitted.unseen(model[judged])
+    there = judged >= 0
+    rows = judged[there]
     for name, answers in known.members.items():
-        told.members[name][judged] = answers
-    told.answers[judged] = known.answers
-    told.similarity[judged] = known.similarity
-    told.nearest[judged] = known.nearest
-    together[judged] = fitted.unseen_together()
+        told.members[name][rows] = answers[there]
+    told.answers[rows] = known.answers[there]
+    told.similarity[rows] = known.similarity[there]
+    told.nearest[rows] = known.nearest[there]
+    together[rows] = fitted.unseen_together()[there]
     return told, together
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -614,6 +614,29 @@ def _network_head(network: Any, rows: HeadRows, settings: NetworkSettings) -> Cl
         arrays[f"weight{number}"] = layer.weight.detach().numpy().copy()
         arrays[f"bias{number}"] = layer.bias.detach().numpy().copy()
     return ClassifierHead("feedforward", arrays, asdict(settings))
+
+
+def refit(rows: HeadRows, head: ClassifierHead, seed: int) -> ClassifierHead:
+    """A head of the same kind and settings that learns from other rows; nothing is chosen."""
+    settings = head.settings
+    if head.kind == "feedforward":
+        network = NetworkSettings(**{one.name: settings[one.name] for one in fields(NetworkSettings)})
+        network = replace(network, epochs=settings["epochs_trained"], patience=0)
+        return feedforward(rows, None, network, "loss", seed).head
+    if head.kind == "neighbours":
+        target = rows.target.astype(np.int32 if rows.task.target == "class" else np.float32)
+        near = {"k": settings["k"], "metric": settings["metric"], "prior": rows.prior.tolist()}
+        return ClassifierHead("neighbours", {"rows": rows.scaled, "targets": target, **rows.arrays}, near)
+    weights = row_weights(rows, settings["balanced"])
+    if head.kind == "logistic":
+        weight, bias = fit_logistic(rows.scaled, rows.target, rows.task.outputs, settings["C"], weights)
+        return ClassifierHead("logistic", {"weight": weight, "bias": bias, **rows.arrays}, settings)
+    scaled = head.standardise
+    whole = _ridge_target(rows.target, rows.task)
+    [(weight, bias)] = fit_ridge(rows.scaled if scaled else rows.matrix, whole, [settings["alpha"]], weights)
+    if rows.task.target == "class":
+        weight, bias = RIDGE_GAIN * weight, RIDGE_GAIN * bias
+    return ClassifierHead("ridge", {"weight": weight, "bias": bias, **(rows.arrays if scaled else {})}, settings)
 
 
 LINEAR: tuple[HeadKind, ...] = ("logistic", "ridge")

@@ -353,9 +353,7 @@ def judge(trained: Trained, final: Final, answering: Answering, choice: str = "a
     validation = {names[kind]: value for kind, value in trained.validation.items()}
     if (fitted := answering.built.answering) is not None:
         about |= fitted.predictor.to_json()
-        assert answering.built.scores is not None
-        validation[PREDICTOR] = answering.built.scores.scores[PREDICTOR][0]
-        validation[f"{TOGETHER} together"] = answering.built.scores.scores[TOGETHER][0]
+        validation[PREDICTOR] = valid[material.metric, ALL]
         held = about["combination"]
         counting = [names[trained.chosen] if name == LANGUAGE_MODEL else name for name in held["members"]]
         told[PREDICTOR] = f"{held['way']}: {', '.join(counting)}"

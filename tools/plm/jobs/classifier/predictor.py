@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from plm.data import homology
 from plm.data.fasta import CleaningRule, clean
@@ -21,15 +22,17 @@ from plm.errors import UserError
 from plm.jobs.classifier.final import Final
 from plm.jobs.classifier.material import Material
 from plm.jobs.classifier.training import Trained
+from plm.model.bundles.classifier import ClassifierHead
 from plm.model.bundles.predictor import Explained
 from plm.model.members.features import window_text
 from plm.model.members.stored import MOST_ROWS
 from plm.scoring import calibration, job_predictor
 from plm.scoring.conformal import Errors
-from plm.scoring.cross_fitting import LabelledTexts
+from plm.scoring.cross_fitting import LabelledTexts, inner_folds
 from plm.scoring.job_predictor import JobPredictor, PartExamples, explain_unseen
-from plm.scoring.sequence_members import FittedPredictor, MemberExamples
-from plm.training import few_rows
+from plm.scoring.quiet_threads import one_thread
+from plm.scoring.sequence_members import CROSS_FITTED_ROWS, FittedPredictor, MemberExamples
+from plm.training import classifiers, few_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -134,14 +137,14 @@ def build(
     heads = trained.members[trained.chosen]
     examples = {
         part.fold: _examples(
-            material, sequences, part.train, part.valid, head.probabilities(head.valid), head.task, seed
+            trained, sequences, part.train, part.valid, head.fitted.head, head.temperature, head.task
         )
         for part, head in zip(material.parts, heads, strict=True)
         if task.target == "number" or not few_rows.why_uncalibrated(_truth(material, part.valid))
     }
 
     def whole() -> PartExamples:
-        return _examples(material, sequences, [], final.valid_rows, final.validation, final.task, seed)
+        return _examples(trained, sequences, [], final.valid_rows, final.head, final.temperature, final.task)
 
     return job_predictor.build(
         examples, whole if material.folds else None, material.metric, seed, log, compare=compare, forced=forced
@@ -153,10 +156,11 @@ def _truth(material: Material, rows: Sequence[int]) -> NDArray[Any]:
 
 
 def _examples(
-    material: Material, sequences: MaterialSequences, train: Sequence[int], valid: Sequence[int], said: Floats,
-    task: Task, seed: int,
+    trained: Trained, sequences: MaterialSequences, train: Sequence[int], valid: Sequence[int], head: ClassifierHead,
+    temperature: float, task: Task,
 ) -> PartExamples:
     """Training and validation rows, samples of them where they are very many."""
+    material, seed = trained.material, trained.settings.seed
     generator = np.random.default_rng(seed)
     numbers = np.sort(generator.permutation(len(valid))[: MOST_ROWS // 2 if train else MOST_ROWS])
     kept = np.sort(generator.permutation(len(train))[: MOST_ROWS - len(numbers)])
@@ -168,16 +172,42 @@ def _examples(
     if positions is not None and data.positions is not None:
         texts = [window_text(text, at, width) for text, at in zip(texts, positions, strict=True)]
         ids = [f"{name}:{data.positions[row]}" for name, row in zip(ids, rows, strict=True)]
-    model = np.full((len(rows), task.outputs), np.nan)
-    judged = places >= 0
-    model[judged] = said[places[judged]]
     groups = np.array([material.groups[row] for row in rows], dtype=object).astype(str)
+    model = _cross_fitted(trained, rows, groups, head, temperature)
+    if len(kept) and len(rows) > CROSS_FITTED_ROWS:
+        model[: len(kept)] = np.nan  # members learn from these alone, and are heard on the validation rows
     aligned = width > 0 or len(set(map(len, texts))) == 1
     examples = MemberExamples(
         LabelledTexts(texts, material.target[rows], groups, aligned), ids, [data.labels[row] for row in rows], model,
         width, task,
     )
-    return PartExamples(examples, places, said)
+    return PartExamples(examples, places)
+
+
+def _cross_fitted(
+    trained: Trained, rows: Ints, groups: NDArray[np.str_], head: ClassifierHead, temperature: float
+) -> Floats:
+    """(N, K) answers of heads of the same settings to rows that they did not learn from; NaN where there are none.
+
+    Validation rows chose the head and its epoch, so that its own answers to them would promise too much beside members
+    that are cross-fitted.
+    """
+    material, settings = trained.material, trained.settings
+    task = material.task
+    target = material.target[rows]
+    values = np.full((len(rows), task.outputs), np.nan)
+    for learn, judge in inner_folds(target, groups, task.target == "class", settings.seed):
+        if len(np.unique(target[learn])) < 2:
+            continue
+        part = material.rows(rows[learn].tolist(), standardise=settings.standardise)
+        with one_thread(part.scaled.size * task.outputs):
+            again = classifiers.refit(part, head, settings.seed)
+        raw = again.scores(material.data.matrix[rows[judge]])
+        if task.target == "number":
+            values[judge] = raw * part.task.sd + part.task.mean
+        else:
+            values[judge] = softmax(raw / temperature, axis=1)
+    return values
 
 
 # ------------------------------------------------------------------------------------------- what it answers
@@ -205,24 +235,34 @@ class PartAnswers:
         told: Of the V validation and T test rows of the part, in this order.
         together: (V + T, K) answers of the sequence members together.
         count: V.
-        threshold: On the positive one of two classes, from the validation rows.
+        judged: (J,) numbers of the judged rows among the validation rows; -1 for training rows.
     """
 
     fitted: FittedPredictor
     told: Explained
     together: Floats
     count: int
-    threshold: float
+    judged: Ints
 
     def rows(self, values: Floats, *, valid: bool) -> Floats:
         """Those of the validation or of the test rows."""
         return values[: self.count] if valid else values[self.count :]
 
     @property
+    def validation(self) -> tuple[Floats, NDArray[Any]]:
+        """Cross-fitted answers to judged validation rows, and their truth."""
+        there = self.judged >= 0
+        return self.fitted.combined.answers[there], self.fitted.truth[there]
+
+    @property
+    def threshold(self) -> float:
+        """On the positive one of two classes, from the validation rows."""
+        return _threshold(*self.validation, self.fitted.heard.task)
+
+    @property
     def errors(self) -> Errors:
         """How wrong the predictor was on its validation rows."""
-        fitted = self.fitted
-        return Errors.of(fitted.combined.answers, fitted.truth, number=fitted.heard.task.target == "number")
+        return Errors.of(*self.validation, number=self.fitted.heard.task.target == "number")
 
 
 @dataclass(frozen=True)
@@ -265,10 +305,11 @@ def answering(trained: Trained, final: Final, built: JobPredictor, sequences: Ma
             continue
         model = np.concatenate([head.probabilities(head.valid), head.probabilities(head.test)])
         texts, positions = sequences.of([*part.valid, *part.test])
-        told, together = explain_unseen(own, model, texts, positions, built.judged[part.fold])
-        threshold = _threshold(own.combined.answers, own.truth, head.task)
-        parts.append(PartAnswers(own, told, together, len(part.valid), threshold))
-    validation, truth = fitted.combined.answers, fitted.truth
+        judged = built.judged[part.fold]
+        told, together = explain_unseen(own, model, texts, positions, judged)
+        parts.append(PartAnswers(own, told, together, len(part.valid), judged))
+    there = np.ones(len(fitted.judged), bool) if trained.material.folds else built.judged[None] >= 0
+    validation, truth = fitted.combined.answers[there], fitted.truth[there]
     return Answering(built, sequences, parts, _threshold(validation, truth, final.task), validation, truth)
 
 

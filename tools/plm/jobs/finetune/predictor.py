@@ -164,7 +164,8 @@ def _labelled(job: FineTuningJob, rows: Sequence[int]) -> tuple[Ints, Ints]:
 def _examples(
     job: FineTuningJob, places: Places, said: Floats, width: int, fold: int | None
 ) -> PartExamples:
-    frame, task = job.rows.frame, job.prepared[fold].task if fold in job.prepared else job.rows.task
+    # Of all folds together the scale of the first, which is the bundle's.
+    frame, task = job.rows.frame, job.prepared[fold if fold in job.prepared else job.usable[0].part.fold].task
     names, labels = frame["id"].tolist(), frame["label"].tolist()
     residues = task.level == "residue"
     texts, ids, own = [], [], []
@@ -182,4 +183,4 @@ def _examples(
     model[judged] = said[places.valid[judged]]
     aligned = width > 0 or len(set(map(len, texts))) == 1
     examples = MemberExamples(LabelledTexts(texts, target, groups, aligned), ids, own, model, width, task)
-    return PartExamples(examples, places.valid, said)
+    return PartExamples(examples, places.valid)
