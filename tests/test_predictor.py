@@ -157,6 +157,24 @@ def test_numbers_and_whole_sequences(tiny_esm2: Path, tmp_path: Path) -> None:
     assert LANGUAGE_MODEL in bundle.explain([texts[4]]).members
 
 
+def test_numbers_in_folds_keep_the_scale_of_the_bundle(tiny_esm2: Path, tmp_path: Path) -> None:
+    """Labels far from zero: an answer on another scale would be far off, and the self-test would fail."""
+    generator = np.random.default_rng(18)
+    texts = ["".join(generator.choice(AMINO, 60)) for _ in range(90)]
+    frame = pd.DataFrame({
+        "id": [f"p{n}" for n in range(90)], "sequence": texts, "fold": [str(n % 3 + 1) for n in range(90)],
+        "label": [f"{500 + 300 * text.count('K') / 60:.3f}" for text in texts],
+    })
+    made = finetune(frame, tiny_esm2, tmp_path, "--target", "number")
+    rows = table(made["predictions"])
+    test = rows[(rows["split"] == "test") & (rows["role"] == "predictor")]
+    truth = test["label"].astype(float)
+    assert np.abs(test["value"].astype(float) - truth).mean() < 0.6 * truth.std()
+    bundle = load_bundle(made["bundle"], str(tiny_esm2), workdir=tmp_path / "again", device="cpu", precision="fp32")
+    again = bundle.predict(texts)[:, 0]
+    assert np.corrcoef(again, frame["label"].astype(float))[0, 1] > 0.8 and abs(again.mean() - 515) < 5
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
