@@ -152,7 +152,8 @@ def validation_scores(outputs: Array, values: Array, task: Task, weights: Array 
     scores = {"loss": float((each * scale).sum() / max(scale.sum(), 1e-12))}
     probabilities = softmax(outputs, axis=1)
     called = probabilities.argmax(axis=1)
-    scores["mcc"] = float(metrics.matthews_corrcoef(values, called))
+    several = len(np.union1d(values, called)) > 1  # else 0, of which scikit-learn would warn
+    scores["mcc"] = float(metrics.matthews_corrcoef(values, called)) if several else 0.0
     scores["macro_f1"] = float(metrics.f1_score(values, called, average="macro", zero_division=0))
     scores["accuracy"] = float((values == called).mean())
     if task.binary:
