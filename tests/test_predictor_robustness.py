@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plm.data.task import Task
+from plm.model.bundles.fine_tuned import load_bundle
 from plm.model.bundles.predictor import Predictor
 from plm.model.combination import LANGUAGE_MODEL, Combination
 from plm.model.members.features import RESIDUES, VIEWS, ComparedRows, TextBlock, k_mers, linear_scores, similarity
@@ -21,6 +24,7 @@ from plm.scoring.combining import TOGETHER, Heard, choose, combine, fit_mean, fi
 from plm.scoring.cross_fitting import LabelledTexts
 from plm.scoring.metrics import MAIN_METRIC
 from plm.scoring.sequence_members import FittedPredictor, MemberExamples, fit_predictor
+from test_predictor import finetune, manifest, motif_windows
 
 BINARY = Task("site", "class", ("0", "1"), "1")
 NUMBER = Task("site", "number", (), mean=0.0, sd=1.0)
@@ -342,3 +346,66 @@ def test_relatives_are_believed_where_there_are_some() -> None:
     assert chosen.name == "stacked"
     slopes = dict(zip(chosen.combination.names, chosen.combination.slopes, strict=True))
     assert slopes["nearest neighbour"] > 1 and slopes["one"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------- the whole stage
+
+
+def one_protein() -> pd.DataFrame:
+    return motif_windows(60).assign(protein="P")
+
+
+def few_numbers() -> pd.DataFrame:
+    """Validation rows of one number."""
+    frame = motif_windows(60)
+    frame["label"] = [f"{number / 7:.3f}" for number in range(60)]
+    frame.loc[frame["split"] == "valid", "label"] = "1.5"
+    return frame
+
+
+def rare_class() -> pd.DataFrame:
+    frame = motif_windows(61)
+    frame.loc[0, "label"] = "2"
+    return frame
+
+
+def peptides() -> pd.DataFrame:
+    frame = motif_windows(60)
+    frame["sequence"] = [text[2 : 9 + number % 6] for number, text in enumerate(frame["sequence"])]
+    return frame.drop(columns=["position", "window", "protein"])
+
+
+def single_validation_row() -> pd.DataFrame:
+    frame = motif_windows(60)
+    frame.loc[frame[frame["split"] == "valid"].index[1:], "split"] = "train"
+    return frame
+
+
+STAGES = {
+    "one protein": (one_protein, ()), "few numbers": (few_numbers, ("--target", "number")),
+    "rare class": (rare_class, ()), "peptides": (peptides, ()), "single validation row": (single_validation_row, ()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", STAGES)
+def test_the_stage_ends_well(
+    case: str, tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bundle, and either a predictor or a sentence why there is none; no library warns of numbers."""
+    monkeypatch.setenv("GALAXY_SLOTS", "1")
+    frame, options = STAGES[case]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        made = finetune(frame(), tiny_esm2, tmp_path, *options)
+    loud = [one for one in told if re.search(r"numpy|sklearn|scipy|/tools/plm/", str(one.filename))]
+    assert not loud, [str(one.message) for one in loud]
+    about = manifest(made["bundle"])["predictor"]
+    assert about["why_not"] or about["candidates"]
+    bundle = load_bundle(made["bundle"], str(tiny_esm2), workdir=tmp_path / "again", device="cpu", precision="fp32")
+    site = bundle.task.level == "site"
+    answers, reasons = bundle.predict_with_reasons(
+        ["Y", "ACDYF", "ACDEFGHIKLMNPQRSTVWY" * 10], [0, 3, 0] if site else None
+    )
+    assert np.isfinite(answers).all() and np.isfinite(reasons.said).all()
+    assert "Warning" not in capsys.readouterr().err
