@@ -498,14 +498,18 @@ PREDICTION_TABLE: dict[str, Case] = {
 def classified(
     *, kind: str = "binary", rows: int = 60, groups: int = 60, skills: tuple[float, float, float] = (1.0, 1.0, 0.0),
     split: str = "test", by_user: bool = False, why_not: str = "", known: int = 60, searched: str = "",
-    network: bool = True,
+    network: bool = True, parts: tuple[float, float] = (0.0, 0.0), predictor: dict[str, Any] | None = None,
 ) -> str:
-    """The report of two simulated heads (linear and not) and a baseline that read so much of the truth."""
+    """The report of two simulated heads (linear and not) and a baseline that read so much of the truth; with what a
+    manifest says of a predictor also of it and of its sequence members (``parts``: what they read)."""
     classes = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c"), "number": ()}[kind]
     truth = np.arange(rows) % len(classes) if classes else np.arange(rows) / rows
     names = ["logistic regression", "feed-forward network" if network else "nearest neighbours", "baseline: majority"]
     models = []
-    for number, (name, skill) in enumerate(zip(names, skills, strict=True)):
+    every = list(zip(names, skills, strict=True))
+    if predictor and predictor.get("combination"):
+        every = [*zip(("predictor", "sequence members together"), parts, strict=True), *every]
+    for number, (name, skill) in enumerate(every):
         noise = np.random.default_rng(number)
         if classes:
             raw = np.exp(noise.normal(size=(rows, len(classes))) + skill * np.eye(len(classes))[truth])
@@ -513,7 +517,8 @@ def classified(
             scored = Scored(kind, truth, scores, scores.argmax(axis=1), classes)
         else:
             scored = Scored(kind, truth, skill * truth + noise.normal(size=rows), np.zeros(rows, dtype=np.int64))
-        models.append(Model(name, scored, baseline=name.startswith("baseline")))
+        of = {"role": "sequence members", "of": "predictor"} if name.startswith("sequence members") else {}
+        models.append(Model(name, scored, baseline=name.startswith("baseline"), **of))
     frame = pd.DataFrame({"id": [f"p{n}" for n in range(rows)], "group": [f"g{n % groups}" for n in range(rows)]})
     evaluation = Evaluation(frame, kind, classes, tuple(models), split, "group")
     metric = {"binary": "auroc", "multiclass": "macro_f1", "number": "spearman"}[kind]
@@ -529,14 +534,31 @@ def classified(
         dict.fromkeys(names[:2], 0.1) if classes else {}, {}, {"training": 100, "valid": 40, "test": rows},
         "column split",
         "fitted", 0.4 if kind == "binary" else math.nan, 1.2, coverage=coverage, why_uncalibrated=why_not,
+        predictor=predictor or {},
     )
     made = report.write_up(told, images=[], tables=["metrics"], best_trial=searched)
     table = report.metrics_table(told)
     return made.text() + "\n" + table.to_csv(sep="\t")
 
 
+def combined(*members: str, way: str = "mean") -> dict[str, Any]:
+    """What a manifest says of a predictor with these members."""
+    candidate = {"name": "mean", "loss": 0.5, "behind": 0.0, "error": None, "chosen": True}
+    held = {"members": list(members), "way": way} if members else None
+    return {"combination": held, "judged": {"rows": 9}, "candidates": [candidate]}
+
+
+BOTH = ("language model", "composition")
 CLASSIFIERS: dict[str, Callable[[], str]] = {
     "usual": classified,
+    "combined": lambda: classified(predictor=combined(*BOTH)),
+    "weighted": lambda: classified(predictor=combined(*BOTH, way="stacked")),
+    "model adds": lambda: classified(predictor=combined(*BOTH), parts=(5.0, 0.0)),
+    "model takes": lambda: classified(predictor=combined(*BOTH), parts=(0.0, 5.0)),
+    "combined, few groups": lambda: classified(predictor=combined(*BOTH), groups=5),
+    "left out": lambda: classified(predictor=combined("composition", way="single")),
+    "head alone": lambda: classified(predictor=combined()),
+    "no sequences": lambda: classified(predictor={"why_not": "Nothing was combined, since there are no sequences"}),
     "chosen by hand": lambda: classified(by_user=True),
     "without test rows": lambda: classified(split="validation"),
     "few groups": lambda: classified(groups=5),
@@ -553,6 +575,21 @@ CLASSIFIERS: dict[str, Callable[[], str]] = {
     "chosen by hand, numbers": lambda: classified(kind="number", by_user=True, network=False),
 }
 CLASSIFIER_TABLE: dict[str, Case] = {
+    "Of the head, sequence members and both together": ("head alone", "combined"),
+    "Nothing was combined, since there are no sequences": ("no sequences", "combined"),
+    "The predictor:": ("combined", "usual"),
+    "as a plain mean of calibrated answers": ("combined", "weighted"),
+    "with fitted weights": ("weighted", "combined"),
+    "on embeddings, chosen on the validation rows": ("combined", "left out"),
+    "Training and validation rows left the language model out": ("left out", "combined"),
+    "The language model adds to what the sequence members say, beyond chance": ("model adds", "model takes"),
+    "The language model takes from what the sequence members say, beyond chance": ("model takes", "model adds"),
+    "What the language model adds to the sequence members cannot be told": ("combined, few groups", "combined"),
+    "It is not shown that the language model adds anything": ("combined", "model adds"),
+    "The predictor: what was chosen among": ("combined", "usual"),
+    "Mean loss of each candidate on rows that it was not fitted on": ("combined", "usual"),
+    "Temperature of the head": ("combined", "usual"),
+    "with it and without it": ("combined", "left out"),
     "chosen by the user": ("chosen by hand", "usual"),
     "chosen on the validation rows": ("usual", "chosen by hand"),
     "There are no test rows: the validation rows, which made choices": ("without test rows", "usual"),

@@ -158,7 +158,7 @@ def _predictor_lines(findings: ClassifierFindings, how: str) -> list[str]:
     about, assessment = findings.predictor, findings.assessment
     if not findings.combined:
         if about.get("judged"):
-            return ["Of the head, sequence members and both together the validation rows chose the head alone"]
+            return ["Of the head, sequence members and both together the rows that chose preferred the head alone"]
         return [str(about["why_not"])] if about.get("why_not") else []
     held = about["combination"]
     names = [f"the language model ({findings.chosen} on embeddings, {how})" if name == LANGUAGE_MODEL else name
