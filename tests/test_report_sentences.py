@@ -1138,11 +1138,13 @@ REASONS: dict[str, Callable[[], str]] = {
         why_cases.THREE, np.array([[0.1, 0.8, 0.1]]), [0.6, 0.3, 0.1], "a")[1],
     "numbers": lambda: why_cases.written(why_cases.NUMBER, np.ones((3, 1)), [1.0])[1],
 }
-REASON_TABLE: dict[str, Case] = {
-    "No site is called, so there is no call": ("none", "usual"),
+TOLD_TABLE: dict[str, Case] = {
     "The bundle answers with its": ("alone", "usual"),
     "The table above counts what speaks for and against": ("usual", "alone"),
     "the same as a training row in all that is compared": ("known", "usual"),
+}
+REASON_TABLE: dict[str, Case] = {
+    "No site is called, so there is no call": ("none", "usual"),
     "the 3 sites of the highest numbers": ("numbers", "usual"),
     "the commonest class in training": ("three classes", "usual"),
     "the 2 sites called.": ("usual", "three classes"),
@@ -1166,6 +1168,7 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "jobs/classify_sites/report": SITES,
     "jobs/classify_sites/logo": LOGOS,
     "jobs/classify_sites/call_reasons": REASONS,
+    "telling/reasons": REASONS,
     "telling/mutagenesis_figure": MUTATIONS,
     "telling/evaluation_report": EVALUATIONS,
     "scoring/assessment": EVALUATIONS,
@@ -1187,6 +1190,7 @@ TABLE: dict[str, dict[str, Case]] = {
     "jobs/classify_sites/report": SITE_TABLE,
     "jobs/classify_sites/logo": LOGO_TABLE,
     "jobs/classify_sites/call_reasons": REASON_TABLE,
+    "telling/reasons": TOLD_TABLE,
     "telling/mutagenesis_figure": MUTATION_TABLE,
     "telling/evaluation_report": EVALUATION_TABLE,
     "scoring/assessment": ASSESSMENT_TABLE,

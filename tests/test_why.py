@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import plm_classify_sites
+import plm_predict
 import pytest
 from plm.data.task import Task
 from plm.jobs.classify_sites import scan
@@ -179,7 +180,7 @@ def test_contributions_by_hand() -> None:
     np.testing.assert_allclose(each, [[0.5 * (np.log(4) - usual), 2 * (np.log(0.4 / 0.6) - usual)]])
     np.testing.assert_allclose(contributions(said, weights, np.array([0]), BINARY, np.array([0.9, 0.1])), -each)
     three = contributions(np.array([[[0.2, 0.5, 0.3]]]), np.ones((1, 1)), np.array([2]), THREE, np.full(3, 1 / 3))
-    np.testing.assert_allclose(three, [[np.log(0.9)]])
+    np.testing.assert_allclose(three, [[np.log(0.3 / 0.5)]])
     numbers = contributions(np.array([[[6.0], [1.0]]]), np.array([[1.0, 2.0]]), np.array([0]), NUMBER, np.ones(1))
     np.testing.assert_allclose(numbers, [[1.0, -0.5]])
 
@@ -254,3 +255,58 @@ def test_of_numbers_the_highest() -> None:
     assert [int(row["position"]) for row in rows] == expected.tolist()
     assert rows[0]["speaks_for"] == "language model, composition" and not rows[0]["speaks_against"]
     assert f"the {MOST_NUMBERS} sites of the highest numbers" in report
+
+
+# --------------------------------------------------------------------------------------------------- whole proteins
+
+
+@pytest.fixture(scope="module")
+def variants(tiny_esm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for whole sequences of one length."""
+    frame = motif_windows(200).drop(columns=["position", "window", "protein"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GALAXY_SLOTS", "1")
+        folder = tmp_path_factory.mktemp("variants")
+        return finetune(frame, tiny_esm2, folder, "--predictor", "combination")["bundle"]
+
+
+def predicted(bundle: Path, model: Path, folder: Path, fasta: str) -> tuple[list[dict], list[dict], str]:
+    """Predictions, reasons and report of plm_predict."""
+    (folder / "in.fasta").write_text(fasta)
+    plm_predict.run([
+        "--input", str(folder / "in.fasta"), "--bundle", str(bundle), "--model", str(model), "--device", "cpu",
+        "--precision", "fp32", "--predictions", str(folder / "p.tsv"), "--reasons", str(folder / "r.tsv"),
+        "--report", str(folder / "report.md"),
+    ])
+    return table(folder / "p.tsv"), table(folder / "r.tsv"), (folder / "report.md").read_text()
+
+
+def test_each_predicted_protein_has_its_reasons(
+    variants: Path, tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GALAXY_SLOTS", "1")
+    known = motif_windows(200)["sequence"][0]
+    texts = {"known": known, "long": made_up(40), "again": known, "bad": "", "short": "ACY"}
+    fasta = "".join(f">{name}\n{text}\n" for name, text in texts.items())
+    answers, rows, report = predicted(variants, tiny_esm2, tmp_path, fasta)
+    assert [(row["id"], row["call"], row["p_1"]) for row in rows] == [
+        (row["id"], row["call"], row["p_1"]) for row in answers
+    ]
+    assert [row["id"] for row in rows] == ["known", "long", "again", "short"]
+    bundle = load_bundle(variants, str(tiny_esm2), workdir=tmp_path / "again", device="cpu", precision="fp32")
+    assert bundle.predictor is not None
+    told = bundle.explain([texts[row["id"]] for row in rows])
+    for name in bundle.predictor.combination.names:
+        np.testing.assert_allclose([float(row[name]) for row in rows], told.members[name][:, 1], atol=2e-6)
+    assert {**rows[0], "id": ""} == {**rows[2], "id": ""}
+    assert "## Why these answers" in report
+
+
+def test_residues_have_no_reasons(
+    root: Path, tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GALAXY_SLOTS", "1")
+    bundle = root / "test-data" / "bundle_tiny_residues.zip"
+    answers, rows, report = predicted(bundle, tiny_esm2, tmp_path, ">p\nACDEFGHIKLMNPQRSTVWY\n")
+    assert len(answers) == 1 and not rows
+    assert "not for every residue: their table is empty" in report

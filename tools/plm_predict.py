@@ -6,7 +6,8 @@ length; or, for plm_train_classifier's, embeddings that were made like those it 
 where the bundle reads sequences too.
 Outputs: a predictions table (call, calibrated probabilities, set of classes of a chosen coverage, distance to the
 training proteins, nearest of them), a status table that names every input record, a figure, a report; on request what
-each substitution of some residues does to the answer (table and figure; fine-tuned models of whole proteins).
+each part of the predictor says (table), and what each substitution of some residues does to the answer (table and
+figure; fine-tuned models of whole proteins).
 
 Example:
     python plm_predict.py --input genome.fasta --bundle bundle.zip --predictions predictions.tabular --report report.md
@@ -25,11 +26,13 @@ from plm import flags, stage
 from plm.errors import UserError
 
 if TYPE_CHECKING:
+    from plm.jobs.predict.answer_reasons import AnswerReasons
     from plm.jobs.predict.mutagenesis import ProteinMaps
     from plm.jobs.predict.sources import Answered
     from plm.jobs.predict.verdicts import Rules
     from plm.model.bundles.bundle import Bundle
     from plm.scoring.conformal import Errors
+    from plm.telling.report import Report
 
 NAME = "plm_predict"
 
@@ -68,6 +71,7 @@ class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     residues: Path | None = flags.output("of bundles for residues: a row a residue with its probabilities (tabular)")
     submission: Path | None = flags.output("ids and answers alone, comma-separated, to hand in")
     submission_columns: str = flags.text("names of its two columns", "id,label")
+    reasons: Path | None = flags.output("what each part of the predictor says of every protein (tabular)")
     mutagenesis: Path | None = flags.output("what each substitution of some residues does to the answer (tabular)")
     mutagenesis_figure: Path | None = flags.output("the same as heat maps (PNG)")
     mutagenesis_residues: str = flags.text(
@@ -147,6 +151,7 @@ def wanted_maps(args: Arguments, answered: Answered) -> ProteinMaps | None:
 
 def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> None:
     """Judges and writes block by block, then figure, status and report."""
+    from plm.jobs.predict.answer_reasons import AnswerReasons
     from plm.jobs.predict.report import PredictionCounts, first_line, prediction_report, predictions_figure
     from plm.jobs.predict.tables import PredictionTables
     from plm.jobs.predict.verdicts import judge
@@ -168,9 +173,14 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
             queries, rules, model, finished, args.top_k, predictions, text(args.residues), text(args.submission),
             (args.submission_names[0], args.submission_names[1]),
         )
+        reasons = None
+        if (handle := text(args.reasons)) is not None:
+            reasons = AnswerReasons.begin(bundle, queries, model, handle)
         for block in answered.blocks:
             verdicts = judge(rules, block.values, block.states)
             counts.add(queries, block.records, verdicts)
+            if reasons is not None:
+                reasons.add(block, verdicts)
             if rules.task.level == "residue":
                 tables.add_residues(block.records, block.sequences, block.values, verdicts)
             else:
@@ -187,7 +197,7 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
             queries.write_status(status, counts.abstained)
         if args.figure:
             predictions_figure(counts, outputs.path(args.figure))
-        shown = ("figure", "predictions", "residues", "submission", "mutagenesis", "mutagenesis_figure")
+        shown = ("figure", "predictions", "residues", "submission", "reasons", "mutagenesis", "mutagenesis_figure")
         names = [name for name in shown if getattr(args, name)]
         if maps is not None:
             assert answered.ask is not None
@@ -198,7 +208,7 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
         if args.report:
             report = prediction_report(
                 counts, model=model, finished=finished, about=answered.about, notes=notes, outputs=names,
-                explain=lambda report: maps.report(report, names) if maps is not None else None,
+                explain=lambda report: explain(report, reasons, maps, names),
             )
             report.write(outputs.path(args.report))
         opened.close()
@@ -206,6 +216,14 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
         log.warning("Note: %s", note)
     log.info("%d records: %d predicted, %d rejected", len(queries), len(queries) - counts.rejected, counts.rejected)
     log.info("%s.", first_line(counts, finished))
+
+
+def explain(report: Report, reasons: AnswerReasons | None, maps: ProteinMaps | None, names: list[str]) -> None:
+    """Adds to a report what the answers rest on."""
+    if reasons is not None:
+        reasons.report(report)
+    if maps is not None:
+        maps.report(report, names)
 
 
 if __name__ == "__main__":

@@ -42,23 +42,27 @@ def weights_of(combination: Combination, similarity: Floats) -> Floats:
 def contributions(said: Floats, weights: Floats, calls: Ints, task: Task, shares: Floats) -> Floats:
     """(n, m) what each member says for the answer: positive for it, negative against it.
 
-    Of two classes: log-odds of the called class less those of its share in training, times the weight; of several the
-    same with logarithms of probabilities; of numbers the distance above the training mean in deviations.
+    Of two classes: log-odds of the called class less those of its share in training, times the weight; of several
+    log-odds of the called class against the likeliest other one; of numbers the distance above the training mean in
+    deviations.
 
     Args:
         said: (n, m, K) probabilities, or (n, m, 1) numbers.
         weights: (n, m).
         calls: (n,) called classes; not used for numbers.
         task: Classes, or mean and deviation of the training numbers.
-        shares: (K,) shares of the classes in training; not used for numbers.
+        shares: (K,) shares of the classes in training; used for two classes.
     """
     if task.target == "number":
         return weights * (said[:, :, 0] - task.mean) / task.sd
     logs, usual = (np.log(np.maximum(values, SMALLEST)) for values in (said, shares))
-    own = np.take_along_axis(logs, calls[:, None, None], axis=2)[:, :, 0] - usual[calls][:, None]
+    own = np.take_along_axis(logs, calls[:, None, None], axis=2)[:, :, 0]
+    others = logs.copy()
+    np.put_along_axis(others, calls[:, None, None], -np.inf, axis=2)
+    odds = own - others.max(axis=2)
     if len(task.classes) == 2:
-        own -= np.take_along_axis(logs, 1 - calls[:, None, None], axis=2)[:, :, 0] - usual[1 - calls][:, None]
-    return weights * own
+        odds -= (usual[calls] - usual[1 - calls])[:, None]
+    return weights * odds
 
 
 def training_shares(manifest: Mapping[str, Any], task: Task) -> Floats:

@@ -11,6 +11,7 @@ from plm.jobs.classify_sites.tables import SiteAnswers
 from plm.model.bundles.fine_tuned import FineTunedBundle
 from plm.model.bundles.predictor import Reasons
 from plm.scoring.reasons import ReasonsTable
+from plm.telling.reasons import tell_reasons
 from plm.telling.report import Report, plain
 from plm.wording import counted
 
@@ -85,25 +86,7 @@ class CallReasons:
         if not table.rows:
             report.paragraph("No site is called, so there is no call to give reasons for.")
             return
-        sites = self._sites()
-        if len(table.combination.names) == 1 and table.training is None:
-            report.paragraph(
-                f"The bundle answers with its {plain(table.combination.names[0])} alone: no other member stands behind "
-                f"{sites}."
-            )
-            return
-        rows = [
-            [plain(name), table.weights(name), f"{table.speaking[name]:,}", f"{table.objecting[name]:,}"]
-            for name in table.combination.names
-        ]
-        report.rows(["Member", "Weight", "Speaks for", "Speaks against"], rows)
-        told = f"The table above counts what speaks for and against {sites}."
-        if table.alike:
-            told += (
-                f" {counted(table.alike, 'of them is', 'of them are')} the same as a training row in all that is "
-                "compared: the predictor has learned from that row, so the answer predicts nothing new."
-            )
-        report.paragraph(told)
+        tell_reasons(report, table, self._sites())
 
     def _sites(self) -> str:
         count = counted(self.table.rows, "site")

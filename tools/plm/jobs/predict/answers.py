@@ -18,6 +18,7 @@ from plm.errors import UserError
 from plm.jobs.predict.queries import BATCH_ROWS
 from plm.model.bundles.classifier import ClassifierBundle
 from plm.model.bundles.fine_tuned import FineTunedBundle, check_base
+from plm.model.bundles.predictor import Reasons
 from plm.model.checkpoint import resolve_model
 from plm.model.embedding.representations import Wanted
 from plm.model.embedding.sharded import EmbedJob
@@ -42,12 +43,14 @@ class BundleAnswers:
         values: (n, K) probabilities or (n, 1) numbers; of residue tasks (R, K), record after record.
         states: (n, D) representations by which they are compared with training proteins; None if there are none.
         sequences: Of residue tasks the n sequences; else empty.
+        reasons: What stood behind the n answers; None of residue tasks.
     """
 
     records: Ints
     values: Floats
     states: Singles | None
     sequences: tuple[str, ...] = ()
+    reasons: Reasons | None = None
 
 
 def base_of(
@@ -116,7 +119,8 @@ def ask_classifier(
     """Embeddings, with the sequences of their records where there are any, through a classifier of embeddings."""
     for records, matrix in batches:
         sequences, positions = (None, None) if texts is None else texts(records)
-        yield BundleAnswers(records, bundle.predict(matrix, sequences, positions), matrix)
+        values, reasons = bundle.predict_with_reasons(matrix, sequences, positions)
+        yield BundleAnswers(records, values, matrix, reasons=reasons)
 
 
 def texts_of(proteins: ProteinStore, *, sites: bool) -> TextsOf:
@@ -148,7 +152,7 @@ class Asker:
         self._bundle, self._proteins, self._budget, self._log = bundle, proteins, budget, log
         self._windows = np.ones(len(proteins.lengths), np.int64)
         self._repeated = np.bincount(proteins.unique[proteins.accepted], minlength=len(proteins.lengths)) > 1
-        self._known: dict[int, tuple[Floats, Singles]] = {}
+        self._known: dict[int, tuple[Floats, Singles, Reasons | None]] = {}
         self._progress = stage.Progress(log, int(proteins.lengths.sum()), "residues", every=10.0)
 
     def windows(self) -> Ints:
@@ -179,11 +183,13 @@ class Asker:
         fresh = dict(zip(new, self._ask(new), strict=True)) if new else {}
         self._known.update({number: fresh[number] for number in new if self._repeated[number]})
         answers = [fresh[number] if number in fresh else self._known[number] for number in numbers]
-        values = np.concatenate([one for one, _ in answers])
+        values = np.concatenate([one for one, _, _ in answers])
         where = np.array(records, np.int64)
         if self._bundle.task.level == "residue":
             return BundleAnswers(where, values, None, tuple(self._proteins.sequences[number] for number in numbers))
-        return BundleAnswers(where, values, np.concatenate([states for _, states in answers]))
+        behind = [reasons for _, _, reasons in answers if reasons is not None]
+        states = np.concatenate([states for _, states, _ in answers])
+        return BundleAnswers(where, values, states, reasons=Reasons.together(behind))
 
     def ask(self, texts: Sequence[str], sites: Sequence[int] | None = None) -> Floats:
         """The bundle's answers ``(N, K)`` for sequences that are none of the input's, all of them asked together.
@@ -200,16 +206,20 @@ class Asker:
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 self._budget = halved(self._budget, error, self._bundle.loaded.device, self._log)
 
-    def _ask(self, numbers: list[int]) -> list[tuple[Floats, Singles]]:
+    def _ask(self, numbers: list[int]) -> list[tuple[Floats, Singles, Reasons | None]]:
         texts = [self._proteins.sequences[number] for number in numbers]
         family = self._bundle.loaded.family
         if self._bundle.task.level == "residue":
             ends = np.cumsum([len(text) for text in texts])
             none = np.empty((1, 0), np.float32)
-            answers = [(part, none) for part in np.split(self.ask(texts), ends[:-1])]
+            answers: list[tuple[Floats, Singles, Reasons | None]] = [
+                (part, none, None) for part in np.split(self.ask(texts), ends[:-1])
+            ]
         else:
-            values, states = self._within_memory(lambda budget: self._bundle.predict_with_states(texts, budget))
-            answers = [(values[row : row + 1], states[row : row + 1]) for row in range(len(texts))]
+            values, states, reasons = self._within_memory(
+                lambda budget: self._bundle.predict_with_states_and_reasons(texts, budget)
+            )
+            answers = [(values[row : row + 1], states[row : row + 1], reasons.row(row)) for row in range(len(texts))]
         caps = (max(self._budget - family.specials, 8), family.max_residues)
         whole = min(cap for cap in caps if cap is not None)
         self._windows[numbers] = [len(segments(len(text), whole)) for text in texts]

@@ -39,7 +39,7 @@ from plm.errors import UserError
 from plm.model.bundles import archive, manifests
 from plm.model.bundles.archive import SCHEMA_VERSION, bundle_kind, json_text, write_zip
 from plm.model.bundles.bundle import Bundle, check_self_test
-from plm.model.bundles.predictor import Explained, Predictor, alone, read_predictor
+from plm.model.bundles.predictor import Explained, Predictor, Reasons, alone, no_others, read_predictor
 from plm.received import tensors
 from plm.received.documents import as_object, cleaned, has_breaks, one_line, read_json
 from plm.received.fields import Fields
@@ -304,9 +304,18 @@ class ClassifierBundle(Bundle):
         Raises:
             UserError: As :meth:`raw`; a combination without sequences.
         """
+        return self.predict_with_reasons(matrix, sequences, positions)[0]
+
+    def predict_with_reasons(
+        self, matrix: NDArray[Any], sequences: Sequence[str] | None = None, positions: Sequence[int] | None = None
+    ) -> tuple[Floats, Reasons]:
+        """As :meth:`predict`, with what the members that count said on the way, at no further cost."""
         if self.predictor is None:
-            return self.predict_model(matrix)
-        return self.predictor.answer(lambda: self.predict_model(matrix), self._needed(sequences), positions)
+            model = self.predict_model(matrix)
+            return model, no_others(model)
+        return self.predictor.answer_with_reasons(
+            lambda: self.predict_model(matrix), self._needed(sequences), positions
+        )
 
     def explain(
         self, matrix: NDArray[Any], sequences: Sequence[str] | None = None, positions: Sequence[int] | None = None

@@ -183,6 +183,12 @@ class FineTunedBundle(Bundle):
             ``(N, K)`` float64 answers, and ``(N, D)`` float32 representations by the first member: the space of
             :attr:`reference`.
         """
+        return self.predict_with_states_and_reasons(sequences, budget)[:2]
+
+    def predict_with_states_and_reasons(
+        self, sequences: Sequence[str], budget: int = DEFAULT_BUDGET
+    ) -> tuple[Floats, Singles, Reasons]:
+        """As :meth:`predict_with_states`, with what the members that count said on the way."""
         outputs, states = [], np.empty((0, 0), np.float32)
         for number, member in enumerate(self.members):
             self._choose(member)
@@ -193,8 +199,9 @@ class FineTunedBundle(Bundle):
             outputs.append(self._calibrated(member, raw))
         model: Floats = np.mean(outputs, axis=0)
         if self.predictor is None:
-            return model, states
-        return self.predictor.answer(lambda: model, sequences, None), states
+            return model, states, no_others(model)
+        answers, reasons = self.predictor.answer_with_reasons(lambda: model, sequences, None)
+        return answers, states, reasons
 
     @property
     def reference(self) -> tuple[list[str], list[str], Singles]:

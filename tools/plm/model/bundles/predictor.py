@@ -72,6 +72,14 @@ class Reasons:
         part = slice(number, number + 1)
         return Reasons(self.names, self.said[part].copy(), self.similarities[part].copy(), self.rows[part].copy())
 
+    @classmethod
+    def together(cls, parts: Sequence[Reasons]) -> Reasons:
+        """What stood behind the answers of one or more parts, one after the other."""
+        return cls(
+            parts[0].names, np.concatenate([one.said for one in parts]),
+            np.concatenate([one.similarities for one in parts]), np.concatenate([one.rows for one in parts]),
+        )
+
     def packed(self) -> Floats:
         """(N, m * K + 2 * NEAREST_ROWS) all of it in one array, to be kept in little memory."""
         return np.concatenate([self.said.reshape(len(self.said), -1), self.similarities, self.rows], axis=1)
