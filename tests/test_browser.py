@@ -117,8 +117,8 @@ def test_words_of_the_field_find_the_tools(page: Any) -> None:
 def test_the_flagship_from_the_first_page_to_the_bundle(page: Any, server: GalaxyServer, tmp_path: Path) -> None:
     page.frame_locator("iframe[src*=welcome]").locator("#start-sites").click()
     page.wait_for_url("**/workflows/run**")
-    choose(page, "Query proteins", "simulated_query.fasta")
-    assert "simulated_windows.fasta" in page.locator("[data-label='Labelled sites'] .multiselect").first.inner_text()
+    choose(page, "Query proteins", "demo_proteins.fasta")
+    assert "demo_sites.fasta" in page.locator("[data-label='Labelled sites'] .multiselect").first.inner_text()
     page.locator("[data-label='Epochs at most'] input").first.fill("2")
     assert page.locator(".alert-danger:visible").count() == 0 and page.locator(".alert-warning:visible").count() == 0
     shoot(page, "run-form")
@@ -140,7 +140,7 @@ def test_the_flagship_from_the_first_page_to_the_bundle(page: Any, server: Galax
     outputs = server.request("GET", f"/api/invocations/{invocation[1]}")["outputs"]
     bundle = outputs["Fine-tuned model"]["id"]
     shown = server.request("GET", f"/api/datasets/{bundle}")
-    assert shown["name"] == "Fine-tuned model (bundle): simulated_windows.fasta"
+    assert shown["name"] == "Fine-tuned model (bundle): demo_sites.fasta"
     page.goto(f"{server.url}/datasets/{bundle}")
     with page.expect_download() as download:
         page.evaluate("address => { location.href = address }", f"/api/datasets/{bundle}/display?to_ext=zip")

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.flagship import GalaxyRun, Invocation
+from harness.tutorial import Published
 
 MARK = ".plm-results"
 REPORT = "report.html"
 TABLE_ROWS = 20
-SUMMARY_METRICS = ("auroc", "auprc", "mcc", "brier", "spearman", "rmse")
+SUMMARY_METRICS = ("auroc", "auprc", "mcc", "accuracy", "brier", "spearman", "rmse")
 _DIRECTIVE = re.compile(r'```galaxy\n(?P<name>\w+)\(output="(?P<output>\w+)"(?P<options>[^\n]*)\)\n```')
 _TITLE = re.compile(r'title="([^"]*)"')
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -163,17 +164,25 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         return list(reader.fieldnames or []), rows
 
 
-def summary(outputs: Sequence[Output], sites: int = 10) -> list[str]:
-    """What the screen says: each report's first sentence, the scores, the strongest sites, the files."""
-    lines = []
+def summary(outputs: Sequence[Output], sites: int = 10, published: Published | None = None) -> list[str]:
+    """What the screen says: each report's first sentence, all that the evaluation says before its first heading, the
+    scores, the strongest sites, the files.
+
+    Args:
+        outputs: Files of the results.
+        sites: How many sites.
+        published: Figures of others for the same test rows, beside the scores.
+    """
+    lines: list[str] = []
     for output in outputs:
         if output.path.suffix == ".md":
-            sentence = _first_sentence(output.path.read_text(encoding="utf-8"))
-            if sentence:
-                lines.append(f"{output.label}: {sentence}")
+            said = _before_headings(output.path.read_text(encoding="utf-8"))
+            lines += [f"{output.label}: {sentence}" for sentence in said[:1]]
+            if output.tool == "plm_evaluate":
+                lines += [f"  - {sentence}" for sentence in said[1:]]
     for output in outputs:
         if (output.tool, output.name) == ("plm_evaluate", "metrics"):
-            lines += ["", *_score_lines(output.path)]
+            lines += ["", *_score_lines(output.path, published)]
         if (output.tool, output.name) == ("plm_classify_sites", "sites"):
             lines += ["", *_site_lines(output.path, sites)]
     lines += ["", "Files:"]
@@ -182,29 +191,39 @@ def summary(outputs: Sequence[Output], sites: int = 10) -> list[str]:
     return lines
 
 
-def _first_sentence(markdown: str) -> str:
+def _before_headings(markdown: str) -> list[str]:
+    """Paragraphs and points of a report up to the first heading behind them, without Markdown's marks."""
+    said: list[str] = []
     for line in markdown.splitlines():
-        text = re.sub(r"\\(.)", r"\1", line.strip().strip("*"))
-        if text and not text.startswith(("#", "```")):
-            return text
-    return ""
+        text = re.sub(r"\\(.)", r"\1", line.strip().removeprefix("- ").strip("*"))
+        if text.startswith(("#", "```")):
+            if said:
+                break
+        elif text:
+            said.append(text)
+    return said
 
 
-def _score_lines(path: Path) -> list[str]:
+def _score_lines(path: Path, published: Published | None = None) -> list[str]:
     _, rows = _read_table(path)
     rows = [row for row in rows if row.get("stratum") == "all" and row.get("class") == "all"]
     split = next((name for name in ("test", "valid") if any(row.get("split") == name for row in rows)), None)
     rows = [row for row in rows if split is None or row.get("split") == split]
     shown = [metric for metric in SUMMARY_METRICS if any(row.get("metric") == metric for row in rows)]
-    width = max((len(row["model"]) for row in rows), default=0)
+    table = {
+        model: [
+            next((_interval(row) for row in rows if row["model"] == model and row["metric"] == metric), "")
+            for metric in shown
+        ]
+        for model in dict.fromkeys(row["model"] for row in rows)
+    }
+    if published is not None:
+        told = {metric: f"{value:.3f}" for metric, value in published.scores.items()}
+        table[published.name] = [told.get(metric, "") for metric in shown]
+    width = max(map(len, table), default=0)
     lines = [f"Scores on the {split or 'given'} rows (95 % intervals over groups):"]
-    lines.append(f"  {'':{width}s}  " + "  ".join(f"{metric.upper():22s}" for metric in shown).rstrip())
-    for model in dict.fromkeys(row["model"] for row in rows):
-        cells = []
-        for metric in shown:
-            row = next((r for r in rows if r["model"] == model and r["metric"] == metric), None)
-            cells.append(_interval(row) if row else "")
-        lines.append(f"  {model:{width}s}  " + "  ".join(f"{cell:22s}" for cell in cells).rstrip())
+    for name, cells in {"": [metric.upper() for metric in shown], **table}.items():
+        lines.append((f"  {name:{width}s}  " + "  ".join(f"{cell:22s}" for cell in cells)).rstrip())
     return lines
 
 

@@ -9,8 +9,8 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plm.errors import UserError
@@ -38,6 +38,37 @@ TRAINING = TutorialFile(
 )
 TEST = TutorialFile(
     "test_sequences.fasta", "gtn_test.fasta", "572c024e55140017e986b37ee9e02b75b740005e786f68ccf4fe2121da56b9d3"
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What others report for the same test set.
+
+    Args:
+        model: What they call their model.
+        where: Where the figures stand.
+        scores: Metric, as the metrics table names it, to its value.
+    """
+
+    model: str
+    where: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The row of a table of scores."""
+        return f"published: {self.model}"
+
+    def sentence(self) -> str:
+        """The figures in one sentence."""
+        told = ", ".join(f"{metric.upper() if metric != 'accuracy' else metric} {value:.3f}"
+                         for metric, value in self.scores.items())
+        return f"Published for the same test set ({self.where}): {self.model}, {told}."
+
+
+PUBLISHED = Published(
+    "ProtT5-XL with LoRA", "the Galaxy tutorial", {"auroc": 0.806, "mcc": 0.479, "accuracy": 0.740}
 )
 
 

@@ -46,8 +46,9 @@ WAYS = (
         "site-prediction",
         "Sites: phosphorylation and other PTMs",
         "Labelled sites and whole proteins: fine-tunes a protein language model, tests it beside simple baselines, and"
-        " scores every candidate site of your proteins. The example takes a few minutes.",
-        ("simulated_query.fasta", "simulated_windows.fasta"),
+        " scores every candidate site of your proteins. The example is simulated, made so that a language model has"
+        " something to add, and takes a few minutes.",
+        ("demo_proteins.fasta", "demo_sites.fasta"),
     ),
     Way(
         "proteins",
