@@ -448,6 +448,25 @@ def test_the_summary_gives_verdict_scores_and_strongest_sites(tmp_path: Path) ->
     assert strongest == [["B", "Y9", "0.900", "call", "1"], ["A", "Y7", "0.200", "call", "0"]]
 
 
+def test_the_summary_says_all_that_the_evaluation_says_first_and_what_was_published(tmp_path: Path) -> None:
+    report = "**mine beats x.**\n\n- mine has AUROC 0.9.\n- The model adds.\n\n**No leakage.**\n\n# Rows\n\n- 3 rows\n"
+    metrics = "model\tsplit\tstratum\tmetric\tclass\tvalue\tlow\thigh\n" + "".join(
+        f"mine\ttest\tall\t{metric}\tall\t0.7\t0.6\t0.8\n" for metric in ("auroc", "mcc", "accuracy", "brier")
+    )
+    outputs = []
+    for name, text in (("report.md", report), ("metrics.tsv", metrics)):
+        (tmp_path / name).write_text(text)
+        outputs.append(Output("Evaluation", "plm_evaluate", name.split(".")[0], 1, tmp_path / name))
+    said = summary(outputs, published=tutorial.PUBLISHED)
+    points = ["  - mine has AUROC 0.9.", "  - The model adds.", "  - No leakage."]
+    assert said[:4] == ["Evaluation: mine beats x.", *points]
+    assert not any("3 rows" in line for line in said)
+    [published] = [line.split() for line in said if "published" in line]
+    assert published[-3:] == ["0.806", "0.479", "0.740"]
+    sentence = tutorial.PUBLISHED.sentence()
+    assert "AUROC 0.806, MCC 0.479, accuracy 0.740" in sentence
+
+
 def test_the_report_page_holds_pictures_and_tables_and_no_foreign_html(tmp_path: Path) -> None:
     python = ROOT / ".plm" / "envs" / "planemo" / "bin" / "python"
     if not python.exists():
