@@ -7,7 +7,7 @@ that relatives decide where there are some, and the language model where there a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +99,3 @@ def weighted(parts: Floats, similarity: Floats | None, weights: Floats, slopes: 
     each = weights[:, None] + slopes[:, None] * near[None, :]
     total: Floats = (each[:, :, None] * parts).sum(axis=0) + bias
     return total
-
-
-def without(answers: Mapping[str, Floats], names: Sequence[str]) -> list[str]:
-    """Members that are wanted and not there."""
-    return [name for name in names if name not in answers]

@@ -32,10 +32,12 @@ FEWEST_STACKED = 100
 SLIGHTLY = 0.01
 """A loss that is larger by this share is not worth a learned number."""
 PULL = 10.0
-"""Loss, summed over rows, that a weight costs which lies as far from the mean's as the mean's from nothing."""
+"""Twice the loss, summed over rows, that a weight costs which lies as far from the mean's as the mean's from nothing."""
 TOGETHER = "sequence members"
 """Name of the combined sequence members beside the language model."""
 SHARES = {LANGUAGE_MODEL: 0.4, TOGETHER: 0.85}
+"""Weights of calibrated logits in the mean of both: about what a plain mean of the language model as one more member
+beside some five would give."""
 _SLIGHT = 1e-3
 """Pull of scales and biases towards 1 and 0, so that they stay finite where classes part perfectly."""
 _FOLDS = 5
@@ -52,6 +54,7 @@ class Heard:
         truth: (N,) class numbers or numbers.
         groups: (N,) what must not be parted.
         task: Task with mean and deviation of the training numbers.
+        calibrated: All answers are calibrated already, so that few rows should change little.
     """
 
     answers: Mapping[str, Floats]
@@ -183,13 +186,8 @@ def fit_single(heard: Heard, name: str) -> Combination:
     return Combination((name,), np.array([scale]), np.zeros(1), bias, "single")
 
 
-def fit_mean(heard: Heard, shares: Floats | None = None) -> Combination:
-    """The mean of calibrated logits, calibrated once more; members that say nothing of the truth get no weight.
-
-    Args:
-        heard: Answers of the members.
-        shares: (m,) weights of the mean; equal ones by default.
-    """
+def fit_mean(heard: Heard) -> Combination:
+    """The mean of calibrated logits, calibrated once more; members that say nothing of the truth get no weight."""
     names, parts = tuple(heard.answers), heard.logits()
     if heard.calibrated:
         share = np.array([SHARES[name] for name in names])
@@ -197,9 +195,8 @@ def fit_mean(heard: Heard, shares: Floats | None = None) -> Combination:
         scale, bias = _scaled(together, heard.truth, heard.task, True)
         return Combination(names, scale * share, np.zeros(len(names)), bias, "mean")
     each = [_scaled(part, heard.truth, heard.task) for part in parts]
-    share = np.full(len(names), 1 / len(names)) if shares is None else shares
-    weights = share * np.array([scale for scale, _ in each])
-    bias = (share[:, None] * np.stack([own for _, own in each])).sum(axis=0)
+    weights = np.array([scale for scale, _ in each]) / len(names)
+    bias = np.mean([own for _, own in each], axis=0)
     none = np.zeros(len(names))
     together = weighted(parts, None, weights, none, bias)
     scale, more = _scaled(together, heard.truth, heard.task)
