@@ -862,6 +862,10 @@ SITES: dict[str, Callable[[], str]] = {
     "ensemble": lambda: sites(site_cases.scan(60, 124), SITE, members=[1, 2]),
     "whole protein": lambda: sites(site_cases.scan(60, 124), SITE, window=0),
     "status": lambda: sites(site_cases.scan(60, 124), SITE, outputs=["status"]),
+    "predictor": lambda: sites(
+        site_cases.scan(60, 124), SITE, predictor={"combination": {"members": ["language model", "one-hot"]}}),
+    "members alone": lambda: sites(
+        site_cases.scan(60, 124), SITE, predictor={"combination": {"members": ["one-hot"]}}),
 }
 SITE_TABLE: dict[str, Case] = {
     "training was cut short (unfinished).": ("unfinished", "usual"),
@@ -875,6 +879,8 @@ SITE_TABLE: dict[str, Case] = {
     "of these calls are false and": ("usual", "no call"),
     "calls do not fit the": ("few calls", "usual"),
     "way; the status table names each": ("status", "usual"),
+    "The bundle's predictor gave the answers, made of": ("predictor", "usual"),
+    "the language model has no weight in it and was not asked": ("members alone", "predictor"),
     "classified,": ("usual", None),
     "without a candidate,": ("usual", None),
     "Each candidate was seen in": ("usual", None),

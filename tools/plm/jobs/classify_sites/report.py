@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from plm.data.task import Task
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.figure import NUMBER, Track
+from plm.model.combination import LANGUAGE_MODEL
 from plm.scoring.expected_calls import Expected
 from plm.scoring.operating_point import OWN_THRESHOLD, OperatingPoint
 from plm.telling.report import Report, plain
@@ -235,10 +236,21 @@ def site_report(
             if len(manifest["members"]) > 1
             else f"Model {plain(model)}, base model {plain(base['id'])} (sha256 {base['sha256'][:12]}), "
             f"method {plain(manifest['method'])}.",
+            *_answering(manifest),
             *map(plain, notes),
         ]
     )
     return report
+
+
+def _answering(manifest: Mapping[str, Any]) -> list[str]:
+    """What the bundle answers with, where that is more than its language model."""
+    held = (manifest.get("predictor") or {}).get("combination")
+    if not held:
+        return []
+    names = ", ".join(held["members"])
+    unasked = "" if LANGUAGE_MODEL in held["members"] else "; the language model has no weight in it and was not asked"
+    return [f"The bundle's predictor gave the answers, made of: {plain(names)}{unasked}."]
 
 
 def _expectations(report: Report, counts: SiteCounts, point: OperatingPoint) -> None:
