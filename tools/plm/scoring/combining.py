@@ -32,7 +32,7 @@ FEWEST_STACKED = 100
 SLIGHTLY = 0.01
 """A loss that is larger by this share is not worth a learned number."""
 PULL = 10.0
-"""Twice the loss, summed over rows, that a weight costs which lies as far from the mean's as the mean's from nothing."""
+"""Twice the loss, summed over rows, that a weight costs which is as far from the mean's as the mean's from nothing."""
 TOGETHER = "sequence members"
 """Name of the combined sequence members beside the language model."""
 SHARES = {LANGUAGE_MODEL: 0.4, TOGETHER: 0.85}
