@@ -13,9 +13,11 @@ import plm_predict
 import plm_train_classifier
 import pytest
 from plm.data.embeddings.files import Description, write_embeddings
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.model.bundles.classifier import load_classifier_bundle
 from plm.model.combination import LANGUAGE_MODEL
+from plm.scoring.combining import Heard, combine
 
 AMINO = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 QUICK = ("--epochs", "3", "--preset", "small", "--resamples", "100", "--seed", "3")
@@ -236,6 +238,28 @@ def test_sites_are_seen_with_what_lies_around_them(tmp_path: Path) -> None:
     assert bundle.predictor is not None and bundle.predictor.members.width == 33
     rows_held = bundle.predictor.members.rows
     assert rows_held is not None and rows_held.ids[0] == "P0:31" and rows_held.texts[0][16] == "S"
+
+
+def test_a_language_model_that_lowers_the_main_score_is_left_out() -> None:
+    """The loss prefers both together, a score that counts the language model's part against it does not."""
+    generator = np.random.default_rng(3)
+    truth = np.arange(300) % 2
+    members, model = (
+        np.stack([1 - p, p], axis=1) for p in (1 / (1 + np.exp(-(2 * truth - 1) * 1.2 - generator.normal(size=300))),
+                                               1 / (1 + np.exp(-(2 * truth - 1) * 1.2 - generator.normal(size=300))))
+    )
+    groups = np.arange(300).astype(str)
+    heard = Heard({"composition": members}, np.full(300, np.nan), (), truth, groups, Task("site", "class", ("0", "1")))
+    both = combine(heard, model, np.arange(300), 1)
+    assert set(both.combination.names) == {LANGUAGE_MODEL, "composition"}
+
+    def quality(values: np.ndarray) -> float:
+        return -float(np.abs(values[:, 1] - both.sequence.chosen.answers[:, 1]).mean())
+
+    alone = combine(heard, model, np.arange(300), 1, quality=quality)
+    assert alone.combination.names == ("composition",)
+    kept = combine(heard, model, np.arange(300), 1, quality=lambda values: -quality(values))
+    assert set(kept.combination.names) == {LANGUAGE_MODEL, "composition"}
 
 
 def ask(bundle: Path, out: Path, *options: str) -> pd.DataFrame:

@@ -13,7 +13,7 @@ combined first, on all rows, and the language model is then combined with the re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -299,7 +299,10 @@ class Combined:
 
 
 
-def combine(heard: Heard, model: Floats, known: Ints, seed: int, *, forced: bool = False) -> Combined:
+def combine(
+    heard: Heard, model: Floats, known: Ints, seed: int, *, forced: bool = False,
+    quality: Callable[[Floats], float] | None = None,
+) -> Combined:
     """Combines sequence members on all rows, then the language model with them on the rows where it is known.
 
     Args:
@@ -308,6 +311,8 @@ def combine(heard: Heard, model: Floats, known: Ints, seed: int, *, forced: bool
         known: (M,) numbers of rows that the language model did not learn from.
         seed: Seed of the folds.
         forced: The language model is not taken alone.
+        quality: Main metric of answers to the rows ``known``, higher is better. If the language model's part lowers it
+            by more than a hundredth, whatever the loss says, the sequence members answer without it.
     """
     sequence = choose(heard, seed)
     there = heard.rows(known)
@@ -316,6 +321,10 @@ def combine(heard: Heard, model: Floats, known: Ints, seed: int, *, forced: bool
         there.groups, heard.task, calibrated=True,
     )
     whole = choose(both, seed, never=LANGUAGE_MODEL if forced else "")
+    if quality is not None and LANGUAGE_MODEL in whole.chosen.combination.names:
+        without = next(one for one in whole.candidates if one.name == TOGETHER)
+        if quality(whole.chosen.answers) < quality(without.answers) - SLIGHTLY:
+            whole = Choice(without, whole.candidates)
     return Combined(
         _flat(whole.chosen.combination, sequence.chosen.combination), sequence, whole, whole.chosen.answers, known
     )

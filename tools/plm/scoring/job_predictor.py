@@ -96,7 +96,7 @@ class JobPredictor:
 
 def build(
     parts: Mapping[int | None, PartExamples], whole: Callable[[], PartExamples] | None, metric: str, seed: int,
-    log: logging.Logger, *, compare: bool, forced: bool, residues: bool = False,
+    log: logging.Logger, *, compare: bool, forced: bool, residues: bool = False, by_metric: bool = False,
 ) -> JobPredictor:
     """Fits and chooses for each part, and for the bundle.
 
@@ -109,11 +109,13 @@ def build(
         compare: Also members that keep training sequences.
         forced: The language model is not taken alone.
         residues: Every residue is asked.
+        by_metric: The language model is left out where it lowers the main metric, too.
     """
+    how: dict[str, bool] = {"compare": compare, "forced": forced, "residues": residues, "by_metric": by_metric}
     folds: dict[int | None, FittedPredictor] = {}
     judged: dict[int | None, Ints] = {}
     for fold, part in parts.items():
-        fitted = fit_predictor(part.examples, metric, seed, compare=compare, residues=residues, forced=forced)
+        fitted = fit_predictor(part.examples, metric, seed, **how)
         if fitted is not None:
             folds[fold], judged[fold] = fitted, part.valid[fitted.judged]
     nothing = "Nothing was combined with the language model: no member could be fitted"
@@ -125,7 +127,7 @@ def build(
         together = parts[only]
     else:
         together = whole()
-        final = fit_predictor(together.examples, metric, seed, compare=compare, residues=residues, forced=forced)
+        final = fit_predictor(together.examples, metric, seed, **how)
     if final is None:
         return JobPredictor(None, why_not=nothing)
     for told in final.left_out:

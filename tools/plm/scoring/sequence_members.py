@@ -25,7 +25,7 @@ from plm.scoring import intervals
 from plm.scoring.combining import Choice, Combined, Heard, combine
 from plm.scoring.comparison import compare
 from plm.scoring.cross_fitting import LabelledTexts, choose_setting, folds_for
-from plm.scoring.metrics import ALL, Scored, score
+from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Scored, score
 from plm.scoring.quiet_threads import one_thread
 
 CROSS_FITTED_ROWS = 4000
@@ -156,7 +156,7 @@ class FittedPredictor:
 
 def fit_predictor(
     examples: MemberExamples, metric: str, seed: int, *, compare: bool = True, residues: bool = False,
-    forced: bool = False,
+    forced: bool = False, by_metric: bool = False,
 ) -> FittedPredictor | None:
     """Fits sequence members and combines them with the language model.
 
@@ -167,6 +167,7 @@ def fit_predictor(
         compare: Also members that keep training sequences.
         residues: Every residue is asked, so that members which compare would cost more than the language model.
         forced: The language model is not taken alone.
+        by_metric: The language model is left out where it lowers the main metric, too.
 
     Returns:
         None if there is nothing to combine: no row of which the language model's answer is known, or no member.
@@ -224,7 +225,9 @@ def fit_predictor(
     )
     places = np.flatnonzero(np.isin(heard_rows, known))
     judged = heard_rows[places]
-    combined = combine(heard, examples.model[judged], places, seed, forced=forced)
+    truth, sign = examples.rows.target[judged], -1.0 if metric in LOWER_IS_BETTER else 1.0
+    quality = (lambda values: sign * score(scored(values, truth, examples.task))[metric, ALL]) if by_metric else None
+    combined = combine(heard, examples.model[judged], places, seed, forced=forced, quality=quality)
     rows = MemberRows(
         [examples.ids[row] for row in learn], [examples.labels[row] for row in learn], whole.texts, whole.target
     )

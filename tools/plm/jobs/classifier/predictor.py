@@ -147,7 +147,8 @@ def build(
         return _examples(trained, sequences, [], final.valid_rows, final.head, final.temperature, final.task)
 
     return job_predictor.build(
-        examples, whole if material.folds else None, material.metric, seed, log, compare=compare, forced=forced
+        examples, whole if material.folds else None, material.metric, seed, log, compare=compare, forced=forced,
+        by_metric=True,
     )
 
 

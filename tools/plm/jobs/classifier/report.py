@@ -369,7 +369,8 @@ def write_up(
         report.heading("The predictor: what was chosen among").paragraph(
             "Mean loss of each candidate on rows that it was not fitted on (log loss; of numbers half the squared error"
             " in units of their deviation), groups kept together. The plain mean is taken unless another is better by"
-            " more than one standard error and a hundredth. The language model is the chosen head."
+            " more than one standard error and a hundredth. The language model is the chosen head; it is left out where"
+            " it lowers the main score on these rows by more than a hundredth, whatever the loss."
         )
         report.rows(choice_rows(findings.predictor)[0], cells)
     if evaluation.kind == "multiclass":
