@@ -207,7 +207,8 @@ class ComparedRows:
         self.view = view
         block = TextBlock(texts)
         if view == "one-hot":
-            self._rows: Any = np.ascontiguousarray(_hot(block.placed, np.float32).T)
+            # What is no residue has another code here than in new rows, so that it equals nothing.
+            self._rows: Any = np.ascontiguousarray(np.where(block.placed == NOTHING, NOTHING + 1, block.placed).T)
             self._counts: Singles = (block.placed < NOTHING).sum(axis=1).astype(np.float32)
         elif view == "k-mers":
             self._rows = block.view(view).astype(np.float32).T.tocsr()
@@ -220,8 +221,8 @@ class ComparedRows:
             return _ungapped_identity(list(block.view(self.view)), self._rows)
         if self.view == "k-mers":
             return _shared_k_mers(block.view(self.view).astype(np.float32), self._rows)
-        hot, counts = _hot(block.placed, np.float32), (block.placed < NOTHING).sum(axis=1).astype(np.float32)
-        return _equal_places(hot, self._rows, counts, self._counts)
+        counts = (block.placed < NOTHING).sum(axis=1).astype(np.float32)
+        return _equal_places(block.placed, self._rows, counts, self._counts)
 
 
 def _ungapped_identity(seen: Sequence[str], own: Sequence[str]) -> Singles:
@@ -234,12 +235,35 @@ def _ungapped_identity(seen: Sequence[str], own: Sequence[str]) -> Singles:
     return best
 
 
-def _equal_places(one: Singles, other: Singles, one_counts: Singles, other_counts: Singles) -> Singles:
-    """(M, N) share of equal places: one-hot (M, F) and (F, N), with the residues of each row."""
-    equal: Singles = one @ other
+def _equal_places(
+    one: NDArray[np.uint8], other: NDArray[np.uint8], one_counts: Singles, other_counts: Singles
+) -> Singles:
+    """(M, N) share of equal codes of rows (M, L) and (L, N), in strips that stay in the processor's cache."""
+    count, length = one.shape
+    shares = np.empty((count, other.shape[1]), np.float32)
+    for start in range(0, count, _STRIP):
+        strip = one[start : start + _STRIP]
+        total: NDArray[np.uint16] = np.zeros((len(strip), other.shape[1]), np.uint16)
+        for first in range(0, length, _MOST_BYTE):
+            part: NDArray[np.uint8] = np.zeros(total.shape, np.uint8)
+            same = np.empty(total.shape, np.bool_)
+            for place in range(first, min(first + _MOST_BYTE, length)):
+                np.equal(strip[:, place, None], other[place], out=same)
+                part += same.view(np.uint8)
+            total += part
+        strip_shares = shares[start : start + _STRIP]
+        strip_shares[:] = total
+        _divide(strip_shares, one_counts[start : start + _STRIP], other_counts)
+    return shares
+
+
+_STRIP, _MOST_BYTE = 64, 255
+
+
+def _divide(equal: Singles, one_counts: Singles, other_counts: Singles) -> None:
+    """Turns (M, N) numbers of equal places into shares, in place: of the residues of the row that has fewer."""
     places = np.minimum(one_counts[:, None], other_counts[None, :])
     equal /= np.maximum(places, np.float32(1), out=places)
-    return equal
 
 
 def _shared_k_mers(one: Any, other: Any) -> Singles:
@@ -262,4 +286,6 @@ def similarity(view: str, seen: Any, own: Any) -> Singles:
     if view == "k-mers":
         return _shared_k_mers(seen, own.T)
     one, other = seen.astype(np.float32, copy=False), own.astype(np.float32, copy=False)
-    return _equal_places(one, other.T, one.sum(axis=1), other.sum(axis=1))
+    equal: Singles = one @ other.T
+    _divide(equal, one.sum(axis=1), other.sum(axis=1))
+    return equal
