@@ -137,7 +137,8 @@ class ReasonsTable:
         nearest = [f"{what}_{place}" for place in places for what in ("nearest", "similarity", "label")]
         names = self.combination.names
         weights = (f"weight of {name}" for name in names)
-        return (*self.before, *answer, *names, *weights, *nearest, "speaks_for", "speaks_against", "why", "model")
+        told = ("speaks_for", "speaks_against", "why", "model")
+        return tuple(visible(name) for name in (*self.before, *answer, *names, *weights, *nearest, *told))
 
     def cells(self, before: Sequence[object], call: int, shown: float, reasons: Reasons, number: int) -> list[str]:
         """One row.
