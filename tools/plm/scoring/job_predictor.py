@@ -221,7 +221,7 @@ class AnsweredRows:
 
     def parts(
         self, fitted: FittedPredictor, told: Explained, together: Floats, models: Sequence[tuple[str, Floats]],
-        threshold: float, alone: float,
+        threshold: float, alone: float, *, folds: bool,
     ) -> list[pd.DataFrame]:
         """The rows as the predictor answers them, and each of its parts.
 
@@ -232,11 +232,13 @@ class AnsweredRows:
             models: Seed and (N, K) answers of the language model, its main answers first.
             threshold: Of the predictor.
             alone: Of the language model alone.
+            folds: Each fold chose for itself, so that the language model's own rows are told wherever it was chosen
+                alone, too: every part has a row for every row of the data set.
         """
         counting = fitted.combined.combination.names
         first = models[0][0]
         tables = [self.table(told.answers, self.calls(told.answers, threshold), first, PREDICTOR)]
-        if counting != (LANGUAGE_MODEL,):
+        if folds or counting != (LANGUAGE_MODEL,):
             counts = LANGUAGE_MODEL in counting
             tables += [
                 self.table(values, self.calls(values, alone), seed, MODEL_ALONE, counts=counts)

@@ -226,7 +226,7 @@ def predictions(trained: Trained, bundle: ClassifierBundle, answering: Answering
             tables.append(answered_rows.table(values, answered_rows.calls(values, threshold), seed, role))
             continue
         tables += answered_rows.parts(
-            own.fitted, own.told, own.together, [(seed, values)], own.threshold, threshold
+            own.fitted, own.told, own.together, [(seed, values)], own.threshold, threshold, folds=material.folds
         )
     return pd.concat(tables, ignore_index=True)
 

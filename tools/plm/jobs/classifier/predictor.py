@@ -134,13 +134,16 @@ def build(
         return JobPredictor(None, why_not=f"{WHY} {final.why_uncalibrated}")
     if len(final.truth) < few_rows.FEWEST_CALIBRATION:
         return JobPredictor(None, why_not=f"{WHY} there are only {len(final.truth)} validation rows")
+    for part in material.parts:
+        if task.target == "class" and (why := few_rows.why_uncalibrated(_truth(material, part.valid))):
+            # Every fold combines, or none: the predictions table has a row of each part for every row.
+            return JobPredictor(None, why_not=f"{WHY} in fold {part.fold} {why}")
     heads = trained.members[trained.chosen]
     examples = {
         part.fold: _examples(
             trained, sequences, part.train, part.valid, head.fitted.head, head.temperature, head.task
         )
         for part, head in zip(material.parts, heads, strict=True)
-        if task.target == "number" or not few_rows.why_uncalibrated(_truth(material, part.valid))
     }
 
     def whole() -> PartExamples:

@@ -295,7 +295,9 @@ def predictions(
             continue
         units = unseen_units(job, part.valid, combined.judged[fold])
         told, together = explain_unseen(fitted, models[0][1], sequences, positions, units)
-        tables += answered.parts(fitted, told, together, models, threshold, alone.thresholds.get(fold, 0.5))
+        tables += answered.parts(
+            fitted, told, together, models, threshold, alone.thresholds.get(fold, 0.5), folds=fold is not None
+        )
     return pd.concat(tables, ignore_index=True)
 
 
