@@ -55,8 +55,9 @@ WAYS = (
         "embedding-classifier",
         "Proteins: classification",
         "Proteins with a class each and new proteins: embeds them, trains a classifier, tests it on proteins without"
-        " relatives in training, and predicts the new ones with a flag for those it should not judge.",
-        ("simulated_query.fasta", "simulated_classes.fasta"),
+        " relatives in training, and predicts the new ones with a flag for those it should not judge. The example is"
+        " simulated, made so that a language model has something to add.",
+        ("demo_new_proteins.fasta", "demo_classes.fasta"),
     ),
     Way(
         "proteome",
