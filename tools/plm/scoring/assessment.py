@@ -207,7 +207,8 @@ class Assessment:
         return [sentence for sentence in told if sentence]
 
     def least_alike(self) -> list[str]:
-        """How good the predictors of several parts are on the rows least like training; empty without strata."""
+        """How good the predictors of several parts are on the rows least like training; empty without strata, or where
+        these rows are of one class, which no score can judge."""
         strata = [name for name in dict.fromkeys(line.stratum for line in self.lines)
                   if name.startswith(("identity", NO_RELATIVE))]
         told = []
@@ -216,13 +217,13 @@ class Assessment:
                 continue
             lines = [self.line(model.name, self.metric, stratum=name) for name in strata]
             there = [line for line in lines if line.n]
-            if len(there) > 1:
+            if len(there) > 1 and math.isfinite(there[0].value):
                 line = there[0]
-                value = "undefined" if math.isnan(line.value) else number(line.value)
                 rows = f"{line.n} row{'' if line.n == 1 else 's'}"
                 told.append(
                     f"On the {rows} least like training ({line.stratum}) {model.name} has {metric_name(self.metric)} "
-                    f"{value}{interval_text(line.low, line.high)}: expect no more of proteins that are unlike training."
+                    f"{number(line.value)}{interval_text(line.low, line.high)}: expect no more of proteins that are "
+                    "unlike training."
                 )
         return told
 
