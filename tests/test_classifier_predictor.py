@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import plm_compress_classifier
+import plm_finetune
 import plm_predict
 import plm_train_classifier
 import pytest
@@ -16,6 +17,7 @@ from plm.data.embeddings.files import Description, write_embeddings
 from plm.data.task import Task
 from plm.errors import UserError
 from plm.model.bundles.classifier import load_classifier_bundle
+from plm.model.bundles.fine_tuned import load_bundle
 from plm.model.combination import LANGUAGE_MODEL
 from plm.scoring.combining import Heard, combine
 
@@ -346,3 +348,26 @@ def test_a_strangers_members_are_refused(
 def test_equal_jobs_give_equal_bytes(trained: tuple[pd.DataFrame, dict[str, Path]], tmp_path: Path) -> None:
     frame, made = trained
     assert train(frame, tmp_path)["bundle"].read_bytes() == made["bundle"].read_bytes()
+
+
+def test_plm_predict_asks_the_language_model_of_a_fine_tuned_bundle_alone(tiny_esm2: Path, tmp_path: Path) -> None:
+    frame, new = lysines(100), lysines(12, seed=7)
+    frame.to_csv(tmp_path / "dataset.tabular", sep="\t", index=False)
+    made = tmp_path / "tuned.zip"
+    plm_finetune.run([
+        "--dataset", str(tmp_path / "dataset.tabular"), "--model", str(tiny_esm2), "--bundle", str(made), "--method",
+        "head", "--epochs", "1", "--precision", "fp32", "--device", "cpu", "--seed", "3", "--predictor", "combination",
+    ])
+    proteins = tmp_path / "new.fasta"
+    proteins.write_text("".join(f">{one.id}\n{one.sequence}\n" for one in new.itertuples()))
+    options = ("--input", str(proteins), "--model", str(tiny_esm2), "--device", "cpu", "--precision", "fp32")
+    both = ask(made, tmp_path / "both.tsv", *options)
+    alone = ask(made, tmp_path / "alone.tsv", *options, "--predictor", "model")
+    bundle = load_bundle(made, str(tiny_esm2), workdir=tmp_path / "again", device="cpu", precision="fp32")
+    texts = new["sequence"].tolist()
+    np.testing.assert_allclose(both["p_many"].astype(float), bundle.predict(texts)[:, 1], atol=2e-6)
+    model = bundle.predict_model(texts)
+    np.testing.assert_allclose(alone["p_many"].astype(float), model[:, 1], atol=2e-6)
+    threshold = bundle.manifest["predictor"]["language_model"]["threshold"]
+    assert alone["call"].tolist() == bundle.task.calls(model, threshold)
+    assert {"set", "set_size"} <= set(alone.columns), "its own errors on validation rows are in the bundle"
