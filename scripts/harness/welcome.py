@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -123,21 +124,25 @@ def _workflow(server: GalaxyServer, path: Path) -> tuple[str, str]:
 
 
 def _examples(layout: Layout, server: GalaxyServer, way: Way) -> str:
-    """Galaxy's id of the published history with the way's example data."""
-    key = _notes(layout).get(f"examples {way.name}")
+    """Galaxy's id of the published history with the way's example data; one with other files is removed."""
+    files = [layout.root / "test-data" / name for name in way.files]
+    digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
+    key, _, holds = _notes(layout).get(f"examples {way.name}", "").partition(" ")
     if key:
         try:
             deleted = server.request("GET", f"/api/histories/{key}")["deleted"]
             contents = server.request("GET", f"/api/histories/{key}/contents")
-            if not deleted and [entry["state"] for entry in contents] == ["ok"] * len(way.files):
+            if not deleted and holds == digest and [entry["state"] for entry in contents] == ["ok"] * len(files):
                 return key
+            if not deleted:
+                server.request("DELETE", f"/api/histories/{key}")
         except UserError:
             pass  # another database
     made = server.request("POST", "/api/histories", {"name": f"Example data: {way.title}"})["id"]
-    for name in way.files:
-        _upload(server, layout.root / "test-data" / name, made)
+    for path in files:
+        _upload(server, path, made)
     server.request("PUT", f"/api/histories/{made}/publish")
-    _note(layout, f"examples {way.name}", made)
+    _note(layout, f"examples {way.name}", f"{made} {digest}")
     return str(made)
 
 
