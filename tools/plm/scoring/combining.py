@@ -325,6 +325,9 @@ def combine(
         without = next(one for one in whole.candidates if one.name == TOGETHER)
         if quality(whole.chosen.answers) < quality(without.answers) - SLIGHTLY:
             whole = Choice(without, whole.candidates)
+    if whole.chosen.combination.names == (LANGUAGE_MODEL,):  # it answers as it is, calibrated already
+        itself = Combination((LANGUAGE_MODEL,), np.ones(1), np.zeros(1), np.zeros(model.shape[1]), "single")
+        return Combined(itself, sequence, whole, model, known)
     return Combined(
         _flat(whole.chosen.combination, sequence.chosen.combination), sequence, whole, whole.chosen.answers, known
     )

@@ -75,7 +75,8 @@ def limits(about: Mapping[str, Any]) -> str:
     """When the predictor may not be trusted."""
     told = []
     if likeness := about.get("likeness"):
-        low, middle, high = (f"{value:.0%}" for value in likeness)
+        digits = 1 if likeness[0] > 0.95 else 0
+        low, middle, high = (f"{value:.{digits}%}" for value in likeness)
         told.append(
             f"The rows that judged it are {low} to {high} like their most similar training row (the middle 90 % of "
             f"them; median {middle}): do not expect as much of others that are less alike"

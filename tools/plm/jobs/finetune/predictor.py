@@ -67,11 +67,15 @@ def build(job: FineTuningJob, calibration: Calibration, *, compare: bool, forced
     if len(truth) < few_rows.FEWEST_CALIBRATION:
         told = f"Nothing was combined with the language model, since there are only {len(truth)} validation rows"
         return JobPredictor(None, why_not=told)
+    if task.target == "class":  # folds combine all or not at all, so that every row has the same parts
+        for fold, part in parts.items():
+            if why := few_rows.why_uncalibrated(_known(job, part.valid)):
+                where = "" if fold is None else f" in fold {fold}"
+                return JobPredictor(None, why_not=f"Nothing was combined with the language model, since{where} {why}")
     width = _width(job)
     examples = {
         fold: _examples(job, _units(job, part.train, part.valid, seed), said[fold], width, fold)
         for fold, part in parts.items()
-        if task.target == "number" or not few_rows.why_uncalibrated(_known(job, part.valid))
     }
 
     def whole() -> PartExamples:
