@@ -26,7 +26,8 @@ MODEL, PROTEINS = TEST_DATA / "tiny_esm2.zip", TEST_DATA / "simulated_proteins.f
 STAGES = tuple(sorted(path.stem for path in (ROOT / "tools").glob("plm_*.py")))
 INPUTS = {
     "bundle", "dataset", "embeddings", "input", "labels", "negative_sites", "negatives_file", "predictions", "queries",
-    "reference", "resume", "resume_study", "sites", "status", "teacher_cache", "test", "training", "truth", "work_dir",
+    "reference", "resume", "resume_study", "sequences", "sites", "status", "teacher_cache", "test", "training", "truth",
+    "work_dir",
 }
 """Flags that name a file or folder to read, or a folder that keeps parts between runs."""
 

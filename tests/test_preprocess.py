@@ -258,8 +258,8 @@ def test_bundled_data_are_what_the_script_makes(root: Path, data: Path, tmp_path
     subprocess.run([sys.executable, str(script), "--output", str(tmp_path)], check=True)
     made = sorted(path.name for path in tmp_path.iterdir())
     bundled = {path.name for path in data.glob("simulated_*")}
-    others = {name for name in bundled if "embeddings" in name}  # have scripts of their own, as these two
-    others |= {"simulated_odd.fasta", "simulated_held_out.tabular"}
+    others = {name for name in bundled if "embeddings" in name}  # have scripts of their own, as these
+    others |= {"simulated_odd.fasta", "simulated_held_out.tabular", "simulated_classes.h5"}
     assert set(made) == bundled - others
     assert filecmp.cmpfiles(tmp_path, data, made, shallow=False)[0] == made
     assert all((tmp_path / name).stat().st_size < 200_000 for name in made)

@@ -30,7 +30,7 @@ def finetune(frame: pd.DataFrame, model: Path, folder: Path, *options: str) -> d
     frame.to_csv(folder / "dataset.tabular", sep="\t", index=False)
     paths = {name: folder / name for name in OUTPUTS}
     named = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-    fixed = ["--epochs", "2", "--precision", "fp32", "--device", "cpu", *options]
+    fixed = ["--predictor", "model", "--epochs", "2", "--precision", "fp32", "--device", "cpu", *options]
     plm_finetune.run(["--dataset", str(folder / "dataset.tabular"), "--model", str(model), *named, *fixed])
     return paths
 
