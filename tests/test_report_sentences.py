@@ -543,7 +543,7 @@ def classified(
 
 def combined(*members: str, way: str = "mean") -> dict[str, Any]:
     """What a manifest says of a predictor with these members."""
-    candidate = {"name": "mean", "loss": 0.5, "behind": 0.0, "error": None, "chosen": True}
+    candidate = {"name": "mean", "loss": 0.5, "behind": 0.0, "error": None, "taken": True}
     held = {"members": list(members), "way": way} if members else None
     return {"combination": held, "judged": {"rows": 9}, "candidates": [candidate]}
 

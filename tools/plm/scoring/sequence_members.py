@@ -117,7 +117,7 @@ class FittedPredictor:
         def listed(choice: Choice) -> list[dict[str, Any]]:
             return [
                 {"name": one.name, "loss": round(one.loss, 6), "behind": round(one.behind, 6),
-                 "error": round(one.error, 6) if np.isfinite(one.error) else None, "chosen": one is choice.chosen}
+                 "error": round(one.error, 6) if np.isfinite(one.error) else None, "taken": one is choice.chosen}
                 for one in choice.candidates
             ]
 
