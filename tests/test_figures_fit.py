@@ -84,11 +84,11 @@ def evaluation_figures(names: list[str]) -> Iterator[tuple[str, Drawn]]:
         ("binary", 2, 40, 12), ("multiclass", 3, 30, 2), ("multiclass", 30, 60, 1),
     ):
         found = evaluated(names, kind, classes, rows, models)
-        for figure in CLASS_FIGURES:
+        for figure in ("overview", *CLASS_FIGURES):
             yield f"{figure} {classes} classes {models} models", lambda path, f=figure, a=found: draw(f, a, path)
     for rows in (1, 40):
         found = evaluated(names, "number", 0, rows, 3)
-        for figure in NUMBER_FIGURES:
+        for figure in ("overview", *NUMBER_FIGURES):
             yield f"{figure} {rows} rows", lambda path, f=figure, a=found: draw(f, a, path)
 
 
@@ -432,6 +432,7 @@ def test_every_figure_is_drawn_here() -> None:
         "history_figure", "roc_figure", "precision_recall_figure", "confusion_figure", "calibration_figure",
         "scores_figure", "_number_panels", "draw", "heads_figure", "search_figure", "predictions_figure",
         "projection_figure", "drift_figure", "sites_figure", "box_figure", "dot_figure", "curves", "range_figure",
+        "overview_figure", "logo_figure", "mutagenesis_figure",
     }
     tools = Path(figures.__file__).parents[2]
     made = set()

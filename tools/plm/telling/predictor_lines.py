@@ -100,5 +100,5 @@ def choice_rows(about: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         for one in about.get(step, ()):
             error = "" if one["error"] is None else f" ± {number(one['error'])}"
             behind = f"{number(one['behind'])}{error}" if one["behind"] else "best"
-            cells.append([name, plain(one["name"]), number(one["loss"]), behind, "chosen" if one["taken"] else ""])
+            cells.append([name, plain(one["name"]), number(one["loss"]), behind, "taken" if one["taken"] else ""])
     return ["Step", "Candidate", "Loss", "Behind the best", ""], cells
