@@ -20,8 +20,8 @@ from plm.model.bundles.classifier import load_classifier_bundle
 from plm.model.bundles.fine_tuned import load_bundle
 from plm.model.combination import LANGUAGE_MODEL
 from plm.scoring.combining import Heard, combine
+from test_predictor import AMINO, manifest, table
 
-AMINO = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 QUICK = ("--epochs", "3", "--preset", "small", "--resamples", "100", "--seed", "3")
 ABOUT = Description("simulated", "5e" * 32, (6,), "mean", "float32", 8)
 
@@ -71,15 +71,6 @@ def train(frame: pd.DataFrame, folder: Path, *options: str, embeddings: Path | N
         ["--embeddings", str(given), "--labels", str(folder / "dataset.tabular"), *named, *QUICK, *options]
     )
     return {**paths, "embeddings": given}
-
-
-def table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-
-
-def manifest(path: Path) -> dict:
-    with zipfile.ZipFile(path) as opened:
-        return json.loads(opened.read("manifest.json"))
 
 
 def auroc(rows: pd.DataFrame) -> float:

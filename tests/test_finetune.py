@@ -109,17 +109,21 @@ def test_residue_predictions_have_a_row_for_each_residue(tiny_esm2: Path, tmp_pa
         assert "".join(value or "-" for value in found["label"]) == row.label
 
 
-def test_time_limit_and_resume_end_like_one_job(tiny_esm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("predictor", ["model", "auto"])
+def test_time_limit_and_resume_end_like_one_job(tiny_esm2: Path, tmp_path: Path, predictor: str) -> None:
     frame = cases.dataset("sequence", "class", 24)
-    whole = finetune(frame, tiny_esm2, tmp_path / "whole")
+    asked = ("--predictor", predictor)
+    whole = finetune(frame, tiny_esm2, tmp_path / "whole", *asked)
     checkpoint = tmp_path / "checkpoint.zip"
-    stopped = finetune(frame, tiny_esm2, tmp_path / "first", "--time-limit", "0", "--checkpoint", str(checkpoint))
+    stopped = finetune(
+        frame, tiny_esm2, tmp_path / "first", "--time-limit", "0", "--checkpoint", str(checkpoint), *asked
+    )
     assert "UNFINISHED" in stopped["report"].read_text()
     assert set(table(stopped["predictions"])["finished"]) == {"false"}
     with zipfile.ZipFile(stopped["bundle"]) as opened:
         assert b'"finished": false' in opened.read("manifest.json")
         assert b"Unfinished" in opened.read("README.md")
-    resumed = finetune(frame, tiny_esm2, tmp_path / "second", "--resume", str(checkpoint))
+    resumed = finetune(frame, tiny_esm2, tmp_path / "second", "--resume", str(checkpoint), *asked)
     for name in ("bundle", "predictions", "history", "report"):
         assert resumed[name].read_bytes() == whole[name].read_bytes()
 
