@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from plm.jobs.classify_sites.gff import GffWriter, escape, escape_seqid
+from plm.data.gff import GffWriter, escape, escape_seqid
 
 TEXT = st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), min_size=1, max_size=30)
 

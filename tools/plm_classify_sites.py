@@ -107,7 +107,7 @@ def run(argv: Sequence[str] | None) -> None:
         tables = _open_tables(args, bundle, point, model, outputs, opened)
         counts = SiteCounts(bundle.task, args.tracks)
         explanations = Explanations.wanted(
-            bundle.task, point, bundle.window, maps=bool(args.mutagenesis or args.mutagenesis_figure),
+            bundle.task, point, bundle.threshold, bundle.window, maps=bool(args.mutagenesis or args.mutagenesis_figure),
             calls=args.mutagenesis_calls, logo=args.logo is not None, reach=args.reach,
             reasons=_open_reasons(args, bundle, model, outputs, opened),
         )
@@ -131,7 +131,7 @@ def _open_tables(
     args: Arguments, bundle: FineTunedBundle, point: OperatingPoint | None, model: str, outputs: stage.Outputs,
     opened: ExitStack,
 ) -> SiteTables:
-    from plm.jobs.classify_sites.gff import GffWriter
+    from plm.data.gff import GffWriter
     from plm.jobs.classify_sites.tables import SiteTables
 
     paths = [None if final is None else outputs.path(final) for final in (args.sites, args.status, args.gff)]

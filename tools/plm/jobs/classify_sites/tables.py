@@ -11,14 +11,14 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.gff import GffWriter
 from plm.data.label_values import whole
 from plm.data.predictions_table import PredictionsTable
 from plm.data.sites import SiteListing, read_listings
 from plm.data.tables import read_table
-from plm.data.task import Task
+from plm.data.task import LIKELIEST, Task, Threshold
 from plm.errors import UserError
 from plm.jobs.classify_sites.candidates import Protein
-from plm.jobs.classify_sites.gff import GffWriter
 from plm.scoring.operating_point import DIGITS, OperatingPoint
 
 STATUS_COLUMNS = ("id", "line", "length", "candidates", "called", "status", "details")
@@ -151,13 +151,16 @@ class SiteAnswers:
     called: NDArray[np.bool_]
 
 
-def judge(values: NDArray[np.float64], task: Task, point: OperatingPoint | None) -> SiteAnswers:
+def judge(
+    values: NDArray[np.float64], task: Task, point: OperatingPoint | None, threshold: Threshold = LIKELIEST
+) -> SiteAnswers:
     """Calls the sites.
 
     Args:
         values: (n, K) probabilities or (n, 1) numbers of the bundle.
         task: Task of the bundle.
         point: Threshold and prevalence; None unless there are two classes.
+        threshold: What calls among several classes are made by.
     """
     everything = np.ones(len(values), dtype=bool)
     if point is not None:
@@ -170,8 +173,9 @@ def judge(values: NDArray[np.float64], task: Task, point: OperatingPoint | None)
         return SiteAnswers(shown, positive, names, called)
     if task.target == "class":
         shown = np.round(values, DIGITS)
-        best = values.argmax(axis=1)
-        return SiteAnswers(shown, shown.max(axis=1), [task.classes[index] for index in best], everything)
+        called_classes = task.called(values, threshold)
+        heights = shown[np.arange(len(values)), called_classes]
+        return SiteAnswers(shown, heights, [task.classes[index] for index in called_classes], everything)
     return SiteAnswers(values, values[:, 0], [""] * len(values), everything)
 
 
