@@ -40,8 +40,12 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
     model: str = flags.text("starter, folder, zip or hub:name (default: the built-in one)", "starter")
     variants: Path | None = flags.source("table of variants, with a header; or a VCF-like one")
     all: bool = flags.switch("instead: score every substitution of every protein")
-    variant_column: str = flags.text("column of the variants, by name or number (default: variant, mutation, hgvsp, ...)")
-    protein_column: str = flags.text("column of the proteins' ids (default: protein, accession, gene, id, ..., if there)")
+    variant_column: str = flags.text(
+        "column of the variants, by name or number (default: variant, hgvsp, mutation ...)"
+    )
+    protein_column: str = flags.text(
+        "column of the proteins' ids (default: protein, accession, gene, id ..., if there)"
+    )
     method: str = flags.choice(
         ("wt-marginal", "masked-marginal", "pseudo-likelihood"),
         "wt-marginal: one pass a protein, the residues being visible; masked-marginal: a pass a position, which is "
@@ -123,7 +127,7 @@ def _load(args: Arguments, scratch: Path, device: object, precision: str) -> Loa
 
     files = resolve_model(args.model, workdir=scratch, allow_hub=args.allow_hub)
     dtype = "bfloat16" if precision == "bf16" else "float32"
-    return load_model(files, purpose="masked_lm", dtype=dtype, device=device)  # type: ignore[arg-type]
+    return load_model(files, purpose="masked_lm", dtype=dtype, device=device)
 
 
 def _score(
@@ -143,7 +147,7 @@ def _score(
 
 def _write(args: Arguments, answers: VariantAnswers, outputs: stage.Outputs) -> str:
     """Writes what is wanted and gives the answer in a sentence."""
-    from plm.jobs.variants.figure import effects_figure
+    from plm.jobs.variants.figure import proteins_figure, table_figure
     from plm.jobs.variants.report import effects_report, first_line
 
     tables, table = answers.tables, answers.table
@@ -168,7 +172,11 @@ def _write(args: Arguments, answers: VariantAnswers, outputs: stage.Outputs) -> 
         if args.status:
             tables.write_status(text(args.status), table)
     if args.figure:
-        drawn = effects_figure(tables.proteins, answers.scores, table, outputs.path(args.figure))
+        path = outputs.path(args.figure)
+        if table is None:
+            drawn = proteins_figure(tables.proteins, answers.scores, path)
+        else:
+            drawn = table_figure(tables.proteins, answers.scores, table, path)
     account = answers.account(
         drawn, lower_is_better=args.lower_is_better, resamples=args.resamples, seed=args.seed
     )

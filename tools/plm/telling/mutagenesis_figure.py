@@ -43,11 +43,13 @@ class MapWords:
         scale: What the colours mean.
         title: Of a map; its further rows are called continued.
         dot: What a dot marks.
+        columns: What the places of a single map are called; else letters and numbers name them.
     """
 
     scale: str
     title: Callable[[EffectMap], str]
     dot: str
+    columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def mutagenesis_figure(
     words = words or MapWords(f"Change of the answer ({unit})", _title, "the call changes")
     shown = fitting(maps, most_places)
     panels = [panel for effects in maps[:shown] for panel in _panels(effects, most_places)]
-    figure, axes = new_figure(9.0, 3.45 * len(panels) + 0.9, 1, len(panels))
+    named = 0.085 * max(map(len, words.columns), default=0)
+    figure, axes = new_figure(9.0, (3.45 + named) * len(panels) + 0.9, 1, len(panels))
     limit, clipped = _limit(maps[:shown])
     widest = max(_FEWEST_PLACES, *(panel.stop - panel.start for panel in panels))
     for axis, panel in zip(axes[:, 0], panels, strict=True):
@@ -201,12 +204,15 @@ def _draw(axis: Any, panel: _Panel, limit: float, widest: int, words: MapWords) 
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
     axis.set_yticks([*range(20), bottom + 0.5], [*ORDER, "mean"], fontsize=7.5)
-    if panel.most > MOST_PLACES:
+    if words.columns:
+        axis.set_xticks(range(count), words.columns[panel.start : panel.stop], fontsize=7.5, rotation=90)
+    elif panel.most > MOST_PLACES:
         axis.set_xticks([])
     else:
         axis.set_xticks(range(count), subject.letters[panel.start : panel.stop], fontsize=8.5)
     axis.tick_params(length=0, pad=1.5)
-    _number_places(axis, subject.numbers[panel.start : panel.stop], 5 if panel.most == MOST_PLACES else 20)
+    if not words.columns:
+        _number_places(axis, subject.numbers[panel.start : panel.stop], 5 if panel.most == MOST_PLACES else 20)
     start = 0
     for (name, _, _), end in zip(GROUPS, ends, strict=True):
         axis.annotate(

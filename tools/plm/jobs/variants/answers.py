@@ -15,6 +15,12 @@ from plm.jobs.variants.report import SHOWN, EffectAccount, Placed, kind_of
 from plm.jobs.variants.shifts import shift_told
 from plm.jobs.variants.tables import EffectTables
 from plm.jobs.variants.variant_table import VariantTable
+from plm.model.families import AMINO_ACIDS
+from plm.scoring.metrics import ALL, Scored, score
+
+FEWEST_SCORES = 20
+"""Scores that are compared with frequencies of amino acids; fewer tell nothing."""
+_SAMPLED = 50_000
 
 
 class VariantAnswers:
@@ -55,7 +61,7 @@ class VariantAnswers:
             ),
             aligned=self.baselines.aligned.records if self.baselines.aligned else 0,
             measured=table.header[table.measured] if table is not None and table.measured is not None else "",
-            agreement=self._agreement(table, lower_is_better, resamples, seed), drawn=drawn, warning=proteins.warning,
+            composition=self._composition(), agreement=self._agreement(table, lower_is_better, resamples, seed), drawn=drawn, warning=proteins.warning,
         )
 
     def _records(self) -> list[int]:
@@ -100,6 +106,34 @@ class VariantAnswers:
         proteins = self.job.proteins
         letter = proteins.sequences[int(proteins.unique[record])][place]
         return Placed(proteins.ids[record], f"{letter}{place + 1}", mean)
+
+    def _composition(self) -> float:
+        """Spearman correlation of the scores with the frequencies of the amino acids alone; NaN with too few scores."""
+        log = np.log(self.baselines.frequencies)
+        scores, rivals, count = [], [], 0
+        if self.table is not None:
+            for row in self.table.rows:
+                if row.scored:
+                    scores.append(self.tables.score(row))
+                    rivals.append(sum(
+                        log[AMINO_ACIDS.index(one.mutant)] - log[AMINO_ACIDS.index(one.wild_type)]
+                        for one in row.substitutions
+                    ))
+                    count += 1
+        else:
+            for _, sequence in self.job.proteins.embedded():
+                profile = np.asarray(self.scores.of(sequence)[0])
+                places, letters = np.nonzero(np.isfinite(profile))
+                residues = self.job.proteins.sequences[sequence]
+                own = np.array([AMINO_ACIDS.index(residues[place]) for place in places.tolist()], np.int64)
+                scores += profile[places, letters].tolist()
+                rivals += (log[letters] - log[own]).tolist()
+                count += len(places)
+                if count > _SAMPLED:
+                    break
+        if count < FEWEST_SCORES:
+            return float("nan")
+        return score(Scored("number", np.array(scores), np.array(rivals), np.empty(0, np.int64)))["spearman", ALL]
 
     def _agreement(
         self, table: VariantTable | None, lower_is_better: bool, resamples: int, seed: int

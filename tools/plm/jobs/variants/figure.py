@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plm.data.fasta import STANDARD_RESIDUES
+from plm.data.identifiers import accession
 from plm.data.protein_store import ProteinStore
 from plm.jobs.variants.marginals import EffectScores
 from plm.jobs.variants.variant_table import VariantTable
@@ -16,6 +17,7 @@ from plm.scoring.mutagenesis import EffectMap, Subject
 from plm.telling.figures import shortened
 from plm.telling.mutagenesis_figure import DENSE_PLACES, MOST_PANELS, MOST_PLACES, MapWords, mutagenesis_figure
 
+Floats = NDArray[np.float64]
 MOST_DRAWN = MOST_PANELS * DENSE_PLACES
 """Residues of one protein that a figure shows."""
 SCALE = "Score (log-odds against the residue of the protein, natural logarithm)"
@@ -27,81 +29,84 @@ class Drawn:
     """What a figure shows.
 
     Attributes:
-        proteins: How many proteins.
+        shown: How many proteins, or positions of a table.
         of: How many there are to show.
         residues: Positions of the first protein that are shown, if not all of them.
     """
 
-    proteins: int
+    shown: int
     of: int
     residues: int = 0
 
 
-def effects_figure(proteins: ProteinStore, scores: EffectScores, table: VariantTable | None, path: Path) -> Drawn:
-    """Draws the first proteins that fit a report page.
+def proteins_figure(proteins: ProteinStore, scores: EffectScores, path: Path) -> Drawn:
+    """Draws all substitutions of the first proteins that fit a report page.
 
     Args:
         proteins: Proteins of the input.
-        scores: Scores of their substitutions.
-        table: The user's variants, which get dots; None: all substitutions were asked for.
+        scores: Scores of all their substitutions.
         path: PNG file to write.
     """
-    asked = _asked(table)
     maps: list[EffectMap] = []
-    count = 0
-    for record, places in _subjects(proteins, scores, asked):
+    count, whole = 0, 0
+    for record, sequence in proteins.embedded():
+        profile = scores.of(sequence)[0]
+        places = np.flatnonzero(np.isfinite(profile).any(1))
+        if not len(places):
+            continue
         count += 1
+        if count == 1:
+            whole = len(places)
         if len(maps) <= MOST_PANELS:
-            maps.append(_map(proteins, scores, record, places[:MOST_DRAWN], asked))
-    first = 0 if not maps else len(maps[0].subject.places)
+            places = places[:MOST_DRAWN]
+            subject = Subject(
+                proteins.ids[record], proteins.sequences[sequence], tuple(places.tolist()), tuple((places + 1).tolist())
+            )
+            maps.append(_map(subject, np.asarray(profile[places], np.float64)))
+    first = len(maps[0].subject.places) if maps else 0
     dense = first > MOST_PANELS * MOST_PLACES
-    dot = "a variant of the table" if table is not None else ""
     shown = mutagenesis_figure(
-        maps, path, none=NONE, words=MapWords(SCALE, lambda one: shortened(one.subject.id, 60), dot),
+        maps, path, none=NONE, words=MapWords(SCALE, lambda one: shortened(one.subject.id, 60), ""),
         most_places=DENSE_PLACES if dense else MOST_PLACES,
     )
-    return Drawn(shown, count, first if maps and _positions(proteins, scores, asked) > first else 0)
+    return Drawn(shown, count, first if first < whole else 0)
 
 
-def _asked(table: VariantTable | None) -> dict[int, dict[int, set[str]]]:
-    """Residues that the table puts in place of others, by record and 0-based position."""
-    asked: dict[int, dict[int, set[str]]] = {}
-    for row in table.rows if table else []:
-        if row.scored:
-            for one in row.substitutions:
-                asked.setdefault(row.record, {}).setdefault(one.position - 1, set()).add(one.mutant)
-    return asked
+def table_figure(proteins: ProteinStore, scores: EffectScores, table: VariantTable, path: Path) -> Drawn:
+    """Draws the positions that a table asks about side by side, in its order, with dots for its variants.
+
+    Args:
+        proteins: Proteins of the input.
+        scores: Scores of the substitutions there.
+        table: The user's variants.
+        path: PNG file to write.
+    """
+    asked: dict[tuple[int, int], set[str]] = {}
+    for row in table.rows:
+        if row.scored and len(row.substitutions) == 1:
+            asked.setdefault((row.record, row.places[0]), set()).add(row.substitutions[0].mutant)
+    columns = list(asked)[: MOST_PANELS * MOST_PLACES]
+    if not columns:
+        mutagenesis_figure([], path, none=NONE)
+        return Drawn(0, 0)
+    several = len({record for record, _ in columns}) > 1
+    letters, names, values = "", [], []
+    calls = np.full((len(columns), 20), "", dtype=object)
+    for number, (record, place) in enumerate(columns):
+        sequence = int(proteins.unique[record])
+        letter = proteins.sequences[sequence][place]
+        letters += letter
+        protein = f"{shortened(accession(proteins.ids[record]), 16)} " if several else ""
+        names.append(f"{protein}{letter}{place + 1}")
+        values.append(np.asarray(scores.of(sequence)[0][place], np.float64))
+        for mutant in asked[record, place]:
+            calls[number, STANDARD_RESIDUES.index(mutant)] = "asked"
+    title = "" if several else shortened(proteins.ids[columns[0][0]], 60)
+    subject = Subject(title, letters, tuple(range(len(columns))), tuple(place + 1 for _, place in columns))
+    words = MapWords(SCALE, lambda one: one.subject.id, "a variant of the table", names)
+    mutagenesis_figure([_map(subject, np.array(values), calls.astype(np.str_))], path, words=words)
+    return Drawn(len(columns), len(asked))
 
 
-def _subjects(
-    proteins: ProteinStore, scores: EffectScores, asked: dict[int, dict[int, set[str]]]
-) -> Iterator[tuple[int, list[int]]]:
-    """(record, positions with scores) of the proteins that have some."""
-    for record, sequence in proteins.embedded():
-        if asked and record not in asked:
-            continue
-        places = np.flatnonzero(np.isfinite(scores.of(sequence)[0]).any(1)).tolist()
-        if asked:  # another record of the same sequence may have asked about other positions
-            places = [place for place in places if place in asked[record]]
-        if places:
-            yield record, places
-
-
-def _positions(proteins: ProteinStore, scores: EffectScores, asked: dict[int, dict[int, set[str]]]) -> int:
-    """Positions of the first protein that has some."""
-    return len(next(_subjects(proteins, scores, asked), (0, []))[1])
-
-
-def _map(
-    proteins: ProteinStore, scores: EffectScores, record: int, places: list[int],
-    asked: dict[int, dict[int, set[str]]],
-) -> EffectMap:
-    sequence = int(proteins.unique[record])
-    letters, profile = proteins.sequences[sequence], scores.of(sequence)[0]
-    changes = np.asarray(profile[places], np.float64)
-    calls = np.full(changes.shape, "", dtype=object)
-    for row, place in enumerate(places):
-        for letter in asked.get(record, {}).get(place, ()):
-            calls[row, STANDARD_RESIDUES.index(letter)] = "asked"
-    subject = Subject(proteins.ids[record], letters, tuple(places), tuple(place + 1 for place in places))
-    return EffectMap(subject, "", 0.0, "", changes, changes, calls.astype(np.str_))
+def _map(subject: Subject, values: Floats, calls: NDArray[np.str_] | None = None) -> EffectMap:
+    return EffectMap(subject, "", 0.0, "", values, values, np.full(values.shape, "") if calls is None else calls)

@@ -1,6 +1,7 @@
 """Zero-shot effects of substitutions: what a masked language model is asked, and how its answers add up.
 
-The scores are those of Meier et al. 2021 (doi:10.1101/2021.07.09.450648). With log-probabilities among the twenty amino acids, the effect of substitutions at the positions T is
+The scores are those of Meier et al. 2021 (doi:10.1101/2021.07.09.450648). With log-probabilities among the twenty
+amino acids, the effect of substitutions at the positions T is
 
 - wild-type marginal: sum over T of log p(mutant) - log p(wild type), the protein being seen as it is;
 - masked marginal: the same, all of T being masked;
@@ -168,8 +169,8 @@ class SequencePlan:
             counts.update(_size(span) for one in sets if (span := self._window(one)))
         else:
             parts = {part for one in self._variants for part in self._parts(one)}
-            spans = [span for part in parts if (span := self._window(_places(part)))]
-            for span in [*spans, *set(spans)]:
+            seen = [self._surely(_places(part)) for part in parts]
+            for span in [*seen, *set(seen)]:
                 counts[_size(span)] += self._counted(span)
         return counts
 
@@ -242,7 +243,6 @@ class SequencePlan:
                 letters = list(self._letters[slice(*span)])
                 for substitution in part:
                     letters[substitution.position - 1 - span[0]] = substitution.mutant
-                mutants[part] = _Likelihood(self._counted(span))
                 mutant = _Likelihood(self._counted(span), done=partial(self._difference, scores, part, wild[span]))
                 yield from self._each_masked("".join(letters), mutant)
 

@@ -1,4 +1,4 @@
-"""The report of plm_variants: which substitutions the model finds unlikely, how far to trust it, and what was left out."""
+"""The report of plm_variants: what the model finds unlikely, how far to trust it, and what was left out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from plm.jobs.variants.figure import Drawn
 from plm.telling.report import Report, plain
 from plm.wording import counted, number
 
+COMPOSITION = 0.8
+"""Correlation with the frequencies of amino acids from which a model is said to tell little beside them."""
 SHOWN = 8
 """Variants or positions at either end that the report lists."""
 _KINDS = (
@@ -71,6 +73,7 @@ class EffectAccount:
         measured: Name of the column of measured values; empty without.
         agreement: How scores and measured values agree; None with too few values.
         drawn: What the figure shows.
+        composition: Spearman correlation of the scores with the frequencies of amino acids alone; NaN if unknown.
         warning: Of the reading of the proteins; may be empty.
     """
 
@@ -91,6 +94,7 @@ class EffectAccount:
     measured: str = ""
     agreement: Agreement | None = None
     drawn: Drawn | None = None
+    composition: float = float("nan")
     warning: str = ""
 
 
@@ -162,7 +166,7 @@ def _meaning(account: EffectAccount) -> str:
         "it does, and it is no probability of a disease. "
     )
     if account.proteins > 1:
-        told += "Scores are best compared within a protein: in a protein that the model knows little of, all are near 0."
+        told += "Compare scores within a protein: in a protein that the model knows little of, all are near 0."
     else:
         told += "In a protein that the model knows little of, all scores are near 0."
     return told
@@ -246,7 +250,7 @@ def _extremes(report: Report, account: EffectAccount) -> None:
 def _reading(account: EffectAccount) -> str:
     drawn = account.drawn
     assert drawn is not None
-    if not drawn.proteins:
+    if not drawn.shown:
         return "No single substitution was scored, so there is no map."
     told = (
         "Blue: the model finds the substitution less likely than the protein's own residue; orange: likelier. Blue "
@@ -254,15 +258,25 @@ def _reading(account: EffectAccount) -> str:
     )
     if not account.everything:
         told += " A dot marks a variant of the table."
+        if account.method == "pseudo-likelihood":
+            told += " Grey substitutions were not asked for."
+        if drawn.shown < drawn.of:
+            told += f" The figure shows the first {drawn.shown} of {counted(drawn.of, 'position')}."
+        return told
     if drawn.residues:
         told += f" Of the first protein the first {drawn.residues:,} positions are shown."
-    if drawn.proteins < drawn.of:
-        told += f" The figure shows the first {drawn.proteins} of {counted(drawn.of, 'protein')}; the tables have all."
+    if drawn.shown < drawn.of:
+        told += f" The figure shows the first {drawn.shown} of {counted(drawn.of, 'protein')}; the tables have all."
     return told
 
 
 def _notes(report: Report, account: EffectAccount) -> None:
     notes = []
+    if account.composition >= COMPOSITION:
+        notes.append(
+            f"The scores follow how frequent the amino acids are in these proteins (Spearman {account.composition:.2f}): "
+            "this model says little about the positions themselves. A larger published model usually says more."
+        )
     if account.windowed:
         notes.append(
             f"{counted(account.windowed, 'protein is', 'proteins are')} longer than the window of {account.width:,} "

@@ -1,4 +1,4 @@
-"""Positions that were counted otherwise than in the proteins: from the mature chain, or without the first methionine."""
+"""Positions that were counted otherwise than in the proteins: in the mature chain, without the first methionine."""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ from plm.jobs.variants.notation import Substitution
 from plm.jobs.variants.variant_table import VariantRow, VariantTable
 
 Floats = NDArray[np.float64]
-ALL_COLUMNS = ("id", "position", "wild_type", "substitution", "variant", "score", "blosum62", "site_frequency", "window")
+ALL_COLUMNS = (
+    "id", "position", "wild_type", "substitution", "variant", "score", "blosum62", "site_frequency", "window"
+)
 ADDED_COLUMNS = (
     "scored_protein", "scored_variant", "score", "blosum62", "site_frequency", "window", "status", "details"
 )
