@@ -24,6 +24,7 @@ MODEL_TOOLS = (
     "plm_finetune",
     "plm_classify_sites",
     "plm_predict",
+    "plm_variants",
     "plm_compare_models",
 )
 LIGHT_TOOLS = tuple(sorted({path.stem for path in ROOT.glob("tools/plm_*.xml")} - set(MODEL_TOOLS)))

@@ -67,6 +67,13 @@ OWN_TABLES: tuple[OwnTable, ...] = (
     OwnTable("told", "training history", "plm_train_classifier", ("epoch", "train_loss", "kept", "seed", "fold")),
     OwnTable("told", "training history", "plm_pretrain or plm_distill", ("step", "epoch", "tokens", "train_loss")),
     OwnTable("told", "table of trials of a search", "plm_train_classifier", ("fold", "trial", "state", "value")),
+    OwnTable("told", "table of scored variants", "plm_variants", ("scored_variant", "site_frequency", "status",
+             "details")),
+    OwnTable("told", "table of scored substitutions", "plm_variants", ("id", "position", "wild_type", "substitution",
+             "variant", "score", "site_frequency")),
+    OwnTable("told", "tolerance of positions", "plm_variants", ("id", "position", "residue", "substitutions",
+             "tolerance")),
+    OwnTable("told", "status table", "plm_variants", ("id", "line", "length", "variants", "scored", "status")),
     OwnTable("told", "scores of the map", "plm_project", ("space", "set", "measure", "part", "value", "expected")),
     OwnTable("told", "table of coordinates", "plm_project", ("id", "set", "label", "nearest_reference", "distance",
              "outside")),
@@ -110,6 +117,7 @@ WANTED = {
     "predictions": "the predictions table of plm_finetune, plm_train_classifier, plm_predict or plm_classify_sites",
     "proteins": "protein sequences: FASTA, or a table with the columns id and sequence",
     "labels": "a table with ids and labels",
+    "variants": "a table with a column of variants, such as A23V or p.Ala23Val",
     "sites": "a list of sites: accession, 1-based position and perhaps a label",
 }
 """What a stage wants, in words."""

@@ -98,10 +98,10 @@ def parse(cell: str) -> Parsed:
     if level := _OTHER_LEVEL.match(text):
         told = {"c": "coding DNA", "r": "RNA"}.get(level[1], "DNA")
         return Parsed(reason=f"notation of {told} ({level[1]}.): the change of the protein (p.) is needed", names=names)
-    return _body(text, names)
+    return _body(text, names, cell.strip())
 
 
-def _body(text: str, names: tuple[str, ...]) -> Parsed:
+def _body(text: str, names: tuple[str, ...], whole: str) -> Parsed:
     if re.search(r"\]\s*;\s*\[", text):
         return Parsed(reason="two alleles, each in brackets of its own: give each a row", names=names)
     if "(;)" in text:
@@ -125,7 +125,7 @@ def _body(text: str, names: tuple[str, ...]) -> Parsed:
         one = _ONE.fullmatch(word.upper())
         if one is None:
             missing = " (the residue before the position is missing)" if _NO_WILD_TYPE.fullmatch(word) else ""
-            return Parsed(reason=f"{_shown(word)} cannot be read as a substitution such as A23V{missing}", names=names)
+            return Parsed(reason=f"{_shown(whole)} cannot be read as a substitution such as A23V{missing}", names=names)
         wild_type, mutant = (THREE_LETTERS.get(letters, letters) for letters in (one[1], one[3]))
         reason = _refused(wild_type, int(one[2]), mutant, word)
         if reason:
@@ -135,7 +135,7 @@ def _body(text: str, names: tuple[str, ...]) -> Parsed:
         else:
             made.append(Substitution(wild_type, int(one[2]), mutant))
     if not made:
-        told = "synonymous: no residue is substituted" if silent else f"{_shown(bare)} cannot be read as a substitution"
+        told = "synonymous: no residue is substituted" if silent else f"{_shown(whole)} cannot be read as a substitution"
         return Parsed(reason=told, names=names)
     made.sort(key=lambda one: one.position)
     for before, after in pairwise(made):
