@@ -61,7 +61,8 @@ class VariantAnswers:
             ),
             aligned=self.baselines.aligned.records if self.baselines.aligned else 0,
             measured=table.header[table.measured] if table is not None and table.measured is not None else "",
-            composition=self._composition(), agreement=self._agreement(table, lower_is_better, resamples, seed), drawn=drawn, warning=proteins.warning,
+            agreement=self._agreement(table, lower_is_better, resamples, seed), drawn=drawn,
+            composition=self._composition(), warning=proteins.warning,
         )
 
     def _records(self) -> list[int]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from plm import stage
 from plm.data.protein_store import ProteinStore
-from plm.jobs.variants.marginals import TITLES, EffectScores, SequencePlan, Wanted, window_around
-from plm.jobs.variants.questions import EVERY_SECONDS, MaskedReader, Question
+from plm.jobs.variants.marginals import TITLES, EffectScores, SequencePlan, WantedEffects, window_around
+from plm.jobs.variants.questions import EVERY_SECONDS, MarginalQuestion, MaskedReader
 from plm.jobs.variants.variant_table import VariantTable
 from plm.model.capacity import capacity
 from plm.model.embedding import representations
@@ -69,7 +69,7 @@ class VariantJob:
         self.width = budget.whole if (proteins.lengths > budget.whole).any() else 0
         self._reader = MaskedReader(loaded, room, budget.tokens, log)
         self._wanted = wanted_of_table(proteins, table, settings.method) if table else {
-            number: Wanted(None) for number in range(len(proteins.lengths))
+            number: WantedEffects(None) for number in range(len(proteins.lengths))
         }
         self._rows = sum(row.scored for row in table.rows) if table else 0
 
@@ -118,7 +118,7 @@ class VariantJob:
         cost, specials = EncodingCost.of(self.loaded), self.loaded.family.specials
         total = sum(count * cost.total(np.array([length + specials], np.int64)) for length, count in passes.items())
         length = max(passes, key=lambda one: passes[one] * one)
-        one = Question("A" * length, (), (0,), lambda values: None)
+        one = MarginalQuestion("A" * length, (), (0,), lambda values: None)
         each = cost.total(np.array([length + specials], np.int64))
 
         def timed(count: int) -> float:
@@ -134,13 +134,13 @@ class VariantJob:
         return float(rate * total)
 
 
-def wanted_of_table(proteins: ProteinStore, table: VariantTable, method: str) -> dict[int, Wanted]:
+def wanted_of_table(proteins: ProteinStore, table: VariantTable, method: str) -> dict[int, WantedEffects]:
     """What the rows of a table want of each sequence, in the order of the sequences."""
-    wanted: dict[int, Wanted] = {}
+    wanted: dict[int, WantedEffects] = {}
     for row in table.rows:
         if not row.scored:
             continue
-        mine = wanted.setdefault(int(proteins.unique[row.record]), Wanted())
+        mine = wanted.setdefault(int(proteins.unique[row.record]), WantedEffects())
         if len(row.substitutions) == 1 and method != "pseudo-likelihood":
             assert mine.places is not None
             mine.places.add(row.places[0])

@@ -24,7 +24,7 @@ import numpy as np
 from plm.data.fasta import STANDARD_RESIDUES
 from plm.data.protein_store import ProteinStore
 from plm.jobs.variants.notation import Substitution
-from plm.jobs.variants.questions import Floats, Question
+from plm.jobs.variants.questions import Floats, MarginalQuestion
 from plm.model.families import AMINO_ACIDS
 
 METHODS = ("wt-marginal", "masked-marginal", "pseudo-likelihood")
@@ -63,7 +63,7 @@ def window_around(length: int, places: Sequence[int], width: int) -> tuple[int, 
 
 
 @dataclass
-class Wanted:
+class WantedEffects:
     """What is wanted of one sequence.
 
     Attributes:
@@ -138,7 +138,7 @@ class SequencePlan:
     """
 
     def __init__(
-        self, number: int, letters: str, wanted: Wanted, method: str, width: int, about: str = ""
+        self, number: int, letters: str, wanted: WantedEffects, method: str, width: int, about: str = ""
     ) -> None:
         self._number, self._letters, self._method, self._about = number, letters, method, about
         self._length, self._width = len(letters), width
@@ -174,7 +174,7 @@ class SequencePlan:
                 counts[_size(span)] += self._counted(span)
         return counts
 
-    def questions(self, scores: EffectScores) -> Iterator[Question]:
+    def questions(self, scores: EffectScores) -> Iterator[MarginalQuestion]:
         """All questions; their answers fill ``scores``."""
         if self._method == "wt-marginal":
             return self._seen(scores)
@@ -182,7 +182,7 @@ class SequencePlan:
 
     # ------------------------------------------------------------------------------------------------------ marginals
 
-    def _seen(self, scores: EffectScores) -> Iterator[Question]:
+    def _seen(self, scores: EffectScores) -> Iterator[MarginalQuestion]:
         """One pass a window answers for all that is seen through it."""
         single: dict[tuple[int, int], list[int]] = {}
         several: dict[tuple[int, int], list[Substitutions]] = {}
@@ -196,7 +196,7 @@ class SequencePlan:
             take = partial(self._take, scores, places, set(mine), variants)
             yield self._question(span, (), places, take)
 
-    def _masked(self, scores: EffectScores) -> Iterator[Question]:
+    def _masked(self, scores: EffectScores) -> Iterator[MarginalQuestion]:
         """Each set of positions is masked once, whatever takes their places."""
         sets: dict[tuple[int, ...], list[Substitutions]] = {(place,): [] for place in self._places}
         own = set(sets)
@@ -227,7 +227,7 @@ class SequencePlan:
 
     # ----------------------------------------------------------------------------------------------- pseudo-likelihoods
 
-    def _likelihoods(self, scores: EffectScores) -> Iterator[Question]:
+    def _likelihoods(self, scores: EffectScores) -> Iterator[MarginalQuestion]:
         """The wild type of each window once, then each mutant; the differences are made when all are in."""
         wild: dict[tuple[int, int], _Likelihood] = {}
         asked: set[Substitutions] = set()
@@ -253,10 +253,11 @@ class SequencePlan:
         else:
             scores.several[self._number, part] = effect
 
-    def _each_masked(self, letters: str, likelihood: _Likelihood) -> Iterator[Question]:
+    def _each_masked(self, letters: str, likelihood: _Likelihood) -> Iterator[MarginalQuestion]:
         for place, letter in enumerate(letters):
             if letter in _INDEX:
-                yield Question(letters, (place,), (place,), partial(likelihood.add, _INDEX[letter]), self._about)
+                add = partial(likelihood.add, _INDEX[letter])
+                yield MarginalQuestion(letters, (place,), (place,), add, self._about)
 
     def _counted(self, span: tuple[int, int]) -> int:
         return sum(letter in _INDEX for letter in self._letters[slice(*span)])
@@ -277,9 +278,9 @@ class SequencePlan:
 
     def _question(
         self, span: tuple[int, int], hidden: Sequence[int], read: Sequence[int], take: partial[None]
-    ) -> Question:
+    ) -> MarginalQuestion:
         start = span[0]
-        return Question(
+        return MarginalQuestion(
             self._letters[slice(*span)], tuple(place - start for place in hidden),
             tuple(place - start for place in read), take, self._about,
         )

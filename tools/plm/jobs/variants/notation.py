@@ -135,8 +135,8 @@ def _body(text: str, names: tuple[str, ...], whole: str) -> Parsed:
         else:
             made.append(Substitution(wild_type, int(one[2]), mutant))
     if not made:
-        told = "synonymous: no residue is substituted" if silent else f"{_shown(whole)} cannot be read as a substitution"
-        return Parsed(reason=told, names=names)
+        unread = f"{_shown(whole)} cannot be read as a substitution"
+        return Parsed(reason="synonymous: no residue is substituted" if silent else unread, names=names)
     made.sort(key=lambda one: one.position)
     for before, after in pairwise(made):
         if before.position == after.position:

@@ -31,7 +31,7 @@ EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class MarginalQuestion:
     """What is asked of one sequence or window.
 
     Attributes:
@@ -68,7 +68,7 @@ class MaskedReader:
         self._amino_acids = torch.tensor([ids[letter] for letter in AMINO_ACIDS], device=loaded.device)
         self._last: tuple[str, Ints] = ("", np.empty(0, np.int64))
 
-    def ask(self, questions: Iterable[Question], progress: stage.Progress | None = None) -> None:
+    def ask(self, questions: Iterable[MarginalQuestion], progress: stage.Progress | None = None) -> None:
         """Answers all questions, in their order; each is given its answer.
 
         Args:
@@ -81,7 +81,7 @@ class MaskedReader:
         """
         source = iter(questions)
         while True:
-            waiting: deque[list[Question]] = deque()
+            waiting: deque[list[MarginalQuestion]] = deque()
             try:
                 self._ask(source, waiting, progress)
                 return
@@ -93,9 +93,10 @@ class MaskedReader:
                 source = chain([one for row in waiting for one in row], source)
 
     def _ask(
-        self, source: Iterator[Question], waiting: deque[list[Question]], progress: stage.Progress | None
+        self, source: Iterator[MarginalQuestion], waiting: deque[list[MarginalQuestion]],
+        progress: stage.Progress | None,
     ) -> None:
-        rows: dict[int, list[Question]] = {}
+        rows: dict[int, list[MarginalQuestion]] = {}
 
         def batches() -> Iterator[Batch]:
             for number, row in enumerate(self._rows(source)):
@@ -123,12 +124,12 @@ class MaskedReader:
             if progress is not None:
                 progress.advance(sum(map(self.size, row)))
 
-    def size(self, one: Question) -> int:
+    def size(self, one: MarginalQuestion) -> int:
         """Tokens of a question."""
         return len(one.letters) + self.loaded.family.specials
 
-    def _rows(self, source: Iterator[Question]) -> Iterator[list[Question]]:
-        row: list[Question] = []
+    def _rows(self, source: Iterator[MarginalQuestion]) -> Iterator[list[MarginalQuestion]]:
+        row: list[MarginalQuestion] = []
         used = 0
         for one in source:
             size = self.size(one)
@@ -144,7 +145,7 @@ class MaskedReader:
         need = self.capacity.need(self.tokens, self.tokens)
         return int(max(1, min(encoder.workers(self.loaded.device), self.capacity.room // max(need, 1))))
 
-    def _pack(self, row: list[Question], number: int) -> Batch:
+    def _pack(self, row: list[MarginalQuestion], number: int) -> Batch:
         parts = []
         for one in row:
             if self._last[0] != one.letters:
@@ -160,7 +161,7 @@ class MaskedReader:
             (number,) * len(lengths),
         )
 
-    def _read(self, batch: Batch, row: list[Question]) -> Floats:
+    def _read(self, batch: Batch, row: list[MarginalQuestion]) -> Floats:
         index = [
             start + self._before + place
             for one, start in zip(row, batch.layout.starts, strict=True)

@@ -173,16 +173,16 @@ def _meaning(account: EffectAccount) -> str:
 
 
 def _agreement_line(account: EffectAccount) -> str:
-    found = account.agreement
+    compared = account.agreement
     if not account.measured:
         return ""
-    if found is None:
+    if compared is None:
         return " Too few measured values are numbers to compare them with the scores."
-    model = found.correlations[0]
+    model = compared.correlations[0]
     if model.value != model.value:
         return " How they agree with the measured values is undefined: the scores or the values are all equal."
     told = f" With the measured values they have a Spearman correlation of {_with_interval(model)}"
-    if (pair := found.comparison) is None:
+    if (pair := compared.comparison) is None:
         return f"{told}."
     verdict = {
         "beats": "better than", "is worse than": "worse than",
@@ -198,22 +198,22 @@ def _with_interval(one: Correlation) -> str:
 
 
 def _agreement(report: Report, account: EffectAccount) -> None:
-    found = account.agreement
+    compared = account.agreement
     report.heading("Beside measured values")
-    if found is None:
+    if compared is None:
         report.paragraph(f"Fewer than three scored rows have a number in the column {plain(account.measured)}.")
         return
     cells = []
-    for one in found.correlations:
+    for one in compared.correlations:
         interval = "" if one.low != one.low else f"{number(one.low)} to {number(one.high)}"
         cells.append([plain(one.name), number(one.value), interval])
     report.rows(["what is scored", "Spearman", "95 % interval"], cells)
-    told = f"{counted(found.rows, 'variant')} with a value in the column {plain(account.measured)}. "
-    if any(one.low == one.low for one in found.correlations):
-        told += f"Intervals: {found.unit} drawn again with replacement. "
+    told = f"{counted(compared.rows, 'variant')} with a value in the column {plain(account.measured)}. "
+    if any(one.low == one.low for one in compared.correlations):
+        told += f"Intervals: {compared.unit} drawn again with replacement. "
     else:
-        told += f"No intervals: {found.unit} are too few to draw again. "
-    pair = found.comparison
+        told += f"No intervals: {compared.unit} are too few to draw again. "
+    pair = compared.comparison
     if pair is not None and pair.low == pair.low:
         told += (
             f"The language model less {pair.second}, both on the same draws: {pair.difference:+.3f} "
@@ -274,8 +274,9 @@ def _notes(report: Report, account: EffectAccount) -> None:
     notes = []
     if account.composition >= COMPOSITION:
         notes.append(
-            f"The scores follow how frequent the amino acids are in these proteins (Spearman {account.composition:.2f}): "
-            "this model says little about the positions themselves. A larger published model usually says more."
+            "The scores follow how frequent the amino acids are in these proteins (Spearman "
+            f"{account.composition:.2f}): this model says little about the positions themselves. A larger published "
+            "model usually says more."
         )
     if account.windowed:
         notes.append(

@@ -250,10 +250,10 @@ def _columns(header: Sequence[str], name: str, variant: str, protein: str) -> Va
     place = column_place(header, variant, "--variant-column", name) if variant else None
     parts = None
     if place is None:
-        found = [find_column(header, names) for names in (WILD_TYPE_COLUMNS, POSITION_COLUMNS, MUTANT_COLUMNS)]
+        places = [find_column(header, names) for names in (WILD_TYPE_COLUMNS, POSITION_COLUMNS, MUTANT_COLUMNS)]
         place = find_column(header, [one for one in VARIANT_COLUMNS if one not in MUTANT_COLUMNS])
-        if place is None and None not in found:
-            parts = (found[0] or 0, found[1] or 0, found[2] or 0)
+        if place is None and None not in places:
+            parts = (places[0] or 0, places[1] or 0, places[2] or 0)
         elif place is None:
             place = find_column(header, VARIANT_COLUMNS)
     if place is None and parts is None:
