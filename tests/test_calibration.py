@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from plm.data.task import LIKELIEST, Task
 from plm.errors import UserError
 from plm.scoring import calibration
-from sklearn.metrics import matthews_corrcoef
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, matthews_corrcoef
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
@@ -105,3 +106,44 @@ def test_prevalence_by_bayes() -> None:
     assert two[0, 1] == pytest.approx(3 / 52) and two.sum() == pytest.approx(1)
     with pytest.raises(UserError, match="target prevalence"):
         calibration.adjust_prevalence([0.5], 0.5, 1.0)
+
+
+def test_thresholds_of_several_classes_call_rare_ones_where_that_pays() -> None:
+    rng = np.random.default_rng(3)
+    shares = np.array([0.8, 0.15, 0.05])
+    truth = rng.choice(3, size=3000, p=shares)
+    # Bayes-optimal probabilities from weak evidence: the likeliest class is nearly always the commonest.
+    evidence = rng.normal(size=(3000, 3))
+    evidence[np.arange(3000), truth] += 1.2
+    values = shares * np.exp(1.2 * evidence)
+    values /= values.sum(axis=1, keepdims=True)
+    learn, judge = slice(0, 1500), slice(1500, None)
+    thresholds = calibration.choose_class_thresholds(values[learn], truth[learn])
+    assert all(0 < one <= 1 for one in thresholds) and thresholds[0] > thresholds[1] > thresholds[2]
+    task = Task("sequence", "class", ("common", "some", "rare"))
+
+    def f1(calls: np.ndarray) -> float:
+        return float(f1_score(truth[judge], calls, average="macro"))
+
+    assert f1(task.called(values[judge], thresholds)) > f1(task.called(values[judge], LIKELIEST)) + 0.05
+    assert task.calls(values[judge][:1], thresholds)[0] in task.classes
+
+
+def test_thresholds_of_several_classes_agree_with_scikit_learn_on_every_metric() -> None:
+    rng = np.random.default_rng(4)
+    truth, calls = rng.integers(0, 4, 300), rng.integers(0, 4, 300)
+    for metric, expected in (
+        ("macro_f1", f1_score(truth, calls, average="macro")), ("accuracy", accuracy_score(truth, calls)),
+        ("balanced_accuracy", balanced_accuracy_score(truth, calls)), ("mcc", matthews_corrcoef(truth, calls)),
+    ):
+        assert calibration._call_quality(calls, truth, 4, metric) == pytest.approx(expected)
+
+
+def test_thresholds_of_certain_answers_call_the_likeliest() -> None:
+    truth = np.array([0, 1, 2] * 20)
+    assert set(calibration.choose_class_thresholds(np.eye(3)[truth] * 0.9 + 0.05, truth)) == {1.0}
+    assert calibration.threshold_for(np.eye(3)[[0, 0]], [0, 0], positive=None) == LIKELIEST
+    with pytest.raises(UserError, match="only one"):
+        calibration.choose_class_thresholds(np.eye(3)[[0, 0]], [0, 0])
+    with pytest.raises(UserError, match="Unknown metric"):
+        calibration.choose_class_thresholds(np.eye(3), [0, 1, 2], "auroc")

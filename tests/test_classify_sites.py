@@ -406,7 +406,7 @@ def test_several_classes_and_numbers(
     folder = classify(query, bundle=several, name="several")
     rows = table(folder / "sites.tsv")
     assert all(row["call"] == max("abc", key=lambda name: float(row[f"p_{name}"])) for row in rows)
-    assert "threshold" not in rows[0] and "likeliest class of 124 candidate Y" in (folder / "report.md").read_text()
+    assert "threshold" not in rows[0] and "classes called of 124 candidate Y" in (folder / "report.md").read_text()
     with pytest.raises(UserError, match="does not tell two classes apart"):
         classify(query, "--prevalence", "0.1", bundle=several, name="prevalence")
     number = make_bundle("number", Task("site", "number", mean=3.0, sd=2.0), training_prevalence=None)

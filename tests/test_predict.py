@@ -282,6 +282,20 @@ def test_two_classes_are_called_by_the_threshold(tmp_path: Path, predict: Predic
     assert (found["p_yes"].astype(float).between(0.5, 0.8)).any()
 
 
+def test_several_classes_are_called_by_their_thresholds(tmp_path: Path, predict: Predict) -> None:
+    thresholds = [0.7, 0.3, 0.1]
+    bundle = made_bundle(tmp_path / "b.zip", class_thresholds=thresholds)
+    outputs = predict(bundle, embeddings=stored(tmp_path / "e.h5", 60))
+    rows = table(outputs["predictions"])
+    values = rows[["p_a", "p_b", "p_c"]].astype(float).to_numpy()
+    expected = np.array(["a", "b", "c"])[(values / thresholds).argmax(axis=1)]
+    assert (rows["call"] == expected).all()
+    assert (expected != np.array(["a", "b", "c"])[values.argmax(axis=1)]).sum() > 5
+    assert "from 0.1 (c) to 0.7 (a)" in outputs["report"].read_text()
+    plain = predict(made_bundle(tmp_path / "old.zip"), embeddings=tmp_path / "e.h5")
+    assert "The class called is the likeliest." in plain["report"].read_text()
+
+
 def test_bundles_without_validation_scores_make_no_sets_and_say_so(tmp_path: Path, predict: Predict) -> None:
     bundle = made_bundle(tmp_path / "b.zip", validation=0)
     outputs = predict(bundle, embeddings=stored(tmp_path / "e.h5"))

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import plm_finetune
 import pytest
+from plm.data.task import Task
 from plm.errors import UserError
 from plm.model.bundles.fine_tuned import load_bundle
 from plm.model.combination import LANGUAGE_MODEL
+from plm.scoring import combining
 
 FAST = ("--epochs", "1", "--precision", "fp32", "--device", "cpu", "--seed", "3")
 AMINO = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -222,3 +224,22 @@ def test_one_class_in_validation_leaves_the_language_model_alone(tiny_esm2: Path
     made = finetune(frame, tiny_esm2, tmp_path)
     assert "one class only" in manifest(made["bundle"])["predictor"]["why_not"]
     assert "role" not in table(made["predictions"]).columns
+
+
+def test_probabilities_of_several_classes_stay_right_where_other_groups_hold_other_shares() -> None:
+    """Groups of one class each: biases learned on some groups would say that classes of the others do not occur."""
+    rng = np.random.default_rng(5)
+    groups = np.repeat(np.arange(12), 40)
+    truth = (groups % 4).astype(np.int64)
+    evidence = rng.normal(size=(2, len(truth), 4)) + 1.0 * np.eye(4)[truth]
+    answers = {
+        name: np.exp(1.5 * one) / np.exp(1.5 * one).sum(axis=1, keepdims=True)
+        for name, one in zip(("one", "other"), evidence, strict=True)
+    }
+    task = Task("sequence", "class", tuple("abcd"))
+    nowhere = np.full(len(truth), np.nan)
+    heard = combining.Heard(answers, nowhere, (), truth, groups.astype(str), task)
+    chosen = combining.choose(heard, 1).chosen
+    assert set(chosen.combination.names) == {"one", "other"} and not chosen.combination.bias.any()
+    single = -np.log(np.take_along_axis(answers["one"], truth[:, None], 1)).mean()
+    assert chosen.loss < single

@@ -473,7 +473,7 @@ PREDICTION_TABLE: dict[str, Case] = {
     "No call is made for": ("abstain if novel", "usual"),
     "The column best tells what would have been called": ("abstain if novel", "numbers abstain"),
     "rejected; the status table names each": ("usual", None),
-    "Novel among the likeliest of this class": ("usual", "no training proteins"),
+    "Novel among all that would be called so": ("usual", "no training proteins"),
     "Not shown here": ("many classes", "usual"),
     "The bundle has no scores of validation rows": ("no validation rows", "usual"),
     "**if these are like the validation rows, as if drawn": ("usual", "no validation rows"),
@@ -499,6 +499,7 @@ def classified(
     *, kind: str = "binary", rows: int = 60, groups: int = 60, skills: tuple[float, float, float] = (1.0, 1.0, 0.0),
     split: str = "test", by_user: bool = False, why_not: str = "", known: int = 60, searched: str = "",
     network: bool = True, parts: tuple[float, float] = (0.0, 0.0), predictor: dict[str, Any] | None = None,
+    thresholds: float | tuple[float, ...] = 0.5,
 ) -> str:
     """The report of two simulated heads (linear and not) and a baseline that read so much of the truth; with what a
     manifest says of a predictor also of it and of its sequence members (``parts``: what they read)."""
@@ -533,7 +534,7 @@ def classified(
         found, names[0], names[0], names[1], by_user, {names[0]: 0.8, names[1]: 0.8}, {},
         dict.fromkeys(names[:2], 0.1) if classes else {}, {}, {"training": 100, "valid": 40, "test": rows},
         "column split",
-        "fitted", 0.4 if kind == "binary" else math.nan, 1.2, coverage=coverage, why_uncalibrated=why_not,
+        "fitted", {"binary": 0.4, "multiclass": thresholds, "number": None}[kind], 1.2, coverage=coverage, why_uncalibrated=why_not,
         predictor=predictor or {},
     )
     made = report.write_up(told, images=[], tables=["metrics"], best_trial=searched)
@@ -570,6 +571,8 @@ CLASSIFIERS: dict[str, Callable[[], str]] = {
     "uncalibrated, three classes": lambda: classified(kind="multiclass", why_not="there are only 2"),
     "numbers": lambda: classified(kind="number"),
     "three classes": lambda: classified(kind="multiclass"),
+    "rare classes": lambda: classified(kind="multiclass", thresholds=(0.2, 0.5, 0.8)),
+    "equal thresholds": lambda: classified(kind="multiclass", thresholds=(0.3, 0.3, 0.3)),
     "few validation rows": lambda: classified(kind="number", known=4),
     "search": lambda: classified(searched="width 4"),
     "chosen by hand, numbers": lambda: classified(kind="number", by_user=True, network=False),
@@ -608,6 +611,9 @@ CLASSIFIER_TABLE: dict[str, Case] = {
     "Probabilities are not calibrated": ("uncalibrated", "usual"),
     ": expected calibration error": ("usual", "uncalibrated"),
     "is called from a probability of": ("usual", "three classes"),
+    "The class called is the likeliest": ("three classes", "usual"),
+    "The class called is not always the likeliest": ("rare classes", "equal thresholds"),
+    "from 0.2 (a) to 0.8 (c), chosen on rows that were not learned from": ("rare classes", "three classes"),
     "Too few validation rows for": ("few validation rows", "usual"),
     "(limits: validation rows) hold the truth": ("usual", "few validation rows"),
     "Chosen on the validation rows:": ("usual", "chosen by hand, numbers"),
@@ -722,6 +728,7 @@ CHOICES: dict[str, Callable[[], str]] = {
     "nothing": lambda: chosen(epochs=1, method="none", threshold=False, positive=""),
     "uncalibrated": lambda: chosen(method="none", threshold=False, why="there are only 2 rows"),
     "uncalibrated, three classes": lambda: chosen(method="none", threshold=False, why="there are only 2", positive=""),
+    "three classes": lambda: chosen(positive=""),
     "a fold": lambda: chosen(why="fold 2: there are only 2 rows", folds=3),
     "no test rows": lambda: chosen(test=0),
 }
@@ -729,6 +736,7 @@ RELEASE_TABLE: dict[str, Case] = {
     "The validation rows chose nothing": ("nothing", "all"),
     ", so that scores on them are optimistic": ("all", "nothing"),
     "the method, the epoch, the temperature and the threshold": ("all", "uncalibrated"),
+    "the epoch, the temperature and the thresholds": ("three classes", "no test rows"),
     "and the threshold is 0.5": ("uncalibrated", "uncalibrated, three classes"),
     "Probabilities are not calibrated": ("uncalibrated", "a fold"),
     "Not calibrated: ": ("a fold", "uncalibrated"),
@@ -856,7 +864,9 @@ SITES: dict[str, Callable[[], str]] = {
     "on request": lambda: sites(site_cases.scan(24, 124), ON_REQUEST),
     "stated": lambda: sites(site_cases.scan(24, 124), STATED),
     "no candidate": lambda: sites(SiteCounts(Task("site", "class", ("0", "1"))), SITE),
-    "three classes": lambda: sites(site_cases.scan(9, 90, ("a", "b", "c")), None),
+    "three classes": lambda: sites(site_cases.scan(9, 90, ("a", "b", "c")), None, labels=["a", "b", "c"]),
+    "rare classes": lambda: sites(
+        site_cases.scan(9, 90, ("a", "b", "c")), None, labels=["a", "b", "c"], class_thresholds=[0.1, 0.2, 0.7]),
     "numbers": lambda: sites(site_cases.scan(9, 90, ()), None),
     "unfinished": lambda: sites(site_cases.scan(60, 124), SITE, finished=False),
     "ensemble": lambda: sites(site_cases.scan(60, 124), SITE, members=[1, 2]),
@@ -872,7 +882,8 @@ SITE_TABLE: dict[str, Case] = {
     "No candidate residue: none of": ("no candidate", "usual"),
     "that can be used holds": ("no candidate", "usual"),
     "Numbers are predicted for": ("numbers", "usual"),
-    "The likeliest class of": ("three classes", "usual"),
+    "The classes called of": ("three classes", "usual"),
+    "the class whose probability is the largest multiple of its threshold": ("rare classes", "three classes"),
     "no call, so none is false": ("no call", "usual"),
     "how many of the calls are true cannot be told": ("other kind", "usual"),
     "by their own probabilities": ("no scores", "usual"),

@@ -15,6 +15,7 @@ from plm.scoring.expected_calls import expected_calls
 from plm.scoring.operating_point import OWN_THRESHOLD, OperatingPoint
 
 MANIFEST = {
+    "labels": ["0", "1"], "threshold": 0.5,
     "window": 33, "method": "lora", "members": [1], "base": {"id": "m", "sha256": "0" * 64}, "finished": True,
 }
 

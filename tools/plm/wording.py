@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def counted(count: int, what: str, many: str = "") -> str:
     """``1 row``, ``2 rows``, ``1,000 classes`` (with ``many`` given)."""
@@ -11,6 +13,27 @@ def counted(count: int, what: str, many: str = "") -> str:
 def number(value: float, digits: int = 3) -> str:
     """A figure as the reports write it: fixed digits, "undefined" for NaN."""
     return "undefined" if value != value else f"{value:.{digits}f}"
+
+
+def several_called(classes: Sequence[str], threshold: float | tuple[float, ...]) -> str:
+    """How classes are called where there are more than two; empty of two, which one threshold parts.
+
+    Args:
+        classes: Names of the classes, as they are to be shown.
+        threshold: One for each class, or a number where the likeliest is called.
+    """
+    if len(classes) < 3:
+        return ""
+    if not isinstance(threshold, tuple) or len(set(threshold)) == 1:
+        return "The class called is the likeliest"
+    ranked = sorted(zip(threshold, classes, strict=True))
+    (low, rarest), (high, commonest) = ranked[0], ranked[-1]
+    return (
+        "The class called is not always the likeliest, so that rare classes are called, too: each class has a "
+        f"threshold, from {low:.3g} ({rarest}) to {high:.3g} ({commonest}), chosen on rows that were not learned "
+        "from, and called is the class whose probability is the largest multiple of its threshold"
+    )
+
 
 METRIC_NAMES = {
     "mcc": "MCC",

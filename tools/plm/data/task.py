@@ -15,6 +15,31 @@ Level = Literal["sequence", "residue", "site"]
 Target = Literal["class", "number"]
 LEVELS: tuple[Level, ...] = ("sequence", "residue", "site")
 TARGETS: tuple[Target, ...] = ("class", "number")
+Threshold = float | tuple[float, ...]
+"""What a probability must reach for its class to be called. Of two classes: on the positive one. Of more: one for each
+class, and called is the class whose probability is the largest multiple of its threshold; a single number calls the
+likeliest."""
+LIKELIEST = 0.5
+"""The threshold that calls the likeliest class."""
+
+
+def threshold_fields(threshold: Threshold) -> dict[str, Any]:
+    """A manifest's fields ``threshold`` and ``class_thresholds`` (null of two classes, and where there are none)."""
+    if isinstance(threshold, tuple):
+        return {"threshold": LIKELIEST, "class_thresholds": list(threshold)}
+    return {"threshold": threshold, "class_thresholds": None}
+
+
+def threshold_of(fields: Mapping[str, Any]) -> Threshold:
+    """The threshold that :func:`threshold_fields` wrote; bundles of earlier versions have no class thresholds."""
+    if several := fields.get("class_thresholds"):
+        return tuple(float(value) for value in several)
+    return float(fields.get("threshold", LIKELIEST))
+
+
+def largest_multiple(probabilities: NDArray[np.float64], thresholds: tuple[float, ...]) -> NDArray[np.int64]:
+    """(N,) column whose probability is the largest multiple of its threshold."""
+    return (probabilities / np.asarray(thresholds)).argmax(axis=1).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -72,12 +97,18 @@ class Task:
             )
         return replace(self, positive=(positive or self.classes[-1]) if self.binary else "")
 
-    def calls(self, probabilities: NDArray[np.float64], threshold: float) -> list[str]:
-        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest."""
+    def called(self, probabilities: NDArray[np.float64], threshold: Threshold) -> NDArray[np.int64]:
+        """(N,) number of the class called for each row of ``(N, K)``."""
+        if isinstance(threshold, tuple):
+            return largest_multiple(probabilities, threshold)
         if self.binary:
             at = self.positive_index
-            return [self.classes[at if value >= threshold else 1 - at] for value in probabilities[:, at]]
-        return [self.classes[index] for index in probabilities.argmax(axis=1)]
+            return np.where(probabilities[:, at] >= threshold, at, 1 - at).astype(np.int64)
+        return probabilities.argmax(axis=1).astype(np.int64)
+
+    def calls(self, probabilities: NDArray[np.float64], threshold: Threshold) -> list[str]:
+        """The class called for each row of ``(N, K)``."""
+        return [self.classes[index] for index in self.called(probabilities, threshold)]
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's fields ``task``, ``labels``, ``positive`` and ``standardisation``."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from plm.data.task import LIKELIEST, Threshold
 from plm.errors import UserError
 
 Floats = NDArray[np.float64]
@@ -164,6 +165,85 @@ def _quality(tp: Floats, fp: Floats, fn: Floats, tn: Floats, metric: ThresholdMe
             )
     cleaned: Floats = np.nan_to_num(value, nan=0.0)
     return cleaned
+
+
+CLASS_METRICS = ("macro_f1", "accuracy", "balanced_accuracy", "mcc")
+"""Metrics of calls that thresholds of several classes can be chosen for."""
+_TOWARDS_RARE = np.linspace(0, 1, 11)
+_NOT_WORTH = 0.01
+
+
+def choose_class_thresholds(
+    probabilities: ArrayLike, labels: ArrayLike, metric: str = "macro_f1"
+) -> tuple[float, ...]:
+    """Thresholds of several classes that maximise ``metric`` on validation rows.
+
+    The likeliest class is seldom a rare one, so that calls by it say little of rare classes (and macro F1 counts these
+    as much as the others). One number is learned: the threshold of a class is its share of the rows to the power
+    of t, from 0 (the likeliest class is called) to 1 (a class is called where its probability is raised most above its
+    share). Taken is 0 where it is within a hundredth of the best, else the middle one of those that are.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,) class numbers.
+        metric: One of :data:`CLASS_METRICS`.
+
+    Returns:
+        K thresholds, above 0 and at most 1.
+
+    Raises:
+        UserError: The rows hold one class only, or ``metric`` is none of calls.
+    """
+    values, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    _require_both(truth, "Thresholds")
+    if metric not in CLASS_METRICS:
+        raise UserError(f"Unknown metric {metric!r} for thresholds", fix=f"Use {', '.join(CLASS_METRICS)}")
+    width = values.shape[1]
+    shares = (np.bincount(truth, minlength=width) + 1.0) / (len(truth) + width)
+    logs, prior = log_probabilities(values), np.log(shares)
+    quality = np.array([_call_quality((logs - t * prior).argmax(axis=1), truth, width, metric) for t in _TOWARDS_RARE])
+    good = np.flatnonzero(quality >= quality.max() - _NOT_WORTH)
+    chosen = 0.0 if good[0] == 0 else _TOWARDS_RARE[good[(len(good) - 1) // 2]]
+    return tuple(float(value) for value in np.exp(chosen * prior))
+
+
+def _call_quality(calls: NDArray[np.int64], truth: NDArray[np.int64], width: int, metric: str) -> float:
+    """A metric of calls among K classes, averages over the classes that occur in the truth."""
+    table = np.bincount(truth * width + calls, minlength=width * width).reshape(width, width).astype(np.float64)
+    there, right = table.sum(axis=1), np.diag(table)
+    occurring = there > 0
+    if metric == "accuracy":
+        return float(right.sum() / len(truth))
+    if metric == "balanced_accuracy":
+        return float((right / np.maximum(there, 1))[occurring].mean())
+    called = table.sum(axis=0)
+    if metric == "macro_f1":
+        return float((2 * right / np.maximum(there + called, 1))[occurring].mean())
+    count = float(len(truth))
+    spread = np.sqrt((count**2 - (called**2).sum()) * (count**2 - (there**2).sum()))
+    return float((right.sum() * count - called @ there) / spread) if spread > 0 else 0.0
+
+
+def threshold_for(
+    probabilities: ArrayLike, labels: ArrayLike, *, positive: int | None, metric: str = "macro_f1"
+) -> Threshold:
+    """What calls are made by, from validation rows: the threshold of two classes, or one for each of several.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,) class numbers.
+        positive: Column of the positive one of two classes (its threshold has the best MCC); None of several.
+        metric: Main metric; one of :data:`CLASS_METRICS` chooses thresholds of several classes, else macro F1 does.
+
+    Returns:
+        :data:`plm.data.task.LIKELIEST` where the rows hold one class only.
+    """
+    values, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if len(np.unique(truth)) < 2:
+        return LIKELIEST
+    if positive is not None:
+        return choose_threshold(values[:, positive], truth == positive)
+    return choose_class_thresholds(values, truth, metric if metric in CLASS_METRICS else "macro_f1")
 
 
 def threshold_for_fpr(probabilities: ArrayLike, labels: ArrayLike, fpr: float) -> float:

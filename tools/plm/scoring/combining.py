@@ -3,9 +3,10 @@
 Candidates: each member alone, the mean of all (calibrated logits, or calibrated numbers), and a stacking with weights
 of its own that are pulled towards the mean, so that few rows change little. Every candidate is fitted and judged by
 cross-fitting that keeps groups intact; the loss (log loss, or squared error in units of the labels' deviation) is a
-mean over rows. The mean is the simplest, since nothing in it is learned from these rows but its scale. It is taken
-unless its loss exceeds the best one's by more than a standard error (over groups, of the difference) and a hundredth;
-then the best is taken, a member alone or a stacking.
+mean over rows. Several classes get biases in one candidate only: how frequent they are differs from group to group, so
+that biases learned on some groups can make probabilities of others worse. The mean is the simplest, since nothing in it
+is learned from these rows but its scale. It is taken unless its loss exceeds the best one's by more than a standard
+error (over groups, of the difference) and a hundredth; then the best is taken, a member alone or a stacking.
 
 The language model's answers are known for fewer rows (those that it was not trained on). So the sequence members are
 combined first, on all rows, and the language model is then combined with the result on the rows where it is known.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,7 +135,8 @@ def losses(logits: Floats, truth: Truth, task: Task) -> Floats:
 
 
 def _optimise(
-    parts: Floats, similarity: Floats, gated: NDArray[np.bool_], truth: Truth, task: Task, prior: Floats, pull: float
+    parts: Floats, similarity: Floats, gated: NDArray[np.bool_], truth: Truth, task: Task, prior: Floats, pull: float,
+    *, biased: bool = False,
 ) -> tuple[Floats, Floats, Floats]:
     """Weights, slopes and biases with the least loss, pulled towards ``prior`` weights, no slope and no bias."""
     from scipy.optimize import minimize
@@ -145,8 +148,8 @@ def _optimise(
     unit = np.concatenate([prior, prior[places]])
     unit = np.where(unit > 0, unit, 1 / max(count, 1))
     centre = np.concatenate([prior, np.zeros(len(places))])
-    biased = width if task.target == "class" else 1
     number = task.target == "number"
+    around = (None, None) if biased or number or width == 2 else (0.0, 0.0)
     wanted = (truth - task.mean) / task.sd if number else np.eye(width)[truth.astype(np.int64)]
 
     def value(point: Floats) -> tuple[float, Floats]:
@@ -164,8 +167,8 @@ def _optimise(
         slope = np.einsum("nk,ink->i", rest, features) + pull * away / unit
         return loss, np.concatenate([slope, rest.sum(axis=0) + _SLIGHT * rows * bias])
 
-    start = np.concatenate([centre, np.zeros(biased)])
-    bounds = [(0, None)] * len(unit) + [(None, None)] * biased
+    start = np.concatenate([centre, np.zeros(width)])
+    bounds = [(0, None)] * len(unit) + [around] * width
     best = minimize(value, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
     slopes = np.zeros(count)
     slopes[places] = best.x[count : len(unit)]
@@ -203,12 +206,17 @@ def fit_mean(heard: Heard) -> Combination:
     return Combination(names, scale * weights, none, scale * bias + more, "mean")
 
 
-def fit_stacked(heard: Heard) -> Combination:
-    """Weights of their own, pulled towards those of the mean; the weight of relatives may grow with the similarity."""
+def fit_stacked(heard: Heard, *, biased: bool = False) -> Combination:
+    """Weights of their own, pulled towards those of the mean; the weight of relatives may grow with the similarity.
+
+    Args:
+        heard: Answers of members to rows that they did not learn from.
+        biased: Several classes have biases, too (two classes and numbers always have).
+    """
     mean = fit_mean(heard)
     gated = np.array([name in heard.compares for name in mean.names])
     weights, slopes, bias = _optimise(
-        heard.logits(), heard.similarity, gated, heard.truth, heard.task, mean.weights, PULL
+        heard.logits(), heard.similarity, gated, heard.truth, heard.task, mean.weights, PULL, biased=biased
     )
     return Combination(mean.names, weights, slopes, bias, "stacked")
 
@@ -226,6 +234,8 @@ def _candidates(heard: Heard) -> dict[str, Any]:
         ways[name] = lambda rows, name=name: fit_single(rows, name)
     if len(names) > 1 and len(heard) >= FEWEST_STACKED:
         ways["stacked"] = fit_stacked
+        if heard.task.kind == "multiclass":
+            ways["stacked, with biases"] = partial(fit_stacked, biased=True)
     return ways
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.task import LIKELIEST, Threshold, largest_multiple
 from plm.model.members.fitted import Setting
 from plm.model.members.kinds import MemberKind
 from plm.scoring import calibration
@@ -71,14 +72,14 @@ class Chosen:
     Attributes:
         setting: The best setting.
         score: Its main metric on the pooled answers; NaN if there could be no folds.
-        threshold: On the positive one of two classes, from these answers; 0.5 otherwise.
+        threshold: What calls are made by, from these answers.
         out_of_fold: (N, K) or (N,) these answers, each by a member that did not learn from the row's group; None
             without folds.
     """
 
     setting: Setting
     score: float
-    threshold: float
+    threshold: Threshold
     out_of_fold: Floats | None
 
 
@@ -96,7 +97,10 @@ def choose_setting(
         answers = kind.answers(seen[learn], rows.target[learn], seen[judge], kind.settings, len(classes))
         for together, answer in zip(pooled, answers, strict=True):
             together[judge] = answer
-    thresholds = [binary_threshold(answer, rows.target, classes) for answer in pooled]
+    # Thresholds of several classes are found for the chosen setting alone: a setting that needs them least is better.
+    thresholds: list[Threshold] = [LIKELIEST] * len(pooled)
+    if len(classes) == 2:
+        thresholds = [own_threshold(answer, rows.target, classes, metric) for answer in pooled]
     task = ("binary" if len(classes) == 2 else "multiclass") if classes else "number"
     quality = []
     for answer, threshold in zip(pooled, thresholds, strict=True):
@@ -106,18 +110,23 @@ def choose_setting(
     if not np.isfinite(signed).any():
         return Chosen(default, float("nan"), 0.5, pooled[len(kind.settings) // 2])
     best = int(np.nanargmax(signed))
-    return Chosen(kind.settings[best], float(quality[best]), thresholds[best], pooled[best])
+    threshold = own_threshold(pooled[best], rows.target, classes, metric)
+    return Chosen(kind.settings[best], float(quality[best]), threshold, pooled[best])
 
 
-def binary_threshold(answer: Floats, target: NDArray[Any], classes: tuple[str, ...]) -> float:
-    """The threshold on the second of two classes; 0.5 otherwise."""
-    return calibration.choose_threshold(answer[:, 1], target) if len(classes) == 2 else 0.5
+def own_threshold(answer: Floats, target: NDArray[Any], classes: tuple[str, ...], metric: str) -> Threshold:
+    """The threshold on the second of two classes, or those of several; 0.5 for numbers."""
+    if not classes:
+        return LIKELIEST
+    return calibration.threshold_for(answer, target, positive=1 if len(classes) == 2 else None, metric=metric)
 
 
-def calls(scores: Floats, classes: tuple[str, ...], threshold: float) -> Ints:
+def calls(scores: Floats, classes: tuple[str, ...], threshold: Threshold) -> Ints:
     """(M,) class indices; zeros for numbers."""
     if not classes:
         return np.zeros(len(scores), dtype=np.int64)
+    if isinstance(threshold, tuple):
+        return largest_multiple(scores, threshold)
     if len(classes) == 2:
         return (scores[:, 1] >= threshold).astype(np.int64)
     return scores.argmax(axis=1).astype(np.int64)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.data.predictions_table import COUNTS, MEMBER, MODEL_ALONE, PREDICTOR, ROLE, TOGETHER, PredictionsTable
-from plm.data.task import Task
+from plm.data.task import Task, Threshold, threshold_fields
 from plm.model.bundles.predictor import Explained
 from plm.model.combination import LANGUAGE_MODEL
 from plm.scoring import cross_fitting
@@ -45,8 +45,8 @@ class ModelAlone(Protocol):
     """The language model without sequence members, as validation rows know it."""
 
     @property
-    def threshold(self) -> float:
-        """On the positive one of two classes."""
+    def threshold(self) -> Threshold:
+        """What calls are made by."""
 
     @property
     def errors(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class JobPredictor:
         """
         told: dict[str, Any] = {
             "choice": choice, "why_not": self.why_not,
-            "language_model": {"threshold": alone.threshold, "conformal": dict(alone.errors)},
+            "language_model": {**threshold_fields(alone.threshold), "conformal": dict(alone.errors)},
         }
         if self.final is not None and self.scores is not None:
             told |= {**self.final.described(), "judged": self.scores.to_json()}
@@ -187,7 +187,7 @@ class AnsweredRows:
     name: str
     finished: bool = True
 
-    def calls(self, values: Floats, threshold: float) -> list[str]:
+    def calls(self, values: Floats, threshold: Threshold) -> list[str]:
         """The class called for each row; empty for numbers."""
         return self.task.calls(values, threshold) if self.task.target == "class" else [""] * len(values)
 
@@ -221,7 +221,7 @@ class AnsweredRows:
 
     def parts(
         self, fitted: FittedPredictor, told: Explained, together: Floats, models: Sequence[tuple[str, Floats]],
-        threshold: float, alone: float, *, folds: bool,
+        threshold: Threshold, alone: Threshold, *, folds: bool,
     ) -> list[pd.DataFrame]:
         """The rows as the predictor answers them, and each of its parts.
 
@@ -244,7 +244,7 @@ class AnsweredRows:
                 self.table(values, self.calls(values, alone), seed, MODEL_ALONE, counts=counts)
                 for seed, values in models
             ]
-        tables.append(self.table(together, self.calls(together, threshold), first, TOGETHER))
+        tables.append(self.table(together, self.calls(together, fitted.together_threshold), first, TOGETHER))
         for name in fitted.members.names:
             values = told.members[name]
             numbers = cross_fitting.calls(values, self.task.classes, fitted.thresholds[name])

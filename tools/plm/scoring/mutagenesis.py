@@ -127,7 +127,7 @@ def effect_map(subject: Subject, task: Task, ask: Ask, show: Show) -> EffectMap:
     sites = None if subject.site is None else [subject.site] * len(texts)
     values = ask(texts, sites)
     shown, calls = show(values)
-    column = judged_column(task, values[0])
+    column = judged_column(task, calls[0])
     judged = task.classes[column] if task.target == "class" else ""
     judgement = log_odds(values, column) if judged else values[:, 0]
     present = np.array([[one != letter for one in AMINO_ACIDS] for letter in subject.letters])
@@ -141,11 +141,11 @@ def effect_map(subject: Subject, task: Task, ask: Ask, show: Show) -> EffectMap:
     )
 
 
-def judged_column(task: Task, values: Floats) -> int:
-    """The column of the answers ``(K,)`` that a map follows: the positive class, else the likeliest; 0 for numbers."""
+def judged_column(task: Task, call: str) -> int:
+    """The column of the answers that a map follows: the positive class, else the class called; 0 for numbers."""
     if task.target == "number":
         return 0
-    return task.positive_index if task.binary else int(values.argmax())
+    return task.positive_index if task.binary else task.classes.index(call)
 
 
 def log_odds(values: Floats, column: int) -> Floats:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.task import Task
+from plm.data.task import LIKELIEST, Task, Threshold
 from plm.model.bundles.predictor import Explained, Predictor
 from plm.model.combination import LANGUAGE_MODEL
 from plm.model.members import features
@@ -22,6 +22,7 @@ from plm.model.members.fitted import FittedMember, Floats, ask
 from plm.model.members.kinds import Neighbours, kinds_for
 from plm.model.members.stored import MemberRows, SequenceMembers
 from plm.scoring import intervals
+from plm.scoring.calibration import threshold_for
 from plm.scoring.combining import Choice, Combined, Heard, combine
 from plm.scoring.comparison import compare
 from plm.scoring.cross_fitting import LabelledTexts, choose_setting, folds_for
@@ -72,7 +73,8 @@ class FittedPredictor:
         direct: Members did not learn from rows of which the language model's answer is known, so that they may be
             asked about these.
         scores: Main metric of each member by cross-fitting; NaN where there was none.
-        thresholds: Of each member on the second of two classes, from the same answers.
+        metric: Main metric.
+        thresholds: What calls of each member are made by, from the same answers.
         left_out: Members that could not be fitted, in sentences.
         lengths: Residues of the shortest and the longest whole sequence; None for windows.
     """
@@ -83,8 +85,9 @@ class FittedPredictor:
     places: Ints
     judged: Ints
     direct: bool
+    metric: str
     scores: dict[str, float]
-    thresholds: dict[str, float]
+    thresholds: dict[str, Threshold]
     left_out: tuple[str, ...]
     lengths: tuple[int, int] | None = None
 
@@ -138,6 +141,24 @@ class FittedPredictor:
             told["lengths"] = list(self.lengths)
         return told
 
+    @property
+    def threshold(self) -> Threshold:
+        """What calls are made by, from the cross-fitted answers to the judged rows."""
+        return self._threshold(self.combined.answers)
+
+    @property
+    def together_threshold(self) -> Threshold:
+        """The same of the sequence members together, without the language model."""
+        return self._threshold(self.unseen_together())
+
+    def _threshold(self, answers: Floats) -> Threshold:
+        task = self.heard.task
+        if task.target == "number":
+            return LIKELIEST
+        return threshold_for(
+            answers, self.truth, positive=task.positive_index if task.binary else None, metric=self.metric
+        )
+
     def unseen_together(self) -> Floats:
         """(J, K) as :meth:`together`, cross-fitted, of the judged rows."""
         return self.combined.sequence.chosen.answers[self.places]
@@ -189,7 +210,7 @@ def fit_predictor(
     fitted: list[FittedMember] = []
     answers: dict[str, Floats] = {}
     scores: dict[str, float] = {}
-    thresholds: dict[str, float] = {}
+    thresholds: dict[str, Threshold] = {}
     similarity = np.full(len(heard_rows), np.nan)
     texts = [examples.rows.texts[row] for row in heard_rows]
     for kind in kinds_for(
@@ -226,7 +247,9 @@ def fit_predictor(
     places = np.flatnonzero(np.isin(heard_rows, known))
     judged = heard_rows[places]
     truth, sign = examples.rows.target[judged], -1.0 if metric in LOWER_IS_BETTER else 1.0
-    quality = (lambda values: sign * score(scored(values, truth, examples.task))[metric, ALL]) if by_metric else None
+    quality = (
+        (lambda values: sign * score(scored(values, truth, examples.task, metric))[metric, ALL]) if by_metric else None
+    )
     combined = combine(heard, examples.model[judged], places, seed, forced=forced, quality=quality)
     rows = MemberRows(
         [examples.ids[row] for row in learn], [examples.labels[row] for row in learn], whole.texts, whole.target
@@ -238,7 +261,7 @@ def fit_predictor(
     sizes = [len(text) for text in examples.rows.texts]
     lengths = None if examples.width else (min(sizes), max(sizes))
     return FittedPredictor(
-        members, combined, heard, places, judged, direct, scores, thresholds, tuple(left_out), lengths
+        members, combined, heard, places, judged, direct, metric, scores, thresholds, tuple(left_out), lengths
     )
 
 
@@ -308,7 +331,7 @@ def judge(fitted: FittedPredictor, model: Floats, metric: str, seed: int, resamp
     drawn: dict[str, Floats] = {}
     scores: dict[str, tuple[float, float, float]] = {}
     for name, answer in answers.items():
-        part = scored(answer, fitted.truth, task)
+        part = scored(answer, fitted.truth, task, metric)
         values[name] = score(part)[metric, ALL]
         low = high = float("nan")
         if draws is not None:
@@ -323,8 +346,11 @@ def judge(fitted: FittedPredictor, model: Floats, metric: str, seed: int, resamp
     return PartScores(metric, len(fitted.truth), groups, scores, *differences)
 
 
-def scored(answers: Floats, truth: NDArray[Any], task: Task) -> Scored:
-    """Answers in the form that metrics take: the positive one of two classes comes last."""
+def scored(answers: Floats, truth: NDArray[Any], task: Task, metric: str) -> Scored:
+    """Answers in the form that metrics take: the positive one of two classes comes last.
+
+    Several classes are called by the thresholds that the main metric chooses on these very rows.
+    """
     if task.target == "number":
         return Scored("number", truth, answers[:, 0], np.zeros(len(truth), np.int64))
     order = np.arange(len(task.classes))
@@ -332,4 +358,7 @@ def scored(answers: Floats, truth: NDArray[Any], task: Task) -> Scored:
         order = order[::-1]
     values, index = answers[:, order], np.argsort(order)[truth.astype(np.int64)]
     names = tuple(task.classes[number] for number in order)
-    return Scored(task.kind, index, values, values.argmax(axis=1), names)
+    calls = values.argmax(axis=1)
+    if not task.binary:
+        calls = task.called(values, threshold_for(values, index, positive=None, metric=metric))
+    return Scored(task.kind, index, values, calls, names)

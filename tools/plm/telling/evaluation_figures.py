@@ -136,7 +136,7 @@ def _by_truth(model: Model) -> list[tuple[str, Floats]]:
     scored = model.scored
     if scored.kind == "binary":
         return [(f"class {name}", scored.scores[scored.truth == index, 1]) for index, name in enumerate(scored.classes)]
-    confidence, right = scored.scores.max(axis=1), scored.calls == scored.truth
+    confidence, right = scored.scores[np.arange(len(scored.calls)), scored.calls], scored.calls == scored.truth
     return [("wrong calls", confidence[~right]), ("right calls", confidence[right])]
 
 

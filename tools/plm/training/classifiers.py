@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
-from plm.data.task import Task
+from plm.data.task import LIKELIEST, Task, Threshold
 from plm.errors import UserError
 from plm.model.bundles.classifier import ClassifierHead, HeadKind, nearest_rows
 from plm.scoring import metrics
@@ -163,21 +163,24 @@ def quality(scores: Floats, target: NDArray[Any], task: Task, metric: str) -> fl
     return metrics.score(scored(softmax(scores, axis=1), target, task, None))[metric, ALL]
 
 
-def scored(probabilities: Floats, target: NDArray[Any], task: Task, threshold: float | None) -> Scored:
+def scored(probabilities: Floats, target: NDArray[Any], task: Task, threshold: Threshold | None) -> Scored:
     """Probabilities (N, K) in the form that metrics take; the positive one of two classes becomes the last.
 
     Args:
         probabilities: (N, K) probabilities in the order of ``task.classes``.
         target: (N,) class numbers in that order.
         task: Level, kind of target and classes that are predicted.
-        threshold: On the positive class; None: the likeliest class is called.
+        threshold: What calls are made by; None: the likeliest class is called.
     """
     if not task.binary:
-        return Scored("multiclass", target, probabilities, probabilities.argmax(axis=1), task.classes)
+        calls = task.called(probabilities, LIKELIEST if threshold is None else threshold)
+        return Scored("multiclass", target, probabilities, calls, task.classes)
     positive = task.positive_index
     order = [1 - positive, positive]
     ordered = probabilities[:, order]
-    calls = ordered.argmax(axis=1) if threshold is None else (ordered[:, 1] >= threshold).astype(np.int64)
+    calls = ordered.argmax(axis=1)
+    if threshold is not None:
+        calls = (task.called(probabilities, threshold) == positive).astype(np.int64)
     names = (task.classes[order[0]], task.classes[order[1]])
     return Scored("binary", (target == positive).astype(np.int64), ordered, calls, names)
 

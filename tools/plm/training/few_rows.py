@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.data.task import LIKELIEST, Task, Threshold
 from plm.errors import UserError
+from plm.scoring import calibration
 from plm.wording import counted
 
 FEWEST_TRAINING = 8
@@ -57,6 +59,22 @@ def why_uncalibrated(truth: NDArray[Any]) -> str:
     if len(np.unique(truth)) < 2:
         return f"the {len(truth):,} validation rows hold one class only"
     return ""
+
+
+def threshold_for(task: Task, values: NDArray[Any], truth: NDArray[Any], metric: str = "macro_f1") -> Threshold:
+    """What calls are made by, from answers to validation rows; calls the likeliest where these are too few.
+
+    Args:
+        task: Classes, or numbers.
+        values: (N, K) probabilities.
+        truth: (N,) class numbers.
+        metric: Main metric.
+    """
+    if task.target == "number" or why_uncalibrated(truth):
+        return LIKELIEST
+    return calibration.threshold_for(
+        values, truth, positive=task.positive_index if task.binary else None, metric=metric
+    )
 
 
 def warning(rows: Mapping[str, int]) -> str:

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.task import Task
+from plm.data.task import Task, Threshold, threshold_fields
 from plm.errors import UserError
 from plm.model.bundles.classifier import ClassifierBundle, ClassifierHead
 from plm.scoring import calibration, intervals, metrics
 from plm.scoring.comparison import Comparison, compare
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Scored
-from plm.training import classifiers
+from plm.training import classifiers, few_rows
 
 Method = Literal["none", "int8", "prune", "both"]
 METHODS: tuple[Method, ...] = ("none", "int8", "prune", "both")
@@ -204,23 +204,22 @@ def same_rows(bundle: ClassifierBundle, rows: JudgedRows) -> bool:
     return bool(np.abs(bundle.predict_model(rows.matrix[::step]) - stored).max() <= _SAME * scale)
 
 
-def calibrated(task: Task, raw: Floats, rows: JudgedRows, before: tuple[float, float]) -> tuple[float, float]:
+def calibrated(
+    task: Task, raw: Floats, rows: JudgedRows, before: tuple[float, Threshold], metric: str
+) -> tuple[float, Threshold]:
     """Temperature and threshold for logits ``(N, K)`` of validation rows; those from ``before`` if they cannot be."""
     if task.target == "number" or len(np.unique(rows.target)) < 2:
         return before
     temperature = calibration.fit_temperature(raw, rows.target)
-    if not task.binary:
-        return temperature, before[1]
-    positive = task.positive_index
-    probability = calibration.apply_temperature(raw, temperature)[:, positive]
-    return temperature, calibration.choose_threshold(probability, rows.target == positive)
+    probabilities = calibration.apply_temperature(raw, temperature)
+    return temperature, few_rows.threshold_for(task, probabilities, rows.target, metric)
 
 
 def scored(bundle: ClassifierBundle, answers: Floats, rows: JudgedRows) -> Scored:
     """Answers of a head in the form that metrics take."""
     if bundle.task.target == "number":
         return Scored("number", rows.target.astype(np.float64), answers[:, 0], np.zeros(len(rows), np.int64))
-    return classifiers.scored(answers, rows.target, bundle.task, bundle.model_threshold if bundle.task.binary else None)
+    return classifiers.scored(answers, rows.target, bundle.task, bundle.model_threshold)
 
 
 @dataclass(frozen=True)
@@ -382,12 +381,14 @@ def recalibrated(
     plain = ClassifierBundle(before.manifest, small, before.reference, before.validation_scores)
     raw = plain.raw(rows.matrix)
     content["temperature"], threshold = calibrated(
-        before.task, raw, rows, (before.temperature, before.model_threshold)
+        before.task, raw, rows, (before.temperature, before.model_threshold),
+        str(before.manifest.get("selection_metric", "macro_f1")),
     )
     if before.predictor is None:
-        content["threshold"] = threshold
+        content |= threshold_fields(threshold)
     if about := content.get("predictor"):
-        content["predictor"] = {**about, "language_model": {**about.get("language_model", {}), "threshold": threshold}}
+        alone = {**about.get("language_model", {}), **threshold_fields(threshold)}
+        content["predictor"] = {**about, "language_model": alone}
     if before.predictor is not None:
         notes.append(
             "The sequence members and the weights of the combination stay those of the original, with its threshold "

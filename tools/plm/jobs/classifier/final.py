@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.task import Task
+from plm.data.task import LIKELIEST, Task, Threshold
 from plm.jobs.classifier.training import Trained, fit
 from plm.model.bundles.classifier import ClassifierHead
 from plm.scoring import calibration
@@ -25,7 +25,7 @@ class Final:
         head: Classifier head that the bundle holds.
         task: Task with mean and standard deviation of the training numbers.
         temperature: Number by which logits are divided.
-        threshold: Threshold on the probability of the positive one of two classes.
+        threshold: What calls are made by.
         validation: (n, K) calibrated probabilities or (n, 1) numbers of validation rows.
         truth: (n,) their class numbers or numbers.
         valid_rows: Numbers of these rows.
@@ -36,7 +36,7 @@ class Final:
     head: ClassifierHead
     task: Task
     temperature: float
-    threshold: float
+    threshold: Threshold
     validation: Floats
     truth: NDArray[Any]
     valid_rows: list[int]
@@ -73,12 +73,11 @@ def finish(trained: Trained) -> Final:
             network = max(trained.searches, key=lambda one: sign * one.best).settings
         settings = replace(settings, network=replace(network, epochs=epochs, patience=0))
     fitted = fit(trained.chosen, rows, None, material.metric, settings)
-    temperature, threshold = 1.0, 0.5
+    temperature = 1.0
+    threshold: Threshold = LIKELIEST
     if material.task.target == "class" and not few_rows.why_uncalibrated(truth):
         temperature = calibration.fit_temperature(np.concatenate([one.valid for one in chosen]), truth)
-        if material.task.binary:
-            positive = material.task.positive_index
-            threshold = calibration.choose_threshold(validation[:, positive], truth == positive)
+        threshold = few_rows.threshold_for(material.task, validation, truth, material.metric)
     about = (
         f"fitted on all rows with the settings that the {len(chosen)} folds led to; "
         + ("its calibration comes from the folds' validation rows, and " if material.task.target == "class" else "")

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from plm import __version__
 from plm.data.embeddings.description import UNUSUAL
 from plm.data.predictions_table import BEFORE, PREDICTOR, TOGETHER
+from plm.data.task import threshold_fields
 from plm.jobs.classifier.final import Final
 from plm.jobs.classifier.predictor import Answering, HeadAlone, answered
 from plm.jobs.classifier.report import ClassifierFindings
@@ -77,7 +78,7 @@ def manifest(
             UNUSUAL: about.notes.get(UNUSUAL, "x"),
         },
         "temperature": final.temperature,
-        "threshold": answering.threshold,
+        **threshold_fields(answering.threshold),
         "predictor": answering.built.to_json(choice, HeadAlone(final.threshold)),
         "novelty": novelty_summary(trained, final),
         "calibration": {
@@ -113,8 +114,7 @@ def validation_scores(trained: Trained, final: Final, answering: Answering) -> d
     values, truth = answering.validation, answering.truth
     if material.task.target == "number":
         return metrics.score(metrics.Scored("number", truth, values[:, 0], np.zeros(len(truth), np.int64)))
-    threshold = answering.threshold if material.task.binary else None
-    return metrics.score(classifiers.scored(values, truth, material.task, threshold))
+    return metrics.score(classifiers.scored(values, truth, material.task, answering.threshold))
 
 
 def _versions() -> dict[str, str]:
@@ -365,7 +365,7 @@ def judge(trained: Trained, final: Final, answering: Answering, choice: str = "a
     return ClassifierFindings(
         assessment, names[trained.chosen], names[linear], names[other], settings.head != "auto",
         validation, told, uncalibrated, valid, counts,
-        material.split_by, final.about, answering.threshold if material.task.binary else float("nan"),
+        material.split_by, final.about, answering.threshold if material.task.target == "class" else None,
         final.temperature,
         " ".join(filter(None, [material.loud, f"{few}." if few else ""])), tuple(material.notes), drawn,
         tuple((answer.name, answer.about, answer.setting) for answer in answers), coverage(trained, answering),

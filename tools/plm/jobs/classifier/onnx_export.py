@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm import __version__
+from plm.data.task import threshold_fields
 from plm.errors import UserError
 from plm.model.bundles.classifier import ClassifierBundle
 
@@ -93,7 +94,7 @@ def write_onnx(bundle: ClassifierBundle, path: str | Path) -> None:
     about = bundle.embedding
     facts = {
         "name": bundle.name, "classes": list(task.classes), "positive": task.positive,
-        "threshold": bundle.model_threshold,
+        **threshold_fields(bundle.model_threshold),
         "model": about.model, "model_sha256": about.model_sha256, "layers": list(about.layers),
         "pooling": about.pooling, "licence": str(bundle.manifest.get("licence", "")),
     }

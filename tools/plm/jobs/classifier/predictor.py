@@ -17,7 +17,7 @@ from scipy.special import softmax
 
 from plm.data import homology
 from plm.data.fasta import CleaningRule, clean
-from plm.data.task import Task
+from plm.data.task import Task, Threshold
 from plm.errors import UserError
 from plm.jobs.classifier.final import Final
 from plm.jobs.classifier.material import Material
@@ -26,7 +26,7 @@ from plm.model.bundles.classifier import ClassifierHead
 from plm.model.bundles.predictor import Explained
 from plm.model.members.features import window_text
 from plm.model.members.stored import MOST_ROWS
-from plm.scoring import calibration, job_predictor
+from plm.scoring import job_predictor
 from plm.scoring.conformal import Errors
 from plm.scoring.cross_fitting import LabelledTexts, inner_folds
 from plm.scoring.job_predictor import JobPredictor, PartExamples, explain_unseen
@@ -222,11 +222,11 @@ class HeadAlone:
     """The head alone, as validation rows know it.
 
     Attributes:
-        threshold: On the positive one of two classes.
+        threshold: What calls are made by.
         errors: On validation rows; empty, since the bundle holds its answers to them.
     """
 
-    threshold: float
+    threshold: Threshold
     errors: dict[str, Any] = field(default_factory=dict)
 
 
@@ -259,9 +259,9 @@ class PartAnswers:
         return self.fitted.combined.answers[there], self.fitted.truth[there]
 
     @property
-    def threshold(self) -> float:
-        """On the positive one of two classes, from the validation rows."""
-        return _threshold(*self.validation, self.fitted.heard.task)
+    def threshold(self) -> Threshold:
+        """What calls are made by, from the cross-fitted answers to all judged rows."""
+        return self.fitted.threshold
 
     @property
     def errors(self) -> Errors:
@@ -277,7 +277,7 @@ class Answering:
         built: What was combined.
         sequences: Of the material.
         parts: By part what its predictor says; None where the head answers alone.
-        threshold: On the positive one of two classes.
+        threshold: What calls are made by.
         validation: (n, K) calibrated probabilities or (n, 1) numbers of validation rows.
         truth: (n,) their class numbers or numbers.
     """
@@ -285,7 +285,7 @@ class Answering:
     built: JobPredictor
     sequences: MaterialSequences
     parts: list[PartAnswers | None]
-    threshold: float
+    threshold: Threshold
     validation: Floats
     truth: NDArray[Any]
 
@@ -314,15 +314,7 @@ def answering(trained: Trained, final: Final, built: JobPredictor, sequences: Ma
         parts.append(PartAnswers(own, told, together, len(part.valid), judged))
     there = np.ones(len(fitted.judged), bool) if trained.material.folds else built.judged[None] >= 0
     validation, truth = fitted.combined.answers[there], fitted.truth[there]
-    return Answering(built, sequences, parts, _threshold(validation, truth, final.task), validation, truth)
-
-
-def _threshold(values: Floats, truth: NDArray[Any], task: Task) -> float:
-    """On the positive one of two classes, from answers to validation rows; 0.5 where there can be none."""
-    if not task.binary or few_rows.why_uncalibrated(truth):
-        return 0.5
-    positive = task.positive_index
-    return calibration.choose_threshold(values[:, positive], truth == positive)
+    return Answering(built, sequences, parts, fitted.threshold, validation, truth)
 
 
 def answered(trained: Trained, answering: Answering, *, valid: bool = False) -> tuple[Floats, Ints, Floats, Ints]:
@@ -337,16 +329,15 @@ def answered(trained: Trained, answering: Answering, *, valid: bool = False) -> 
     every: list[Floats] = []
     others: list[Floats] = []
     calls: tuple[list[int], list[int]] = ([], [])
-    place = {name: index for index, name in enumerate(task.classes)}
     for part, head in zip(answering.parts, trained.members[trained.chosen], strict=True):
         values = head.probabilities(head.valid if use_valid else head.test)
-        together, threshold = values, head.threshold
+        together, threshold, other = values, head.threshold, head.threshold
         if part is not None:
             values, together = part.rows(part.told.answers, valid=use_valid), part.rows(part.together, valid=use_valid)
-            threshold = part.threshold
+            threshold, other = part.threshold, part.fitted.together_threshold
         every.append(values)
         others.append(together)
-        for called, own in zip(calls, (values, together), strict=True):
-            called += [place[name] for name in task.calls(own, threshold)] if place else [0] * len(own)
+        for called, own, limit in zip(calls, (values, together), (threshold, other), strict=True):
+            called += task.called(own, limit).tolist() if task.classes else [0] * len(own)
     first, second = (np.array(called, np.int64) for called in calls)
     return np.concatenate(every), first, np.concatenate(others), second

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plm.data.predictions_table import PREDICTOR, TOGETHER
+from plm.data.task import Threshold
 from plm.model.combination import LANGUAGE_MODEL
 from plm.scoring.assessment import METRIC_COLUMNS, Assessment, interval_text
 from plm.scoring.comparison import Comparison
@@ -20,7 +21,7 @@ from plm.telling import figures
 from plm.telling.evaluation_report import rows_told
 from plm.telling.predictor_lines import choice_rows, limits
 from plm.telling.report import Report, plain
-from plm.wording import counted, metric_name, number
+from plm.wording import counted, metric_name, number, several_called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ class ClassifierFindings:
         counts: Training, validation and test rows.
         split_by: How rows were split, in words.
         about: Sentence on how the bundle's head came to be.
-        threshold: Threshold on the probability of the positive one of two classes; NaN otherwise.
+        threshold: What calls are made by; None for numbers.
         temperature: Temperature of the bundle.
         loud: Sentence that must come first; empty if there is none.
         notes: Further sentences that a reader should know.
@@ -76,7 +77,7 @@ class ClassifierFindings:
     counts: Mapping[str, int]
     split_by: str
     about: str
-    threshold: float
+    threshold: Threshold | None
     temperature: float
     loud: str = ""
     notes: Sequence[str] = field(default_factory=tuple)
@@ -103,7 +104,7 @@ class ClassifierFindings:
         decisions += ["combination"] if self.predictor.get("judged") else []
         decisions += ["epoch"] if _has_network(self) else []
         if self.assessment.evaluation.kind != "number" and not self.why_uncalibrated:
-            decisions += ["temperature", *(["threshold"] if math.isfinite(self.threshold) else [])]
+            decisions += ["temperature", f"threshold{'' if self.assessment.evaluation.kind == 'binary' else 's'}"]
         return decisions
 
     def compared(self, first: str, second: str) -> Comparison:
@@ -398,7 +399,7 @@ def _calibration(findings: ClassifierFindings) -> list[str]:
     if not findings.uncalibrated:
         return []
     if findings.why_uncalibrated:
-        half = " and the threshold is 0.5" if math.isfinite(findings.threshold) else ""
+        half = " and the threshold is 0.5" if findings.assessment.evaluation.kind == "binary" else ""
         return [f"Probabilities are not calibrated{half}, since {findings.why_uncalibrated}"]
     after = findings.assessment.line(findings.chosen, "ece").value
     of = " of the head" if findings.combined else ""
@@ -407,9 +408,11 @@ def _calibration(findings: ClassifierFindings) -> list[str]:
         f"{number(findings.uncalibrated[findings.chosen])} before and {number(after)} after it "
         f"({findings.assessment.evaluation.splits} rows)"
     ]
-    if math.isfinite(findings.threshold):
-        positive = findings.assessment.evaluation.classes[-1]
-        lines.append(f"{plain(positive)} is called from a probability of {findings.threshold:.3f} (validation rows)")
+    classes = findings.assessment.evaluation.classes
+    if len(classes) == 2:
+        lines.append(f"{plain(classes[-1])} is called from a probability of {findings.threshold:.3f} (validation rows)")
+    elif findings.threshold is not None:
+        lines.append(plain(several_called(classes, findings.threshold)))
     return lines
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from plm.data.task import Task
+from plm.data.task import LIKELIEST, Task, Threshold
 from plm.errors import UserError
 from plm.jobs.classifier.material import Material
 from plm.jobs.classifier.search import Searched, TrialJournal
@@ -69,7 +69,7 @@ class FittedHead:
         fitted: Head with its settings and history.
         task: Task with mean and standard deviation of the training numbers.
         temperature: Number by which logits are divided, from validation rows.
-        threshold: Threshold on the probability of the positive one of two classes, from validation rows.
+        threshold: What calls are made by, from validation rows.
         valid: (n, K) logits or (n, 1) numbers in units of labels of the validation rows.
         test: (n, K) logits or (n, 1) numbers of the test rows, likewise.
         seconds: Seconds that the fit took.
@@ -79,7 +79,7 @@ class FittedHead:
     fitted: Fitted
     task: Task
     temperature: float
-    threshold: float
+    threshold: Threshold
     valid: Floats
     test: Floats
     seconds: float
@@ -231,12 +231,11 @@ def _member(
             kind, fitted, task, 1.0, 0.5, valid * task.sd + task.mean, answers * task.sd + task.mean, seconds
         )
     truth = material.target[np.asarray(part.valid, np.int64)]
-    temperature, threshold = 1.0, 0.5
+    temperature = 1.0
+    threshold: Threshold = LIKELIEST
     if not few_rows.why_uncalibrated(truth):
         temperature = calibration.fit_temperature(valid, truth)
-        if task.binary:
-            positive = softmax(valid / temperature, axis=1)[:, task.positive_index]
-            threshold = calibration.choose_threshold(positive, truth == task.positive_index)
+        threshold = few_rows.threshold_for(task, softmax(valid / temperature, axis=1), truth, material.metric)
     return FittedHead(kind, fitted, task, temperature, threshold, valid, answers, seconds)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from plm import stage
-from plm.data.task import Task
+from plm.data.task import Task, Threshold
 from plm.data.windows import window as cut_window
 from plm.jobs.classify_sites.call_reasons import CallReasons
 from plm.jobs.classify_sites.candidates import Protein
@@ -81,6 +81,7 @@ class Explanations:
     Attributes:
         task: Task of the bundle.
         point: Threshold and prevalence of a two-class bundle, else None.
+        threshold: What calls among several classes are made by.
         calls: Strongest calls for maps; None: no maps are wanted.
         logo: Counts for logos; None: no logos are wanted.
         reasons: Table of what the members say of each call; None: it is not wanted.
@@ -90,6 +91,7 @@ class Explanations:
 
     task: Task
     point: OperatingPoint | None
+    threshold: Threshold
     calls: StrongestCalls | None = None
     logo: LogoCounts | None = None
     reasons: CallReasons | None = None
@@ -98,14 +100,15 @@ class Explanations:
 
     @classmethod
     def wanted(
-        cls, task: Task, point: OperatingPoint | None, window: int, *, maps: bool, calls: int, logo: bool, reach: int,
-        reasons: CallReasons | None = None,
+        cls, task: Task, point: OperatingPoint | None, threshold: Threshold, window: int, *, maps: bool, calls: int,
+        logo: bool, reach: int, reasons: CallReasons | None = None,
     ) -> Explanations:
         """What the user asked for.
 
         Args:
             task: Task of the bundle.
             point: Threshold and prevalence of a two-class bundle, else None.
+            threshold: What calls among several classes are made by.
             window: Width of the bundle's window; 0 is the whole protein.
             maps: Whether mutagenesis maps are wanted.
             calls: How many calls are mapped.
@@ -115,7 +118,7 @@ class Explanations:
         """
         strongest = StrongestCalls(calls, window, reach) if maps else None
         counts = LogoCounts(task, min(window // 2 or reach, WIDEST)) if logo else None
-        return cls(task, point, strongest, counts, reasons)
+        return cls(task, point, threshold, strongest, counts, reasons)
 
     def add(self, protein: Protein, answers: SiteAnswers, reasons: Reasons | None) -> None:
         """Takes a protein with its answers, as the tables do, and with what stood behind them if that is told."""
@@ -143,7 +146,7 @@ class Explanations:
             progress.advance(1)
 
     def _show(self, values: Floats) -> tuple[Floats, list[str]]:
-        answers = judge(values, self.task, self.point)
+        answers = judge(values, self.task, self.point, self.threshold)
         return answers.shown, answers.calls
 
     def write(self, outputs: Callable[[str], Path | None], model: str) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.data.task import Task
+from plm.data.task import Task, threshold_of
 from plm.jobs.classify_sites.candidates import Protein
 from plm.jobs.classify_sites.figure import NUMBER, Track
 from plm.model.combination import LANGUAGE_MODEL
 from plm.scoring.expected_calls import Expected
 from plm.scoring.operating_point import OWN_THRESHOLD, OperatingPoint
 from plm.telling.report import Report, plain
+from plm.wording import several_called
 
 MOST_ROWS = 1000
 """Tables longer than this are linked from the report, not shown in it."""
@@ -118,7 +119,7 @@ def height_name(task: Task) -> str:
     return (
         f"Probability of class {task.classes[task.positive_index]}"
         if task.binary
-        else "Probability of the likeliest class"
+        else "Probability of the class called"
     )
 
 
@@ -135,7 +136,7 @@ def first_line(counts: SiteCounts, point: OperatingPoint | None, letters: str, f
         return f"{unfinished}Numbers are predicted for {where}"
     if point is None:
         shares = ", ".join(f"{name}: {counts.by_class.get(name, 0):,}" for name in counts.task.classes)
-        return f"{unfinished}The likeliest class of {where}: {shares}"
+        return f"{unfinished}The classes called of {where}: {shares}"
     verb = "is" if counts.called == 1 else "are"
     positive = called_words(counts.task.classes[counts.task.positive_index], counts.task.classes)
     called = f"{counts.called:,} of {where} {verb} called {positive}"
@@ -237,6 +238,7 @@ def site_report(
             else f"Model {plain(model)}, base model {plain(base['id'])} (sha256 {base['sha256'][:12]}), "
             f"method {plain(manifest['method'])}.",
             *_answering(manifest),
+            *([f"{plain(told)}."] if (told := several_called(manifest["labels"], threshold_of(manifest))) else []),
             *map(plain, notes),
         ]
     )

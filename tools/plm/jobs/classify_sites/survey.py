@@ -114,7 +114,7 @@ class SiteSurvey:
                     self.tables.skip(protein)
                     self.counts.skip(protein)
                     continue
-                answers = judge(values, task, self.tables.point)
+                answers = judge(values, task, self.tables.point, self.scanner.bundle.threshold)
                 labels = truth.labels(protein) if truth else [""] * len(protein.sites)
                 known = np.array([bool(label) and label == positive for label in labels])
                 self.tables.add(protein, answers, labels)

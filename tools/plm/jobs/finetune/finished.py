@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from plm import __version__
 from plm.data.dataset_table import residue_labels
 from plm.data.predictions_table import AFTER, BEFORE, PREDICTOR
+from plm.data.task import LIKELIEST, threshold_fields
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.job import FineTuningJob, Run
 from plm.jobs.finetune.predictor import texts_of, unseen_units
@@ -80,11 +81,11 @@ def manifest(
         "longest_training_segment": job.budget.residues if job.budget else None,
         "site_residues": job.rows.site_residues(used),
         "head": network.head.config.to_json(),
-        "threshold": calibration.threshold,
+        **threshold_fields(calibration.threshold),
         "calibration": {
             "method": "temperature" if fitted else "none",
             "why_not": alone.why_not,
-            "threshold_chosen": task.binary and not calibration.why_no_threshold,
+            "threshold_chosen": task.target == "class" and not calibration.why_no_threshold,
             "temperature": float(np.mean(calibration.temperatures)),
             "fold_thresholds": {str(fold): value for fold, value in calibration.thresholds.items() if fold is not None},
             "rows": calibration.rows,
@@ -235,7 +236,8 @@ def validation_chose(content: Mapping[str, Any]) -> str:
     decided = ["the method"] if content["compared"] else []
     decided += ["the epoch"] if content["settings"]["training"]["epochs"] > 1 else []
     decided += ["the temperature"] if calibration["method"] == "temperature" else []
-    decided += ["the threshold"] if calibration["threshold_chosen"] else []
+    one = bool(content["positive"])
+    decided += [f"the threshold{'' if one else 's'}"] if calibration["threshold_chosen"] else []
     told = "The validation rows chose nothing."
     if decided:
         listed = " and ".join([", ".join(decided[:-1]), decided[-1]] if decided[1:] else decided)
@@ -287,7 +289,7 @@ def predictions(
         answered = AnsweredRows(base, bundle.task, bundle.name, bundle.finished)
         seeds = [str(bundle.members[number].seed) for number in members]
         models = [(ENSEMBLE, each.mean(axis=0)), *zip(seeds, each, strict=True)] if several else [(seeds[0], each[0])]
-        threshold = calibration.thresholds.get(fold, 0.5)
+        threshold = calibration.thresholds.get(fold, LIKELIEST)
         fitted = combined.folds.get(fold)
         if fitted is None:
             role = PREDICTOR if combined.folds else ""
@@ -296,7 +298,7 @@ def predictions(
         units = unseen_units(job, part.valid, combined.judged[fold])
         told, together = explain_unseen(fitted, models[0][1], sequences, positions, units)
         tables += answered.parts(
-            fitted, told, together, models, threshold, alone.thresholds.get(fold, 0.5), folds=fold is not None
+            fitted, told, together, models, threshold, alone.thresholds.get(fold, LIKELIEST), folds=fold is not None
         )
     return pd.concat(tables, ignore_index=True)
 

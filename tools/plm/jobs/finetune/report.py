@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plm import wording
+from plm.data.task import threshold_of
 from plm.jobs.finetune.finished import validation_chose
 from plm.jobs.finetune.method_choice import NAMES, MethodResult
 from plm.model.combination import LANGUAGE_MODEL
@@ -18,7 +19,7 @@ from plm.telling import figures
 from plm.telling.predictor_lines import choice_rows, first_lines
 from plm.telling.report import Report, plain
 from plm.training import few_rows
-from plm.wording import counted, number
+from plm.wording import counted, number, several_called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,6 +183,8 @@ def report(
             f"Called {plain(manifest['positive'])} from a probability of {number(manifest['threshold'])};"
             f" share of that class in training: {number(manifest['training_prevalence'])}"
         )
+    if manifest["calibration"]["threshold_chosen"]:
+        lines += filter(None, [plain(several_called(manifest["labels"], threshold_of(manifest)))])
     lines += [plain(note) for note in job.rows.notes]
     page.bullets(lines)
     if ways:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from plm.data.task import Threshold
 from plm.jobs.finetune import objectives
 from plm.jobs.finetune.job import FineTuningJob, Run
 from plm.model.network import Floats
-from plm.scoring.calibration import choose_threshold, fit_temperature
+from plm.scoring.calibration import fit_temperature
 from plm.scoring.conformal import Errors
 from plm.scoring.operating_point import score_summary
 from plm.training import few_rows
@@ -25,21 +26,20 @@ class Calibration:
 
     Attributes:
         temperatures: Temperature of each training, in the order of ``job.usable``.
-        thresholds: On the positive class, by fold (None: no folds); empty unless there are two classes.
-        threshold: Threshold for new proteins, 0-1; 0.5 unless there are two classes.
+        thresholds: What calls are made by, by fold (None: no folds); empty for numbers.
+        threshold: The same for new proteins.
         scores: Validation metrics of the ensemble, raw probabilities, all folds together.
         rows: Labelled validation rows (or residues) behind it.
         validation_scores: Of two classes, the ensemble's scores of validation negatives and positives, summed up for
             whoever needs the rates at another threshold.
         errors: How wrong the ensemble was on validation proteins, for conformal sets; empty unless rows are proteins.
         uncalibrated: Why the trainings of a fold (None: no folds) have temperature 1 and threshold 0.5, where they do.
-        why_no_threshold: Why the threshold for new proteins is 0.5; empty if it was chosen, and unless there are two
-            classes.
+        why_no_threshold: Why there is no threshold for new proteins; empty if there is one, and for numbers.
     """
 
     temperatures: list[float]
-    thresholds: dict[int | None, float]
-    threshold: float
+    thresholds: dict[int | None, Threshold]
+    threshold: Threshold
     scores: dict[str, float]
     rows: int
     validation_scores: dict[str, Any]
@@ -111,14 +111,14 @@ def calibration_of(
         together: Answers and truth for new proteins; by default those of all folds.
     """
     task = job.rows.task
-    thresholds: dict[int | None, float] = {}
-    if task.binary:
-        thresholds = {fold: _threshold(values, truths[fold], job) for fold, values in answers.items()}
+    thresholds: dict[int | None, Threshold] = {}
+    if task.target == "class":
+        thresholds = {fold: few_rows.threshold_for(task, values, truths[fold]) for fold, values in answers.items()}
     if together is None:
         together = np.concatenate(list(answers.values())), np.concatenate(list(truths.values()))
     values, truth = together
-    threshold = thresholds[None] if None in thresholds else _threshold(values, truth, job) if task.binary else 0.5
-    why_no_threshold = few_rows.why_uncalibrated(truth) if task.binary else ""
+    threshold = thresholds[None] if None in thresholds else few_rows.threshold_for(task, values, truth)
+    why_no_threshold = few_rows.why_uncalibrated(truth) if task.target == "class" else ""
     raw = np.log(np.clip(values, 1e-12, 1)) if task.target == "class" else (values - task.mean) / task.sd
     scores = objectives.validation_scores(raw, truth, task)
     summary = {}
@@ -130,11 +130,3 @@ def calibration_of(
     return Calibration(
         temperatures, thresholds, threshold, scores, len(truth), summary, errors, uncalibrated, why_no_threshold
     )
-
-
-def _threshold(probabilities: Floats, truth: NDArray[Any], job: FineTuningJob) -> float:
-    positive = job.rows.task.positive_index
-    labels = (truth == positive).astype(int)
-    if few_rows.why_uncalibrated(labels):
-        return 0.5
-    return choose_threshold(probabilities[:, positive], labels, "mcc")

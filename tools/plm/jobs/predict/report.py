@@ -37,8 +37,8 @@ class PredictionCounts:
         rejected: Number of records that could not be used.
         answered: Number of records with an answer; of residue tasks the number of residues.
         called: Answers (or residues) by class, abstained ones not counted.
-        best: Answers (or residues) by likeliest class, abstained ones counted.
-        novel_by_class: Novel ones by likeliest class.
+        best: Answers (or residues) by class as it would be called, abstained ones counted.
+        novel_by_class: Novel ones by class as it would be called.
         abstained: Numbers of the records without a call on purpose.
         novel: Number of novel records.
         sizes: Number of classes in a set -> number of such sets.
@@ -290,7 +290,7 @@ def _counts(report: Report, counts: PredictionCounts) -> None:
     report.heading("Calls")
     header = ["Class", "Called", "Mean probability"]
     known = rules.novelty is not None and rules.task.level != "residue"
-    header += ["Novel among the likeliest of this class"] if known else []
+    header += ["Novel among all that would be called so"] if known else []
     rows = []
     ranked = sorted(rules.task.classes, key=lambda name: (-counts.best[name], place[name]))
     values, classes = counts.confidence, counts.classes

@@ -24,6 +24,8 @@ from plm.model.bundles.bundle import Bundle
 from plm.model.bundles.classifier import ClassifierBundle, bundle_kind, check_embeddings, load_classifier_bundle
 from plm.scoring.conformal import Errors
 from plm.scoring.mutagenesis import Ask
+from plm.telling.report import plain
+from plm.wording import several_called
 
 if TYPE_CHECKING:
     from plm.jobs.predict.answers import Asker, BundleAnswers, TextsOf
@@ -115,7 +117,7 @@ def _with_embeddings(
     about = [
         f"Classifier of embeddings: model {embedding.model or 'unknown'}, layer {_layer(embedding.layers)}, "
         f"pooling {embedding.pooling or 'unknown'}, {embedding.dimension} numbers; head {bundle.head.kind}.",
-        *told,
+        *told, *_called(bundle),
     ]
     if question.input is not None:
         queries, job = _embed(question, bundle, scratch, stack, log)
@@ -149,6 +151,12 @@ def _chosen(bundle: Bundle, predictor: str) -> list[str]:
         bundle.leave_language_model_alone()
         return [f"The language model alone answers, as asked; the bundle would combine {names}."]
     return [f"The predictor: {names} (predictions of the language model alone are a choice of the tool)."]
+
+
+def _called(bundle: Bundle) -> list[str]:
+    """How several classes are called, in a sentence."""
+    told = several_called([plain(name) for name in bundle.task.classes], bundle.threshold)
+    return [f"{told}."] if told else []
 
 
 def _sequences(question: Question, embeddings: Embeddings, scratch: Path) -> TextsOf:
@@ -290,7 +298,7 @@ def _with_finetuned(question: Question, settle: Settle, scratch: Path, log: logg
     about = [
         f"Fine-tuned model: base model {base['id']} (sha256 {base['sha256'][:12]}), method "
         f"{bundle.manifest['method']}, {len(bundle.members)} trained networks.",
-        *told,
+        *told, *_called(bundle),
     ]
     queries = Queries.of_proteins(question.input, proteins, sites=False)
     return Answered(bundle, rules, queries, asker.answers(), about, [], asker, asker.ask)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm import fingerprints
-from plm.data.task import Task
+from plm.data.task import Task, Threshold, threshold_fields, threshold_of
 from plm.errors import UserError
 from plm.model.bundles.predictor import Predictor
 
@@ -46,9 +46,9 @@ class Bundle(ABC):
         return bool(self.manifest.get("finished", True))
 
     @property
-    def threshold(self) -> float:
-        """On the positive one of two classes, chosen on validation rows; 0.5 otherwise."""
-        return float(self.manifest["threshold"])
+    def threshold(self) -> Threshold:
+        """What calls are made by, chosen on validation rows."""
+        return threshold_of(self.manifest)
 
     def leave_language_model_alone(self) -> None:
         """From now on the language model answers alone, with threshold and validation errors of its own."""
@@ -56,18 +56,18 @@ class Bundle(ABC):
             return
         about = self.manifest["predictor"].get("language_model", {})
         self.predictor = None
-        self.manifest |= {"threshold": float(about.get("threshold", 0.5)), "conformal": about.get("conformal") or {}}
+        self.manifest |= {**threshold_fields(threshold_of(about)), "conformal": about.get("conformal") or {}}
 
     def signature(self, path: Path) -> str:
         """Name and digest of the file that it was loaded from, for the column ``model`` of predictions."""
         return f"{self.name}@{fingerprints.file_sha256(path)[:12]}"
 
-    def calls(self, probabilities: Floats, threshold: float | None = None) -> list[str]:
-        """The class called for each row of ``(N, K)``: by the threshold for two classes, else the likeliest.
+    def calls(self, probabilities: Floats, threshold: Threshold | None = None) -> list[str]:
+        """The class called for each row of ``(N, K)``.
 
         Args:
             probabilities: Calibrated, in the order of ``task.classes``.
-            threshold: Threshold on the positive class; the bundle's own by default.
+            threshold: What calls are made by; the bundle's own by default.
         """
         return self.task.calls(probabilities, self.threshold if threshold is None else threshold)
 

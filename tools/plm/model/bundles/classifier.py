@@ -34,7 +34,7 @@ from scipy.special import softmax
 from plm import fingerprints
 from plm.data.embeddings.description import UNUSUAL
 from plm.data.embeddings.files import Description
-from plm.data.task import Task
+from plm.data.task import Task, Threshold, threshold_of
 from plm.errors import UserError
 from plm.model.bundles import archive, manifests
 from plm.model.bundles.archive import SCHEMA_VERSION, bundle_kind, json_text, write_zip
@@ -246,11 +246,11 @@ class ClassifierBundle(Bundle):
         )
 
     @property
-    def model_threshold(self) -> float:
-        """On the positive one of two classes, for answers of the head alone."""
+    def model_threshold(self) -> Threshold:
+        """What calls are made by from answers of the head alone."""
         if self.predictor is None:
             return self.threshold
-        return float(self.manifest["predictor"].get("language_model", {}).get("threshold", 0.5))
+        return threshold_of(self.manifest["predictor"].get("language_model", {}))
 
     def leave_language_model_alone(self) -> None:
         super().leave_language_model_alone()

@@ -54,9 +54,9 @@ def check_finetuned(
     base.text("id")
     _fingerprint(base, "sha256", where)
     fields.whole("window", 0, 1_000_000)
-    fields.number("threshold", 0, 1)
     fields.text("method", choices=methods)
     _task(fields, "labels")
+    _threshold(fields, len(content["labels"]), where)
     head = fields.inside("head")
     level = head.text("level", choices=LEVELS)
     kinds = tuple(kind for of, kind in heads if of == level)
@@ -96,10 +96,10 @@ def check_classifier(manifest: Mapping[str, Any], where: str, kinds: tuple[str, 
     fields = _opened(content, where)
     fields.need(*_EMBEDDING)
     fields.text("name")
-    fields.number("threshold", 0, 1)
     fields.number("temperature", 0, _MOST, above=True)
     fields.flag("standardise")
     _task(fields, "classes")
+    _threshold(fields, len(content["classes"]), where)
     about = fields.inside("embedding")
     about.text("model")
     _fingerprint(about, "model_sha256", where)
@@ -157,6 +157,18 @@ def _drop_null(content: Any) -> None:
             _drop_null(value)
 
 
+def _threshold(fields: Fields, classes: int, where: str) -> None:
+    """Threshold of two classes, and those of several, which bundles of earlier versions do not have."""
+    fields.number("threshold", 0, 1, default=0.5)
+    if fields.content.get("class_thresholds") is None:
+        return
+    several = fields.numbers("class_thresholds", 1e-12, 1, most=1_000_000)
+    if classes < 3 or len(several) != classes:
+        raise UserError(
+            f"The bundle's manifest has {len(several)} class thresholds for {classes} classes", where=where, fix=AGAIN
+        )
+
+
 def _predictor(fields: Fields, classes: int, where: str) -> None:
     """Sequence members and their combination, where a bundle has them."""
     if not fields.content.get("predictor"):
@@ -166,7 +178,7 @@ def _predictor(fields: Fields, classes: int, where: str) -> None:
         return
     if about.content.get("language_model"):
         alone = about.inside("language_model")
-        alone.number("threshold", 0, 1, default=0.5)
+        _threshold(alone, classes, where)
         _drop_null(alone.content.get("conformal"))
         if "conformal" in alone:
             outputs = classes if fields.content["task"]["target"] == "class" else 1
