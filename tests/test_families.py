@@ -191,7 +191,7 @@ def others() -> dict[str, tuple[Callable[[], Any], str, ModelFamily]]:
     }
 
 
-OTHERS = ("modernbert", "roberta", "distilbert", "electra", "deberta", "megatron-bert", "t5-plain-letters", "mt5")
+OTHERS = ("modernbert", "roberta", "distilbert", "electra", "deberta", "t5-plain-letters", "mt5")
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -12,18 +12,20 @@ from typing import Any
 from plm.errors import UserError
 from plm.model.families.ankh import ANKH
 from plm.model.families.bert import BERT
+from plm.model.families.esm import EsmFamily
 from plm.model.families.esm1b import ESM1B
 from plm.model.families.esm2 import ESM2
 from plm.model.families.family import KIND, ModelFamily
 from plm.model.families.letters import AMINO_ACIDS, MODEL_LETTERS, UNUSUAL_LETTERS, prepare
+from plm.model.families.megatron_bert import MEGATRON_BERT
 from plm.model.families.prott5 import PROTT5
 from plm.received.documents import one_line
 
 __all__ = [
-    "AMINO_ACIDS", "ANKH", "BERT", "ESM1B", "ESM2", "FAMILIES", "MODEL_LETTERS", "PROTT5", "UNUSUAL_LETTERS",
-    "ModelFamily", "find_family", "prepare",
+    "AMINO_ACIDS", "ANKH", "BERT", "ESM1B", "ESM2", "FAMILIES", "MEGATRON_BERT", "MODEL_LETTERS", "PROTT5",
+    "UNUSUAL_LETTERS", "EsmFamily", "ModelFamily", "find_family", "prepare",
 ]
-FAMILIES: tuple[ModelFamily, ...] = (ESM2, ESM1B, PROTT5, ANKH, BERT)
+FAMILIES: tuple[ModelFamily, ...] = (ESM2, ESM1B, PROTT5, ANKH, BERT, MEGATRON_BERT)
 
 
 def find_family(config: Mapping[str, Any], vocabulary: Mapping[str, int], *, where: str = "") -> ModelFamily:

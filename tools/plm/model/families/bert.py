@@ -1,6 +1,6 @@
-"""BERT over residues: ProtBert (Elnaggar et al. 2022), and what converting ProteinLM's pretraining gives.
+"""BERT over residues: ProtBert (Elnaggar et al. 2022).
 
-Devlin et al.'s layers, normalised after each half; models normalised before it (Megatron's own) are another kind.
+Devlin et al.'s layers, normalised after each half; models normalised before it are Megatron's (``megatron_bert.py``).
 """
 
 from __future__ import annotations

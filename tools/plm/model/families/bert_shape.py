@@ -34,6 +34,8 @@ class BertShaped(ModelFamily):
     learned_positions: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "embeddings.position_embeddings.weight": ("max_position_embeddings", "hidden_size")
     }
+    prefix: ClassVar[str] = "bert."
+    parts = ("embeddings.", "encoder.", "contact_head.")
     attention_targets = ("query", "key", "value", "attention.output.dense")
     key_value_targets = ("key", "value")
     feedforward_targets = (r"layer\.\d+\.output\.dense",)

@@ -27,6 +27,7 @@ class EsmFamily(BertShaped):
     before, after, mask, unusual = ("<cls>",), ("<eos>",), "<mask>", UNUSUAL_LETTERS
     kind, config_class, encoder_class, language_model_class = "esm", "EsmConfig", "EsmModel", "EsmForMaskedLM"
     head, head_weights, contact_head = "lm_head", "lm_head.dense.", "contact_head"
+    prefix = "esm."
     settings: ClassVar[Mapping[str, Setting]] = {
         **BertShaped.settings,
         "max_position_embeddings": size(1026, 10_000_000),

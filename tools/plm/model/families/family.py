@@ -64,6 +64,8 @@ class ModelFamily(ABC):
         language_model_class: The class of encoder and masked-language-model head, or an empty string.
         head: Where that head lies in such a model.
         head_weights: What the names of its weights begin with.
+        prefix: What the names of the encoder's weights begin with in a model with a head.
+        parts: What they begin with after that.
         contact_head: Where the regression from attention maps to contacts lies in the encoder, or an empty string.
         settings: The fields of ``config.json`` that decide what a model computes.
         constants: Fields with the only values that the family's models compute with, where a file has them.
@@ -93,6 +95,8 @@ class ModelFamily(ABC):
     head: ClassVar[str] = ""
     head_weights: ClassVar[str] = ""
     contact_head: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
+    parts: ClassVar[tuple[str, ...]]
 
     settings: ClassVar[Mapping[str, Setting]]
     constants: ClassVar[Mapping[str, tuple[Any, ...]]] = {}

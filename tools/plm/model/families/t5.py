@@ -50,6 +50,7 @@ class T5Family(ModelFamily):
         ),
         "encoder.block.0.layer.0.SelfAttention.q.weight": ("num_heads * d_kv", "d_model"),
     }
+    parts = ("shared.", "encoder.")
     attention_targets, key_value_targets, feedforward_targets = ("q", "k", "v", "o"), ("k", "v"), ("wo",)
     memory = MemoryLaw(
         # The bias: 1.1 measured on processors, where scores are made block by block; on CUDA perhaps scores and weights
