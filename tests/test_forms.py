@@ -131,6 +131,7 @@ def test_the_main_output_is_declared_last(tool: Path) -> None:
         "plm_variants": "scores",
         "plm_train_classifier": "bundle",
         "plm_compress_classifier": "compressed_bundle",
+        "plm_convert": "output",
         "plm_distill": "output_model",
         "plm_pretrain": "output_model",
         "plm_merge_embeddings": "output",

@@ -61,6 +61,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "PeftModel": "around a configuration made here, never read from a file",
         "re.compile": "names that were judged, and the family's own patterns",
     },
+    "plm/jobs/convert/encoder_onnx.py": {"InferenceSession": "the file that the job has just exported"},
     "plm/jobs/classifier/onnx_export.py": {"InferenceSession": "the file that the job has just exported"},
     "plm/data/embeddings/tabular.py": {
         "input_stream": "text tables, read by Arrow in blocks", "open_csv": "text tables, read by Arrow in blocks",

@@ -74,9 +74,9 @@ def add_adapters(loaded: LoadedModel, settings: AdapterSettings) -> nn.Module:
     _check_targets(loaded.model, settings.targets)
     config: Any
     if settings.method == "ia3":
-        chosen = _pattern([*(settings.targets or _ia3_targets(loaded.family))])
+        chosen = layer_pattern([*(settings.targets or _ia3_targets(loaded.family))])
         config = peft.IA3Config(
-            target_modules=chosen, feedforward_modules=_pattern([*loaded.family.feedforward_targets])
+            target_modules=chosen, feedforward_modules=layer_pattern([*loaded.family.feedforward_targets])
         )
     else:
         config = peft.LoraConfig(
@@ -118,7 +118,8 @@ def _ia3_targets(family: ModelFamily) -> Sequence[str]:
     return (*family.key_value_targets, *family.feedforward_targets)
 
 
-def _pattern(names: Sequence[str]) -> str:
+def layer_pattern(names: Sequence[str]) -> str:
+    """The expression that finds layers whose names end so."""
     return rf"(.*\.)?({'|'.join(names)})"
 
 
@@ -312,7 +313,8 @@ def _peft_config(stored: ReceivedAdapter, family: ModelFamily) -> Any:
 
     if stored.method == "ia3":
         return peft.IA3Config(
-            target_modules=_pattern(stored.targets), feedforward_modules=_pattern([*family.feedforward_targets])
+            target_modules=layer_pattern(stored.targets),
+            feedforward_modules=layer_pattern([*family.feedforward_targets]),
         )
     return peft.LoraConfig(
         r=stored.rank, lora_alpha=stored.alpha, lora_dropout=stored.dropout, bias="none",
@@ -331,9 +333,9 @@ def _wanted_shapes(base: nn.Module, stored: ReceivedAdapter, family: ModelFamily
         elif isinstance(module, nn.Linear) and ".base_layer" not in name and ".lora_" not in name:
             layers.setdefault(name, module)
     shapes: dict[str, tuple[int, ...]] = {}
-    forward = re.compile(_pattern([*family.feedforward_targets]))
+    forward = re.compile(layer_pattern([*family.feedforward_targets]))
     own = family.feedforward_targets
-    chosen = re.compile(_pattern([one if one in own else re.escape(one) for one in stored.targets]))
+    chosen = re.compile(layer_pattern([one if one in own else re.escape(one) for one in stored.targets]))
     for name, layer in layers.items():
         if chosen.fullmatch(name) is None:
             continue

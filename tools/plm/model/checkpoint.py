@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plm import fingerprints
 from plm.errors import UserError
-from plm.model import configuration
+from plm.model import configuration, eight_bits
 from plm.model.families import ModelFamily, find_family
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.received import offline, tensors
@@ -88,7 +88,7 @@ def unpack_checkpoint(archive: Path, folder: Path) -> None:
 def _known(name: str) -> bool:
     """Whether a member of an archive is one of the files that are acted on, or a model card."""
     own = name.rsplit("/", 1)[-1]
-    return own in ("config.json", "README.md", *TOKENIZER_FILES) or _WEIGHTS.fullmatch(own) is not None
+    return own in ("config.json", "README.md", eight_bits.FILE, *TOKENIZER_FILES) or _WEIGHTS.fullmatch(own) is not None
 
 
 def _checkpoint_folder(folder: Path) -> Path:
@@ -146,6 +146,9 @@ def _inspect(folder: Path, name: str, workdir: Path, roots: tuple[Path, ...]) ->
         UserError: A file is missing, leads elsewhere, is damaged, or does not fit the others.
     """
     name = one_line(name)
+    plain = eight_bits.expanded(folder, name, workdir, roots, ("config.json", *TOKENIZER_FILES))
+    if plain != folder:
+        folder, roots = plain, roots_of(plain)
     taken = {
         one: place for one in ("config.json", *TOKENIZER_FILES, *_INDEXES)
         if (place := real_file(folder, one, name, roots)) is not None
@@ -330,7 +333,8 @@ def _without_scikit_learn() -> Iterator[None]:
 
 
 def load_model(
-    files: ModelFiles, *, purpose: Purpose = "encoder", dtype: str = "float32", device: torch.device | str = "cpu"
+    files: ModelFiles, *, purpose: Purpose = "encoder", dtype: str = "float32", device: torch.device | str = "cpu",
+    packed: bool = True,
 ) -> LoadedModel:
     """Loads a checkpoint for packed rows.
 
@@ -339,6 +343,7 @@ def load_model(
         purpose: ``encoder`` for representations, ``masked_lm`` for the encoder with its language-model head.
         dtype: ``float32`` or ``bfloat16`` (rotary frequencies stay float32).
         device: Where to put it.
+        packed: False: with transformers' own layers and attention, for padded rows.
 
     Raises:
         UserError: Weights are missing, damaged or not finite, or the family has no such purpose.
@@ -357,7 +362,7 @@ def load_model(
         raise UserError(f"{family.title} has no masked language model here", where=files.id, fix="Use an ESM-2 model")
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
-        "attn_implementation": encoder.ATTENTION,
+        "attn_implementation": encoder.ATTENTION if packed else "eager",
         "local_files_only": True,
         "trust_remote_code": False,
         "output_loading_info": True,
@@ -386,12 +391,13 @@ def load_model(
     finally:
         transformers.logging.set_verbosity(verbosity)
     _check_complete(model, report, files)
-    encoder.adapt(model, family)
+    if packed:
+        encoder.adapt(model, family)
     model.eval().to(device)
     return LoadedModel(
         model=model, vocabulary=vocabulary, family=family, files=files, hidden_size=int(model.config.hidden_size),
         layers=int(model.config.num_hidden_layers), device=torch.device(device), dtype=getattr(torch, dtype),
-        has_contacts=_has_contacts(encoder.contact_head(model), report["missing_keys"]),
+        has_contacts=packed and _has_contacts(encoder.contact_head(model), report["missing_keys"]),
     )
 
 

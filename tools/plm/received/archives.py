@@ -244,3 +244,14 @@ def holds(path: Path, name: str) -> bool:
             return name in opened
     except UserError:
         return False
+
+
+def holds_ending(path: Path, ending: str) -> bool:
+    """Whether a file is an archive with a member whose name ends so; a damaged one holds nothing."""
+    if not is_archive(path):
+        return False
+    try:
+        with Archive(path, "archive", "") as opened:
+            return any(name.endswith(ending) for name in opened.members)
+    except UserError:
+        return False

@@ -114,6 +114,19 @@ def pickled_shapes(path: Path, where: str) -> dict[str, tuple[int, ...]]:
     Raises:
         UserError: Damaged, or it holds anything but tensors by name.
     """
+    return {name: tuple(value.shape) for name, value in _pickled(path, where, "meta").items()}
+
+
+def load_pickled(path: Path, where: str) -> dict[str, torch.Tensor]:
+    """The tensors in a ``.bin`` file; those of newer files stay on disk until they are used.
+
+    Raises:
+        UserError: As :func:`pickled_shapes`.
+    """
+    return _pickled(path, where, "cpu")
+
+
+def _pickled(path: Path, where: str, device: str) -> dict[str, torch.Tensor]:
     import torch
 
     fix = "Give the weights as safetensors"
@@ -124,7 +137,7 @@ def pickled_shapes(path: Path, where: str) -> dict[str, tuple[int, ...]]:
             pass  # names and sizes have passed
     try:
         # Files of the time before torch 1.6 cannot be mapped; they are read as they are.
-        options: dict[str, Any] = {"map_location": "meta", "mmap": True} if zipped else {"map_location": "cpu"}
+        options: dict[str, Any] = {"map_location": device, "mmap": True} if zipped else {"map_location": "cpu"}
         content = torch.load(path, weights_only=True, **options)
     except pickle.UnpicklingError as error:
         # torch's own message advises to load the file unsafely; it is not passed on.
@@ -145,7 +158,7 @@ def pickled_shapes(path: Path, where: str) -> dict[str, tuple[int, ...]]:
     )
     if not good:
         raise UserError(f"The weights cannot be loaded: {path.name} holds no tensors by name", where=where, fix=fix)
-    return {name: tuple(value.shape) for name, value in content.items()}
+    return content
 
 
 def _damaged(what: str, where: str, fix: str, error: Exception) -> UserError:
