@@ -81,34 +81,39 @@ class MaskedReader:
         """
         source = iter(questions)
         while True:
-            waiting: deque[list[MarginalQuestion]] = deque()
+            taken: deque[MarginalQuestion] = deque()
+            rows: dict[int, list[MarginalQuestion]] = {}
             try:
-                self._ask(source, waiting, progress)
+                self._ask(source, taken, rows, progress)
                 return
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or self.tokens <= SMALLEST or max(map(len, waiting), default=1) == 1:
+                alone = max(map(len, rows.values()), default=1) == 1
+                if not is_out_of_memory(error) or self.tokens <= SMALLEST or alone:
                     raise
                 self.tokens //= 2
                 self._log.warning("Out of memory: going on with rows of %d tokens", self.tokens)
-                source = chain([one for row in waiting for one in row], source)
+                source = chain(taken, source)
 
     def _ask(
-        self, source: Iterator[MarginalQuestion], waiting: deque[list[MarginalQuestion]],
-        progress: stage.Progress | None,
+        self, source: Iterator[MarginalQuestion], taken: deque[MarginalQuestion],
+        rows: dict[int, list[MarginalQuestion]], progress: stage.Progress | None,
     ) -> None:
-        rows: dict[int, list[MarginalQuestion]] = {}
+        """``taken`` are the questions that were taken and not answered yet, ``rows`` those under way by number."""
+
+        def noted() -> Iterator[MarginalQuestion]:
+            for one in source:
+                taken.append(one)
+                yield one
 
         def batches() -> Iterator[Batch]:
-            for number, row in enumerate(self._rows(source)):
+            for number, row in enumerate(self._rows(noted())):
                 rows[number] = row
-                waiting.append(row)
                 yield self._pack(row, number)
 
         def answer(batch: Batch) -> Floats:
             return self._read(batch, rows[batch.indices[0]])
 
-        at_once = self._rows_at_once()
-        for number, values in enumerate(encoder.run(self.loaded, batches(), answer, rows=at_once)):
+        for number, values in enumerate(encoder.run(self.loaded, batches(), answer, rows=self._rows_at_once())):
             row = rows.pop(number)
             start = 0
             for one in row:
@@ -120,7 +125,7 @@ class MaskedReader:
                         fix="Use --precision fp32; if that does not help the model is damaged",
                     )
                 one.take(mine)
-            waiting.popleft()
+                taken.popleft()
             if progress is not None:
                 progress.advance(sum(map(self.size, row)))
 

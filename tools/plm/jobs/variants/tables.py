@@ -189,7 +189,7 @@ class EffectTables:
                 last = record
             count = int(np.isfinite(values).sum())
             writer.feature(
-                name, place + 1, float(np.nanmean(values)),
+                name, place + 1, round(float(np.nanmean(values)), 4),
                 {"Name": f"{letters[place]}{place + 1}", "substitutions": str(count)},
             )
 
