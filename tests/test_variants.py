@@ -54,7 +54,7 @@ def rows_of(path: Path) -> Rows:
 
 def scored(input_: Path, tmp_path: Path, model: Path, *more: str | Path) -> Rows:
     made = tmp_path / "scores.tsv"
-    plm_variants.run(["--input", str(input_), "--scores", str(made), "--model", str(model), *FIXED, *map(str, more)])
+    plm_variants.run(["--input", str(input_), "--model", str(model), "--scores", str(made), *FIXED, *map(str, more)])
     return rows_of(made)
 
 
@@ -593,8 +593,8 @@ def test_it_runs_as_galaxy_runs_it(
     assert (tmp_path / "figure").read_bytes()[:4] == b"\x89PNG"
     assert "about" in done.stdout and "30 of 37 variants are scored" in done.stdout
     before = {name: (tmp_path / name).read_bytes() for name in names}
-    scored(query, tmp_path, tiny_esm2, "--variants", vcf_like, "--measured", "fitness", *outputs,
-           "--batch-tokens", "300")
+    again = ["--input", query, "--model", tiny_esm2, "--variants", vcf_like, "--measured", "fitness", *FIXED, *outputs]
+    plm_variants.run([*map(str, again), "--batch-tokens", "300"])
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
     wrong = ("--input", query, "--all", "--scores", tmp_path / "x", "--model", tmp_path / "absent")
     failed = run_stage("plm_variants", *wrong)
