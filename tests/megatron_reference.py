@@ -48,22 +48,25 @@ class MegatronLayer(nn.Module):
 
 
 class MegatronReference(nn.Module):
-    """Megatron's BERT with its language-model head, random weights, and a vocabulary padded to a multiple of 128."""
+    """Megatron's BERT with its language-model head, random weights, and a vocabulary padded to a multiple of 128.
+
+    GELU is the exact one; ``openai`` takes that by tanh everywhere, ``fused`` in the layers alone.
+    """
 
     def __init__(
         self, layers: int = 2, hidden: int = 32, heads: int = 4, positions: int = 200, types: int = 0,
-        smooth: bool = False, seed: int = 0,
+        fused: bool = False, openai: bool = False, seed: int = 0,
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.settings = Namespace(
             num_layers=layers, hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=4 * hidden,
-            max_position_embeddings=positions, padded_vocab_size=128, layernorm_epsilon=1e-5, bias_gelu_fusion=smooth,
-            openai_gelu=smooth, params_dtype=torch.float32, apply_residual_connection_post_layernorm=False,
+            max_position_embeddings=positions, padded_vocab_size=128, layernorm_epsilon=1e-5, bias_gelu_fusion=fused,
+            openai_gelu=openai, params_dtype=torch.float32, apply_residual_connection_post_layernorm=False,
         )
         self.words, self.places = nn.Embedding(128, hidden), nn.Embedding(positions, hidden)
         self.types = nn.Embedding(types, hidden) if types else None
-        self.layers = nn.ModuleList(MegatronLayer(hidden, heads, 4 * hidden, smooth) for _ in range(layers))
+        self.layers = nn.ModuleList(MegatronLayer(hidden, heads, 4 * hidden, fused or openai) for _ in range(layers))
         self.final_layernorm = nn.LayerNorm(hidden)
         self.head_dense, self.head_norm = nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
         self.head_bias = nn.Parameter(torch.zeros(128))

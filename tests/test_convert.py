@@ -22,6 +22,7 @@ import pytest
 import torch
 import transformers
 from bundle_cases import random_bundle
+from conversion_cases import ALPHABET, convert, fair, published, tiny_folder, told, unpacked
 from family_cases import every_family, plain, protein, relative_l2, tiny
 from megatron_reference import TOKENS, MegatronReference
 from plm.data.task import Task
@@ -35,75 +36,12 @@ from safetensors.torch import load_file, save_file
 
 esm = pytest.importorskip("esm", reason="fair-esm, the reference implementation, is not installed")
 TOLERANCE = 2e-5
-ALPHABET = esm.data.Alphabet.from_architecture("ESM-1b")
 PROTEIN = protein(45)
 IDS = torch.tensor([[ALPHABET.cls_idx, *map(ALPHABET.get_idx, PROTEIN), ALPHABET.eos_idx]])
 ESMS = ("esm2", "esm1b", "esm1v")
 
 
-def convert(tmp_path: Path, *given: str | Path | list[Path], to: str = "hugging-face", out: str = "out.zip") -> Path:
-    """Runs the stage in this process; the first argument is the input, or several."""
-    first, *others = given
-    inputs = [str(one) for one in (first if isinstance(first, list) else [first])]
-    output = tmp_path / out
-    report = tmp_path / "report.md"
-    flags = [str(one) for one in others]
-    plm_convert.run(["--input", *inputs, "--to", to, *flags, "--output", str(output), "--report", str(report)])
-    return output
-
-
-def told(tmp_path: Path) -> str:
-    return (tmp_path / "report.md").read_text()
-
-
-def unpacked(path: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(path) as opened:
-        opened.extractall(folder)
-    return folder
-
-
 # ------------------------------------------------------------------------------------------------------------ fair-esm
-
-
-def fair(kind: str) -> Any:
-    """A tiny model of fair-esm with every weight random."""
-    torch.manual_seed(len(kind))
-    model: Any
-    if kind == "esm2":
-        model = esm.model.esm2.ESM2(num_layers=2, embed_dim=32, attention_heads=4, alphabet=ALPHABET)
-    else:
-        settings = Namespace(
-            arch="roberta_large", layers=2, embed_dim=32, ffn_embed_dim=48, attention_heads=4, max_positions=1024,
-            token_dropout=True, emb_layer_norm_before=kind == "esm1b",
-        )
-        model = esm.model.esm1.ProteinBertModel(settings, ALPHABET)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-        if kind != "esm2":
-            model.embed_tokens.weight[ALPHABET.mask_idx] = 0  # as in published files
-    return model.eval()
-
-
-def published(model: Any, kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """The model in the files that fair-esm publishes, with the names of its trainer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: value.to(dtype) if "inv_freq" not in name else value for name, value in model.state_dict().items()
-    }
-    regression = {name: state.pop(name) for name in list(state) if name.startswith("contact_head.")}
-    prefix = {name: "encoder." if name.startswith("lm_head.") else "encoder.sentence_encoder." for name in state}
-    content: dict[str, Any] = {"model": {prefix[name] + name: value for name, value in state.items()}}
-    said = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_attention_heads": 4, "token_dropout": True}
-    if kind == "esm2":
-        content["cfg"] = {"_name": None, "model": Namespace(**said, arch="x")}
-    else:
-        content["args"] = Namespace(**said, arch="roberta_large", encoder_ffn_embed_dim=48, max_positions=1024)
-    path = folder / f"{kind}_tiny.pt"
-    torch.save(content, path)
-    if kind != "esm1v":
-        torch.save({"model": regression}, folder / f"{kind}_tiny-contact-regression.pt")
-    return path
 
 
 def read_by_fair_esm(path: Path) -> Any:
@@ -214,7 +152,7 @@ def megatron_ids() -> torch.Tensor:
 @pytest.mark.parametrize("version", [None, 0, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("partitions", [1, 2])
 def test_megatron_answers_alike_in_hugging_face(version: float | None, partitions: int, tmp_path: Path) -> None:
-    model = MegatronReference(types=2 if partitions == 2 else 0, smooth=version == 3.0)
+    model = MegatronReference(types=2 if partitions == 2 else 0, openai=version == 3.0)
     source = model.save(tmp_path / "m", partitions=partitions, version=version, plain_names=partitions == 2)
     (source / "vocab.txt").write_text("\n".join(TOKENS) + "\n")
     folder = unpacked(convert(tmp_path, source), tmp_path / "hf")
@@ -227,6 +165,20 @@ def test_megatron_answers_alike_in_hugging_face(version: float | None, partition
     text = told(tmp_path)
     assert "97 rows of the embedding that no token has" in text and "optimizer of the training" in text
     assert ("does not say its version" in text) == (version is None)
+
+
+def test_the_fused_gelu_is_followed_in_the_layers(tmp_path: Path) -> None:
+    model = MegatronReference(fused=True)
+    source = model.save(tmp_path / "m")
+    (source / "vocab.txt").write_text("\n".join(TOKENS))
+    folder = unpacked(convert(tmp_path, source), tmp_path / "hf")
+    theirs = transformers.MegatronBertForMaskedLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        states, logits = model(megatron_ids())
+        plainly = theirs(megatron_ids(), output_hidden_states=True)
+    assert relative_l2(plainly.hidden_states[-1], states) <= TOLERANCE
+    assert TOLERANCE < relative_l2(plainly.logits, logits[..., : len(TOKENS)]) < 1e-2
+    assert "log-probabilities differ a little from Megatron's" in told(tmp_path)
 
 
 def test_the_order_of_fused_rows_can_be_said(tmp_path: Path) -> None:
@@ -286,10 +238,6 @@ def test_the_encoder_of_every_family(family: ModelFamily, tmp_path: Path) -> Non
         expected = plain(family, tiny(family), headed=False)(ids).last_hidden_state
         assert torch.equal(plain(family, folder, headed=False)(ids).last_hidden_state, expected)
     assert not any(key.startswith(("lm_head", "cls.")) for key in load_file(folder / "model.safetensors"))
-
-
-def tiny_folder(name: str) -> Path:
-    return Path(__file__).resolve().parents[1] / "test-data" / "models" / name
 
 
 # ------------------------------------------------------------------------------------------------- adapters and bundles

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import conversion_cases as conversions
 import numpy as np
 import pandas as pd
 import plm
@@ -1190,6 +1191,7 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "telling/evaluation_report": EVALUATIONS,
     "scoring/assessment": EVALUATIONS,
     "telling/predictor_lines": PREDICTORS,
+    **{f"jobs/convert/{module}": conversions.CONVERSIONS for module in conversions.CONVERSION_TABLES},
 }
 TABLE: dict[str, dict[str, Case]] = {
     "jobs/preprocess/report": SPLIT_TABLE,
@@ -1212,6 +1214,7 @@ TABLE: dict[str, dict[str, Case]] = {
     "telling/evaluation_report": EVALUATION_TABLE,
     "scoring/assessment": ASSESSMENT_TABLE,
     "telling/predictor_lines": PREDICTOR_TABLE,
+    **{f"jobs/convert/{module}": table for module, table in conversions.CONVERSION_TABLES.items()},
 }
 LEFT: dict[str, tuple[str, ...]] = {
     "jobs/preprocess/report": ("(%; 0: none found)",),  # of the figure
@@ -1248,6 +1251,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         "The time limit ended training early", "One row a step", "The term", "Points of each curve",
     ),  # tests/test_distill.py
 }
+LEFT |= {f"jobs/convert/{module}": pieces for module, pieces in conversions.CONVERSIONS_LEFT.items()}
 """Pieces of sentences, by module, that no data set here makes true and false yet."""
 
 

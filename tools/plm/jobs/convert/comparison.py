@@ -70,4 +70,4 @@ def compare(
             f"The converted model does not answer as the input does ({what}: relative L2 {value:.2g}, at most "
             f"{most:g})", where=where, fix="Give a checkpoint whose settings fit its weights",
         )
-    return Checked(what, value)
+    return Checked(what, value, most)

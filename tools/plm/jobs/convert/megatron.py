@@ -144,7 +144,9 @@ def read_megatron(
         "layer_norm_eps": shape.epsilon, "hidden_act": shape.activation, "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02, "tie_word_embeddings": True,
         "pad_token_id": tokens.index("[PAD]") if "[PAD]" in tokens else 0, "use_cache": False,
-        "architectures": [MEGATRON_BERT.language_model_class],
+        "architectures": [
+            MEGATRON_BERT.language_model_class if "lm_head.bias" in merged else MEGATRON_BERT.encoder_class
+        ],
     }
     write_checkpoint(folder, config, stored_as(made, dtype))
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
@@ -304,7 +306,7 @@ def _shape(
     if smooth and "lm_head.bias" in weights and not fields.content.get("openai_gelu"):
         notes.append(
             "The layers were trained with the fused GELU (by tanh), the language-model head with the exact one; the "
-            "result computes both by tanh, which moves log-probabilities by less than a thousandth or so."
+            "result computes both by tanh: its log-probabilities differ a little from Megatron's."
         )
     return MegatronShape(
         layers, hidden, heads, feedforward, int(words.shape[0]) * count, int(table.shape[0]),

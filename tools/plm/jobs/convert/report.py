@@ -56,11 +56,12 @@ def conversion_report(converted: Converted) -> Report:
     )
     report.heading("The same proteins before and after")
     report.rows(
-        ["Compared", "Relative L2 difference"], [[plain(check.what), f"{check.value:.1e}"] for check in ground.checks]
+        ["Compared", "Relative L2 difference", "Accepted up to"],
+        [[plain(check.what), f"{check.value:.1e}", f"{check.limit:g}"] for check in ground.checks],
     )
     report.paragraph(
-        "Three made-up proteins of up to 90 residues went through both; the difference of all numbers is given in "
-        "relation to their size. A conversion that changes the answers by more than rounding is not written."
+        "Made-up proteins went through both; the difference of all numbers is given in relation to their size. A result "
+        "that lies farther from the input than is accepted is not written."
     )
     told = [*ground.notes, *(f"Left out: {part}." for part in ground.left_out), *_rest_lines(converted)]
     if told:

@@ -29,13 +29,13 @@ class Checked:
 
     Attributes:
         what: What was compared.
-        value: Relative L2 difference, 0 where all numbers are equal bit for bit.
-        bits: Whether numbers were compared bit for bit.
+        value: Relative L2 difference.
+        limit: Largest one with which a result is written.
     """
 
     what: str
     value: float
-    bits: bool = False
+    limit: float
 
 
 @dataclass
@@ -165,13 +165,3 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Weights) 
     (folder / "config.json").write_text(json.dumps({**config, **told}, indent=1, sort_keys=True) + "\n")
     save_file(dict(sorted(weights.items())), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
-
-
-def equal_bits(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that are not the same in both, to the bit."""
-    return sorted(
-        name
-        for name in set(first) | set(second)
-        if name not in first or name not in second or first[name].dtype != second[name].dtype
-        or not torch.equal(first[name], second[name])
-    )
