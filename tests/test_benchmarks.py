@@ -15,7 +15,7 @@ from benchmarks.shapes import SHAPES, checkpoint
 
 pytest.importorskip("esm", reason="fair-esm, the benchmarks' reference, is not installed")
 
-from benchmarks import embed_command, embedding, train_command, whole
+from benchmarks import embed_command, embedding, train_command, variants_command, whole
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,20 @@ def test_every_way_to_embed_computes_the_same(shape: str, mix: str, work: Path) 
         off = embedding.differences(found, expected)
         assert off["relative_l2"] <= (2e-2 if "bf16" in name else 1e-5), name
         assert off["pooled_cosine"] >= 0.9995, name
+
+
+def test_every_way_to_score_substitutions_computes_the_same(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants_command.main([
+        "--shape", "tiny", "--residues", "40", "--positions", "4", "--variants", "30", "--rounds", "1", "--device",
+        "cpu", "--work", str(work), "--output", str(tmp_path),
+    ])
+    made = json.loads((tmp_path / "figures" / "bench_variants.json").read_text())
+    for case in made["cases"]:
+        for name, error in case["errors"].items():
+            assert error <= (1e-5 if name.endswith("fp32") else 5e-2), name
+    assert "**masked-marginal**" in capsys.readouterr().out
 
 
 def test_differences_see_a_wrong_residue() -> None:
