@@ -30,6 +30,7 @@ import test_logo as logo_cases
 import test_mutagenesis as mutation_cases
 import test_site_report as site_cases
 import test_why as why_cases
+import variant_cases
 from plm.data import leakage
 from plm.data.examples import Example, Journal
 from plm.data.task import Task
@@ -1191,6 +1192,8 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "telling/evaluation_report": EVALUATIONS,
     "scoring/assessment": EVALUATIONS,
     "telling/predictor_lines": PREDICTORS,
+    "jobs/variants/report": variant_cases.EFFECTS,
+    "jobs/variants/shifts": variant_cases.SHIFTS,
     **{f"jobs/convert/{module}": conversions.CONVERSIONS for module in conversions.CONVERSION_TABLES},
 }
 TABLE: dict[str, dict[str, Case]] = {
@@ -1214,6 +1217,8 @@ TABLE: dict[str, dict[str, Case]] = {
     "telling/evaluation_report": EVALUATION_TABLE,
     "scoring/assessment": ASSESSMENT_TABLE,
     "telling/predictor_lines": PREDICTOR_TABLE,
+    "jobs/variants/report": variant_cases.EFFECT_TABLE,
+    "jobs/variants/shifts": variant_cases.SHIFT_TABLE,
     **{f"jobs/convert/{module}": table for module, table in conversions.CONVERSION_TABLES.items()},
 }
 LEFT: dict[str, tuple[str, ...]] = {
