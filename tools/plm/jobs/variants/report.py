@@ -166,9 +166,10 @@ def _meaning(account: EffectAccount) -> str:
         "it does, and it is no probability of a disease. "
     )
     if account.proteins > 1:
-        told += "Compare scores within a protein: in a protein that the model knows little of, all are near 0."
+        told += "Compare scores within a protein; "
+        told += "in one that the model knows little of, they say little more than how frequent the amino acids are."
     else:
-        told += "In a protein that the model knows little of, all scores are near 0."
+        told += "In a protein that the model knows little of, they say little more than how frequent amino acids are."
     return told
 
 
@@ -281,8 +282,8 @@ def _notes(report: Report, account: EffectAccount) -> None:
     if account.windowed:
         notes.append(
             f"{counted(account.windowed, 'protein is', 'proteins are')} longer than the window of {account.width:,} "
-            "residues: the model saw each substitution in the middle of such a window, and nothing beyond it. The "
-            "column window says which residues those were."
+            "residues: the model saw each substitution through such a window, in its middle but for the protein's "
+            "ends, and nothing beyond it. The column window says which residues those were."
         )
     if account.apart:
         notes.append(
