@@ -76,6 +76,25 @@ def test_embed(family: ModelFamily, tmp_path: Path) -> None:
         refused("plm_embed", "puts no start token before a protein", *model, *out, "--pooling", "first")
 
 
+@every_family
+def test_variants(family: ModelFamily, tmp_path: Path) -> None:
+    query = fasta(tmp_path / "q.fasta", [protein(30), protein(1100)])
+    flags = ("--input", query, "--model", tiny(family), "--scores", tmp_path / "s.tsv")
+    if family not in HEADED:
+        refused("plm_variants", "has no masked language model here", *flags, "--all")
+        return
+    letters = {place: protein(1100)[place - 1] for place in (1, 600, 1100)}
+    rows = [f"p1\t{letter}{place}{'A' if letter != 'A' else 'V'}" for place, letter in letters.items()]
+    (tmp_path / "v.tsv").write_text("\n".join(["id\tvariant", *rows]) + "\n")
+    for method in ("wt-marginal", "masked-marginal"):
+        run("plm_variants", *flags, "--variants", tmp_path / "v.tsv", "--method", method)
+        made = table(tmp_path / "s.tsv")
+        assert [row["status"] for row in made] == ["scored"] * 3
+        assert all(np.isfinite(float(row["score"])) for row in made)
+        limit = load(tiny(family), tmp_path).family.max_residues or 1100
+        assert [bool(row["window"]) for row in made] == [limit < 1100] * 3
+
+
 def train(family: ModelFamily, tmp_path: Path, level: str, target: str, *flags: str) -> Path:
     dataset(level, target, 16).to_csv(tmp_path / "d.tsv", sep="\t", index=False)
     bundle = tmp_path / "bundle.zip"

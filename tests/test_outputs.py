@@ -25,9 +25,9 @@ TEST_DATA = ROOT / "test-data"
 MODEL, PROTEINS = TEST_DATA / "tiny_esm2.zip", TEST_DATA / "simulated_proteins.fasta"
 STAGES = tuple(sorted(path.stem for path in (ROOT / "tools").glob("plm_*.py")))
 INPUTS = {
-    "bundle", "dataset", "embeddings", "input", "labels", "negative_sites", "negatives_file", "predictions", "queries",
-    "reference", "resume", "resume_study", "sequences", "sites", "status", "teacher_cache", "test", "training", "truth",
-    "work_dir",
+    "alignment", "bundle", "dataset", "embeddings", "input", "labels", "negative_sites", "negatives_file",
+    "predictions", "queries", "reference", "resume", "resume_study", "sequences", "sites", "status", "teacher_cache",
+    "test", "training", "truth", "variants", "work_dir",
 }
 """Flags that name a file or folder to read, or a folder that keeps parts between runs."""
 
@@ -228,6 +228,9 @@ WRITERS: dict[str, tuple[int, list[str]]] = {
                                      "OUT/b"]),
     "plm_predict": (3_000, ["plm_predict", "--input", "simulated_classes.fasta", "--bundle", "bundle_tiny_classes.zip",
                             "--model", "tiny_esm2.zip", "--predictions", "OUT/p"]),
+    "plm_variants": (2_000, ["plm_variants", "--input", "simulated_query.fasta", "--variants",
+                             "simulated_substitutions.tabular", "--model", "tiny_esm2.zip", "--scores", "OUT/s",
+                             "--ranked", "OUT/r"]),
     "plm_classify_sites": (60_000, ["plm_classify_sites", "--input", "simulated_query.fasta", "--bundle",
                                     "bundle_tiny_site.zip", "--model", "tiny_esm2.zip", "--sites", "OUT/s"]),
 }
