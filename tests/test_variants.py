@@ -317,28 +317,37 @@ NAMES = (
     ">sp|P00001|ONE_TEST First GN=oneA PE=1\nMKAYIAKQRK\n>NP_000002.1 two\nMSEQNNTEMT\n>P3\nMSEQNNTEMT\n"
     ">P4 GN=dup\nMK\n>P5 GN=dup\nMR\n"
 )
+@pytest.fixture
+def named(tmp_path: Path) -> Path:
+    return written(tmp_path / "p.fasta", NAMES)
+
+
 BY_NAME = {
     "oneA": "sp|P00001|ONE_TEST", "P00001": "sp|P00001|ONE_TEST", "ONE_TEST": "sp|P00001|ONE_TEST",
     "sp|P00001|ONE_TEST": "sp|P00001|ONE_TEST", "NP_000002.1": "NP_000002.1", "NP_000002": "NP_000002.1", "P3": "P3",
 }
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-@pytest.mark.parametrize("how", ["gene", "protein", "prefix"])
-def test_proteins_are_found_by_their_names(name: str, how: str, tiny_esm2: Path, tmp_path: Path) -> None:
-    if how == "prefix" and "|" in name:
-        pytest.skip("no prefix of HGVS holds bars")
-    source = written(tmp_path / "p.fasta", NAMES)
+@pytest.mark.parametrize(("name", "how"), [
+    (name, how) for name in BY_NAME for how in ("gene", "protein", "prefix") if how != "prefix" or "|" not in name
+])
+def test_proteins_are_found_by_their_names(name: str, how: str, named: Path, tiny_esm2: Path, tmp_path: Path) -> None:
     cell = "p.Met1Leu"
     text = f"variant\tn\n{name}:{cell}\t1\n" if how == "prefix" else f"{how}\tvariant\n{name}\t{cell}\n"
-    (row,) = scored(source, tmp_path, tiny_esm2, "--variants", written(tmp_path / "v.tsv", text))
+    (row,) = scored(named, tmp_path, tiny_esm2, "--variants", written(tmp_path / "v.tsv", text))
     assert row["scored_protein"] == BY_NAME[name] and row["status"] == "scored"
 
 
-def test_names_that_fit_nothing_or_several(tiny_esm2: Path, tmp_path: Path) -> None:
-    source = written(tmp_path / "p.fasta", NAMES)
+def test_another_version_of_a_protein_is_said(named: Path, tiny_esm2: Path, tmp_path: Path) -> None:
+    table = written(tmp_path / "v.tsv", "variant\nNP_000002.7:p.Met1Leu\nNP_000002.1:p.Met1Leu\n")
+    other, same = scored(named, tmp_path, tiny_esm2, "--variants", table)
+    assert other["status"] == same["status"] == "scored" and not same["details"]
+    assert other["details"] == "the table means version 7 of the protein, which is version 1"
+
+
+def test_names_that_fit_nothing_or_several(named: Path, tiny_esm2: Path, tmp_path: Path) -> None:
     table = written(tmp_path / "v.tsv", "gene\tvariant\noneA\tM1L\ndup\tM1L\nnone\tM1L\n\tM1L\nnone\tP3:p.M1L\n")
-    rows = scored(source, tmp_path, tiny_esm2, "--variants", table)
+    rows = scored(named, tmp_path, tiny_esm2, "--variants", table)
     assert [row["details"] for row in rows] == [
         "", "'dup' names 2 of the proteins", "no protein is called 'none'",
         "no protein is named, and there are several", "",
@@ -462,11 +471,12 @@ def test_positions_and_tracks_count_as_their_formats_do(tiny_esm2: Path, tmp_pat
     assert (tmp_path / "t").read_text().startswith(f"##gff-version 3\n##sequence-region P1 1 {len(PROTEIN)}\n")
 
 
-def test_the_ranking_of_all_holds_the_lowest(tiny_esm2: Path, query: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [25, 0])
+def test_the_ranking_of_all_holds_the_lowest(most: int, tiny_esm2: Path, query: Path, tmp_path: Path) -> None:
     rows = scored(query, tmp_path, tiny_esm2, "--all", "--method", "wt-marginal", "--ranked", tmp_path / "r",
-                  "--ranked-rows", "25")
+                  "--ranked-rows", str(most))
     ranked = rows_of(tmp_path / "r")
-    lowest = sorted(float(row["score"]) for row in rows)[:25]
+    lowest = sorted(float(row["score"]) for row in rows)[: most or None]
     assert [float(row["score"]) for row in ranked] == lowest
     known = {(row["id"], row["variant"]): row for row in rows}
     assert all(known[row["id"], row["variant"]]["score"] == row["score"] for row in ranked)

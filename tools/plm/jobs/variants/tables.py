@@ -47,6 +47,7 @@ class EffectTables:
 
     def __init__(self, proteins: ProteinStore, job: VariantJob, scores: EffectScores, baselines: Baselines) -> None:
         self.proteins, self._job, self._scores, self._baselines = proteins, job, scores, baselines
+        self._known: dict[tuple[str, str, int], str] = {}
 
     # ------------------------------------------------------------------------------------------------- the user's rows
 
@@ -124,17 +125,19 @@ class EffectTables:
     def write_ranked_all(self, handle: TextIO, most: int) -> None:
         """The least tolerated of all substitutions, at most so many (0: all)."""
         handle.write(_line([RANK, *ALL_COLUMNS]))
-        kept = np.empty((0, 3), np.int64)  # record, place, amino acid
-        values = np.empty(0, np.float32)
+        parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []  # (record, place, amino acid) and score
+        waiting = 0
         for record, sequence in self.proteins.embedded():
             profile = np.asarray(self._scores.of(sequence)[0])
             places, letters = np.nonzero(np.isfinite(profile))
-            kept = np.concatenate([kept, np.stack([np.full(len(places), record), places, letters], axis=1)])
-            values = np.concatenate([values, profile[places, letters]])
-            if most and len(values) > 2 * most:
-                best = np.sort(np.argsort(values, kind="stable")[:most])
-                kept, values = kept[best], values[best]
-        order = np.argsort(values, kind="stable")[: most or None]
+            part = np.stack([np.full(len(places), record), places, letters], axis=1)
+            parts.append((part, profile[places, letters]))
+            waiting += len(places)
+            if most and waiting > 10 * most:
+                parts = [_lowest(parts, most)]
+                waiting = len(parts[0][1])
+        kept, values = _lowest(parts, most or waiting)
+        order = np.argsort(values, kind="stable")
         for rank, (record, place, letter) in enumerate(kept[order].tolist(), start=1):
             sequence = int(self.proteins.unique[record])
             name, residues = visible(self.proteins.ids[record]), self.proteins.sequences[sequence]
@@ -145,15 +148,24 @@ class EffectTables:
     def _all_lines(
         self, name: str, letters: str, sequence: int, place: int, values: NDArray[np.float32]
     ) -> Iterator[str]:
-        window = self._window(sequence, (place,))
+        window, own = self._window(sequence, (place,)), letters[place]
         for letter, value in zip(STANDARD_RESIDUES, values.tolist(), strict=True):
-            if value != value:
-                continue
-            one = (Substitution(letters[place], place + 1, letter),)
-            yield _line([
-                name, str(place + 1), letters[place], letter, str(one[0]), _number(value),
-                f"{self._baselines.blosum62(one):g}", _number(self._baselines.site_frequency(sequence, one)), window,
-            ])
+            if value == value:
+                rivals = self._rivals(sequence, place, own, letter)
+                yield (
+                    f"{name}\t{place + 1}\t{own}\t{letter}\t{own}{place + 1}{letter}\t{_number(value)}\t{rivals}"
+                    f"\t{window}\n"
+                )
+
+    def _rivals(self, sequence: int, place: int, own: str, letter: str) -> str:
+        """The cells of both baselines; without an alignment they are the same at every position."""
+        aligned = self._baselines.aligned
+        key = (own, letter, place if aligned is not None and aligned.sequence == sequence else -1)
+        if key not in self._known:
+            one = (Substitution(own, place + 1, letter),)
+            site = self._baselines.site_frequency(sequence, one)
+            self._known[key] = f"{self._baselines.blosum62(one):g}\t{_number(site)}"
+        return self._known[key]
 
     # ------------------------------------------------------------------------------------------------------- positions
 
@@ -249,6 +261,16 @@ def added_columns(header: Sequence[str]) -> list[str]:
         name if name not in taken else f"plm_{name}" if f"plm_{name}" not in taken else unused(f"plm_{name}", taken)[0]
         for name in ADDED_COLUMNS
     ]
+
+
+def _lowest(
+    parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The lowest values of all parts and what they belong to, in the order of the parts; of equal ones the first."""
+    kept = np.concatenate([np.empty((0, 3), np.int64), *(one for one, _ in parts)])
+    values = np.concatenate([np.empty(0, np.float32), *(one for _, one in parts)])
+    best = np.sort(np.argsort(values, kind="stable")[:most])
+    return kept[best], values[best]
 
 
 def _line(cells: Sequence[str]) -> str:

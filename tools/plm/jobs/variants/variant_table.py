@@ -154,8 +154,9 @@ def read_variants(
     wanted, told = _naming_columns(columns, asked, names, header, bool(protein_column))
     for row, one, cells in zip(made.rows, parsed, asked, strict=True):
         given = [cells[number] for number in wanted if cells[number]]
-        row.record, reason = names.first([*given, *one.names])
+        row.record, reason, remark = names.first([*given, *one.names])
         row.reason = row.reason or reason or _disagreement(row, proteins)
+        row.remark = "; ".join(filter(None, (row.remark, remark)))
     variant = "wild type, position and substitution" if columns.variant is None else repr(header[columns.variant])
     made.told = f"variants stand in the column {variant}, {told}"
     if not any(row.scored for row in made.rows):
@@ -204,19 +205,30 @@ class ProteinNames:
                 return -1, f"{_short(name)} names {len(records)} of the proteins"
         return -1, f"no protein is called {_short(name)}"
 
-    def first(self, names: Sequence[str]) -> tuple[int, str]:
-        """The first of several names that is a protein's; without names the only protein there is."""
+    def first(self, names: Sequence[str]) -> tuple[int, str, str]:
+        """The first of several names that is a protein's; without names the only protein there is.
+
+        Returns:
+            Its record, or -1 and why there is none, and what the user should know of a name that fits.
+        """
         if not names:
             if len(self._proteins.ids) == 1:
-                return 0, ""
-            return -1, "no protein is named, and there are several"
+                return 0, "", ""
+            return -1, "no protein is named, and there are several", ""
         reasons = []
         for name in names:
             record, reason = self.find(name)
             if record >= 0:
-                return record, ""
+                return record, "", self._other_version(name, record)
             reasons.append(reason)
-        return -1, reasons[0]
+        return -1, reasons[0], ""
+
+    def _other_version(self, name: str, record: int) -> str:
+        """A remark where a name was found without its version, and the protein's is another one."""
+        given, own = (_VERSION.search(accession(one)) for one in (name, self._proteins.ids[record]))
+        if given is None or own is None or given[0] == own[0]:
+            return ""
+        return f"the table means version {given[0][1:]} of the protein, which is version {own[0][1:]}"
 
 
 def _forms(name: str) -> list[str]:
