@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations, islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from plm.jobs.distill.report import curves, range_figure
 from plm.jobs.predict.report import PredictionCounts, predictions_figure
 from plm.jobs.predict.verdicts import Verdicts, make_rules
 from plm.jobs.preprocess.report import SplitAccount
+from plm.jobs.variants.figure import SCALE
 from plm.scoring.assessment import Assessment, assess
 from plm.scoring.conformal import Errors
 from plm.scoring.metrics import Scored
@@ -40,8 +42,8 @@ from plm.scoring.novelty import Novelty, summary
 from plm.scoring.predictions import Evaluation, Model
 from plm.telling import figures
 from plm.telling.evaluation_figures import CLASS_FIGURES, NUMBER_FIGURES, draw
-from plm.telling.figures import METHODS, Curve, tick_labels
-from plm.telling.mutagenesis_figure import mutagenesis_figure
+from plm.telling.figures import METHODS, Curve, shortened, tick_labels
+from plm.telling.mutagenesis_figure import DENSE_PLACES, MOST_PLACES, MapWords, mutagenesis_figure
 from test_mutagenesis import some_map
 
 pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
@@ -226,6 +228,15 @@ def all_figures(names: list[str]) -> Iterator[tuple[str, Drawn]]:
         yield (
             f"mutagenesis of {count} times {places}",
             lambda path, m=maps, n=not judged: mutagenesis_figure(m, path, numbers=n),
+        )
+    words = MapWords(SCALE, lambda one: shortened(one.subject.id, 60), "a variant of the table")
+    for places, most, labels in ((41, MOST_PLACES, names), (1, MOST_PLACES, ["P12345 A23"]), (400, DENSE_PLACES, [])):
+        called = [f"{labels[n % len(labels)][:22]} A{n}" for n in range(places)] if labels else []
+        yield (
+            f"scores of {places} places, {len(called)} named",
+            lambda path, p=places, m=most, c=called: mutagenesis_figure(
+                [some_map(p, judged="", name=names[0])], path, words=replace(words, columns=c), most_places=m
+            ),
         )
     yield "no mutagenesis", lambda path: mutagenesis_figure([], path, none=NO_CALL)
     for side, classes in ((16, ()), (30, ()), (1, tuple(names[:8])), (16, tuple(names[:2]))):

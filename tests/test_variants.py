@@ -24,7 +24,8 @@ from plm.data.protein_store import store_proteins
 from plm.errors import UserError
 from plm.jobs.variants.agreement import agreement
 from plm.jobs.variants.baselines import Baselines, background, blosum62, read_alignment
-from plm.jobs.variants.marginals import METHODS, window_around
+from plm.jobs.variants.figure import MOST_DRAWN, Drawn, proteins_figure
+from plm.jobs.variants.marginals import METHODS, EffectScores, window_around
 from plm.jobs.variants.notation import Substitution, parse
 from plm.jobs.variants.questions import MarginalQuestion, MaskedReader
 from plm.jobs.variants.report import kind_of
@@ -490,6 +491,28 @@ def test_own_tables_are_recognised(tiny_esm2: Path, query: Path, vcf_like: Path,
         for path in made.values():
             table = recognise(path.read_text().splitlines()[0].split("\t"))
             assert table is not None and table.tool == "plm_variants"
+
+
+@pytest.mark.slow
+def test_long_proteins_and_many_are_drawn_as_far_as_a_page_goes(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    for lengths, expected in (((90, 80), Drawn(2, 2)), ((30,) * 20, Drawn(12, 20)), ((500,), Drawn(1, 1)),
+                              ((2500, 30), Drawn(1, 2, MOST_DRAWN))):
+        folder = tmp_path / str(len(lengths) * sum(lengths))
+        folder.mkdir()
+        drawn = {f"P{n}": "".join(generator.choice(list(LETTERS), length)) for n, length in enumerate(lengths)}
+        proteins = store_proteins(fasta(folder / "p.fasta", **drawn), folder / "store")
+        scores = EffectScores(proteins, folder)
+        for number in range(len(proteins.lengths)):
+            scores.of(number)[0][:] = generator.normal(size=(int(proteins.lengths[number]), 20))
+        assert proteins_figure(proteins, scores, folder / "f.png") == expected
+        width, height = png_size(folder / "f.png")
+        assert width == 1350 and height <= 7500
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    head = path.read_bytes()[16:24]
+    return int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")
 
 
 # ---------------------------------------------------------------------------------------------------------- baselines
