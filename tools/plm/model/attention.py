@@ -335,15 +335,21 @@ def _variable_length(
     )
 
 
-def weights(query: torch.Tensor, key: torch.Tensor, *, scale: float, rotary: Tables | None = None) -> torch.Tensor:
+def weights(
+    query: torch.Tensor, key: torch.Tensor, *, scale: float, rotary: Tables | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Attention weights ``(H, L, L)`` float32 of one sequence, for contact prediction.
 
     Args:
         query: ``(L, H, D)``; ``key`` likewise.
         scale: Factor of the scores.
         rotary: Rotary tables, or None.
+        bias: Relative bias ``(1, H, L, L)``, or None.
     """
     if rotary is not None:
         query, key = _turn(query, *rotary), _turn(key, *rotary)
     scores = torch.bmm(query.float().transpose(0, 1) * scale, key.float().permute(1, 2, 0))
+    if bias is not None:
+        scores += bias[0].float()
     return scores.softmax(-1)

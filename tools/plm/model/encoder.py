@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 def packed_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, packing: RowLayout | None = None,
-    position_bias: torch.Tensor | None = None, **kwargs: Any,
+    position_bias: torch.Tensor | None = None, contacts: Callable[[torch.Tensor], None] | None = None, **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention inside each sequence of a packed row; the function that transformers calls.
 
@@ -46,6 +46,7 @@ def packed_attention(
         dropout: Dropout probability of the attention weights.
         packing: Where the sequences lie; one sequence fills the row if None.
         position_bias: T5's relative bias ``(1, H, L, L)`` of the longest sequence, sliced for the others.
+        contacts: Takes the attention weights ``(H, T, T)`` of a row that is one sequence.
         kwargs: What else the layer asks for.
 
     Returns:
@@ -60,9 +61,12 @@ def packed_attention(
         raise ValueError(f"{type(module).__name__} asks for {', '.join(other) or 'a mask'}, which rows lack")
     tokens, width = query.shape[2:]
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    scale = width**-0.5 if scaling is None else scaling
+    if contacts is not None:
+        contacts(attention.weights(query, key, scale=scale, bias=position_bias))
     attended = attention.attend(
-        query, key, value, RowLayout((tokens,)) if packing is None else packing,
-        scale=width**-0.5 if scaling is None else scaling, bias=position_bias, dropout=dropout,
+        query, key, value, RowLayout((tokens,)) if packing is None else packing, scale=scale, bias=position_bias,
+        dropout=dropout,
     )
     return attended.unsqueeze(0), None
 
@@ -203,21 +207,44 @@ def contacts(loaded: LoadedModel, sequence: str) -> torch.Tensor:
             fix="Use a published ESM-2 or ESM-1b checkpoint, or leave contacts out",
         )
     regression = contact_head(loaded.model).regression
-    batch = pack([loaded.token_ids(sequence)]).to(loaded.device)
     factors = regression.weight.float().view(loaded.layers, -1)
     total = torch.zeros((len(sequence), len(sequence)), device=loaded.device)
-    layer = iter(range(loaded.layers))
 
-    def add(weights: torch.Tensor) -> None:
-        maps = weights[:, 1:-1, 1:-1]  # the tokens around the residues do not count
-        maps = maps + maps.transpose(1, 2)
-        rows, whole = maps.sum(2), maps.sum((1, 2))
-        corrected = maps - rows[:, :, None] * (rows / whole[:, None])[:, None, :]  # average product correction
-        total.add_(torch.einsum("hij,h->ij", corrected, factors[next(layer)]))
+    def add(layer: int, maps: torch.Tensor) -> None:
+        total.add_(torch.einsum("hij,h->ij", maps, factors[layer]))
 
     with torch.inference_mode():
-        forward(body(loaded.model), batch, contacts=add)
+        attention_maps(loaded, sequence, add)
         return (total + regression.bias.float()).sigmoid().cpu()
+
+
+def attention_maps(loaded: LoadedModel, sequence: str, take: Callable[[int, torch.Tensor], None]) -> torch.Tensor:
+    """Hands out the attention maps of one sequence layer by layer, so that memory holds those of one layer.
+
+    Maps are symmetrised (the map and its transpose are added) and less the average product of their rows and columns
+    (Dunn et al. 2008), without the special tokens, as Rao et al. (2021) regress contacts on them.
+
+    Args:
+        loaded: A model of any family.
+        sequence: The residues.
+        take: Called with the number of each layer (from 0) and its maps ``(H, L, L)`` float32 on the model's device.
+
+    Returns:
+        ``(L, D)`` last states of the residues, in the model's type.
+    """
+    batch = pack([loaded.token_ids(sequence)]).to(loaded.device)
+    first = len(loaded.family.before)
+    residues_only = slice(first, first + len(sequence))
+    layer = iter(range(loaded.layers))
+
+    def correct(weights: torch.Tensor) -> None:
+        maps = weights[:, residues_only, residues_only]
+        maps = maps + maps.transpose(1, 2)
+        rows, whole = maps.sum(2), maps.sum((1, 2))
+        take(next(layer), maps - rows[:, :, None] * (rows / whole[:, None])[:, None, :])
+
+    states: torch.Tensor = forward(body(loaded.model), batch, contacts=correct).last_hidden_state[0]
+    return states[residues_only]
 
 
 def workers(device: torch.device) -> int:

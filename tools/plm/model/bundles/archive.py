@@ -24,6 +24,7 @@ SUFFIXES = (".json", ".safetensors", ".md", ".txt", ".model")
 """What a bundle may hold: data, never code or pickles (``.model`` is ProtT5's sentencepiece vocabulary)."""
 FINETUNED, EMBEDDING = "finetuned", "embedding"
 TEACHER_CACHE = "teacher-cache"
+CONTACTS = "contacts"
 """Kinds of bundles; a manifest that names none is of a fine-tuned model."""
 
 
@@ -35,7 +36,8 @@ def bundle_kind(path: str | Path) -> str:
     """
     kind = read_manifest(path).get("kind", FINETUNED)
     if kind not in (FINETUNED, EMBEDDING):
-        what = "a teacher cache" if kind == TEACHER_CACHE else "of a kind that this version does not know"
+        known = {TEACHER_CACHE: "a teacher cache", CONTACTS: "a head for contacts"}
+        what = known.get(str(kind), "of a kind that this version does not know")
         raise UserError(
             f"The bundle is {what}", where=Path(path).name, fix="Give a bundle of plm_finetune or plm_train_classifier"
         )
@@ -113,6 +115,7 @@ def unpack(path: Path, folder: Path, *, kind_wanted: str, needed: Sequence[str])
             FINETUNED: "a fine-tuned model (plm_finetune)",
             EMBEDDING: "a classifier of embeddings (plm_train_classifier)",
             TEACHER_CACHE: "a teacher cache (plm_distill)",
+            CONTACTS: "a head for contacts (plm_contacts)",
         }
         raise UserError(
             f"The bundle is {known.get(kind, f'of the unknown kind {kind!r}')}, not {known[kind_wanted]}", where=where,
