@@ -88,7 +88,7 @@ class VariantJob:
         for plan in self.plans():
             passes.update(plan.passes())
         self._announce(passes, precision)
-        scores = EffectScores(self.proteins, folder)
+        scores = EffectScores(self.proteins, folder, self._wanted)
         tokens = sum((length + self.loaded.family.specials) * count for length, count in passes.items())
         progress = stage.Progress(self._log, tokens, "tokens", every=EVERY_SECONDS)
         self._reader.ask((one for plan in self.plans() for one in plan.questions(scores)), progress)

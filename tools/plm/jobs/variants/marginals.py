@@ -14,7 +14,7 @@ A protein longer than the window is seen through windows centred on the substitu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,11 +76,12 @@ class WantedEffects:
 
 
 class EffectScores:
-    """Scores of all sequences as they come in. R residues in all.
+    """Scores of sequences as they come in. R residues in all that are asked about.
 
     Args:
         proteins: Proteins of the input.
         folder: Takes the file of scores, so that memory does not grow with the number of proteins.
+        asked: Numbers of the sequences that are asked about; None: all. Of others there are no scores.
 
     Attributes:
         profile: (R, 20) float32 effect of each single substitution; NaN where none was asked for, and at the wild type.
@@ -88,8 +89,11 @@ class EffectScores:
         several: Effect of each variant of several substitutions, by sequence and substitutions.
     """
 
-    def __init__(self, proteins: ProteinStore, folder: Path) -> None:
-        self._offsets = np.concatenate([[0], np.cumsum(proteins.lengths)]).astype(np.int64)
+    def __init__(self, proteins: ProteinStore, folder: Path, asked: Collection[int] | None = None) -> None:
+        lengths = np.zeros_like(proteins.lengths) if asked is not None else proteins.lengths
+        if asked is not None:
+            lengths[list(asked)] = proteins.lengths[list(asked)]
+        self._offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         residues = int(self._offsets[-1])
         self.profile: Floats = np.memmap(folder / "profile", np.float32, "w+", shape=(max(residues, 1), 20))
         self.profile[:] = np.nan
@@ -97,7 +101,7 @@ class EffectScores:
         self.several: dict[tuple[int, Substitutions], float] = {}
 
     def of(self, sequence: int) -> tuple[Floats, Floats]:
-        """(L, 20) effects and (L,) entropies of a sequence, to be read or filled."""
+        """(L, 20) effects and (L,) entropies of a sequence, to be read or filled; (0, 20) if it is not asked about."""
         span = slice(int(self._offsets[sequence]), int(self._offsets[sequence + 1]))
         return self.profile[span], self.entropy[span]
 

@@ -6,6 +6,7 @@ go through the language-model head.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -66,6 +67,8 @@ class MaskedReader:
         self._mask = loaded.vocabulary[loaded.family.mask]
         ids = loaded.family.letter_ids(loaded.vocabulary)
         self._amino_acids = torch.tensor([ids[letter] for letter in AMINO_ACIDS], device=loaded.device)
+        # Half precision would round each logit to a few hundredths; these few are made in full.
+        self._head = copy.deepcopy(encoder.language_head(loaded.model)).float()
         self._last: tuple[str, Ints] = ("", np.empty(0, np.int64))
 
     def ask(self, questions: Iterable[MarginalQuestion], progress: stage.Progress | None = None) -> None:
@@ -173,6 +176,6 @@ class MaskedReader:
             for place in one.read
         ]
         states = encoder.hidden_states(self.loaded.model, batch)
-        logits = encoder.language_head(self.loaded.model)(states[torch.tensor(index, device=states.device)])
-        values: Floats = logits[:, self._amino_acids].float().log_softmax(-1).cpu().numpy()
+        logits = self._head(states[torch.tensor(index, device=states.device)].float())
+        values: Floats = logits[:, self._amino_acids].log_softmax(-1).cpu().numpy()
         return values
