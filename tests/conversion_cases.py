@@ -156,6 +156,29 @@ def _headed(folder: Path) -> list[str | Path]:
     return [folder / "esm1b"]
 
 
+def _rotary(folder: Path) -> list[str | Path]:
+    """ESM-2 as it was published on the hub, with a table of positions that it never reads."""
+    from safetensors.torch import load_file, save_file
+
+    made = unpacked(convert(folder, *_fair(folder)), folder / "hf")
+    weights = load_file(made / "model.safetensors")
+    weights["esm.embeddings.position_embeddings.weight"] = torch.zeros(1026, 32)
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    return [made]
+
+
+def _adapter(
+    folder: Path, base: str = "tiny_esm2", targets: tuple[str, ...] = ("query", "value")
+) -> list[str | Path]:
+    import peft
+    from transformers import EsmModel, T5EncoderModel
+
+    source = DATA / "models" / base
+    model = T5EncoderModel.from_pretrained(source) if base == "tiny_t5" else EsmModel.from_pretrained(source)
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=list(targets))).save_pretrained(folder / "a")
+    return [folder / "a", "--model", source]
+
+
 CONVERSIONS: dict[str, Callable[[], str]] = {
     "fair-esm": partial(reported, _fair),
     "no contacts": partial(reported, partial(_fair, kind="esm1v")),
@@ -165,6 +188,9 @@ CONVERSIONS: dict[str, Callable[[], str]] = {
     "mask": partial(reported, partial(_fair, kind="esm1b", change=_masked)),
     "to fair-esm": partial(reported, lambda folder: [DATA / "models" / "tiny_esm1b"], "fair-esm"),
     "pooler": partial(reported, _headed, "fair-esm"),
+    "rotary": partial(reported, _rotary, "fair-esm"),
+    "adapter": partial(reported, _adapter, "merged"),
+    "encoder adapter": partial(reported, partial(_adapter, base="tiny_t5", targets=("q", "v")), "merged"),
     "int8": partial(reported, lambda folder: [DATA / "models" / "tiny_ankh"], "int8"),
     "megatron": partial(reported, _megatron),
     "full vocabulary": partial(reported, _full),
@@ -195,6 +221,7 @@ CONVERSION_TABLES: dict[str, dict[str, tuple[str, str | None]]] = {
         "The input holds no contact regression; fair-esm predicts": ("pooler", "to fair-esm"),
         "The embedding of the mask is set to zero": ("mask", "fair-esm"),
         "tensors of the pooler (fair-esm has none)": ("pooler", "to fair-esm"),
+        "the table of learned positions, which rotary models never read": ("rotary", "to fair-esm"),
     },
     "megatron": {
         "all queries, all keys, all values": ("no version", "megatron"),
@@ -208,6 +235,10 @@ CONVERSION_TABLES: dict[str, dict[str, tuple[str, str | None]]] = {
     },
     "merging": {
         "answers of encoder and head, as the bundle gives them": ("head alone", "fair-esm"),
+        "The adapter was made, as it says, for the model": ("adapter", "low rank"),
+        "The language-model head is that of the base model.": ("adapter", "encoder adapter"),
+        "The adapter moves the base model's representations by": ("adapter", "low rank"),
+        "adapter on its base, by PEFT": ("adapter", "low rank"),
         "Sums of base and adapter are float32, and stored so.": ("low rank", "head alone"),
     },
     "checkpoints": {"The file of weights is": ("int8", "fair-esm")},
@@ -222,7 +253,7 @@ CONVERSION_TABLES: dict[str, dict[str, tuple[str, str | None]]] = {
 CONVERSIONS_LEFT: dict[str, tuple[str, ...]] = {
     "fair_esm": ("Give a .pt file of fair-esm",), "megatron": ("Give all files of the checkpoint",),
     "merging": (
-        "Give the adapter as PEFT", "softmax(outputs / temperature)", "The adapter moves the base model's",
-        "adapter on its base, by PEFT", "the predictors on sequences and their combination",
+        "Give the adapter as PEFT", "softmax(outputs / temperature)",
+        "the predictors on sequences and their combination",
     ),  # tests/test_convert.py
 }

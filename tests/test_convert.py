@@ -125,6 +125,44 @@ def test_a_zip_and_several_files_are_the_same_input(tmp_path: Path) -> None:
     assert convert(tmp_path, source, "--contact-regression", apart, out="4.zip").read_bytes() == first
 
 
+@pytest.mark.parametrize("kind", ["fair-esm", "megatron"])
+def test_files_of_the_time_before_zips(kind: str, tmp_path: Path) -> None:
+    if kind == "megatron":
+        source = MegatronReference().save(tmp_path / "m")
+        (source / "vocab.txt").write_text("\n".join(TOKENS))
+        file = source / "mp_rank_00" / "model_optim_rng.pt"
+    else:
+        file = source = published(fair("esm2"), "esm2", tmp_path / "fair")
+    first = load_file(unpacked(convert(tmp_path, source, out="1.zip"), tmp_path / "1") / "model.safetensors")
+    content = torch.load(file, weights_only=False)  # written above
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    assert file.read_bytes()[:1] == b"\x80"
+    again = load_file(unpacked(convert(tmp_path, source, out="2.zip"), tmp_path / "2") / "model.safetensors")
+    assert set(again) == set(first) and all(torch.equal(again[key], first[key]) for key in first)
+
+
+def test_weights_as_bin_become_safetensors(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_folder("tiny_bert"), tmp_path / "m"))
+    weights = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    torch.save(weights, source / "pytorch_model.bin")
+    made = load_file(unpacked(convert(tmp_path, source), tmp_path / "hf") / "model.safetensors")
+    assert set(made) == set(weights) and all(torch.equal(made[key], weights[key]) for key in made)
+
+
+@pytest.mark.parametrize("to", ["onnx", "encoder", "int8"])
+def test_steps_follow_each_other(to: str, tmp_path: Path) -> None:
+    source = MegatronReference().save(tmp_path / "m", partitions=2)
+    (source / "vocab.txt").write_text("\n".join(TOKENS))
+    out = convert(tmp_path, source, to=to)
+    text = told(tmp_path)
+    assert "as Megatron computes them from the input" in text and text.count("| representations") + text.count(
+        "| encoder, before"
+    ) == 2
+    if to != "onnx":
+        assert load_model(resolve_model(str(out), workdir=tmp_path / "w")).hidden_size == 32
+
+
 def test_what_is_unknown_is_listed_and_kept(tmp_path: Path) -> None:
     source = published(fair("esm2"), "esm2", tmp_path / "fair")
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -288,6 +326,19 @@ def test_a_bundle_as_checkpoint_and_head(tmp_path: Path) -> None:
     assert load_model(resolve_model(str(out), workdir=tmp_path / "w")).layers == 2
 
 
+@pytest.mark.parametrize("method", ["head", "full"])
+def test_bundles_without_an_adapter(method: str, tmp_path: Path) -> None:
+    from finetuning_cases import dataset, released, trained
+
+    base = tiny_folder("tiny_t5" if method == "head" else "tiny_esm2")
+    made = trained(dataset("sequence", "class"), base, tmp_path / "job", method=method)
+    released(made, base, tmp_path / "b.zip")
+    flags = ("--model", base) if method == "head" else ()
+    out = convert(tmp_path, tmp_path / "b.zip", *flags)
+    assert "answers of encoder and head, as the bundle gives them" in told(tmp_path)
+    assert {"head.safetensors", "head.json", "model.safetensors"} <= set(zipfile.ZipFile(out).namelist())
+
+
 def test_one_network_of_an_ensemble(tmp_path: Path, root: Path) -> None:
     bundle, base = root / "test-data" / "bundle_tiny_site.zip", tiny_folder("tiny_esm2")
     with pytest.raises(UserError, match=r"holds 2 trained networks.*--member 1 to 2"):
@@ -406,6 +457,18 @@ def _headed(content: dict[str, Any]) -> None:
     content["model"]["encoder.lm_head.weight"] = content["model"]["encoder.lm_head.weight"] + 1
 
 
+def _repeated(content: dict[str, Any]) -> None:
+    content["model"]["encoder.sentence_encoder.layers.1.fc2.bias"] = torch.zeros(1).expand(10**9)
+
+
+def _sparse(content: dict[str, Any]) -> None:
+    content["model"]["encoder.sentence_encoder.layers.1.fc2.bias"] = torch.zeros(32).to_sparse()
+
+
+def _many_names(content: dict[str, Any]) -> None:
+    content["model"] |= {f"x{number}": content["model"]["encoder.lm_head.weight"] for number in range(1000)}
+
+
 def _code(folder: Path) -> tuple[Any, ...]:
     torch.save({"model": {"x": torch.zeros(1)}, "args": Evil()}, folder / "evil.pt")
     return (folder / "evil.pt",)
@@ -487,6 +550,9 @@ BAD: dict[str, tuple[Callable[[Path], tuple[Any, ...]], str]] = {
     "no-weight": (spoilt(_without), "lacks 1 of the model's weights, first layers.1.fc2.bias"),
     "shape": (spoilt(_shaped), r"layers.1.fc2.bias have the shape \(31,\) where \(32,\) belongs"),
     "nan": (spoilt(_nan), "layers.1.fc2.bias hold NaN or infinite numbers"),
+    "repeated": (spoilt(_repeated), "layers.1.fc2.bias are larger than what is stored of them"),
+    "sparse": (spoilt(_sparse), "layers.1.fc2.bias are not plain|could run code"),
+    "many-names": (spoilt(_many_names), "same numbers under many names"),
     "head-differs": (
         spoilt(_headed), "lm_head.weight differs from embed_tokens.weight",
     ),

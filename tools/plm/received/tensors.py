@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,38 @@ def _pickled(path: Path, where: str, device: str) -> dict[str, torch.Tensor]:
     )
     if not good:
         raise UserError(f"The weights cannot be loaded: {path.name} holds no tensors by name", where=where, fix=fix)
+    check_storage(content.items(), where)
     return content
+
+
+def check_storage(held: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
+    """Refuses tensors that would become larger than what is stored of them, and those that are not plain.
+
+    Args:
+        held: Names and tensors of a ``.bin`` or ``.pt`` file. A tensor may be there under two names, as tied weights.
+        where: The file in messages.
+
+    Raises:
+        UserError: Names the first that repeats stored numbers, or is sparse or quantised.
+    """
+    import torch
+
+    whole, stored = 0, {}
+    for name, value in held:
+        plain = value.layout is torch.strided and not value.is_quantized
+        own = value.untyped_storage() if plain else None
+        if own is None or value.numel() * value.element_size() > own.nbytes():
+            wrong = "larger than what is stored of them" if plain else "not plain"
+            raise UserError(
+                f"The weights {one_line(name, 100)} are {wrong}", where=where,
+                fix="Do not trust this file; give it as the training program wrote it",
+            )
+        whole += value.numel() * value.element_size()
+        stored[own._cdata] = own.nbytes()
+    if whole > 4 * sum(stored.values()) + 2**20:
+        raise UserError(
+            "The file holds the same numbers under many names", where=where, fix="Do not trust this file"
+        )
 
 
 def _damaged(what: str, where: str, fix: str, error: Exception) -> UserError:

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plm.errors import UserError
+from plm.received import tensors
 from plm.received.archives import Archive, holds_ending
 from plm.received.documents import one_line
+
+if TYPE_CHECKING:
+    import torch
 
 _SETTINGS = "argparse.Namespace"
 _PASSED_OVER = ("numpy.", "megatron.", "fairseq.", "omegaconf.", "fp16.", "apex.", "typing.", "_codecs.encode")
@@ -109,7 +113,25 @@ def read_training_checkpoint(path: Path, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError("The checkpoint holds no weights by name", where=where, fix="Give a checkpoint of a model")
     plain: dict[str, Any] = _plain(content, where, {})
+    tensors.check_storage(_tensors(plain), where)
     return plain
+
+
+def _tensors(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in plain content, with the last name that leads to it."""
+    import torch
+
+    waiting: list[tuple[str, Any]] = [("the checkpoint", content)]
+    seen: set[int] = set()
+    while waiting:
+        name, one = waiting.pop()
+        if isinstance(one, torch.Tensor):
+            yield name, one
+        elif isinstance(one, dict | list) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += [(str(key), value) for key, value in one.items()] if isinstance(one, dict) else (
+                [(name, value) for value in one]
+            )
 
 
 def _plain(content: Any, where: str, known: dict[int, Any], depth: int = 0) -> Any:

@@ -47,6 +47,7 @@ _ARCHITECTURES = {"protein_bert_base": "ESM-1", "msa_transformer": "MSA Transfor
 _CONTACTS = "contact_head.regression"
 _MASK, _PADDING = ESM2_VOCABULARY.index("<mask>"), ESM2_VOCABULARY.index("<pad>")
 _THETA = 10_000.0
+_POSITIONS = "esm.embeddings.position_embeddings.weight"
 _LAYER = {
     "self_attn.q_proj": "attention.self.query",
     "self_attn.k_proj": "attention.self.key",
@@ -101,7 +102,7 @@ class EsmShape:
             "lm_head.dense.bias": ("lm_head.dense.bias", (wide,)),
         }
         if self.positions:
-            names["embed_positions.weight"] = ("esm.embeddings.position_embeddings.weight", (self.positions, wide))
+            names["embed_positions.weight"] = (_POSITIONS, (self.positions, wide))
         norms = {"emb_layer_norm_after": "esm.encoder.emb_layer_norm_after", "lm_head.layer_norm": "lm_head.layer_norm"}
         if self.norm_before:
             norms["emb_layer_norm_before"] = "esm.embeddings.layer_norm"
@@ -372,7 +373,9 @@ def write_fair_esm(files: ModelFiles, folder: Path, name: str, dtype: str) -> Gr
     pooler = [key for key in rest if key.startswith("esm.pooler.")]
     ground.left_out += [f"{len(buffers)} tensors of positions (computed anew)"] if buffers else []
     ground.left_out += [f"{len(pooler)} tensors of the pooler (fair-esm has none)"] if pooler else []
-    ground.rest = {key: value for key, value in rest.items() if key not in (*buffers, *pooler)}
+    unread = [key for key in rest if key == _POSITIONS and not shape.positions]
+    ground.left_out += ["the table of learned positions, which rotary models never read"] if unread else []
+    ground.rest = {key: value for key, value in rest.items() if key not in (*buffers, *pooler, *unread)}
     return ground
 
 

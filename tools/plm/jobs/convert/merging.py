@@ -47,9 +47,10 @@ def merge_adapter(folder: Path, model: str, name: str, place: Path, dtype: str, 
     Raises:
         UserError: No LoRA, DoRA or IA3, an adapter of another model, or weights that are not finite.
     """
+    said = one_line(str(read_object(folder / adapters.CONFIG, where=name).get("base_model_name_or_path") or ""), 80)
     if not model:
-        said = one_line(str(read_object(folder / adapters.CONFIG).get("base_model_name_or_path") or "its base"), 80)
-        raise UserError(f"An adapter needs the model that it was trained on ({said})", where=name, fix="Give --model")
+        told = f" ({said})" if said else ""
+        raise UserError(f"An adapter needs the model that it was trained on{told}", where=name, fix="Give --model")
     files = checkpoint.resolve_model(model, workdir=workdir, allow_hub=hub)
     purpose: checkpoint.Purpose = "masked_lm" if checkpoint.has_language_model(files) else "encoder"
     loaded = checkpoint.load_model(files, purpose=purpose)
@@ -67,6 +68,10 @@ def merge_adapter(folder: Path, model: str, name: str, place: Path, dtype: str, 
     ground = _stored(loaded, place, dtype, name)
     ground.rest = rest
     moved = comparison.relative_l2(torch.cat(adapted), torch.cat(before))
+    if said:
+        ground.notes.append(f"The adapter was made, as it says, for the model {said}; {files.id} was given.")
+    if purpose == "masked_lm":
+        ground.notes.append("The language-model head is that of the base model.")
     ground.notes.append(f"The adapter moves the base model's representations by {moved:.2g} (relative L2).")
     ground.checks.append(_check(place, adapted, "adapter on its base, by PEFT", dtype, workdir))
     return ground

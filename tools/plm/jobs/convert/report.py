@@ -60,8 +60,8 @@ def conversion_report(converted: Converted) -> Report:
         [[plain(check.what), f"{check.value:.1e}", f"{check.limit:g}"] for check in ground.checks],
     )
     report.paragraph(
-        "Made-up proteins went through both; the difference of all numbers is given in relation to their size. A result "
-        "that lies farther from the input than is accepted is not written."
+        "Made-up proteins went through both; the difference of all numbers is given in relation to their size. A "
+        "result that lies farther from the input than is accepted is not written."
     )
     told = [*ground.notes, *(f"Left out: {part}." for part in ground.left_out), *_rest_lines(converted)]
     if told:
