@@ -129,6 +129,7 @@ def test_the_main_output_is_declared_last(tool: Path) -> None:
         "plm_classify_sites": "sites",
         "plm_predict": "predictions",
         "plm_variants": "scores",
+        "plm_contacts": "contacts",
         "plm_train_classifier": "bundle",
         "plm_compress_classifier": "compressed_bundle",
         "plm_convert": "output",

@@ -25,6 +25,7 @@ MODEL_TOOLS = (
     "plm_classify_sites",
     "plm_predict",
     "plm_variants",
+    "plm_contacts",
     "plm_compare_models",
 )
 LIGHT_TOOLS = tuple(sorted({path.stem for path in ROOT.glob("tools/plm_*.xml")} - set(MODEL_TOOLS)))

@@ -42,7 +42,7 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
     structures: list[Path] = flags.source("PDB or mmCIF files, or zips of them", several=True, again=True)
     pairs: Path | None = flags.source("table of the contacts of the proteins: id, i, j (from 1)")
     chain: str = flags.text("chain of the structures; all: every protein chain (default: the first protein chain)")
-    splits: Path | None = flags.source(
+    parts: Path | None = flags.source(
         "table with id and split (train, valid, test) (default: whole families are dealt out)"
     )
     model: str = flags.text("starter, folder, zip or hub:name (default: the built-in one)", "starter")
@@ -81,9 +81,9 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
                 "Contacts come from structures or from a table, not from both" if self.structures else
                 "A table of contacts needs its proteins", where="--pairs", fix="Give proteins with --input alone"
             )
-        if self.head is not None and self.splits is not None:
-            raise UserError("A head that is given is not fitted, so there are no parts", where="--splits",
-                            fix="Leave --splits or --head out")
+        if self.head is not None and self.parts is not None:
+            raise UserError("A head that is given is not fitted, so there are no parts", where="--parts",
+                            fix="Leave --parts or --head out")
 
 
 def run(argv: Sequence[str] | None) -> None:
@@ -130,7 +130,7 @@ def _job(
 
     stored = None if args.head is None else read_head(args.head, loaded, scratch / "head")
     settings = args.into(ContactSettings, methods=flags.parts(args.methods))
-    return ContactJob(inputs, loaded, settings, stored, args.splits, log)
+    return ContactJob(inputs, loaded, settings, stored, args.parts, log)
 
 
 def _write(args: Arguments, job: ContactJob, outputs: stage.Outputs, scratch: Path) -> str:

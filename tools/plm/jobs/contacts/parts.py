@@ -108,7 +108,7 @@ def divide(
             f"There are only {counted(len(families), 'family', 'families')} of proteins with known contacts; training, "
             "choosing and judging need one each",
             where=inputs.proteins.name,
-            fix="Give more diverse proteins, a table of parts (--splits), or a head that was fitted before (--head)",
+            fix="Give more diverse proteins, a table of parts (--parts), or a head that was fitted before (--head)",
         )
     wanted = {
         TRAIN: max(1, min(train_proteins, round(_SHARES[TRAIN] * len(records)))),
