@@ -237,6 +237,7 @@ WRITERS: dict[str, tuple[int, list[str]]] = {
 
 
 SLOW_WRITERS: dict[str, tuple[int, list[str]]] = {
+    "plm_convert": (20_000, ["plm_convert", "--input", "fair_esm2_tiny.pt", "--to", "fair-esm", "--output", "OUT/m"]),
     "plm_finetune": (20_000, ["plm_finetune", "--dataset", "dataset_sites.tabular", "--model", "models/tiny_esm2",
                               "--epochs", "1", "--bundle", "OUT/b", "--predictions", "OUT/p", "--report", "OUT/r"]),
     "plm_pretrain": (20_000, ["plm_pretrain", "--input", "simulated_corpus.fasta", "--preset", "tiny", "--steps", "2",

@@ -360,12 +360,12 @@ def write_fair_esm(files: ModelFiles, folder: Path, name: str, dtype: str) -> Gr
         settings.arch = "esm2"
         content["cfg"] = {"model": settings}
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(content, folder / f"{called}.pt")
+    _save(content, folder / f"{called}.pt")
     ground = Ground(folder, called, f"Hugging Face checkpoint ({shape.title})", taken=len(taken))
     ground.extra[f"{called}.pt"] = folder / f"{called}.pt"
     if has_contacts:
         regression = {theirs: taken[f"esm.{theirs}"] for theirs in shape.contacts()}
-        torch.save({"model": regression}, folder / f"{called}{REGRESSION}")
+        _save({"model": regression}, folder / f"{called}{REGRESSION}")
         ground.extra[f"{called}{REGRESSION}"] = folder / f"{called}{REGRESSION}"
     else:
         ground.notes.append("The input holds no contact regression; fair-esm predicts no contacts with the result.")
@@ -377,6 +377,11 @@ def write_fair_esm(files: ModelFiles, folder: Path, name: str, dtype: str) -> Gr
     ground.left_out += ["the table of learned positions, which rotary models never read"] if unread else []
     ground.rest = {key: value for key, value in rest.items() if key not in (*buffers, *pooler, *unread)}
     return ground
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # torch's own writer does not say that a disk is full
+        torch.save(content, file)
 
 
 def _newer(name: str) -> str:

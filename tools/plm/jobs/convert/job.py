@@ -26,7 +26,7 @@ SOURCES = {
 
 
 INT8_LIMIT = 0.2
-"""Largest relative L2 difference that int8 weights may make: 0.5 to 2 % are usual."""
+"""Largest relative L2 difference that int8 weights may make; the starter has 0.4 %, a real ESM-2 8M 3 %."""
 
 
 @dataclass(frozen=True)
