@@ -592,6 +592,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "an own table": (["--variants", "OWN"], "This is the table of contacts of plm_embed"),
     "no alignment": (["--all", "--alignment", "UNALIGNED"], "they are not aligned"),
     "another's alignment": (["--all", "--alignment", "FOREIGN"], "is none of the proteins"),
+    "nothing to substitute": (["--all", "--input", "UNKNOWN"], "No residue of the proteins is one of the twenty"),
     "no head": (["--all", "--model", "T5"], "ProtT5 has no masked language model here"),
 }
 
@@ -604,6 +605,7 @@ def test_mistakes_are_one_line(case: str, tiny_esm2: Path, tiny_t5: Path, tmp_pa
         "OWN": written(tmp_path / "o.tsv", "id\ti\tj\tprobability\nP1\t1\t9\t0.5\n"),
         "UNALIGNED": written(tmp_path / "a.fasta", f">P1\n{PROTEIN}\n>r\nMK\n"),
         "FOREIGN": written(tmp_path / "f.fasta", ">P9\nMKKK\n"), "T5": tiny_t5,
+        "UNKNOWN": written(tmp_path / "x.fasta", ">P1\nXXXX\n"),
     }
     words, message = WRONG[case]
     source = fasta(tmp_path / "p.fasta", P1=PROTEIN)

@@ -95,6 +95,7 @@ def run(argv: Sequence[str] | None) -> None:
     stage.require({"torch": "2.6", "transformers": "5.2", "safetensors": "0.5", "biopython": "1.80"})
     from plm.data.protein_store import store_proteins
     from plm.jobs.variants.variant_table import read_variants
+    from plm.wording import counted
 
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plm_")))
@@ -107,7 +108,7 @@ def run(argv: Sequence[str] | None) -> None:
                 args.variants, proteins, args.input, scratch, variant_column=args.variant_column,
                 protein_column=args.protein_column, measured=args.measured,
             )
-            log.info("%d rows of %s: %s", len(table.rows), table.name, table.told)
+            log.info("%s of %s: %s", counted(len(table.rows), "row"), table.name, table.told)
         from plm.model import device as devices
 
         device, precision = devices.settle(args.device, args.precision, stage.threads(), log)

@@ -13,6 +13,7 @@ import numpy as np
 
 from plm import stage
 from plm.data.protein_store import ProteinStore
+from plm.errors import UserError
 from plm.jobs.variants.marginals import TITLES, EffectScores, SequencePlan, WantedEffects, window_around
 from plm.jobs.variants.questions import EVERY_SECONDS, MarginalQuestion, MaskedReader
 from plm.jobs.variants.variant_table import VariantTable
@@ -83,10 +84,19 @@ class VariantJob:
             )
 
     def run(self, folder: Path, precision: str) -> EffectScores:
-        """Asks everything; the scores lie in a file of ``folder``."""
+        """Asks everything; the scores lie in a file of ``folder``.
+
+        Raises:
+            UserError: There is nothing to substitute.
+        """
         passes: Counter[int] = Counter()
         for plan in self.plans():
             passes.update(plan.passes())
+        if not passes:
+            raise UserError(
+                "No residue of the proteins is one of the twenty amino acids", where=self.proteins.name,
+                fix="Give proteins that are known",
+            )
         self._announce(passes, precision)
         scores = EffectScores(self.proteins, folder, self._wanted)
         tokens = sum((length + self.loaded.family.specials) * count for length, count in passes.items())

@@ -151,14 +151,17 @@ def read_variants(
             made.values.append(_number(fields[place]))
     called = {name for row in asked for name in row} | {name for one in parsed for name in one.names}
     names = ProteinNames(proteins, source, called)
-    wanted, told = _naming_columns(columns, asked, names, header, bool(protein_column))
+    wanted = _naming_columns(columns, asked, names, bool(protein_column))
     for row, one, cells in zip(made.rows, parsed, asked, strict=True):
         given = [cells[number] for number in wanted if cells[number]]
         row.record, reason, remark = names.first([*given, *one.names])
         row.reason = row.reason or reason or _disagreement(row, proteins)
         row.remark = "; ".join(filter(None, (row.remark, remark)))
     variant = "wild type, position and substitution" if columns.variant is None else repr(header[columns.variant])
-    made.told = f"variants stand in the column {variant}, {told}"
+    told = "in " + ", ".join(repr(header[columns.proteins[number]]) for number in wanted)
+    if not wanted:
+        told = "before them" if any(one.names for one in parsed) else "nowhere, there being one only"
+    made.told = f"variants stand in {variant}, their proteins {told}"
     if not any(row.scored for row in made.rows):
         raise UserError(
             f"None of {len(made.rows)} variants can be scored; the first: {made.rows[0].reason}",
@@ -283,9 +286,9 @@ def _columns(header: Sequence[str], name: str, variant: str, protein: str) -> Va
 
 
 def _naming_columns(
-    columns: VariantColumns, asked: Sequence[Sequence[str]], names: ProteinNames, header: Sequence[str], given: bool
-) -> tuple[list[int], str]:
-    """Which of the columns that may name proteins do, and how that is told."""
+    columns: VariantColumns, asked: Sequence[Sequence[str]], names: ProteinNames, given: bool
+) -> list[int]:
+    """Which of the columns that may name proteins do."""
     naming = []
     for number in range(len(columns.proteins)):
         cells = {row[number] for row in asked if row[number]}
@@ -293,10 +296,7 @@ def _naming_columns(
             naming.append(number)
     # A sure column none of whose values is known still stands for the protein where no other does.
     known = [n for n in naming if any(names.find(cell)[0] >= 0 for cell in {row[n] for row in asked if row[n]})]
-    chosen = known or naming[:1]
-    if not chosen:
-        return [], "proteins are named before the notation, or there is only one"
-    return chosen, "proteins in " + ", ".join(repr(header[columns.proteins[number]]) for number in chosen)
+    return known or naming[:1]
 
 
 def _disagreement(row: VariantRow, proteins: ProteinStore) -> str:
