@@ -10,7 +10,8 @@ import shutil
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
+from datetime import datetime
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import h5py
@@ -32,6 +33,7 @@ from plm.model.bundles.fine_tuned import load_bundle
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.encoder import contacts
 from plm.model.families import ESM1B, ModelFamily
+from plm.received.training_checkpoints import read_training_checkpoint
 from safetensors.torch import load_file, save_file
 
 esm = pytest.importorskip("esm", reason="fair-esm, the reference implementation, is not installed")
@@ -418,6 +420,21 @@ def test_plm_embed_runs_on_every_result(tmp_path: Path, root: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_programs_leave_behind(zipped: bool, tmp_path: Path) -> None:
+    """Settings become dictionaries, numbers stay, and what says nothing of weights is None; nothing is made of it."""
+    held = {
+        "args": Namespace(heads=4, inner=Namespace(path=PurePosixPath("/a"), kind=torch.float16)),
+        "state": np.random.default_rng(0).integers(9, size=3), "when": datetime(2026, 1, 1), "numbers": (1, [2.5, None]),
+        "model": {"w": torch.ones(2)},
+    }
+    torch.save(held, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    read = read_training_checkpoint(tmp_path / "x.pt", "x.pt")
+    assert read["args"] == {"heads": 4, "inner": {"path": None, "kind": torch.float16}}
+    assert read["state"] is None and read["when"] is None and read["numbers"] == [1, [2.5, None]]
+    assert torch.equal(read["model"]["w"], torch.ones(2))
 
 
 class Evil:

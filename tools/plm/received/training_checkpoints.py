@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     import torch
 
 _SETTINGS = "argparse.Namespace"
-_PASSED_OVER = ("numpy.", "megatron.", "fairseq.", "omegaconf.", "fp16.", "apex.", "typing.", "_codecs.encode")
+_PASSED_OVER = (
+    "numpy.", "megatron.", "fairseq.", "omegaconf.", "fp16.", "apex.", "typing.", "pathlib.", "datetime.", "collections.",
+    "_codecs.encode",
+)
 """What the names of objects begin with that say nothing of weights."""
 _MOST_KINDS = 100
 _DEEPEST = 32
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,200})")
-_FIX = "Do not trust this file; give the checkpoint as the training program wrote it"
+_FIX = "Do not trust this file; give the checkpoint as its training program wrote it, or weights and settings alone"
 
 
 class StoredSettings:
