@@ -231,6 +231,8 @@ WRITERS: dict[str, tuple[int, list[str]]] = {
     "plm_variants": (2_000, ["plm_variants", "--input", "simulated_query.fasta", "--variants",
                              "simulated_substitutions.tabular", "--model", "tiny_esm2.zip", "--scores", "OUT/s",
                              "--ranked", "OUT/r"]),
+    "plm_contacts": (2_000, ["plm_contacts", "--structures", "simulated_structures.zip", "--model", "tiny_esm2.zip",
+                             "--methods", "regression", "--contacts", "OUT/c", "--status", "OUT/s"]),
     "plm_classify_sites": (60_000, ["plm_classify_sites", "--input", "simulated_query.fasta", "--bundle",
                                     "bundle_tiny_site.zip", "--model", "tiny_esm2.zip", "--sites", "OUT/s"]),
 }

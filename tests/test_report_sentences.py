@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import conversion_cases as conversions
+import contact_cases
 import numpy as np
 import pandas as pd
 import plm
@@ -1193,6 +1194,7 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "scoring/assessment": EVALUATIONS,
     "telling/predictor_lines": PREDICTORS,
     "jobs/variants/report": variant_cases.EFFECTS,
+    "jobs/contacts/contact_report": contact_cases.CONTACTS,
     "jobs/variants/shifts": variant_cases.SHIFTS,
     **{f"jobs/convert/{module}": conversions.CONVERSIONS for module in conversions.CONVERSION_TABLES},
 }
@@ -1218,6 +1220,7 @@ TABLE: dict[str, dict[str, Case]] = {
     "scoring/assessment": ASSESSMENT_TABLE,
     "telling/predictor_lines": PREDICTOR_TABLE,
     "jobs/variants/report": variant_cases.EFFECT_TABLE,
+    "jobs/contacts/contact_report": contact_cases.CONTACT_TABLE,
     "jobs/variants/shifts": variant_cases.SHIFT_TABLE,
     **{f"jobs/convert/{module}": table for module, table in conversions.CONVERSION_TABLES.items()},
 }
