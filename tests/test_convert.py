@@ -427,8 +427,8 @@ def test_what_training_programs_leave_behind(zipped: bool, tmp_path: Path) -> No
     """Settings become dictionaries, numbers stay, and what says nothing of weights is None; nothing is made of it."""
     held = {
         "args": Namespace(heads=4, inner=Namespace(path=PurePosixPath("/a"), kind=torch.float16)),
-        "state": np.random.default_rng(0).integers(9, size=3), "when": datetime(2026, 1, 1), "numbers": (1, [2.5, None]),
-        "model": {"w": torch.ones(2)},
+        "state": np.random.default_rng(0).integers(9, size=3), "when": datetime(2026, 1, 1),
+        "numbers": (1, [2.5, None]), "model": {"w": torch.ones(2)},
     }
     torch.save(held, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     read = read_training_checkpoint(tmp_path / "x.pt", "x.pt")
@@ -444,11 +444,11 @@ class Evil:
         return os.system, ("touch /tmp/plm_convert_was_here",)
 
 
-def spoilt(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], tuple[Any, ...]]:
+def spoilt(change: Callable[[dict[str, Any]], Any], kind: str = "esm2") -> Callable[[Path], tuple[Any, ...]]:
     """Makes a file of fair-esm with one thing changed."""
 
     def make(folder: Path) -> tuple[Any, ...]:
-        path = published(fair("esm2"), "esm2", folder)
+        path = published(fair(kind), kind, folder)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path)
         changed = change(content)
@@ -456,6 +456,10 @@ def spoilt(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], tuple[An
         return (path,)
 
     return make
+
+
+def _esm1b(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], tuple[Any, ...]]:
+    return spoilt(change, "esm1b")
 
 
 def _without(content: dict[str, Any]) -> None:
@@ -552,6 +556,17 @@ def _lone_adapter(folder: Path) -> tuple[Any, ...]:
     return (_other_adapter(folder)[0],)
 
 
+def _bare_adapter(folder: Path) -> tuple[Any, ...]:
+    (_other_adapter(folder)[0] / "adapter_model.safetensors").unlink()
+    return folder / "a", "--model", tiny_folder("tiny_esm2")
+
+
+def _several(folder: Path) -> tuple[Any, ...]:
+    for name in ("tiny_esm2", "tiny_bert"):
+        shutil.copytree(tiny_folder(name), folder / "models" / name)
+    return (folder / "models",)
+
+
 def _model(name: str, *flags: str) -> Callable[[Path], tuple[Any, ...]]:
     return lambda folder: (tiny_folder(name), *flags)
 
@@ -581,6 +596,10 @@ BAD: dict[str, tuple[Callable[[Path], tuple[Any, ...]], str]] = {
         spoilt(lambda content: setattr(content["cfg"]["model"], "encoder_layers", 3)),
         "settings say layers 3 where the weights have 2",
     ),
+    "positions": (
+        _esm1b(lambda content: setattr(content["args"], "max_positions", 512)),
+        "settings say max_positions 512 where the weights have 1024",
+    ),
     "architecture": (
         spoilt(lambda content: {"args": Namespace(arch="msa_transformer"), "model": content["model"]}),
         r"architecture \(MSA Transformer\) is none that is converted",
@@ -595,6 +614,8 @@ BAD: dict[str, tuple[Callable[[Path], tuple[Any, ...]], str]] = {
     "megatron-heads": (_megatron(lambda folder: None, "--attention-heads", "3"), "divided among 3 attention heads"),
     "adapter-alone": (_lone_adapter, "needs the model that it was trained on"),
     "other-adapter": (_other_adapter, "The adapter does not fit its description"),
+    "bare-adapter": (_bare_adapter, "The adapter has no adapter_model.safetensors"),
+    "several": (_several, "The input holds 2 models.*Give one of them, for example tiny_bert"),
     "nothing-to-merge": (_model("tiny_esm2", "--to", "merged"), "There is nothing to merge"),
     "base-for-nothing": (_model("tiny_esm2", "--model", "starter"), "has no base model"),
     "no-esm": (_model("tiny_bert", "--to", "fair-esm"), r"no class for this model \(BERT\)"),

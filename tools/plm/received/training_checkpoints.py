@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _SETTINGS = "argparse.Namespace"
 _PASSED_OVER = (
-    "numpy.", "megatron.", "fairseq.", "omegaconf.", "fp16.", "apex.", "typing.", "pathlib.", "datetime.", "collections.",
-    "_codecs.encode",
+    "numpy.", "megatron.", "fairseq.", "omegaconf.", "fp16.", "apex.", "typing.", "pathlib.", "datetime.",
+    "collections.", "_codecs.encode",
 )
 """What the names of objects begin with that say nothing of weights."""
 _MOST_KINDS = 100

@@ -231,7 +231,9 @@ def described(content: Mapping[str, Any], name: str) -> tuple[EsmShape, Weights]
     fields = Fields(said, "The checkpoint's settings", name, _FIX)
     heads = fields.whole("attention_heads", 1, 10_000)
     hidden, feedforward = int(embeddings.shape[1]), int(inner.shape[0])
-    for field, value in (("layers", layers), ("embed_dim", hidden), ("ffn_embed_dim", feedforward)):
+    positions = 0 if newer else _positions(weights, name)
+    sizes = {"layers": layers, "embed_dim": hidden, "ffn_embed_dim": feedforward}
+    for field, value in (sizes if newer else sizes | {"max_positions": positions - _PADDING - 1}).items():
         stored = fields.whole(field, 1, 10_000_000, default=value)
         if stored != value:
             raise UserError(
@@ -243,18 +245,21 @@ def described(content: Mapping[str, Any], name: str) -> tuple[EsmShape, Weights]
         raise UserError(
             f"layers.0.fc1.weight is {feedforward} wide, where ESM-2 has four times {hidden}", where=name, fix=_FIX
         )
-    positions = 0
-    if not newer:
-        table = weights.get("embed_positions.weight")
-        positions = int(table.shape[0]) if table is not None and table.ndim == 2 else 0
-        if positions <= _PADDING + 3:
-            raise UserError("The checkpoint lacks the table embed_positions.weight", where=name, fix=_FIX)
     shape = EsmShape(
         layers, hidden, heads, feedforward, positions,
         not newer and any(one.startswith("emb_layer_norm_before") for one in weights),
         bool(said.get("token_dropout", False)),
     )
     return shape, weights
+
+
+def _positions(weights: Weights, name: str) -> int:
+    """Rows of the table of learned positions."""
+    table = weights.get("embed_positions.weight")
+    positions = int(table.shape[0]) if table is not None and table.ndim == 2 else 0
+    if positions <= _PADDING + 3:
+        raise UserError("The checkpoint lacks the table embed_positions.weight", where=name, fix=_FIX)
+    return positions
 
 
 def _tied(weights: Weights, name: str, *, zeroed: bool) -> list[str]:

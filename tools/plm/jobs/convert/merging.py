@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,7 @@ def merge_adapter(folder: Path, model: str, name: str, place: Path, dtype: str, 
 
 def _of(loaded: LoadedModel, body: Any) -> LoadedModel:
     """The same model with another body."""
-    import dataclasses
-
-    return dataclasses.replace(loaded, model=body)
+    return replace(loaded, model=body)
 
 
 def _stored(loaded: LoadedModel, place: Path, dtype: str, name: str) -> Ground:

@@ -89,17 +89,16 @@ def _unpacked(path: Path, workdir: Path) -> Path:
 
 
 def _in_folder(folder: Path, where: str, name: str) -> ModelSource:
-    for file, kind in ((adapters.CONFIG, "adapter"), ("config.json", "hugging-face")):
-        for deep in (*_DEEP, "snapshots/*/", "models--*/snapshots/*/") if kind == "hugging-face" else _DEEP:
-            places = sorted(path.parent for path in folder.glob(deep + file))
-            if len(places) > 1:
-                raise UserError(
-                    f"The input holds {len(places)} models", where=where,
-                    fix=f"Give one of them, for example {places[0].relative_to(folder)}",
-                )
-            if places:
-                return ModelSource("adapter" if kind == "adapter" else "hugging-face", name, places[0])
     roots = roots_of(folder)
+    adapter = _only(folder, adapters.CONFIG, where)
+    if adapter is not None:
+        for file in (adapters.CONFIG, adapters.WEIGHTS):
+            if real_file(adapter, file, where, roots) is None:
+                raise UserError(f"The adapter has no {file}", where=where, fix="Give the adapter as PEFT wrote it")
+        return ModelSource("adapter", name, adapter)
+    model = _only(folder, "config.json", where)
+    if model is not None:
+        return ModelSource("hugging-face", name, model)
     files = sorted(path.relative_to(folder).as_posix() for deep in _DEEP for path in folder.glob(deep + "*.pt"))
     if not files:
         raise UserError("The input holds no model", where=where, fix=_FIX)
@@ -109,6 +108,24 @@ def _in_folder(folder: Path, where: str, name: str) -> ModelSource:
     if vocabulary is not None:
         real_file(folder, vocabulary.relative_to(folder).as_posix(), where, roots)
     return _torch_files(real, name, vocabulary)
+
+
+def _only(folder: Path, file: str, where: str) -> Path | None:
+    """The folder that holds a file, at the top or a few levels down; None if there is none.
+
+    Raises:
+        UserError: There are several.
+    """
+    for deep in _DEEP:
+        places = sorted(path.parent for path in folder.glob(deep + file))
+        if len(places) > 1:
+            raise UserError(
+                f"The input holds {len(places)} models", where=where,
+                fix=f"Give one of them, for example {places[0].relative_to(folder)}",
+            )
+        if places:
+            return places[0]
+    return None
 
 
 def _torch_files(paths: list[Path], name: str, vocabulary: Path | None) -> ModelSource:
