@@ -339,6 +339,23 @@ def test_proteins_are_found_by_their_names(name: str, how: str, named: Path, tin
     assert row["scored_protein"] == BY_NAME[name] and row["status"] == "scored"
 
 
+HEADERS = {
+    "thrA": "NP_414543.1 [gene=thrA] [locus_tag=b0002] [protein=x]",
+    "b0002": "NP_414543.1 [gene=thrA] [locus_tag=b0002]",
+    "TP53": "ENSP00000269305.4 pep chromosome:GRCh38:17:1:2:-1 gene:ENSG00000141510.18 gene_symbol:TP53 description:x",
+    "ENSG00000141510": "ENSP00000269305.4 pep gene:ENSG00000141510.18 transcript:ENST00000269305.9",
+    "pseudogene=9": "P9 pseudogene=9",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_genes_stand_in_headers_of_all_houses(name: str, tiny_esm2: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "p.fasta", f">{HEADERS[name]}\nMKAYIAKQRK\n>other\nMKKK\n")
+    table = written(tmp_path / "v.tsv", f"gene\tvariant\n{name.partition('=')[0]}\tA3V\nother\tK2R\n")
+    row = scored(source, tmp_path, tiny_esm2, "--variants", table)[0]
+    assert (row["status"] == "scored") == ("=" not in name)
+
+
 def test_another_version_of_a_protein_is_said(named: Path, tiny_esm2: Path, tmp_path: Path) -> None:
     table = written(tmp_path / "v.tsv", "variant\nNP_000002.7:p.Met1Leu\nNP_000002.1:p.Met1Leu\n")
     other, same = scored(named, tmp_path, tiny_esm2, "--variants", table)
@@ -673,6 +690,7 @@ def test_real_logits_give_the_same_marginals(shared_data: Path) -> None:
     assert compared > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_gb1_beside_baselines(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], run_stage: Callable[..., Any]

@@ -33,6 +33,8 @@ WILD_TYPE_COLUMNS = ("wild_type", "wildtype", "wt", "wt_aa", "ref", "reference",
 MUTANT_COLUMNS = ("substitution", "mutant", "mut", "mut_aa", "mt", "alt", "alt_aa", "aa_alt")
 _VERSION = re.compile(r"\.[0-9]{1,4}$")
 _GENE = ("gn", "gene")
+_GENE_IN_HEADER = re.compile(r"(?<![^\s\[])(?:GN=|gene=|gene_symbol:|gene:|locus_tag=)([^\s\]]+)")
+"""UniProt's GN=TP53, RefSeq's [gene=TP53] and [locus_tag=b0001], Ensembl's gene_symbol:TP53 and gene:ENSG0001.2."""
 
 
 @dataclass(slots=True)
@@ -172,7 +174,7 @@ def read_variants(
 
 
 class ProteinNames:
-    """Finds the protein that a name means: by its id, accession, entry name, id without version, or gene (``GN=``).
+    """Finds the protein that a name means: by its id, accession, entry name, id without version, or gene.
 
     Args:
         proteins: Proteins of the input.
@@ -190,8 +192,7 @@ class ProteinNames:
             name = proteins.ids[record]
             if name in wanted:
                 self._exact.setdefault(name, record)
-            gene = genes.get(record)
-            for form in dict.fromkeys([*_forms(name), *([gene] if gene else [])]):
+            for form in dict.fromkeys([*_forms(name), *genes.get(record, ())]):
                 if form in wanted:
                     self._forms.setdefault(form, []).append(record)
 
@@ -241,13 +242,13 @@ def _forms(name: str) -> list[str]:
     return list(dict.fromkeys(filter(None, [name, short, *parts, _VERSION.sub("", short)])))
 
 
-def _genes(source: Path, wanted: set[str]) -> Mapping[int, str]:
-    """Gene of each record whose gene is asked for."""
-    genes = {}
+def _genes(source: Path, wanted: set[str]) -> Mapping[int, list[str]]:
+    """What is asked for of the names of each record's gene."""
+    genes: dict[int, list[str]] = {}
     for record, one in enumerate(read_proteins(source, wanted=(_GENE,))):
-        gene = one.columns.get(_GENE[0], "")
-        if gene in wanted:
-            genes[record] = gene
+        called = [*_GENE_IN_HEADER.findall(one.header), one.columns.get(_GENE[0], "")]
+        if mine := [form for gene in called for form in _forms(gene) if form in wanted]:
+            genes[record] = mine
     return genes
 
 
