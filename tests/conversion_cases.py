@@ -167,9 +167,10 @@ def _rotary(folder: Path) -> list[str | Path]:
     return [made]
 
 
-def _adapter(
+def an_adapter(
     folder: Path, base: str = "tiny_esm2", targets: tuple[str, ...] = ("query", "value")
 ) -> list[str | Path]:
+    """An adapter as PEFT writes it, and the flag of its base."""
     import peft
     from transformers import EsmModel, T5EncoderModel
 
@@ -189,8 +190,8 @@ CONVERSIONS: dict[str, Callable[[], str]] = {
     "to fair-esm": partial(reported, lambda folder: [DATA / "models" / "tiny_esm1b"], "fair-esm"),
     "pooler": partial(reported, _headed, "fair-esm"),
     "rotary": partial(reported, _rotary, "fair-esm"),
-    "adapter": partial(reported, _adapter, "merged"),
-    "encoder adapter": partial(reported, partial(_adapter, base="tiny_t5", targets=("q", "v")), "merged"),
+    "adapter": partial(reported, an_adapter, "merged"),
+    "encoder adapter": partial(reported, partial(an_adapter, base="tiny_t5", targets=("q", "v")), "merged"),
     "int8": partial(reported, lambda folder: [DATA / "models" / "tiny_ankh"], "int8"),
     "megatron": partial(reported, _megatron),
     "full vocabulary": partial(reported, _full),

@@ -23,7 +23,7 @@ import pytest
 import torch
 import transformers
 from bundle_cases import random_bundle
-from conversion_cases import ALPHABET, convert, fair, published, tiny_folder, told, unpacked
+from conversion_cases import ALPHABET, an_adapter, convert, fair, published, tiny_folder, told, unpacked
 from family_cases import every_family, plain, protein, relative_l2, tiny
 from megatron_reference import TOKENS, MegatronReference
 from plm.data.task import Task
@@ -71,6 +71,17 @@ def test_fair_esm_answers_alike_in_hugging_face(kind: str, tmp_path: Path) -> No
     text = told(tmp_path)
     assert ("contacts cannot be predicted" in text) == (kind == "esm1v")
     assert "representations, as fair-esm computes them from the input" in text
+
+
+@pytest.mark.parametrize("kind", ESMS)
+def test_masked_residues_count_alike(kind: str, tmp_path: Path) -> None:
+    """Token dropout scales embeddings by the share of masked tokens."""
+    model, ids = fair(kind), IDS.clone()
+    ids[0, [3, 9, 30]] = ALPHABET.mask_idx
+    folder = unpacked(convert(tmp_path, published(model, kind, tmp_path / "fair")), tmp_path / "hf")
+    theirs = transformers.EsmForMaskedLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert relative_l2(theirs(ids).logits, model(ids)["logits"]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ESMS)
@@ -407,6 +418,7 @@ def results(tmp_path: Path, root: Path) -> dict[str, Path]:
         "encoder": convert(tmp_path, tiny_folder("tiny_ankh"), to="encoder", out="d.zip"),
         "bundle": convert(tmp_path, bundle, "--model", base, out="e.zip"),
         "int8": convert(tmp_path, tiny_folder("tiny_t5"), to="int8", out="f.zip"),
+        "adapter": convert(tmp_path, *an_adapter(tmp_path), to="merged", out="g.zip"),
     }
 
 
