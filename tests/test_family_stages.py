@@ -189,7 +189,7 @@ def test_distill_into_esm2(family: ModelFamily, corpus: Path, tmp_path: Path) ->
     if family in (ESM2, ESM1B):
         run("plm_distill", *flags)
     else:
-        why = "differ in vocabulary" if family == BERT else "has no language-model head, so it has no logits"
+        why = "differ in vocabulary" if family.mask else "has no language-model head, so it has no logits"
         refused("plm_distill", why, *flags)
         states = ("--weight-logit-mse", "0", "--weight-kl", "0", "--weight-kernel", "1", "--weight-hidden", "1")
         run("plm_distill", *flags, *states, *intact)
