@@ -160,10 +160,10 @@ def read_variants(
         row.reason = row.reason or reason or _disagreement(row, proteins)
         row.remark = "; ".join(filter(None, (row.remark, remark)))
     variant = "wild type, position and substitution" if columns.variant is None else repr(header[columns.variant])
-    told = "in " + ", ".join(repr(header[columns.proteins[number]]) for number in wanted)
+    told = "their proteins in " + ", ".join(repr(header[columns.proteins[number]]) for number in wanted)
     if not wanted:
-        told = "before them" if any(one.names for one in parsed) else "nowhere, there being one only"
-    made.told = f"variants stand in {variant}, their proteins {told}"
+        told = "their proteins before them" if any(one.names for one in parsed) else "all of the only protein"
+    made.told = f"variants stand in {variant}, {told}"
     if not any(row.scored for row in made.rows):
         raise UserError(
             f"None of {len(made.rows)} variants can be scored; the first: {made.rows[0].reason}",
