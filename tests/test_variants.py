@@ -25,7 +25,7 @@ from plm.errors import UserError
 from plm.jobs.variants.agreement import agreement
 from plm.jobs.variants.baselines import Baselines, background, blosum62, read_alignment
 from plm.jobs.variants.figure import MOST_DRAWN, Drawn, proteins_figure
-from plm.jobs.variants.marginals import METHODS, EffectScores, window_around
+from plm.jobs.variants.marginals import METHODS, EffectScores, SequencePlan, WantedEffects, window_around
 from plm.jobs.variants.notation import Substitution, parse
 from plm.jobs.variants.questions import MarginalQuestion, MaskedReader
 from plm.jobs.variants.report import kind_of
@@ -183,6 +183,30 @@ def test_all_substitutions_are_those_of_a_plain_loop(
     assert all(table["P1", name] == value for (protein, name), value in table.items() if protein == "P2")
     own = LETTERS.index("Y")
     assert table["P1", "Y4W"] == pytest.approx(float(ours[3, LETTERS.index("W")] - ours[3, own]), abs=6e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("window", [0, 20])
+def test_scores_before_they_are_rounded(
+    method: str, window: int, loop: PlainLoop, tiny_esm2: Path, tmp_path: Path
+) -> None:
+    proteins = store_proteins(fasta(tmp_path / "p.fasta", P1=PROTEIN), tmp_path / "store")
+    scores = EffectScores(proteins, tmp_path)
+    variants = [parse(case).substitutions for case in CASES]
+    singles = {one[0].position - 1 for one in variants if len(one) == 1 and method != "pseudo-likelihood"}
+    wanted = WantedEffects(singles, dict.fromkeys(one for one in variants if one[0].position - 1 not in singles))
+    loaded = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path), purpose="masked_lm")
+    plan = SequencePlan(0, PROTEIN, wanted, method, window)
+    MaskedReader(loaded, capacity(loaded), 100, stage.log("test")).ask(plan.questions(scores))
+    errors, sizes = [], []
+    for one in variants:
+        start, end = window_around(len(PROTEIN), [part.position - 1 for part in one], window) or (0, 0)
+        parts = [(part.wild_type, part.position - 1 - start, part.mutant) for part in one]
+        expected = loop.effect(PROTEIN[start:end], parts, method)
+        errors.append(abs(scores.variant(0, one) - expected))
+        sizes.append(abs(expected))
+    print(f"{method}, window {window}: largest error {max(errors) / max(sizes):.1e} of the largest score")
+    assert max(errors) <= 1e-4 * max(sizes)
 
 
 def test_equal_sets_of_positions_are_asked_once(
@@ -660,7 +684,6 @@ def test_it_runs_as_galaxy_runs_it(
 @pytest.mark.realdata
 def test_real_logits_give_the_same_marginals(shared_data: Path) -> None:
     """The logits of the published ESM-2 8M, read as a model's answer, against the definition on all 33 tokens."""
-    from plm.jobs.variants.marginals import SequencePlan, WantedEffects
     from safetensors.numpy import load_file
 
     held = load_file(shared_data / "esm2_goldens" / "esm2_8m.safetensors")
