@@ -46,6 +46,6 @@ def own_ids(family: ModelFamily, folder: Path, sequence: str) -> list[int]:
     """What the checkpoint's own tokenizer makes of a sequence, written as the family's authors write it."""
     from transformers import AutoTokenizer
 
-    text = " ".join(sequence) if family.name in ("prott5", "bert", "megatron_bert") else sequence
+    text = " ".join(sequence) if family.name in ("prott5", "bert") else sequence
     ids: list[int] = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     return ids

@@ -197,7 +197,7 @@ def test_what_is_unknown_is_listed_and_kept(tmp_path: Path) -> None:
 
 
 def megatron_ids() -> torch.Tensor:
-    return torch.tensor([[TOKENS.index("[CLS]"), *map(TOKENS.index, PROTEIN), TOKENS.index("[SEP]")]])
+    return torch.tensor([[TOKENS.index("[CLS]"), *map(TOKENS.index, PROTEIN)]])
 
 
 @pytest.mark.parametrize("version", [None, 0, 1.0, 2.0, 3.0])
@@ -216,6 +216,17 @@ def test_megatron_answers_alike_in_hugging_face(version: float | None, partition
     text = told(tmp_path)
     assert "97 rows of the embedding that no token has" in text and "optimizer of the training" in text
     assert ("does not say its version" in text) == (version is None)
+
+
+def test_the_tokenizer_of_megatron_is_the_suites(tmp_path: Path) -> None:
+    source = MegatronReference().save(tmp_path / "m")
+    (source / "vocab.txt").write_text("\n".join(TOKENS))
+    out = convert(tmp_path, source)
+    own = transformers.AutoTokenizer.from_pretrained(unpacked(out, tmp_path / "hf"))
+    ids = megatron_ids()[0].tolist()
+    assert own(PROTEIN)["input_ids"] == own(" ".join(PROTEIN))["input_ids"] == ids
+    assert own("[MASK]A")["input_ids"] == [2, 1, 6]
+    assert load_model(resolve_model(str(out), workdir=tmp_path / "w")).token_ids(PROTEIN) == ids
 
 
 def test_the_fused_gelu_is_followed_in_the_layers(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ heads, of the feed-forward width and of the vocabulary.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from plm.jobs.convert.weights import (
 )
 from plm.model.families import MEGATRON_BERT
 from plm.model.families.family import KIND
+from plm.model.families.megatron_bert import tokenizer_files
 from plm.received.documents import one_line
 from plm.received.fields import Fields
 from plm.received.vocabularies import read_vocabulary
@@ -149,14 +149,8 @@ def read_megatron(
         ],
     }
     write_checkpoint(folder, config, stored_as(made, dtype))
-    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
-    settings |= {
-        f"{role}_token": token
-        for role, token in (("cls", "[CLS]"), ("sep", "[SEP]"), ("pad", "[PAD]"), ("unk", "[UNK]"), ("mask", "[MASK]"))
-        if token in tokens
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    for file, text in tokenizer_files(tokens).items():
+        (folder / file).write_text(text, encoding="utf-8")
     return ground, shape, checked
 
 
