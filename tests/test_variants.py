@@ -387,6 +387,15 @@ def test_another_version_of_a_protein_is_said(named: Path, tiny_esm2: Path, tmp_
     assert other["details"] == "the table means version 7 of the protein, which is version 1"
 
 
+def test_the_only_protein_may_be_called_otherwise(named: Path, tiny_esm2: Path, tmp_path: Path) -> None:
+    table = written(tmp_path / "v.tsv", "gene\tvariant\nTP53\tNP_1.1:p.A3V\n")
+    source = fasta(tmp_path / "one.fasta", P1=PROTEIN)
+    (row,) = scored(source, tmp_path, tiny_esm2, "--variants", table, "--protein-column", "none")
+    assert row["scored_protein"] == "P1" and row["status"] == "scored"
+    with pytest.raises(UserError, match="There are 5 proteins"):
+        scored(named, tmp_path, tiny_esm2, "--variants", table, "--protein-column", "none")
+
+
 def test_names_that_fit_nothing_or_several(named: Path, tiny_esm2: Path, tmp_path: Path) -> None:
     table = written(tmp_path / "v.tsv", "gene\tvariant\noneA\tM1L\ndup\tM1L\nnone\tM1L\n\tM1L\nnone\tP3:p.M1L\n")
     rows = scored(named, tmp_path, tiny_esm2, "--variants", table)
@@ -633,6 +642,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "an own table": (["--variants", "OWN"], "This is the table of contacts of plm_embed"),
     "no alignment": (["--all", "--alignment", "UNALIGNED"], "they are not aligned"),
     "another's alignment": (["--all", "--alignment", "FOREIGN"], "is none of the proteins"),
+    "no numbers": (["--variants", "V", "--measured", "variant"], "The column 'variant' holds no number"),
+    "another name": (["--variants", "NAMED"], "--protein-column none"),
     "nothing to substitute": (["--all", "--input", "UNKNOWN"], "No residue of the proteins is one of the twenty"),
     "no head": (["--all", "--model", "T5"], "ProtT5 has no masked language model here"),
 }
@@ -646,6 +657,7 @@ def test_mistakes_are_one_line(case: str, tiny_esm2: Path, tiny_t5: Path, tmp_pa
         "OWN": written(tmp_path / "o.tsv", "id\ti\tj\tprobability\nP1\t1\t9\t0.5\n"),
         "UNALIGNED": written(tmp_path / "a.fasta", f">P1\n{PROTEIN}\n>r\nMK\n"),
         "FOREIGN": written(tmp_path / "f.fasta", ">P9\nMKKK\n"), "T5": tiny_t5,
+        "NAMED": written(tmp_path / "m.tsv", "gene\tvariant\nTP53\tNP_1.1:p.A3V\n"),
         "UNKNOWN": written(tmp_path / "x.fasta", ">P1\nXXXX\n"),
     }
     words, message = WRONG[case]

@@ -44,7 +44,8 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
         "column of the variants, by name or number (default: variant, hgvsp, mutation ...)"
     )
     protein_column: str = flags.text(
-        "column of the proteins' ids (default: protein, accession, gene, id ..., if there)"
+        "column of the proteins' ids (default: protein, accession, gene, id ..., if there); none: all rows mean the "
+        "only protein, whatever they call it"
     )
     method: str = flags.choice(
         ("wt-marginal", "masked-marginal", "pseudo-likelihood"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plm.data.fasta import STANDARD_RESIDUES
@@ -31,6 +31,8 @@ PERHAPS_PROTEIN = ("id", "name", "entry", "sequence_id", "header", "#chrom", "ch
 POSITION_COLUMNS = ("position", "pos", "protein_position", "aa_position", "residue")
 WILD_TYPE_COLUMNS = ("wild_type", "wildtype", "wt", "wt_aa", "ref", "reference", "ref_aa", "aa_ref")
 MUTANT_COLUMNS = ("substitution", "mutant", "mut", "mut_aa", "mt", "alt", "alt_aa", "aa_alt")
+ONLY = "none"
+"""In place of a column: all rows are variants of the only protein."""
 _VERSION = re.compile(r"\.[0-9]{1,4}$")
 _GENE = ("gn", "gene")
 _GENE_IN_HEADER = re.compile(r"(?<![^\s\[])(?:GN=|gene=|gene_symbol:|gene:|locus_tag=)([^\s\]]+)")
@@ -130,16 +132,24 @@ def read_variants(
         scratch: Folder for a copy without VCF's header.
         variant_column: Column of the variants by name or number; empty: the usual names.
         protein_column: Column of the proteins; empty: the usual names, or what stands before ``:p.``, or the only
-            protein there is.
+            protein there is; :data:`ONLY`: the only protein, whatever the table calls it.
         measured: Column of measured values; empty: none.
 
     Raises:
         UserError: No column of variants, a column that is not there, no row that can be scored, or measured values of
             which none is a number.
     """
+    only = protein_column == ONLY
+    if only and len(proteins.ids) > 1:
+        raise UserError(
+            f"There are {len(proteins.ids)} proteins, so each row must name its own", where="--protein-column none",
+            fix="Give the column that names the proteins",
+        )
     table = _without_vcf_header(path, scratch)
     header, lines = stream_table(table)
-    columns = _columns(header, path.name, variant_column, protein_column)
+    columns = _columns(header, path.name, variant_column, "" if only else protein_column)
+    if only:
+        columns = replace(columns, proteins=(), sure=0)
     place = column_place(header, measured, "--measured", path.name) if measured else None
     parsed: list[Parsed] = []
     asked: list[tuple[str, ...]] = []
@@ -151,24 +161,31 @@ def read_variants(
         made.rows.append(VariantRow(line, one.substitutions, reason=one.reason, remark=one.remark))
         if place is not None:
             made.values.append(_number(fields[place]))
+    if place is not None and not any(value == value for value in made.values):
+        raise UserError(
+            f"The column {header[place]!r} holds no number", where=f"{path.name}, --measured",
+            fix="Name the column of the measured values",
+        )
     called = {name for row in asked for name in row} | {name for one in parsed for name in one.names}
     names = ProteinNames(proteins, source, called)
     wanted = _naming_columns(columns, asked, names, bool(protein_column))
     for row, one, cells in zip(made.rows, parsed, asked, strict=True):
         given = [cells[number] for number in wanted if cells[number]]
-        row.record, reason, remark = names.first([*given, *one.names])
+        row.record, reason, remark = names.first([] if only else [*given, *one.names])
         row.reason = row.reason or reason or _disagreement(row, proteins)
         row.remark = "; ".join(filter(None, (row.remark, remark)))
     variant = "wild type, position and substitution" if columns.variant is None else repr(header[columns.variant])
     told = "their proteins in " + ", ".join(repr(header[columns.proteins[number]]) for number in wanted)
     if not wanted:
-        told = "their proteins before them" if any(one.names for one in parsed) else "all of the only protein"
+        before = not only and any(one.names for one in parsed)
+        told = "their proteins before them" if before else "all of the only protein"
     made.told = f"variants stand in {variant}, {told}"
     if not any(row.scored for row in made.rows):
         raise UserError(
             f"None of {len(made.rows)} variants can be scored; the first: {made.rows[0].reason}",
             where=f"{path.name}, line {made.rows[0].line}",
-            fix="Compare ids, letters and positions (from 1) with the proteins",
+            fix="Compare ids, letters and positions (from 1) with the proteins"
+            + (" (--protein-column none: all rows mean the only protein)" if len(proteins.ids) == 1 else ""),
         )
     return made
 
