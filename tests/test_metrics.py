@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from plm.errors import UserError
 from plm.scoring import comparison, intervals, metrics
-from plm.scoring.metrics import ALL, Scored
+from plm.scoring.metrics import ALL, Scored, in_top, main_metric, score
 from sklearn import metrics as sk
 
 
@@ -190,3 +190,56 @@ def test_main_metric() -> None:
     assert metrics.main_metric("binary") == "auroc" and metrics.main_metric("number", "r2") == "r2"
     with pytest.raises(UserError, match="--main-metric rmse"):
         metrics.main_metric("binary", "rmse")
+
+
+def many_classes(seed: int, rows: int, classes: int) -> Scored:
+    """Random answers with ties, classes that never occur and classes that are never called."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, max(1, classes - 3), rows)
+    scores = generator.integers(0, 6, (rows, classes)).astype(np.float64) + generator.random((rows, classes)) * (
+        generator.random((rows, 1)) < 0.7
+    )
+    scores[np.arange(rows), truth] += 2
+    scores /= scores.sum(1, keepdims=True)
+    return Scored("multiclass", truth, scores, scores.argmax(1), tuple(f"c{k:02d}" for k in range(classes)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_classes_together_score_as_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = many_classes(seed, 90, 25)
+    weights = np.random.default_rng(seed).multinomial(90, np.full(90, 1 / 90), size=20)
+    one_by_one = intervals.weighted_scores(scored, weights)
+    monkeypatch.setattr(intervals, "MANY_CLASSES", 10)
+    monkeypatch.setattr(intervals, "_COLUMNS", 32)
+    together = intervals.weighted_scores(scored, weights)
+    assert list(together) == list(one_by_one) == list(score(scored))
+    for key, values in one_by_one.items():
+        np.testing.assert_allclose(together[key], values, atol=1e-9, err_msg=str(key))
+    plain = intervals.weighted_scores(scored, np.ones((1, 90), int))
+    for key, value in score(scored).items():
+        np.testing.assert_allclose(plain[key][0], value, atol=1e-9, err_msg=str(key))
+
+
+@pytest.mark.parametrize(("classes", "names"), [(8, []), (12, ["top5_accuracy"]),
+                                                (30, ["top5_accuracy", "top10_accuracy"])])
+def test_top_accuracies_are_scikit_learns_and_only_of_many_classes(classes: int, names: list[str]) -> None:
+    from sklearn.metrics import top_k_accuracy_score
+
+    generator = np.random.default_rng(classes)
+    truth, scores = generator.integers(0, classes, 200), generator.random((200, classes))
+    scored = Scored("multiclass", truth, scores, scores.argmax(1), tuple(map(str, range(classes))))
+    result = score(scored)
+    assert [key[0] for key in result if key[0].startswith("top")] == names
+    for name in names:
+        count = int(name.removeprefix("top").removesuffix("_accuracy"))
+        wanted = top_k_accuracy_score(truth, scores, k=count, labels=range(classes))
+        assert result[name, "all"] == pytest.approx(wanted)
+
+
+def test_equal_probabilities_are_taken_in_any_order() -> None:
+    scored = Scored("multiclass", np.array([3, 0]), np.array([[0.25] * 4, [0.1, 0.3, 0.3, 0.3]]), np.array([0, 1]))
+    assert in_top(scored, 1).tolist() == [0.25, 0.0] and in_top(scored, 3).tolist() == [0.75, 0.0]
+    assert in_top(scored, 4).tolist() == [1.0, 1.0]
+    with pytest.raises(UserError, match=r"top10_accuracy says nothing of 12 classes"):
+        main_metric("multiclass", "top10_accuracy", 12)
+    assert main_metric("multiclass", "top10_accuracy", 1195) == "top10_accuracy"

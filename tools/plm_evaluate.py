@@ -23,7 +23,7 @@ FIGURES = ("overview", "roc", "pr", "confusion", "calibration", "scores", "scatt
 _METRICS = (
     "auroc auprc mcc f1 sensitivity specificity precision accuracy balanced_accuracy brier ece macro_f1 macro_auroc"
 )
-_METRICS += " macro_auprc macro_precision spearman pearson rmse mae r2"
+_METRICS += " macro_auprc macro_precision top5_accuracy top10_accuracy spearman pearson rmse mae r2"
 
 
 def figure(name: str) -> Any:
@@ -106,7 +106,7 @@ def run(argv: Sequence[str] | None) -> None:
         tables, args.name, splits=flags.parts(args.splits), positive=args.positive_class, unfinished=args.unfinished
     )
     _check_task(args, evaluation.kind)
-    metric = metrics.main_metric(evaluation.kind, args.main_metric)
+    metric = metrics.main_metric(evaluation.kind, args.main_metric, len(evaluation.models[0].scored.classes))
     log.info("%d rows (%s), %s task, main metric %s", len(evaluation.rows), evaluation.splits, evaluation.kind, metric)
     beside, leaking = Beside(), None
     if args.training is not None:

@@ -44,6 +44,8 @@ METRIC_NAMES = {
     "specificity": "Specificity",
     "precision": "Precision",
     "accuracy": "Accuracy",
+    "top5_accuracy": "Top-5 accuracy",
+    "top10_accuracy": "Top-10 accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "brier": "Brier score",
     "ece": "Calibration error (ECE)",

@@ -14,12 +14,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.scoring.metrics import ALL, MULTICLASS, NUMBER, PER_CLASS, Floats, Key, Scored
+from plm.scoring.metrics import ALL, MULTICLASS, NUMBER, PER_CLASS, TOP, Floats, Key, Scored, in_top, metrics_of
 
 FEWEST_GROUPS = 10
 """With fewer groups a bootstrap over groups claims more than it knows, so no interval is given."""
 _ELEMENTS = 3_000_000  # of an (R, N) block: 24 MB in float64
 _BINS = 10
+MANY_CLASSES = 50
+"""Beyond so many the classes are scored together, in a few products of matrices, not one by one."""
+_COLUMNS = 1024
 
 
 def group_index(groups: Sequence[str]) -> tuple[NDArray[np.int64], int]:
@@ -84,10 +87,13 @@ def _binary(scored: Scored, weight: Floats) -> dict[Key, Floats]:
 
 def _multiclass(scored: Scored, weight: Floats) -> dict[Key, Floats]:
     truth, calls, total = scored.truth.astype(int), scored.calls, weight.sum(axis=1)
-    single = [
-        _one_class(truth == index, calls == index, scored.scores[:, index], weight)
-        for index in range(len(scored.classes))
-    ]
+    count = len(scored.classes)
+    if count > MANY_CLASSES:
+        single = _many_classes(truth, calls, scored.scores, weight)
+    else:
+        single = [
+            _one_class(truth == index, calls == index, scored.scores[:, index], weight) for index in range(count)
+        ]
     values: dict[str, Floats] = {}
     for metric in ("f1", "auroc", "auprc", "precision"):
         values[f"macro_{metric}"] = _nanmean([one[metric] for one in single])
@@ -98,6 +104,8 @@ def _multiclass(scored: Scored, weight: Floats) -> dict[Key, Floats]:
     values["brier"] = weight @ ((scored.scores - hot) ** 2).sum(axis=1) / total
     values["ece"] = _ece(scored.scores.max(axis=1), scored.scores.argmax(axis=1) == truth, weight)
     result: dict[Key, Floats] = {(name, ALL): values[name] for name in MULTICLASS}
+    for name in metrics_of("multiclass", count)[len(MULTICLASS) :]:
+        result[name, ALL] = weight @ in_top(scored, TOP[name]) / total
     for name, one in zip(scored.classes, single, strict=True):
         result |= {(metric, name): one[metric] for metric in PER_CLASS}
     return result
@@ -118,6 +126,45 @@ def _one_class(
         "auroc": auroc,
         "auprc": auprc,
     }
+
+
+def _many_classes(
+    truth: NDArray[np.int64], calls: NDArray[np.int64], scores: Floats, weight: Floats
+) -> list[dict[str, Floats]]:
+    """As :func:`_one_class` for each of many classes. A row is compared with the others in its own class alone."""
+    rows, count = len(truth), scores.shape[1]
+    hot = np.eye(count)
+    true, called = weight @ hot[truth], weight @ hot[calls]
+    hits = weight @ (hot[truth] * (truth == calls)[:, None])
+    total = weight.sum(axis=1, keepdims=True)
+    nothing = np.full(len(weight), np.nan)
+    beyond, precisions = np.zeros_like(true), np.zeros_like(true)
+    for start in range(0, rows, _COLUMNS):
+        mine = np.arange(start, min(start + _COLUMNS, rows))
+        column, own = scores[:, truth[mine]], weight[:, mine]
+        reference, same = column[mine, np.arange(len(mine))], truth[:, None] == truth[mine]
+        above, equal = column > reference, column == reference
+        beyond_each = own * (weight @ ((above + 0.5 * equal) * ~same))
+        reached = weight @ (above | equal)
+        hit = weight @ ((above | equal) & same)
+        precision_each = own * np.where(own > 0, hit / np.maximum(reached, 1e-300), 0.0)
+        members = hot[truth[mine]]
+        beyond += beyond_each @ members
+        precisions += precision_each @ members
+    occurs = true > 0
+    f1 = np.where(occurs, 2 * hits / (true + called), np.nan)
+    precision = np.where(occurs, np.where(called > 0, hits / called, 0.0), np.nan)
+    specificity = (total - true - called + hits) / (total - true)
+    auroc, auprc = 1 - beyond / (true * (total - true)), precisions / true
+    present = np.isin(np.arange(count), truth)
+    return [
+        {
+            "f1": f1[:, at], "sensitivity": hits[:, at] / true[:, at], "specificity": specificity[:, at],
+            "precision": precision[:, at], "auroc": auroc[:, at] if present[at] else nothing,
+            "auprc": auprc[:, at] if present[at] else nothing,
+        }
+        for at in range(count)
+    ]
 
 
 def _areas(truth: NDArray[np.bool_], probability: Floats, weight: Floats) -> tuple[Floats, Floats]:
@@ -147,11 +194,9 @@ def _areas(truth: NDArray[np.bool_], probability: Floats, weight: Floats) -> tup
 
 def _mcc(truth: NDArray[np.int64], calls: NDArray[np.int64], classes: int, weight: Floats) -> Floats:
     """Matthews correlation for K classes (Gorodkin 2004); 0 when all calls are one class, as scikit-learn."""
-    cells = np.zeros((len(truth), classes * classes))
-    cells[np.arange(len(truth)), truth * classes + calls] = 1
-    table = (weight @ cells).reshape(-1, classes, classes)
-    total, hits = table.sum(axis=(1, 2)), np.einsum("rkk->r", table)
-    true_sums, call_sums = table.sum(axis=2), table.sum(axis=1)
+    hot = np.eye(classes)
+    total, hits = weight.sum(axis=1), weight @ (truth == calls)
+    true_sums, call_sums = weight @ hot[truth], weight @ hot[calls]
     top = hits * total - (true_sums * call_sums).sum(axis=1)
     spread_true = total**2 - (true_sums**2).sum(axis=1)
     spread_call = total**2 - (call_sums**2).sum(axis=1)

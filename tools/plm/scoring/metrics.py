@@ -29,9 +29,11 @@ MULTICLASS = (
     "macro_f1", "macro_auroc", "macro_auprc", "mcc", "accuracy", "balanced_accuracy", "macro_precision",
     "brier", "ece",
 )
+TOP = {"top5_accuracy": 5, "top10_accuracy": 10}
+"""How many of the likeliest classes may hold the true one; scores of tasks with more than twice as many classes."""
 PER_CLASS = ("f1", "sensitivity", "specificity", "precision", "auroc", "auprc")
 NUMBER = ("spearman", "pearson", "rmse", "mae", "r2")
-METRICS = {"binary": BINARY, "multiclass": MULTICLASS, "number": NUMBER}
+METRICS = {"binary": BINARY, "multiclass": (*MULTICLASS, *TOP), "number": NUMBER}
 MAIN_METRIC = {"binary": "auroc", "multiclass": "macro_f1", "number": "spearman"}
 LOWER_IS_BETTER = frozenset({"brier", "ece", "rmse", "mae"})
 
@@ -59,14 +61,29 @@ class Scored:
         return Scored(self.kind, self.truth[chosen], self.scores[chosen], self.calls[chosen], self.classes)
 
 
-def main_metric(kind: str, wanted: str = "auto") -> str:
+def metrics_of(kind: str, classes: int) -> tuple[str, ...]:
+    """Metrics of a task with so many classes."""
+    return tuple(name for name in METRICS[kind] if name not in TOP or classes > 2 * TOP[name])
+
+
+def main_metric(kind: str, wanted: str = "auto", classes: int | None = None) -> str:
     """The metric that models are compared by.
 
+    Args:
+        kind: Of the task.
+        wanted: Name of a metric, or ``auto``.
+        classes: How many classes there are, where that is known.
+
     Raises:
-        UserError: ``wanted`` is no metric of this kind of task.
+        UserError: ``wanted`` is no metric of this kind of task, or there are too few classes for it.
     """
     if wanted == "auto":
         return MAIN_METRIC[kind]
+    if wanted in TOP and wanted in METRICS[kind] and classes is not None and classes <= 2 * TOP[wanted]:
+        raise UserError(
+            f"--main-metric {wanted} says nothing of {classes} classes",
+            fix=f"It is for more than {2 * TOP[wanted]} classes; choose accuracy",
+        )
     if wanted not in METRICS[kind]:
         raise UserError(
             f"--main-metric {wanted} does not fit a {kind} task", fix=f"Choose one of {', '.join(METRICS[kind])}"
@@ -113,9 +130,18 @@ def _multiclass_scores(scored: Scored) -> dict[Key, float]:
     result["brier", ALL] = float(((scored.scores - hot) ** 2).sum(axis=1).mean())
     result["ece", ALL] = calibration.ece(scored.scores, truth)
     ordered = {(name, ALL): result[name, ALL] for name in MULTICLASS}
+    for name in metrics_of("multiclass", len(scored.classes))[len(MULTICLASS) :]:
+        ordered[name, ALL] = float(in_top(scored, TOP[name]).mean()) if len(truth) else float("nan")
     for name in scored.classes:
         ordered |= {(metric, name): one_by_one[name][metric] for metric in PER_CLASS}
     return ordered
+
+
+def in_top(scored: Scored, count: int) -> Floats:
+    """(N,) chance that the true class is among the ``count`` likeliest, where equally likely ones come in any order."""
+    own = scored.scores[np.arange(len(scored.truth)), scored.truth.astype(int)][:, None]
+    above, equal = (scored.scores > own).sum(1), (scored.scores == own).sum(1)
+    return np.clip((count - above) / np.maximum(equal, 1), 0.0, 1.0)
 
 
 def _one_class(truth: NDArray[np.bool_], called: NDArray[np.bool_], probability: Floats) -> dict[str, float]:
@@ -123,6 +149,8 @@ def _one_class(truth: NDArray[np.bool_], called: NDArray[np.bool_], probability:
 
     nan = float("nan")
     has_positives, has_negatives = bool(truth.any()), bool((~truth).any())
+    if not has_positives and has_negatives:  # most classes of a task with many
+        return dict.fromkeys(PER_CLASS, nan) | {"specificity": float(1.0 - called.sum() / len(called))}
     both = has_positives and has_negatives
     return {
         "f1": float(metrics.f1_score(truth, called, zero_division=0)) if has_positives else nan,

@@ -11,7 +11,7 @@ from plm.data.predictions_table import MEMBER, MODEL_ALONE, TOGETHER
 from plm.scoring.assessment import OVERALL, Assessment, ScoreLine, interval_text
 from plm.scoring.calibration import chance_ece, ece
 from plm.scoring.intervals import FEWEST_GROUPS
-from plm.scoring.metrics import METRICS
+from plm.scoring.metrics import metrics_of
 from plm.telling.report import Report, plain
 from plm.wording import metric_name, number
 
@@ -27,7 +27,7 @@ _TITLES = {
 }
 _HEADLINE = {
     "binary": ("auroc", "auprc", "mcc", "accuracy", "sensitivity", "specificity"),
-    "multiclass": ("macro_f1", "macro_auroc", "mcc", "accuracy"),
+    "multiclass": ("macro_f1", "macro_auroc", "mcc", "accuracy", "top10_accuracy"),
     "number": ("spearman", "pearson", "rmse", "r2"),
 }
 _MOST_MODELS = 16
@@ -196,7 +196,8 @@ def _score_table(assessment: Assessment) -> tuple[list[str], list[list[str]]]:
 
 
 def _headline_metrics(assessment: Assessment) -> list[str]:
-    names = list(_HEADLINE[assessment.evaluation.kind])
+    shown = metrics_of(assessment.evaluation.kind, _class_count(assessment))
+    names = [name for name in _HEADLINE[assessment.evaluation.kind] if name in shown]
     return names if assessment.metric in names else [assessment.metric, *names]
 
 
@@ -254,10 +255,14 @@ def _baselines_told(assessment: Assessment, baselines: Sequence[tuple[str, str, 
     return lines
 
 
+def _class_count(assessment: Assessment) -> int:
+    return len(assessment.evaluation.models[0].scored.classes)
+
+
 def _method(assessment: Assessment, resamples: int) -> list[str]:
     lines = [
         f"Main metric: {metric_name(assessment.metric)}; all: "
-        f"{', '.join(map(metric_name, METRICS[assessment.evaluation.kind]))}"
+        f"{', '.join(map(metric_name, metrics_of(assessment.evaluation.kind, _class_count(assessment))))}"
     ]
     if assessment.leaking is None:
         lines.append("Nobody looked for leakage, because no training table was given")
