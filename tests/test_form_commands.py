@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GALAXY = ROOT / ".plm" / "envs" / "galaxy" / "bin" / "python"
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("plm_*.xml"))
 STATES = 25
+STARTS = ("python", "${PLM_LAUNCH:-python}")
+"""The second where an administrator may start several processes."""
 
 pytestmark = pytest.mark.galaxy
 
@@ -42,7 +44,7 @@ def test_every_command_is_one_that_the_script_takes(tool: str, commands: dict[st
     assert len(commands[tool]) == STATES
     for command in commands[tool]:
         steps = [shlex.split(step) for step in command.split("&&")]
-        (script,) = (step for step in steps if step[:1] == ["python"] and step[1].endswith(f"/{tool}.py"))
+        (script,) = (step for step in steps if step and step[0] in STARTS and step[1].endswith(f"/{tool}.py"))
         # Without the checks of places, which are on the machine of a job.
         given = vars(argparse.ArgumentParser.parse_args(parser, script[2:]))
         for name, flag in known.items():

@@ -92,6 +92,11 @@ def cases() -> dict[str, dict[str, Any]]:
     student = {"what": "train", "student": chosen("zip", {"file": 70_000_000})}
     case("teacher and student", "plm_distill", {"model": CLASSES["650M"][0], "job": student})
     case("named size", "plm_embed", {"model": CLASSES["unknown"][0]}, plm_model_sizes={"our_model": 8})
+    for gpus in (1, 4):
+        case(f"parallel {gpus}", "plm_pretrain", {"model": LARGE}, plm_parallel_gpus=gpus)
+    found["parallel 4"]["rules"]["destinations"]["gpu"] |= {"max_accepted_gpus": 4, "max_accepted_mem": 256}
+    case("parallel, small", "plm_pretrain", {"model": STARTER}, plm_parallel_gpus=4, plm_small_gpus=1)
+    case("parallel, fine-tuning", "plm_finetune", {"model": LARGE}, plm_parallel_gpus=4)
     case("many cores", "plm_embed", {"model": LARGE}, plm_gpu_job_cores=16)
     variables = {"PLM_ALLOW_HUB": "no", "PLM_MAX_UNPACKED_GIB": 20}
     for tool in ("plm_finetune", "plm_train_classifier"):
@@ -219,3 +224,14 @@ def test_a_destination_with_volumes_of_its_own_keeps_them(answers: dict[str, dic
 def test_without_a_folder_nothing_is_set(answers: dict[str, dict[str, Any]]) -> None:
     answer = answers["starter, gpus 0"]
     assert answer["env"] == {} and "PLM_" not in answer["docker"] + answer["singularity"]
+
+
+def test_several_gpus_come_with_the_processes_that_use_them(answers: dict[str, dict[str, Any]]) -> None:
+    several, one = answers["parallel 4"], answers["parallel 1"]
+    launch = "torchrun --standalone --nproc-per-node 4"
+    assert "--gres=gpu:4" in several["native"] and "--cpus-per-task=16 " in several["native"]
+    assert memory(several) == 4 * memory(one) and several["env"]["PLM_LAUNCH"] == launch
+    for kind in ("docker", "singularity"):
+        assert f"PLM_LAUNCH={launch}" in several[kind].replace('"', "")
+    for name in ("parallel 1", "parallel, small", "parallel, fine-tuning"):
+        assert "--gres=gpu:1" in answers[name]["native"] and "PLM_LAUNCH" not in str(answers[name])

@@ -18,7 +18,7 @@ from plm.model.families import AMINO_ACIDS, ModelFamily, prepare
 IGNORED = -100
 """Target of tokens that are not predicted (torch's ``ignore_index``)."""
 
-MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
+SHARES = (0.8, 0.1)
 """Of the residues to predict, so many are hidden and so many replaced; the rest stay (Devlin et al. 2019)."""
 _BLOCK = 4096
 
@@ -106,13 +106,17 @@ class Corpus:
         shares = counts[self.letters] + 1.0
         return shares / shares.sum()
 
-    def hide(self, residues: np.ndarray, rate: float, generator: np.random.Generator) -> np.ndarray:
+    def hide(
+        self, residues: np.ndarray, rate: float, generator: np.random.Generator,
+        shares: tuple[float, float] = SHARES,
+    ) -> np.ndarray:
         """Hides an exact share of one sequence's residues in place, at least one.
 
         Args:
-            residues: ``(L,)`` int64 token ids; those to predict are hidden, replaced or left, see :data:`MASK_SHARE`.
+            residues: ``(L,)`` int64 token ids; those to predict are hidden, replaced or left, see ``shares``.
             rate: Share of residues to predict, 0-1.
             generator: Random generator that chooses the residues and what replaces them.
+            shares: Of the residues to predict, those that are hidden and those that are replaced, each 0-1.
 
         Returns:
             ``(L,)`` int64 targets: the true id where a residue is to be predicted, else ``IGNORED``.
@@ -127,8 +131,8 @@ class Corpus:
         count = min(len(known), max(1, round(rate * len(residues))))
         chosen = generator.permutation(known)[:count]
         target[chosen] = residues[chosen]
-        hidden = round(MASK_SHARE * count) if count > 1 else 1
-        replaced = round(RANDOM_SHARE * count)
+        hidden = round(shares[0] * count) if count > 1 else 1
+        replaced = round(shares[1] * count)
         residues[chosen[:hidden]] = self.mask
         swap = chosen[hidden : hidden + replaced]
         residues[swap] = generator.choice(self.letters, size=len(swap))
@@ -161,7 +165,8 @@ class Corpus:
         return batch, torch.from_numpy(np.concatenate(asked))
 
     def masked_row(
-        self, members: Sequence[int], *, crop: int, rate: float, generator: np.random.Generator
+        self, members: Sequence[int], *, crop: int, rate: float, generator: np.random.Generator,
+        shares: tuple[float, float] = SHARES,
     ) -> tuple[Batch, torch.Tensor]:
         """Packs sequences into a row and hides residues: an exact share of each sequence, at least one.
 
@@ -170,6 +175,7 @@ class Corpus:
             crop: Longer ones give a random stretch of this many residues.
             rate: Share of the residues to predict, 0-1.
             generator: Random generator that chooses the residues and what replaces them.
+            shares: As in :meth:`hide`.
 
         Returns:
             The row and its ``(T,)`` int64 targets: the true id where a residue is to be predicted, else ``IGNORED``.
@@ -178,7 +184,7 @@ class Corpus:
         targets: list[np.ndarray] = []
         for member in members:
             residues = self.stretch(member, crop, generator)
-            targets.append(self.hide(residues, rate, generator))
+            targets.append(self.hide(residues, rate, generator, shares))
             stretches.append(residues)
         return self.row(members, stretches, targets)
 
@@ -232,11 +238,14 @@ class MaskedRows(EpochRows):
     So a resumed run, and any number of workers, see the rows that an uninterrupted run sees.
     """
 
-    def __init__(self, corpus: Corpus, rows: int, *, budget: int, crop: int, rate: float, seed: int) -> None:
+    def __init__(
+        self, corpus: Corpus, rows: int, *, budget: int, crop: int, rate: float, seed: int,
+        shares: tuple[float, float] = SHARES,
+    ) -> None:
         """Takes ``rows`` rows of at most ``budget`` tokens; see :meth:`Corpus.masked_row` for the rest."""
         super().__init__(rows)
         self._corpus, self._budget = corpus, budget
-        self._crop, self._rate, self._seed = crop, rate, seed
+        self._crop, self._rate, self._seed, self._shares = crop, rate, seed, shares
 
     def plan_of(self, epoch: int) -> Sequence[Sequence[int]]:
         seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
@@ -246,4 +255,6 @@ class MaskedRows(EpochRows):
         epoch, place = self.epoch_of(number)
         generator = np.random.default_rng([self._seed, number])
         members = self.rows_of(epoch)[place]
-        return self._corpus.masked_row(members, crop=self._crop, rate=self._rate, generator=generator)
+        return self._corpus.masked_row(
+            members, crop=self._crop, rate=self._rate, generator=generator, shares=self._shares
+        )

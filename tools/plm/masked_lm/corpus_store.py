@@ -34,7 +34,7 @@ DOMAIN_COLUMNS = ("domain", "superkingdom", "kingdom")
 CLUSTER_COLUMNS = ("cluster",)
 DIGEST_BYTES = 16
 
-_ESM2_IDS = {token: number for number, token in enumerate(ESM2_VOCABULARY)}
+ESM2_IDS = {token: number for number, token in enumerate(ESM2_VOCABULARY)}
 _COPY = 2**24  # residues
 _BREAKS = str.maketrans("\t\r\n\x00", "    ")
 _REJECTED = ("id", "file", "line", "reason")
@@ -152,7 +152,7 @@ def _encoding(family: ModelFamily, vocabulary: Mapping[str, int]) -> dict[str, A
 
 def open_corpus(
     paths: str | Path | Sequence[str | Path], workdir: Path, family: ModelFamily = ESM2,
-    vocabulary: Mapping[str, int] = _ESM2_IDS, *, taxon_column: str | None = None, domain_column: str | None = None,
+    vocabulary: Mapping[str, int] = ESM2_IDS, *, taxon_column: str | None = None, domain_column: str | None = None,
 ) -> CorpusStore:
     """Reads FASTA, CSV, TSV, dataset tables or Parquet files in one pass, cleans them and lays them out on disk.
 
@@ -199,7 +199,7 @@ def open_corpus(
     return load_corpus(workdir, family, vocabulary)
 
 
-def load_corpus(workdir: Path, family: ModelFamily = ESM2, vocabulary: Mapping[str, int] = _ESM2_IDS) -> CorpusStore:
+def load_corpus(workdir: Path, family: ModelFamily = ESM2, vocabulary: Mapping[str, int] = ESM2_IDS) -> CorpusStore:
     """Opens what :func:`open_corpus` laid out, such as by another process of the same job."""
     folder = workdir / "corpus"
     known = json.loads((folder / "corpus.json").read_text())

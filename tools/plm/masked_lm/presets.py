@@ -1,4 +1,4 @@
-"""Shapes of ESM-2 models that can be trained from scratch, and the ESM-2 tokenizer."""
+"""Shapes of models that can be trained from scratch, and their tokenizers: ESM-2's, and MegatronBERT as ProteinLM's."""
 
 from __future__ import annotations
 
@@ -35,6 +35,35 @@ PRESETS = {
     "esm2_650m": Preset(33, 1280, 20, 5120),
 }
 """``small`` is the starter model's shape: as wide as ESM-2 8M with wider heads, which processors multiply faster."""
+
+
+PROTEINLM = "proteinlm_200m"
+MEGATRON_PRESETS = {PROTEINLM: Preset(16, 1024, 16, 4096)}
+"""Shapes of MegatronBERT; that of ProteinLM (Xiao et al. 2021)."""
+PROTEINLM_VOCABULARY = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]", "[unused1]", *"ABCDEFGHIKLMNOPQRSTUVWXYZ")
+PROTEINLM_POSITIONS = 2176
+
+
+def megatron_config(shape: Preset, positions: int = PROTEINLM_POSITIONS) -> Any:
+    """A transformers ``MegatronBertConfig`` over ProteinLM's vocabulary."""
+    from transformers import MegatronBertConfig
+
+    return MegatronBertConfig(
+        vocab_size=len(PROTEINLM_VOCABULARY), hidden_size=shape.hidden, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, intermediate_size=shape.feedforward, hidden_act="gelu",
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, max_position_embeddings=positions,
+        type_vocab_size=1, pad_token_id=PROTEINLM_VOCABULARY.index("[PAD]"), use_cache=False,
+    )
+
+
+def write_megatron_tokenizer(folder: Path) -> None:
+    """Writes ProteinLM's vocabulary into a checkpoint folder."""
+    (folder / "vocab.txt").write_text("\n".join(PROTEINLM_VOCABULARY) + "\n")
+    settings = {
+        "tokenizer_class": "BertTokenizer", "do_lower_case": False, "pad_token": "[PAD]", "mask_token": "[MASK]",
+        "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def esm2_config(*, layers: int, hidden: int, heads: int, feedforward: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,15 @@ from torch import nn
 from torch.nn import functional
 
 from plm.errors import UserError
-from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
-from plm.masked_lm.presets import PRESETS, esm2_config, write_esm2_tokenizer
+from plm.masked_lm.corpus import IGNORED, SHARES, Corpus, MaskedRows
+from plm.masked_lm.presets import (
+    MEGATRON_PRESETS,
+    PRESETS,
+    esm2_config,
+    megatron_config,
+    write_esm2_tokenizer,
+    write_megatron_tokenizer,
+)
 from plm.model import encoder
 from plm.model.batching import Batch, RowLayout, plan_batches
 from plm.model.checkpoint import resolve_model
@@ -112,20 +119,27 @@ class MaskedRowModel(nn.Module):
 
 
 def new_model(preset: str, folder: Path) -> ModelFiles:
-    """Writes a randomly initialised ESM-2 checkpoint (torch's current seed) in the shape of a preset.
+    """Writes a randomly initialised checkpoint (torch's current seed) in the shape of a preset.
 
     Raises:
         UserError: There is no such preset.
     """
-    from dataclasses import asdict
-
-    from transformers import EsmForMaskedLM
-
-    if preset not in PRESETS:
-        raise UserError(f"There is no preset {preset!r}", where="--preset", fix=f"Choose one of {', '.join(PRESETS)}")
+    if preset not in PRESETS and preset not in MEGATRON_PRESETS:
+        raise UserError(
+            f"There is no preset {preset!r}", where="--preset",
+            fix=f"Choose one of {', '.join([*PRESETS, *MEGATRON_PRESETS])}",
+        )
     folder.mkdir(parents=True)
-    EsmForMaskedLM(esm2_config(**asdict(PRESETS[preset]))).save_pretrained(folder)
-    write_esm2_tokenizer(folder)
+    if preset in PRESETS:
+        from transformers import EsmForMaskedLM
+
+        EsmForMaskedLM(esm2_config(**asdict(PRESETS[preset]))).save_pretrained(folder)
+        write_esm2_tokenizer(folder)
+    else:
+        from transformers import MegatronBertForMaskedLM
+
+        MegatronBertForMaskedLM(megatron_config(MEGATRON_PRESETS[preset])).save_pretrained(folder)
+        write_megatron_tokenizer(folder)
     files = resolve_model(str(folder), workdir=folder.parent)
     return ModelFiles(f"preset {preset}", files.directory, files.sha256)
 
@@ -208,11 +222,26 @@ def score_rows(
 
 def train(
     model: MaskedRowModel, corpus: Corpus, settings: RowSettings, steering: Steering, *, device: torch.device,
-    resume: tuple[Path, Done] | None = None, ranks: Ranks | None = None,
+    resume: tuple[Path, Done] | None = None, ranks: Ranks | None = None, shares: tuple[float, float] = SHARES,
+    sharded: bool = False,
 ) -> RowOutcome:
-    """Trains in place; see :func:`plm.training.row_training.train_rows`. One record a look at the held-out clusters."""
+    """Trains in place; see :func:`plm.training.row_training.train_rows`. One record a look at the held-out clusters.
+
+    Args:
+        model: Masked language model that is trained.
+        corpus: Sequences to train on.
+        settings: Steps, rows, learning rate.
+        steering: Judges, reports, saves and stops.
+        device: Device that holds the model.
+        resume: Written state and how far it was, or None.
+        ranks: The processes of the job; alone by default.
+        shares: Of the residues to predict, those that are hidden and those that are replaced.
+        sharded: Weights, gradients and optimiser are divided among the processes (FSDP2).
+    """
     rows = MaskedRows(
         corpus, settings.steps * settings.accumulate * (ranks.world if ranks else 1), budget=settings.batch_tokens,
-        crop=settings.crop, rate=settings.mask_rate, seed=settings.seed,
+        crop=settings.crop, rate=settings.mask_rate, seed=settings.seed, shares=shares,
     )
-    return train_rows(model, rows, settings, steering, collate=collate, device=device, resume=resume, ranks=ranks)
+    return train_rows(
+        model, rows, settings, steering, collate=collate, device=device, resume=resume, ranks=ranks, sharded=sharded
+    )

@@ -21,7 +21,7 @@ from torch import nn
 from plm import stage
 from plm.errors import UserError
 from plm.model.ranks import Ranks
-from plm.training import training_state
+from plm.training import sharding, training_state
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class RowOutcome:
         seconds: Training time of this run.
         finished: False if the time limit came first.
         undefined: Term -> rows of this run in which it was not defined.
+        weights: Where processes held the model in pieces: its weights by name, in the leading process.
     """
 
     history: list[dict[str, float]]
@@ -103,6 +104,7 @@ class RowOutcome:
     seconds: float
     finished: bool
     undefined: Mapping[str, int]
+    weights: Mapping[str, torch.Tensor] | None = None
 
 
 class PackedRows(Protocol):
@@ -119,7 +121,8 @@ class PackedRows(Protocol):
 
 @dataclass(frozen=True)
 class Steering:
-    """What a caller sees and decides while training runs, in the leading process (``stopping`` in each).
+    """What a caller sees and decides while training runs, in the leading process (``stopping`` in each; ``judge`` in
+    each, too, where processes hold the model in pieces).
 
     Attributes:
         judge: Gives scores on the held-out clusters.
@@ -195,6 +198,7 @@ def train_rows(
     collate: Callable[[Sequence[Any]], dict[str, Any]], device: torch.device, resume: tuple[Path, Done] | None = None,
     ranks: Ranks | None = None, terms: Sequence[str] = (), every_step: bool = False,
     factor: Callable[[int], float] | None = None, enough: Callable[[Mapping[str, float]], bool] | None = None,
+    sharded: bool = False,
 ) -> RowOutcome:
     """Trains in place.
 
@@ -213,12 +217,14 @@ def train_rows(
             means since the last.
         factor: Step -> share of the learning rate, instead of the schedule.
         enough: Asked after every step with its record: stop here?
+        sharded: Weights, gradients and optimiser are divided among the processes (FSDP2). Checkpoints are as those of
+            one process, which any number of processes go on from.
 
     Returns:
-        The outcome; the model holds the last weights.
+        The outcome; the model holds the last weights (sharded: only pieces, and the outcome has the weights).
 
     Raises:
-        UserError: The loss is no finite number any more.
+        UserError: Loss or weights are no finite numbers any more.
     """
     from transformers import Trainer, TrainerCallback
 
@@ -233,9 +239,25 @@ def train_rows(
     state_of = {"tokens": before.tokens, "finished": True}
     rows_a_step = settings.accumulate * processes.world
 
-    def write(folder: Path) -> None:
-        training_state.save_tensors(dict(model.named_parameters()), folder / "model.safetensors")
-        training_state.save_optimizer(trainer.optimizer, trainer.lr_scheduler, folder)
+    sharded = sharded and processes.world > 1
+    together = processes.leads or sharded  # who takes part where the whole model is asked for
+
+    def weights() -> dict[str, torch.Tensor]:
+        return {name: training_state.whole(value, keep=processes.leads) for name, value in model.named_parameters()}
+
+    def save(done: Done) -> None:
+        """Hands a state to the caller: whole, whatever the number of processes."""
+        held, optimizer = weights(), training_state.optimizer_state(trainer.optimizer, keep=processes.leads)
+        if not processes.leads:
+            return
+        if not all(bool(torch.isfinite(value).all()) for value in held.values()):
+            raise _diverged(done.step, settings, rows_a_step, "Weights are no finite numbers any more")
+
+        def write(folder: Path) -> None:
+            training_state.save_tensors(held, folder / "model.safetensors")
+            training_state.write_optimizer(optimizer, trainer.lr_scheduler, folder)
+
+        steering.save(write, done)
 
     class RowTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
@@ -276,16 +298,12 @@ def train_rows(
             known = {"tokens": state_of["tokens"], **tally.means(), "learning_rate": self.rate}
             stop = enough is not None and enough({"step": step, **known})
             if not stop and not math.isfinite(known["train_loss"]):
-                raise UserError(
-                    f"The loss is no finite number any more at step {step}",
-                    where=f"--learning-rate {settings.learning_rate:g}",
-                    fix="Train with a lower learning rate or a longer warm-up",
-                )
+                raise _diverged(step, settings, rows_a_step, "The loss is no finite number any more")
             last = step >= settings.steps
             look = step % settings.evaluate_every == 0 or last or late
             if look or every_step:
                 known |= {"step": step, "epoch": round(rows.epochs(step * rows_a_step), 4)}
-                if look and processes.leads:
+                if look and together:
                     known |= steering.judge()
                 history.append(known)
                 tally.clear()
@@ -296,8 +314,8 @@ def train_rows(
                 control.should_training_stop = True
             if (late and not last) or told or due:
                 self.saved = now
-                if processes.leads:
-                    steering.save(write, Done(step, int(state_of["tokens"]), history))
+                if together:
+                    save(Done(step, int(state_of["tokens"]), history))
             if told:
                 sys.exit(stage.EXIT_TERMINATED)
 
@@ -318,19 +336,35 @@ def train_rows(
             seed=settings.seed,
             # A term that a row does not define leaves parameters without a gradient.
             ddp_find_unused_parameters=True,
-            optim="adamw_torch_fused",
+            optim="adamw_torch" if sharded else "adamw_torch_fused",
         )
+        if resume is not None:
+            stored = training_state.load_tensors(resume[0] / "model.safetensors")
+            training_state.put_back(dict(model.named_parameters()), stored)
+        if sharded:
+            sharding.divide(model, bf16=settings.precision == "bf16")
         trainer = RowTrainer(
             model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Watch()]
         )
         silence(trainer)
-        if resume is not None:
-            stored = training_state.load_tensors(resume[0] / "model.safetensors")
-            training_state.put_back(dict(model.named_parameters()), stored)
+        if sharded:
+            sharding.leave_as_it_is(trainer)
         trainer.train()
+    held = weights() if sharded else None
     steps = int(trainer.state.global_step)
     seconds = time.monotonic() - started
-    return RowOutcome(history, steps, int(state_of["tokens"]), seconds, bool(state_of["finished"]), undefined)
+    finished = bool(state_of["finished"])
+    return RowOutcome(history, steps, int(state_of["tokens"]), seconds, finished, undefined, held)
+
+
+def _diverged(step: int, settings: RowSettings, rows_a_step: int, what: str) -> UserError:
+    first = (step - 1) * rows_a_step + 1
+    batch = f"row {first}" if rows_a_step == 1 else f"rows {first} to {step * rows_a_step}"
+    return UserError(
+        f"{what} at step {step} (packed {batch} of the run); the last state that was kept is from before",
+        where=f"--learning-rate {settings.learning_rate:g}",
+        fix="Train with a lower learning rate or a longer warm-up",
+    )
 
 
 class _From(torch.utils.data.Sampler[int]):

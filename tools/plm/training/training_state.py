@@ -41,6 +41,30 @@ def save_tensors(values: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
 
 
+def whole(value: torch.Tensor, *, keep: bool = True) -> torch.Tensor:
+    """A tensor that processes hold in pieces (FSDP2), put together on the CPU; any other as it is.
+
+    Args:
+        value: Of which each process of the job asks at the same time, if it is in pieces.
+        keep: False gives nothing back, where another process wants the tensor.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(value, DTensor):
+        return value
+    full = value.detach().full_tensor()
+    return full.cpu() if keep else full.new_empty(0)
+
+
+def as_pieces(value: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
+    """A whole tensor in pieces as ``mine`` is; as it is, if that is in no pieces or of another shape."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(mine, DTensor) or value.shape != mine.shape:
+        return value
+    return distribute_tensor(value.to(mine.device), mine.device_mesh, mine.placements)
+
+
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Reads tensors from safetensors.
 
@@ -68,18 +92,37 @@ def put_back(parameters: Mapping[str, torch.Tensor], stored: Mapping[str, torch.
 
 def save_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
     """Writes the state of an optimiser and its learning-rate schedule."""
+    write_optimizer(optimizer_state(optimizer), scheduler, folder)
+
+
+OptimizerState = tuple[dict[str, torch.Tensor], dict[str, Any]]
+"""Tensors by name, and what else there is."""
+
+
+def optimizer_state(optimizer: Any, *, keep: bool = True) -> OptimizerState:
+    """The state of an optimiser, put together where processes hold it in pieces (all of them ask at the same time).
+
+    Args:
+        optimizer: Its state is left as it is.
+        keep: False where another process wants the state.
+    """
     state = optimizer.state_dict()
     held: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
-                held[f"{index}.{name}"] = value
+                held[f"{index}.{name}"] = whole(value, keep=keep)
             else:
                 plain.setdefault(str(index), {})[name] = value
+    return held, {"groups": state["param_groups"], "values": plain}
+
+
+def write_optimizer(state: OptimizerState, scheduler: Any, folder: Path) -> None:
+    """Writes what :func:`optimizer_state` gave, and the learning-rate schedule."""
+    held, content = state
     save_tensors(held, folder / "optimizer.safetensors")
-    content = {"groups": state["param_groups"], "values": plain, "schedule": scheduler.state_dict()}
-    (folder / "optimizer.json").write_text(json.dumps(content))
+    (folder / "optimizer.json").write_text(json.dumps({**content, "schedule": scheduler.state_dict()}))
 
 
 def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
@@ -95,7 +138,10 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
     if [group.content.get("params") for group in groups] != [mine["params"] for mine in own["param_groups"]]:
         raise _unlike("its parameters are others")
     restored = [
-        {name: _as_own(group.content.get(name, value), value, name) for name, value in mine.items()}
+        {
+            name: value if name in _HOW else _as_own(group.content.get(name, value), value, name)
+            for name, value in mine.items()
+        }
         for group, mine in zip(groups, own["param_groups"], strict=True)
     ]
     state: dict[int, dict[str, Any]] = {}
@@ -105,7 +151,7 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
             raise _unlike(f"it holds {name[:60]!r}")
         if value.dim() and value.shape != parameters[int(index)].shape:
             raise _unlike(f"{name} is {tuple(value.shape)} and not {tuple(parameters[int(index)].shape)}")
-        state.setdefault(int(index), {})[field] = value
+        state.setdefault(int(index), {})[field] = as_pieces(value, parameters[int(index)])
     values = content.inside("values")
     for index in values.content:
         inside = values.inside(index)
@@ -122,6 +168,8 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
 
 _STATE = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _CODE = ("lr_lambdas",)
+_HOW = ("fused", "foreach")
+"""How a step is computed; what it gives is the same."""
 
 
 def _as_own(value: Any, mine: Any, name: str) -> Any:

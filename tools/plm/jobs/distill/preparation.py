@@ -15,6 +15,7 @@ from plm.jobs.distill import setup as setups
 from plm.jobs.distill.job import DistillationJob
 from plm.jobs.distill.setup import Setup
 from plm.masked_lm.masks import MaskPlan
+from plm.masked_lm.shared_work import checkpoint_together
 from plm.model import device as devices
 from plm.model.checkpoint import load_model, resolve_model
 from plm.model.ranks import Ranks
@@ -67,7 +68,7 @@ def ready_teacher(request: DistillationRequest, scratch: Path, ranks: Ranks, log
     """Device, teacher, loss and masks: what asking the teacher takes."""
     recipe = setups.recipe(request.preset, request.objective, request.training)
     device, precision = devices.settle(request.device, request.precision, stage.threads(), log, ranks)
-    files = setups.together(
+    files = checkpoint_together(
         ranks, lambda: resolve_model(request.teacher, workdir=scratch / "teacher", allow_hub=request.allow_hub)
     )
     teacher = setups.load_teacher(files, precision=precision, device=device, logits=recipe.objective.needs_logits)
@@ -84,7 +85,7 @@ def ready_job(request: DistillationRequest, setup: Setup) -> DistillationJob:
     """The student and the corpus, and what is planned."""
     shape = (request.student_layers, request.student_width, request.student_heads)
     torch.manual_seed(request.seed)
-    start = setups.together(
+    start = checkpoint_together(
         setup.ranks,
         lambda: setups.choose_student(
             setup.teacher, setup.scratch / "student", source=request.student, preset=request.student_preset,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +21,10 @@ from plm.jobs.distill.distillation import RECIPES, Objective, Recipe
 from plm.jobs.distill.teacher import Wants
 from plm.jobs.distill.teacher_cache import CacheKey, TeacherCache, estimate, fill, unpack
 from plm.masked_lm.cluster_split import ClusterSplit, hold_out_clusters
-from plm.masked_lm.corpus_store import CorpusStore, load_corpus, open_corpus
+from plm.masked_lm.corpus_store import CorpusStore, open_corpus
 from plm.masked_lm.masks import MaskPlan
 from plm.masked_lm.presets import ESM2_VOCABULARY
+from plm.masked_lm.shared_work import corpus_together, split_together
 from plm.model import encoder
 from plm.model.checkpoint import family_of, load_model, resolve_model
 from plm.model.families import ESM2, ModelFamily
@@ -97,24 +97,6 @@ def choose_student(
     made = students.shape(layers, width, heads if heads is not None else max(1, width // 64))
     name = f"a new model ({layers} layers, {width} wide, {made.heads} heads)"
     return students.new_student(made, folder / "new", name)
-
-
-def together(ranks: Ranks, choose: Callable[[], ModelFiles]) -> ModelFiles:
-    """A checkpoint that the leading process finds or makes, for all processes."""
-    if not ranks.leads:
-        name, folder, digest = json.loads(ranks.told(""))
-        if Path(folder).is_dir():
-            return ModelFiles(name, Path(folder), digest)
-        files = choose()  # on another machine, whose temporary folders are its own
-        if files.sha256 != digest:
-            raise UserError(
-                "The processes of the job do not see the same model", where=name,
-                fix="Give a model that lies in a folder of all machines",
-            )
-        return files
-    files = choose()
-    ranks.told(json.dumps([files.id, str(files.directory), files.sha256]))
-    return files
 
 
 def load_teacher(files: ModelFiles, *, precision: str, device: torch.device, logits: bool) -> LoadedModel:
@@ -248,14 +230,12 @@ class Setup:
         Raises:
             UserError: See :func:`plm.masked_lm.corpus_store.open_corpus`.
         """
-        shared = Path(self.ranks.told(str(self.scratch)))
-        if not self.ranks.leads:
-            self.ranks.meet()
-            return load_corpus(shared, family, vocabulary)
-        store = open_corpus(list(paths), shared, family, vocabulary, taxon_column=taxon_column)
-        self.log.info("%s; %d residues", store.account, store.residues)
-        self.ranks.meet()
-        return store
+        def read(folder: Path) -> CorpusStore:
+            store = open_corpus(list(paths), folder, family, vocabulary, taxon_column=taxon_column)
+            self.log.info("%s; %d residues", store.account, store.residues)
+            return store
+
+        return corpus_together(self.ranks, self.scratch, read, family, vocabulary)
 
     def split(self, store: CorpusStore, *, share: float, identity: float, seed: int) -> ClusterSplit:
         """Keeps clusters away from training: half of them for looks during training, half for the last judgement.
@@ -269,15 +249,14 @@ class Setup:
         Raises:
             UserError: See :func:`plm.masked_lm.cluster_split.hold_out_clusters`.
         """
-        place = store.folder / "split.npz"
-        if not self.ranks.leads:
-            self.ranks.meet()
-            return ClusterSplit.load(place)
-        split = hold_out_clusters(store, share=share, identity=identity, seed=seed, threads=stage.threads(), parts=2)
-        split.save(place)
-        self.log.info("%s", split.sentence)
-        self.ranks.meet()
-        return split
+        def hold_out() -> ClusterSplit:
+            split = hold_out_clusters(
+                store, share=share, identity=identity, seed=seed, threads=stage.threads(), parts=2
+            )
+            self.log.info("%s", split.sentence)
+            return split
+
+        return split_together(self.ranks, store, hold_out)
 
     def cache(
         self, given: Path | None, store: CorpusStore, indices: np.ndarray, *, needed: bool = True

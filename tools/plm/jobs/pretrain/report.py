@@ -9,9 +9,11 @@ from typing import Any
 
 from plm import __version__, stage
 from plm.data.tables import write_table
+from plm.jobs.pretrain.job import PretrainingJob
 from plm.model.checkpoint import save_checkpoint
 from plm.model.loaded import LoadedModel
 from plm.telling.report import Report, plain
+from plm.training.row_training import RowOutcome
 from plm.wording import counted
 
 HISTORY_COLUMNS = (
@@ -20,30 +22,61 @@ HISTORY_COLUMNS = (
 )
 
 
-def card(facts: Mapping[str, Any]) -> str:
-    """The model card: data, training, scores beside the unigram baseline, limits."""
+def facts(args: Any, job: PretrainingJob, outcome: RowOutcome) -> dict[str, Any]:
+    """What card and report tell; the held-out clusters judge the model once more, all of them."""
+    every, trained = job.parameters
+    return {
+        "arguments": args, "store": job.store, "split": job.split, "outcome": outcome, "score": job.judge(),
+        "files": job.files, "residues": job.train_set.residues, "parameters": every, "trained": trained,
+        "family": job.loaded.family.title, "rows": job.rows_a_step, "processes": job.ranks.world,
+        "device": str(job.device), "precision": job.settings.precision,
+    }
+
+
+def _started(facts: Mapping[str, Any]) -> str:
+    args = facts["arguments"]
+    if not args.model:
+        return f"from scratch (preset {args.preset})"
+    how = f", by LoRA adapters of rank {args.lora_rank} that were added to its weights" if args.method == "lora" else ""
+    return f"continued from {facts['files'].id}{how}"
+
+
+def card(facts: Mapping[str, Any], best: Mapping[str, float] | None = None) -> str:
+    """The model card: data, training, scores beside the unigram baseline, limits.
+
+    Args:
+        facts: From :func:`facts`.
+        best: Record of the look that chose these weights; None for the last ones.
+    """
     args, split, outcome, score = (facts[key] for key in ("arguments", "split", "outcome", "score"))
     name = args.title or args.output_model.stem
-    start = f"continued from {facts['files'].id}" if args.model else f"from scratch (preset {args.preset})"
     aside = len(split.set_aside)
     state = "" if outcome.finished else "\n\n**Unfinished: training was cut short by its time limit.**"
+    if best is not None:
+        state += (
+            f"\n\nThe weights after step {best['step']:,}, which predicted the held-out proteins best of all looks: "
+            "the score below has chosen them and flatters them a little."
+        )
+    masked, replaced = args.masked_share, args.replaced_share
+    processes = f" in {facts['processes']} processes" if facts["processes"] > 1 else ""
     return f"""---
 license: mit
 library_name: transformers
 pipeline_tag: fill-mask
-tags: [protein-language-model, esm2]
+tags: [protein-language-model]
 ---
 # {name}
 
-ESM-2 architecture, {facts["parameters"]:,} parameters, {start}, masked language modelling.{state}
+{facts["family"]} architecture, {facts["parameters"]:,} parameters, {_started(facts)}, masked language modelling.{state}
 
 | | |
 |---|---|
 | Training data | {len(split.train):,} proteins, {facts["residues"]:,} residues ({args.input.name}) |
 | Held-out data | {len(split.held_out):,} proteins of families that training never saw; {aside:,} set aside |
 | Split | {split.sentence} |
-| Steps | {outcome.steps:,} of {args.batch_tokens * args.accumulate:,} tokens; {outcome.tokens:,} tokens seen |
-| Objective | {args.mask_rate:.0%} of residues: 80 % masked, 10 % replaced, 10 % kept |
+| Steps | {outcome.steps:,} of {args.batch_tokens * facts["rows"]:,} tokens{processes}; {outcome.tokens:,} tokens seen |
+| Objective | {args.mask_rate:.0%} of residues: {_percent(masked)} masked, {_percent(replaced)} replaced, \
+{_percent(max(0.0, 1 - masked - replaced))} kept |
 | Optimiser | AdamW, peak rate {args.learning_rate:g}, {args.warmup_steps} warm-up steps, then {args.schedule} |
 | Precision | {facts["precision"]} on {facts["device"]}; stored as {args.stored_dtype} |
 | Suite | {__version__}, seed {args.seed} |
@@ -59,11 +92,26 @@ Perplexity {score.beside_unigram} the unigram baseline.
 """
 
 
-def write_model(loaded: LoadedModel, path: Path, facts: Mapping[str, Any], *, dtype: str, workdir: Path) -> None:
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def write_best(
+    job: PretrainingJob, best: Mapping[str, float], facts: Mapping[str, Any], path: Path, *, dtype: str, workdir: Path
+) -> None:
+    """Writes the model of the best look, which the job holds now; see :func:`write_model`."""
+    judged = {**facts, "score": job.judge()}
+    write_model(job.loaded, path, judged, dtype=dtype, workdir=workdir / "best", best=best)
+
+
+def write_model(
+    loaded: LoadedModel, path: Path, facts: Mapping[str, Any], *, dtype: str, workdir: Path,
+    best: Mapping[str, float] | None = None,
+) -> None:
     """Writes the trained model as a stored zip of a Hugging Face checkpoint folder with its card."""
     folder = workdir / "trained"
     save_checkpoint(loaded.model, folder, loaded.files.directory, dtype=dtype)
-    (folder / "README.md").write_text(card(facts))
+    (folder / "README.md").write_text(card(facts, best))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for member in sorted(folder.iterdir()):
             info = zipfile.ZipInfo(member.name, date_time=(1980, 1, 1, 0, 0, 0))
@@ -105,10 +153,14 @@ def write_report(
         page.bullets([plain(facts["store"].account), split.sentence])
         page.paragraph(
             f"{counted(outcome.steps, 'step')}, {outcome.tokens:,} residues seen, "
-            f"{stage.duration(outcome.seconds)} in this run."
+            f"{stage.duration(outcome.seconds)} in this run{_of_processes(facts)}."
         )
         if figure is not None:
             page.heading("Training").image("figure")
         if history is not None:
             page.table("history", "History", "Scores during training may be of a part of the held-out families.")
         page.write(outputs.path(report))
+
+
+def _of_processes(facts: Mapping[str, Any]) -> str:
+    return f", in {facts['processes']} processes" if facts["processes"] > 1 else ""
