@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-import conversion_cases as conversions
 import contact_cases
+import conversion_cases as conversions
 import numpy as np
 import pandas as pd
 import plm
