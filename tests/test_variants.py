@@ -407,7 +407,9 @@ def test_names_that_fit_nothing_or_several(named: Path, tiny_esm2: Path, tmp_pat
 
 @pytest.mark.parametrize(("header", "first"), [
     ("variant\tscore", "A3V\t7"), ("mutant\tid", "A3V\tmutant_1"), ("wt\tpos\tmt", "A\t3\tV"),
-    ("#CHROM\tPOS\tREF\tALT", "P1\t3\tA\tV"), ("Protein_Change;n", "A3V;1"), ("HGVSp,x", "P1:p.Ala3Val,1"),
+    ("#CHROM\tPOS\tREF\tALT", "P1\t3\tA\tV"),
+    ("CHROM\tPOS\tREF\tALT\tEffect (VEP)", "1\t9\tG\tC\tP1:p.Ala3Val"),
+    ("Protein_Change;n", "A3V;1"), ("HGVSp,x", "P1:p.Ala3Val,1"),
 ], ids=lambda text: text[:12])
 def test_columns_are_found_and_kept(header: str, first: str, tiny_esm2: Path, tmp_path: Path) -> None:
     source = fasta(tmp_path / "p.fasta", P1=PROTEIN)

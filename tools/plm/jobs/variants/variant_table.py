@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from plm.data.fasta import STANDARD_RESIDUES
@@ -33,6 +34,8 @@ WILD_TYPE_COLUMNS = ("wild_type", "wildtype", "wt", "wt_aa", "ref", "reference",
 MUTANT_COLUMNS = ("substitution", "mutant", "mut", "mut_aa", "mt", "alt", "alt_aa", "aa_alt")
 ONLY = "none"
 """In place of a column: all rows are variants of the only protein."""
+_HGVS = re.compile(r"(^|:)p\.[\[(]*[A-Za-z]")
+_SAMPLED = 100
 _VERSION = re.compile(r"\.[0-9]{1,4}$")
 _GENE = ("gn", "gene")
 _GENE_IN_HEADER = re.compile(r"(?<![^\s\[])(?:GN=|gene=|gene_symbol:|gene:|locus_tag=)([^\s\]]+)")
@@ -147,7 +150,8 @@ def read_variants(
         )
     table = _without_vcf_header(path, scratch)
     header, lines = stream_table(table)
-    columns = _columns(header, path.name, variant_column, "" if only else protein_column)
+    sample = [fields for _, fields in islice(stream_table(table)[1], _SAMPLED)]
+    columns = _columns(header, sample, path.name, variant_column, "" if only else protein_column)
     if only:
         columns = replace(columns, proteins=(), sure=0)
     place = column_place(header, measured, "--measured", path.name) if measured else None
@@ -279,15 +283,18 @@ def _without_vcf_header(path: Path, scratch: Path) -> Path:
     return copy
 
 
-def _columns(header: Sequence[str], name: str, variant: str, protein: str) -> VariantColumns:
+def _columns(
+    header: Sequence[str], sample: Sequence[Sequence[str]], name: str, variant: str, protein: str
+) -> VariantColumns:
     place = column_place(header, variant, "--variant-column", name) if variant else None
     parts = None
     if place is None:
+        place = _notation_column(header, sample)
+    if place is None:
         places = [find_column(header, names) for names in (WILD_TYPE_COLUMNS, POSITION_COLUMNS, MUTANT_COLUMNS)]
-        place = find_column(header, [one for one in VARIANT_COLUMNS if one not in MUTANT_COLUMNS])
-        if place is None and None not in places:
+        if None not in places:
             parts = (places[0] or 0, places[1] or 0, places[2] or 0)
-        elif place is None:
+        else:
             place = find_column(header, VARIANT_COLUMNS)
     if place is None and parts is None:
         refuse_other(header, name, "variants")
@@ -301,6 +308,15 @@ def _columns(header: Sequence[str], name: str, variant: str, protein: str) -> Va
     sure = [lowered.index(one) for one in PROTEIN_COLUMNS if one in lowered]
     perhaps = [lowered.index(one) for one in PERHAPS_PROTEIN if one in lowered]
     return VariantColumns(place, parts, (*sure, *perhaps), len(sure))
+
+
+def _notation_column(header: Sequence[str], sample: Sequence[Sequence[str]]) -> int | None:
+    """The column with the notation by its name, else the first with HGVS of proteins in half its first rows."""
+    place = find_column(header, [one for one in VARIANT_COLUMNS if one not in MUTANT_COLUMNS])
+    if place is not None:
+        return place
+    shares = [sum(_HGVS.search(row[column]) is not None for row in sample) for column in range(len(header))]
+    return next((column for column, share in enumerate(shares) if 2 * share > len(sample)), None)
 
 
 def _naming_columns(
