@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import zipfile
 from collections.abc import Callable, Sequence
@@ -138,3 +139,16 @@ def _plain_means(folder: Path, sequences: Sequence[str]) -> np.ndarray:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as opened:
         return list(csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def test_real_weights_in_other_forms(esm2_8m: Path, tmp_path: Path, run_stage: Run) -> None:
+    """ONNX answers as the model, int8 nearly so, and an encoder written anew is the same to the bit."""
+    worst = {"onnx": 1e-5, "int8": 0.05, "encoder": 0.0}
+    for to, most in worst.items():
+        out = tmp_path / f"{to}.zip"
+        done = run_stage("plm_convert", "--input", esm2_8m, "--to", to, "--output", out)
+        assert done.returncode == 0, done.stderr
+        told = re.findall(r"relative L2 to the input ([\d.e+-]+)", done.stdout)
+        assert len(told) == 1 and float(told[0]) <= most, (to, told)
+    whole, small = ((esm2_8m / "pytorch_model.bin").stat().st_size, (tmp_path / "int8.zip").stat().st_size)
+    assert 3 < whole / small < 4
