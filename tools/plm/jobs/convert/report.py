@@ -67,4 +67,5 @@ def conversion_report(converted: Converted) -> Report:
     if told:
         report.heading("Remarks")
         report.bullets([plain(line) for line in told])
+    report.link("output", "The converted model")
     return report
