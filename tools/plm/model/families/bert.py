@@ -23,7 +23,8 @@ class Bert(BertShaped):
     """BERT with a vocabulary of single letters, of which ProtBert's authors mapped the unusual ones to X."""
 
     name, title = "bert", "BERT"
-    before, after, mask = ("[CLS]",), ("[SEP]",), "[MASK]"
+    before, mask = ("[CLS]",), "[MASK]"
+    after: ClassVar[tuple[str, ...]] = ("[SEP]",)
     kind, config_class, encoder_class, language_model_class = "bert", "BertConfig", "BertModel", "BertForMaskedLM"
     head, head_weights = "cls", "cls.predictions.transform."
     settings: ClassVar[Mapping[str, Setting]] = {
