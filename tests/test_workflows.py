@@ -125,7 +125,7 @@ def test_the_command_rewrites_and_leaves_the_checkout_alone(tmp_path: Path, caps
     before = [path.read_bytes() for path in WORKFLOWS]
     arguments = ["for-shed", "https://shed.example:9009/", "--owner", "some-owner", "--revision", "0123456789ab"]
     code = workflows_command.main(Layout(ROOT), [*arguments, "--to", str(tmp_path)])
-    assert code == 0 and "6 workflows name the tools of revision 0123456789ab" in capsys.readouterr().out
+    assert code == 0 and "7 workflows name the tools of revision 0123456789ab" in capsys.readouterr().out
     assert [path.read_bytes() for path in WORKFLOWS] == before
     for path in WORKFLOWS:
         made = tmp_path / path.parent.name / path.name
