@@ -209,15 +209,18 @@ def test_many_classes_together_score_as_one_by_one(seed: int, monkeypatch: pytes
     scored = many_classes(seed, 90, 25)
     weights = np.random.default_rng(seed).multinomial(90, np.full(90, 1 / 90), size=20)
     one_by_one = intervals.weighted_scores(scored, weights)
-    monkeypatch.setattr(intervals, "MANY_CLASSES", 10)
-    monkeypatch.setattr(intervals, "_COLUMNS", 32)
+    plain_scores = score(scored)
+    monkeypatch.setattr(metrics, "MANY_CLASSES", 10)
+    monkeypatch.setattr(metrics, "_COLUMNS", 32)
     together = intervals.weighted_scores(scored, weights)
     assert list(together) == list(one_by_one) == list(score(scored))
     for key, values in one_by_one.items():
         np.testing.assert_allclose(together[key], values, atol=1e-9, err_msg=str(key))
     plain = intervals.weighted_scores(scored, np.ones((1, 90), int))
-    for key, value in score(scored).items():
+    many_scores = score(scored)
+    for key, value in plain_scores.items():
         np.testing.assert_allclose(plain[key][0], value, atol=1e-9, err_msg=str(key))
+        np.testing.assert_allclose(many_scores[key], value, atol=1e-9, err_msg=str(key))
 
 
 @pytest.mark.parametrize(("classes", "names"), [(8, []), (12, ["top5_accuracy"]),

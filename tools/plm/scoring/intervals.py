@@ -14,15 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.scoring import metrics
 from plm.scoring.metrics import ALL, MULTICLASS, NUMBER, PER_CLASS, TOP, Floats, Key, Scored, in_top, metrics_of
 
 FEWEST_GROUPS = 10
 """With fewer groups a bootstrap over groups claims more than it knows, so no interval is given."""
 _ELEMENTS = 3_000_000  # of an (R, N) block: 24 MB in float64
 _BINS = 10
-MANY_CLASSES = 50
-"""Beyond so many the classes are scored together, in a few products of matrices, not one by one."""
-_COLUMNS = 1024
 
 
 def group_index(groups: Sequence[str]) -> tuple[NDArray[np.int64], int]:
@@ -88,8 +86,8 @@ def _binary(scored: Scored, weight: Floats) -> dict[Key, Floats]:
 def _multiclass(scored: Scored, weight: Floats) -> dict[Key, Floats]:
     truth, calls, total = scored.truth.astype(int), scored.calls, weight.sum(axis=1)
     count = len(scored.classes)
-    if count > MANY_CLASSES:
-        single = _many_classes(truth, calls, scored.scores, weight)
+    if count > metrics.MANY_CLASSES:
+        single = metrics.many_classes(truth, calls, scored.scores, weight)
     else:
         single = [
             _one_class(truth == index, calls == index, scored.scores[:, index], weight) for index in range(count)
@@ -126,45 +124,6 @@ def _one_class(
         "auroc": auroc,
         "auprc": auprc,
     }
-
-
-def _many_classes(
-    truth: NDArray[np.int64], calls: NDArray[np.int64], scores: Floats, weight: Floats
-) -> list[dict[str, Floats]]:
-    """As :func:`_one_class` for each of many classes. A row is compared with the others in its own class alone."""
-    rows, count = len(truth), scores.shape[1]
-    hot = np.eye(count)
-    true, called = weight @ hot[truth], weight @ hot[calls]
-    hits = weight @ (hot[truth] * (truth == calls)[:, None])
-    total = weight.sum(axis=1, keepdims=True)
-    nothing = np.full(len(weight), np.nan)
-    beyond, precisions = np.zeros_like(true), np.zeros_like(true)
-    for start in range(0, rows, _COLUMNS):
-        mine = np.arange(start, min(start + _COLUMNS, rows))
-        column, own = scores[:, truth[mine]], weight[:, mine]
-        reference, same = column[mine, np.arange(len(mine))], truth[:, None] == truth[mine]
-        above, equal = column > reference, column == reference
-        beyond_each = own * (weight @ ((above + 0.5 * equal) * ~same))
-        reached = weight @ (above | equal)
-        hit = weight @ ((above | equal) & same)
-        precision_each = own * np.where(own > 0, hit / np.maximum(reached, 1e-300), 0.0)
-        members = hot[truth[mine]]
-        beyond += beyond_each @ members
-        precisions += precision_each @ members
-    occurs = true > 0
-    f1 = np.where(occurs, 2 * hits / (true + called), np.nan)
-    precision = np.where(occurs, np.where(called > 0, hits / called, 0.0), np.nan)
-    specificity = (total - true - called + hits) / (total - true)
-    auroc, auprc = 1 - beyond / (true * (total - true)), precisions / true
-    present = np.isin(np.arange(count), truth)
-    return [
-        {
-            "f1": f1[:, at], "sensitivity": hits[:, at] / true[:, at], "specificity": specificity[:, at],
-            "precision": precision[:, at], "auroc": auroc[:, at] if present[at] else nothing,
-            "auprc": auprc[:, at] if present[at] else nothing,
-        }
-        for at in range(count)
-    ]
 
 
 def _areas(truth: NDArray[np.bool_], probability: Floats, weight: Floats) -> tuple[Floats, Floats]:

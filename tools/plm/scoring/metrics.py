@@ -35,6 +35,9 @@ PER_CLASS = ("f1", "sensitivity", "specificity", "precision", "auroc", "auprc")
 NUMBER = ("spearman", "pearson", "rmse", "mae", "r2")
 METRICS = {"binary": BINARY, "multiclass": (*MULTICLASS, *TOP), "number": NUMBER}
 MAIN_METRIC = {"binary": "auroc", "multiclass": "macro_f1", "number": "spearman"}
+MANY_CLASSES = 50
+"""Beyond so many the classes are scored together, not one by one."""
+_COLUMNS = 1024
 LOWER_IS_BETTER = frozenset({"brier", "ece", "rmse", "mae"})
 
 
@@ -116,10 +119,7 @@ def _multiclass_scores(scored: Scored) -> dict[Key, float]:
 
     truth, calls = scored.truth, scored.calls
     result: dict[Key, float] = {}
-    one_by_one = {
-        name: _one_class(truth == index, calls == index, scored.scores[:, index])
-        for index, name in enumerate(scored.classes)
-    }
+    one_by_one = _by_class(scored)
     present = [name for index, name in enumerate(scored.classes) if (truth == index).any()]
     for metric in ("f1", "auroc", "auprc", "precision"):
         result[f"macro_{metric}", ALL] = _mean([one_by_one[name][metric] for name in present])
@@ -137,11 +137,73 @@ def _multiclass_scores(scored: Scored) -> dict[Key, float]:
     return ordered
 
 
+def _by_class(scored: Scored) -> dict[str, dict[str, float]]:
+    truth, calls = scored.truth, scored.calls
+    if len(scored.classes) > MANY_CLASSES and len(truth):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            together = many_classes(truth.astype(np.int64), calls, scored.scores, np.ones((1, len(truth))))
+        scores = [{name: float(values[0]) for name, values in one.items()} for one in together]
+        return dict(zip(scored.classes, scores, strict=True))
+    return {
+        name: _one_class(truth == index, calls == index, scored.scores[:, index])
+        for index, name in enumerate(scored.classes)
+    }
+
+
 def in_top(scored: Scored, count: int) -> Floats:
     """(N,) chance that the true class is among the ``count`` likeliest, where equally likely ones come in any order."""
     own = scored.scores[np.arange(len(scored.truth)), scored.truth.astype(int)][:, None]
     above, equal = (scored.scores > own).sum(1), (scored.scores == own).sum(1)
     return np.clip((count - above) / np.maximum(equal, 1), 0.0, 1.0)
+
+
+def many_classes(truth: Ints, calls: Ints, scores: Floats, weight: Floats) -> list[dict[str, Floats]]:
+    """Scores of each of many classes, for several weights of the rows at once.
+
+    A row is compared with the others in its own class alone, which takes a few products of matrices.
+
+    Args:
+        truth: (N,) class indices.
+        calls: (N,) likewise.
+        scores: (N, K) probabilities.
+        weight: (R, N) weights of the rows.
+
+    Returns:
+        For each class the scores of :data:`PER_CLASS`, (R,); NaN where they are undefined.
+    """
+    rows, count = len(truth), scores.shape[1]
+    hot = np.eye(count)
+    true, called = weight @ hot[truth], weight @ hot[calls]
+    hits = weight @ (hot[truth] * (truth == calls)[:, None])
+    total = weight.sum(axis=1, keepdims=True)
+    nothing = np.full(len(weight), np.nan)
+    beyond, precisions = np.zeros_like(true), np.zeros_like(true)
+    for start in range(0, rows, _COLUMNS):
+        mine = np.arange(start, min(start + _COLUMNS, rows))
+        column, own = scores[:, truth[mine]], weight[:, mine]
+        reference, same = column[mine, np.arange(len(mine))], truth[:, None] == truth[mine]
+        above, equal = column > reference, column == reference
+        beyond_each = own * (weight @ ((above + 0.5 * equal) * ~same))
+        reached = weight @ (above | equal)
+        hit = weight @ ((above | equal) & same)
+        precision_each = own * np.where(own > 0, hit / np.maximum(reached, 1e-300), 0.0)
+        members = hot[truth[mine]]
+        beyond += beyond_each @ members
+        precisions += precision_each @ members
+    occurs = true > 0
+    f1 = np.where(occurs, 2 * hits / (true + called), np.nan)
+    precision = np.where(occurs, np.where(called > 0, hits / called, 0.0), np.nan)
+    specificity = (total - true - called + hits) / (total - true)
+    auroc, auprc = 1 - beyond / (true * (total - true)), precisions / true
+    present = np.isin(np.arange(count), truth)
+    return [
+        {
+            "f1": f1[:, at], "sensitivity": hits[:, at] / true[:, at], "specificity": specificity[:, at],
+            "precision": precision[:, at], "auroc": auroc[:, at] if present[at] else nothing,
+            "auprc": auprc[:, at] if present[at] else nothing,
+        }
+        for at in range(count)
+    ]
 
 
 def _one_class(truth: NDArray[np.bool_], called: NDArray[np.bool_], probability: Floats) -> dict[str, float]:

@@ -210,11 +210,15 @@ def inner_rows(rows: HeadRows, seed: int, weights: Floats | None) -> _Inner:
     target = rows.target[chosen]
     folds = inner_folds(target, rows.groups[chosen], rows.task.target == "class", seed)
     folds = [(learn, judge) for learn, judge in folds if len(np.unique(target[learn])) > 1]
+    if rows.task.target == "class" and rows.task.outputs > MANY_CLASSES:
+        folds = folds[:1]
     scaled = rows.scaled[chosen]
     matrix = scaled if rows.scaled is rows.matrix else rows.matrix[chosen]
     return _Inner(matrix, scaled, rows.target[chosen], folds, None if weights is None else weights[chosen])
 
 
+MANY_CLASSES = 100
+"""Beyond so many classes settings are chosen on one inner fold, not five: a fit takes as long as all others together."""
 Answers = Callable[[Ints, Ints], list[Floats]]
 """From places to learn and to judge within the sample to the scores of each setting."""
 

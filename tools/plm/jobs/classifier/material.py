@@ -112,7 +112,8 @@ def prepare(
         target: ``auto``, ``class`` or ``number``.
         positive: Class to detect, of two; the last by default.
         metric: The main metric, or ``auto``.
-        smallest_class: Classes with fewer rows are left out; 0: none is, and a class of one row is an error.
+        smallest_class: Classes with fewer rows are left out; 0: none is, and a class of one row is an error, unless the
+            table has it train.
         identity: At which sequences are relatives, 0-1; None: the method's default.
         seed: Seed of the split that is made where the table has none.
         threads: Processor threads of the search for relatives.
@@ -213,6 +214,13 @@ def _drop_small(data: LabelledEmbeddings, smallest: int) -> LabelledEmbeddings:
             data = data.keep(kept, "class too small")
     else:
         single = sorted(name for name, count in counts.items() if count == 1)
+        given = data.columns.get("split", [])
+        trained = {label for label, part in zip(data.labels, given, strict=False) if part.strip() == "train"}
+        learned = [name for name in single if name in trained]
+        if learned:  # the table says that they train: nothing is to be divided
+            shown = f"{', '.join(learned[:8])}{' and more' if len(learned) > 8 else ''}"
+            data.notes.append(f"{len(learned)} of {len(counts)} classes have a single row, which trains: {shown}.")
+        single = [name for name in single if name not in trained]
         if single:
             more = f" (and {len(single) - 1} more such classes)" if len(single) > 1 else ""
             raise UserError(
