@@ -356,7 +356,7 @@ def test_labels_of_unknown_ids(data: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_a_class_with_one_member(data: tuple[Path, Path], tmp_path: Path) -> None:
     table = pd.read_csv(data[1], sep="\t", dtype=str)
-    table.loc[7, "label"] = "lonely"
+    table.loc[7, ["label", "split"]] = "lonely", "test"
     table.to_csv(tmp_path / "one.tsv", sep="\t", index=False)
     with pytest.raises(UserError, match=r"The class 'lonely' has a single member: .*'p7'.*--smallest-class 2"):
         train(tmp_path, "--embeddings", data[0], "--labels", tmp_path / "one.tsv")
@@ -470,3 +470,13 @@ def test_random_splits_keep_the_promised_coverage(tmp_path: Path) -> None:
 def test_intervals_of_numbers_are_counted_too(data: tuple[Path, Path], tmp_path: Path) -> None:
     found = train(tmp_path, "--embeddings", data[0], "--labels", data[1], "--label-column", "activity")
     assert "Intervals that plm_predict makes for a coverage of 90%" in found["report"]
+
+
+def test_a_class_with_one_member_that_the_table_has_train(data: tuple[Path, Path], tmp_path: Path) -> None:
+    table = pd.read_csv(data[1], sep="\t", dtype=str)
+    row = int(np.flatnonzero(table["split"] == "train")[0])
+    table.loc[row, "label"] = "lonely"
+    table.to_csv(tmp_path / "one.tsv", sep="\t", index=False)
+    trained = train(tmp_path, "--embeddings", data[0], "--labels", tmp_path / "one.tsv")
+    assert "lonely" in trained["bundle"].classes
+    assert "1 of 4 classes have a single row, which trains: lonely" in trained["report"]

@@ -16,6 +16,8 @@ from plm.scoring import calibration
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Floats, Ints, Scored, score
 
 INNER_FOLDS, FEWER_FOLDS, _MANY_ANSWERS = 5, 3, 40_000
+MANY_CLASSES, _MANY_LEARNED = 100, 2_000_000
+"""Beyond so many classes linear members try their settings with rows times classes of no more than this."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def choose_setting(
     shape = (len(rows.texts), len(classes)) if classes else (len(rows.texts),)
     pooled = [np.zeros(shape) for _ in kind.settings]
     for learn, judge in folds:
+        learn = _fewer(learn, len(classes)) if any("C" in setting for setting in kind.settings) else learn
         answers = kind.answers(seen[learn], rows.target[learn], seen[judge], kind.settings, len(classes))
         for together, answer in zip(pooled, answers, strict=True):
             together[judge] = answer
@@ -112,6 +115,14 @@ def choose_setting(
     best = int(np.nanargmax(signed))
     threshold = own_threshold(pooled[best], rows.target, classes, metric)
     return Chosen(kind.settings[best], float(quality[best]), threshold, pooled[best])
+
+
+def _fewer(learn: Ints, classes: int) -> Ints:
+    """The rows that a setting is tried with: a sample where there are hundreds of classes."""
+    most = _MANY_LEARNED // max(classes, 1)
+    if classes <= MANY_CLASSES or len(learn) <= most:
+        return learn
+    return np.sort(np.random.default_rng(len(learn)).permutation(learn)[:most])
 
 
 def own_threshold(answer: Floats, target: NDArray[Any], classes: tuple[str, ...], metric: str) -> Threshold:
