@@ -360,18 +360,21 @@ def _stratum(
     for model in evaluation.models:
         part = model.scored.rows(inside)
         boot = None if draws is None else intervals.bootstrap(part, own.astype(np.int64), draws)
-        lines += [line for line in _lines(model, name, inside, groups, boot) if line.name == ALL]
+        lines += _lines(model, name, inside, groups, boot, by_class=False)
     return lines
 
 
 def _lines(
-    model: Model, stratum: str, inside: NDArray[np.bool_], groups: int, boot: dict[Key, Floats] | None
+    model: Model, stratum: str, inside: NDArray[np.bool_], groups: int, boot: dict[Key, Floats] | None, *,
+    by_class: bool = True,
 ) -> list[ScoreLine]:
     part = model.scored.rows(inside)
     values = score(part)
     by_seed = [score(member.rows(inside)) for member in model.members.values()]
     lines = []
     for key, value in values.items():
+        if key[1] != ALL and not by_class:
+            continue
         low = high = math.nan
         note = why_undefined(part, key) if math.isnan(value) else ""
         if boot is not None and not note:

@@ -266,7 +266,8 @@ def why_undefined(scored: Scored, key: Key) -> str:
         if len(scored.truth) < 3:
             return "fewer than 3 rows"
         return "the true values are all equal" if np.ptp(scored.truth) == 0 else "the predictions are all equal"
-    present = [label for index, label in enumerate(scored.classes) if (scored.truth == index).any()]
+    present = np.unique(scored.truth).astype(int)
     if len(present) == 1:
-        return f"only class {present[0]} among these rows"
-    return f"no rows of class {name}" if name not in (ALL, *present) else "not defined for these rows"
+        return f"only class {scored.classes[present[0]]} among these rows"
+    absent = name != ALL and scored.classes.index(name) not in present
+    return f"no rows of class {name}" if absent else "not defined for these rows"
