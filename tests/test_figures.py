@@ -102,3 +102,14 @@ def test_names_and_colours() -> None:
     assert wording.metric_name("my_score") == "My score"
     assert len({(figures.colour(i), figures.line_style(i)) for i in range(28)}) == 28
     assert figures.shortened("abcdef", 4) == "abc…"
+
+
+def test_confusion_of_many_classes_shows_the_commonest_and_the_others_together() -> None:
+    generator = np.random.default_rng(0)
+    table = generator.integers(0, 3, (90, 90))
+    table[70] += 10
+    ((title, small),), names = figures.commonest_classes([("m", table)], [f"c{k}" for k in range(90)], 12)
+    assert title == "m" and small.shape == (12, 12) and small.sum() == table.sum()
+    assert names[0] == "c70" and names[-1] == "79 others" and small[0, 0] == table[70, 70]
+    kept = [int(name[1:]) for name in names[:-1]]
+    assert small[-1, 0] == table[[k for k in range(90) if k not in kept], 70].sum()

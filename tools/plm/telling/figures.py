@@ -45,6 +45,8 @@ METHODS = {
 }
 """Colours of the suite's own methods, the same in every figure; models get theirs from :func:`method_colours`."""
 _MOST_CURVES = 18
+MOST_CLASSES = 40
+"""Classes of a confusion matrix whose names can be read."""
 SMALLEST = 5.0
 """Points: text is not made smaller than that to fit."""
 _STYLE = {
@@ -396,8 +398,26 @@ def _unit_square(panel: Any) -> None:
     panel.set_aspect("equal", adjustable="box")
 
 
+def commonest_classes(
+    tables: Sequence[tuple[str, NDArray[np.int64]]], classes: Sequence[str], most: int = MOST_CLASSES
+) -> tuple[list[tuple[str, NDArray[np.int64]]], list[str]]:
+    """Confusion matrices of the truly commonest classes, the others together as the last class."""
+    counts = sum(table.sum(axis=1) for _, table in tables)
+    kept = np.argsort(-np.asarray(counts), kind="stable")[: most - 1]
+    place = np.full(len(classes), most - 1)
+    place[kept] = np.arange(most - 1)
+    folded = []
+    for title, table in tables:
+        small = np.zeros((most, most), np.int64)
+        np.add.at(small, (place[:, None], place[None, :]), table)
+        folded.append((title, small))
+    return folded, [*(classes[at] for at in kept), f"{len(classes) - most + 1:,} others"]
+
+
 def confusion_figure(tables: Sequence[tuple[str, NDArray[np.int64]]], classes: Sequence[str], path: str | Path) -> None:
     """Confusion matrices side by side: colour is the share of the true class, the number counts rows.
+
+    Of more than :data:`MOST_CLASSES` classes the commonest are shown, the others together.
 
     Args:
         tables: (title, (K, K) rows by true class and call); at most four are drawn.
@@ -405,6 +425,8 @@ def confusion_figure(tables: Sequence[tuple[str, NDArray[np.int64]]], classes: S
         path: PNG file to write.
     """
     tables = tables[:4]
+    if len(classes) > MOST_CLASSES:
+        tables, classes = commonest_classes(tables, classes)
     size = len(classes)
     side = min(max(3.9, 0.55 * size + 2.2), 12.0)
     columns = len(tables) if size <= 4 else 1
