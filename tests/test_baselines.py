@@ -86,9 +86,9 @@ def test_nearest_neighbour_finds_shifted_relatives() -> None:
     nearest = kinds.Neighbours("ungapped")
     [scores] = nearest.answers(features.ungapped(parents), target, features.ungapped(shifted), [{"k": 1}], 2)
     assert (scores.argmax(axis=1) == target).all() and len(groups) == 60
-    long = kinds.Neighbours("k-mers")
+    long = kinds.Neighbours("words")
     doubled = ["".join(rng.choice(LETTERS, 40)) + parent * 3 for parent in parents]
-    own, new = features.k_mers([parent * 3 for parent in parents]), features.k_mers(doubled)
+    own, new = features.words([parent * 3 for parent in parents]), features.words(doubled)
     [scores] = long.answers(own, target, new, [{"k": 1}], 2)
     assert (scores.argmax(axis=1) == target).all()
 

@@ -243,3 +243,19 @@ def test_probabilities_of_several_classes_stay_right_where_other_groups_hold_oth
     assert set(chosen.combination.names) == {"one", "other"} and not chosen.combination.bias.any()
     single = -np.log(np.take_along_axis(answers["one"], truth[:, None], 1)).mean()
     assert chosen.loss < single
+
+
+def test_a_member_that_was_held_back_is_heard_in_full() -> None:
+    """A strong penalty makes answers near one half: calibrated, they say as much as those of a weak one."""
+    rng = np.random.default_rng(7)
+    truth = np.repeat([0, 1], 60)
+    logits = 2.0 * (truth - 0.5) + rng.normal(size=120)
+    groups, nowhere = np.arange(120).astype(str), np.full(120, np.nan)
+    chosen = {}
+    for name, size in (("weak", 0.02), ("plain", 1.0)):
+        positive = 1 / (1 + np.exp(-size * logits))
+        answers = {"one": np.stack([1 - positive, positive], axis=1)}
+        heard = combining.Heard(answers, nowhere, (), truth, groups, Task("sequence", "class", ("no", "yes"), "yes"))
+        chosen[name] = combining.choose(heard, 1).chosen
+    assert chosen["weak"].loss == pytest.approx(chosen["plain"].loss, abs=0.01)
+    assert chosen["weak"].combination.weights[0] > 20

@@ -136,9 +136,12 @@ def losses(logits: Floats, truth: Truth, task: Task) -> Floats:
 
 def _optimise(
     parts: Floats, similarity: Floats, gated: NDArray[np.bool_], truth: Truth, task: Task, prior: Floats, pull: float,
-    *, biased: bool = False,
+    *, biased: bool = False, least: float = 0.0,
 ) -> tuple[Floats, Floats, Floats]:
-    """Weights, slopes and biases with the least loss, pulled towards ``prior`` weights, no slope and no bias."""
+    """Weights, slopes and biases with the least loss, pulled towards ``prior`` weights, no slope and no bias.
+
+    The pull counts distances from the prior in units of it, or of ``least`` where that is larger.
+    """
     from scipy.optimize import minimize
 
     count, rows, width = parts.shape
@@ -146,7 +149,7 @@ def _optimise(
     places = np.flatnonzero(gated)
     features = np.concatenate([parts, parts[places] * near[None, :, None]])
     unit = np.concatenate([prior, prior[places]])
-    unit = np.where(unit > 0, unit, 1 / max(count, 1))
+    unit = np.maximum(np.where(unit > 0, unit, 1 / max(count, 1)), least)
     centre = np.concatenate([prior, np.zeros(len(places))])
     number = task.target == "number"
     around = (None, None) if biased or number or width == 2 else (0.0, 0.0)
@@ -176,10 +179,16 @@ def _optimise(
 
 
 def _scaled(part: Floats, truth: Truth, task: Task, calibrated: bool = False) -> tuple[float, Floats]:
-    """Scale and biases that calibrate one (N, K) answer; of one that is calibrated already few rows change little."""
+    """Scale and biases that calibrate one (N, K) answer; of one that is calibrated already few rows change little.
+
+    Of one that is not, the scale is free within what makes its logits differ by a few: a member that was held back
+    much when it was fitted says what it knows in small numbers.
+    """
     none = np.zeros(len(truth))
     pull = PULL if calibrated else _SLIGHT * len(truth)
-    weights, _, bias = _optimise(part[None], none, np.zeros(1, bool), truth, task, np.ones(1), pull)
+    size = float(np.sqrt((part**2).mean()))
+    unit = 1 / size if size > 0 and not calibrated else 0.0
+    weights, _, bias = _optimise(part[None], none, np.zeros(1, bool), truth, task, np.ones(1), pull, least=unit)
     return float(weights[0]), bias
 
 

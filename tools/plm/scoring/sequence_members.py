@@ -273,9 +273,10 @@ def _nearest_elsewhere(view: str, seen: Any, folds: list[tuple[Ints, Ints]]) -> 
     """(N,) similarity of each row to the nearest row of the other folds."""
     nearest = np.full(seen.shape[0], np.nan)
     for learn, judge in folds:
+        compare = features.comparer(view, seen[learn])
         for start in range(0, len(judge), 500):
             part = judge[start : start + 500]
-            nearest[part] = features.similarity(view, seen[part], seen[learn]).max(axis=1)
+            nearest[part] = compare(seen[part]).max(axis=1)
     return nearest
 
 

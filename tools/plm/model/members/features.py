@@ -20,6 +20,12 @@ GAP = "-"
 NOTHING = len(RESIDUES)
 """Code of X, of other letters, and of places beyond an end."""
 K_MER, HASHES = 5, 2**20
+ALIKE = ("ILMV", "C", "A", "G", "ST", "P", "FWY", "DENQ", "KR", "H")
+"""Residues that count as one where proteins are compared (Murphy, Wallqvist and Levy 2000, ten groups)."""
+SEEDS = ("11111", "110111", "1101011", "1100111", "10111001")
+"""Which places of a stretch make a word: five each, some apart, which relatives share more often than five in a row
+(spaced seeds, Ma, Tromp and Li 2002)."""
+WORDS = len(ALIKE) ** 5
 
 
 def window_text(sequence: str, position0: int, width: int) -> str:
@@ -36,6 +42,16 @@ def _code_of_letter() -> NDArray[np.uint8]:
 
 
 _CODE = _code_of_letter()
+
+
+def _group_of_code() -> NDArray[np.int64]:
+    group = np.full(NOTHING + 1, -1, dtype=np.int64)
+    for number, residues in enumerate(ALIKE):
+        group[[RESIDUES.index(residue) for residue in residues]] = number
+    return group
+
+
+_GROUP = _group_of_code()
 
 
 class TextBlock:
@@ -132,13 +148,33 @@ def _turned(value: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
     return value << np.uint32(bits) | value >> np.uint32(32 - bits)
 
 
+def _words(block: TextBlock) -> Any:
+    from scipy.sparse import csr_matrix
+
+    group, count, width = _GROUP[block.codes], len(block.lengths), len(SEEDS) * WORDS
+    every = [np.empty(0, np.int64)]
+    for number, seed in enumerate(SEEDS):
+        last = len(seed) - 1
+        starts = np.flatnonzero(block.row[last:] == block.row[: max(len(block.row) - last, 0)])
+        code = np.full(len(starts), number, np.int64)
+        known = np.ones(len(starts), bool)
+        for place in [place for place, taken in enumerate(seed) if taken == "1"]:
+            own = group[starts + place]
+            known &= own >= 0
+            code = code * len(ALIKE) + own
+        every.append(np.unique(block.row[starts[known]] * width + code[known]))
+    keys = np.sort(np.concatenate(every))
+    places = np.searchsorted(keys, np.arange(count + 1) * width)
+    return csr_matrix((np.ones(len(keys), np.float32), keys % width, places), shape=(count, width))
+
+
 def _ungapped(block: TextBlock) -> NDArray[np.object_]:
     return np.array([text.strip(GAP) for text in block.texts], dtype=object)
 
 
 _MAKERS: Mapping[str, Callable[[TextBlock], Any]] = {
     "composition": _composition, "dipeptides": _dipeptides, "one-hot": _one_hot, "k-mers": _k_mers,
-    "ungapped": _ungapped,
+    "ungapped": _ungapped, "words": _words,
 }
 
 
@@ -162,6 +198,11 @@ def k_mers(texts: Sequence[str]) -> Any:
     return _k_mers(TextBlock(texts))
 
 
+def words(texts: Sequence[str]) -> Any:
+    """(N, 5 * 10^5) sparse: which words of :data:`SEEDS` a text has, in the groups of :data:`ALIKE`."""
+    return _words(TextBlock(texts))
+
+
 def ungapped(texts: Sequence[str]) -> NDArray[np.object_]:
     """(N,) the texts without the places beyond the ends, to be compared at every offset."""
     return _ungapped(TextBlock(texts))
@@ -169,12 +210,14 @@ def ungapped(texts: Sequence[str]) -> NDArray[np.object_]:
 
 VIEWS: Mapping[str, Callable[[Sequence[str]], Any]] = {
     "composition": composition, "dipeptides": dipeptides, "one-hot": one_hot, "k-mers": k_mers, "ungapped": ungapped,
+    "words": words,
 }
-"""Everything that a member may see, by name."""
+"""Everything that a member may see, by name; 5-mers (``k-mers``) in bundles of earlier versions only."""
 MEASURES = {
     "one-hot": "identical residues place by place",
     "ungapped": "identity at the best ungapped offset",
     "k-mers": "share of the row's 5-mers found in the other",
+    "words": "cosine of the words of five places, similar residues taken as one and rare words counting more",
 }
 """How rows are compared by what is seen of them, in words."""
 
@@ -200,7 +243,7 @@ class ComparedRows:
     """Training rows, ready to be compared with.
 
     Attributes:
-        view: How they are seen: ``one-hot``, ``ungapped`` or ``k-mers``.
+        view: How they are seen: ``one-hot``, ``ungapped``, ``words`` or ``k-mers``.
     """
 
     def __init__(self, view: str, texts: Sequence[str]) -> None:
@@ -212,6 +255,8 @@ class ComparedRows:
             self._counts: Singles = (block.placed < NOTHING).sum(axis=1).astype(np.float32)
         elif view == "k-mers":
             self._rows = block.view(view).astype(np.float32).T.tocsr()
+        elif view == "words":
+            self._rows = WordRows(block.view(view))
         else:
             self._rows = list(block.view(view))
 
@@ -221,6 +266,8 @@ class ComparedRows:
             return _ungapped_identity(list(block.view(self.view)), self._rows)
         if self.view == "k-mers":
             return _shared_k_mers(block.view(self.view).astype(np.float32), self._rows)
+        if self.view == "words":
+            return self._rows.similarity(block.view(self.view))
         counts = (block.placed < NOTHING).sum(axis=1).astype(np.float32)
         return _equal_places(block.placed, self._rows, counts, self._counts)
 
@@ -273,19 +320,65 @@ def _shared_k_mers(one: Any, other: Any) -> Singles:
     return shared
 
 
-def similarity(view: str, seen: Any, own: Any) -> Singles:
-    """As :meth:`ComparedRows.similarity`, of what is seen of both.
+class WordRows:
+    """Training rows by their words, each weighted by its inverse document frequency (Sparck Jones 1972).
 
     Args:
-        view: What was seen: ``one-hot``, ``ungapped`` or ``k-mers``.
-        seen: Of M new rows, from :data:`VIEWS`.
-        own: Of N training rows.
+        own: (N, F) sparse, from :func:`words`; the weights are those of these rows.
+    """
+
+    def __init__(self, own: Any) -> None:
+        count = own.shape[0]
+        rows_with = np.bincount(own.indices, minlength=own.shape[1])
+        self._weight = np.log((count + 1) / (rows_with + 0.5)).astype(np.float32)
+        self._rows = self._unit(own).T.tocsr()
+
+    def similarity(self, seen: Any) -> Singles:
+        """(M, N) cosine of (M, F) new rows to these."""
+        cosine: Singles = (self._unit(seen) @ self._rows).toarray()
+        return np.minimum(cosine, np.float32(1), out=cosine)
+
+    def _unit(self, rows: Any) -> Any:
+        """The rows in these weights, of length 1."""
+        from scipy.sparse import csr_matrix
+
+        data = self._weight[rows.indices]
+        sums = np.add.reduceat(np.append(data.astype(np.float64) ** 2, 0.0), rows.indptr[:-1]) if len(data) else 0.0
+        lengths = np.where(np.diff(rows.indptr) > 0, np.sqrt(sums), 1.0)
+        data = data / np.repeat(lengths, np.diff(rows.indptr)).astype(np.float32)
+        return csr_matrix((data, rows.indices, rows.indptr), shape=rows.shape)
+
+
+def comparer(view: str, own: Any) -> Callable[[Any], Singles]:
+    """What compares new rows with training rows, of what is seen of both: as :meth:`ComparedRows.similarity`.
+
+    Args:
+        view: What was seen: ``one-hot``, ``ungapped``, ``words`` or ``k-mers``.
+        own: Of N training rows, from :data:`VIEWS`.
+
+    Returns:
+        From what is seen of M new rows to (M, N).
     """
     if view == "ungapped":
-        return _ungapped_identity(list(seen), list(own))
+        texts = list(own)
+        return lambda seen: _ungapped_identity(list(seen), texts)
+    if view == "words":
+        return WordRows(own).similarity
     if view == "k-mers":
-        return _shared_k_mers(seen, own.T)
-    one, other = seen.astype(np.float32, copy=False), own.astype(np.float32, copy=False)
-    equal: Singles = one @ other.T
-    _divide(equal, one.sum(axis=1), other.sum(axis=1))
-    return equal
+        turned = own.T
+        return lambda seen: _shared_k_mers(seen, turned)
+    other = own.astype(np.float32, copy=False)
+    counts = other.sum(axis=1)
+
+    def equal_places(seen: Any) -> Singles:
+        one = seen.astype(np.float32, copy=False)
+        equal: Singles = one @ other.T
+        _divide(equal, one.sum(axis=1), counts)
+        return equal
+
+    return equal_places
+
+
+def similarity(view: str, seen: Any, own: Any) -> Singles:
+    """(M, N) similarity of what is seen of new rows and of training rows; see :func:`comparer`."""
+    return comparer(view, own)(seen)

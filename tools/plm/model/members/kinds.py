@@ -148,9 +148,9 @@ class Neighbours:
         self, seen: Any, target: NDArray[Any], new: Any, settings: Sequence[Setting], classes: int
     ) -> list[Floats]:
         parts = []
+        compare = features.comparer(self.view, seen)
         for start in range(0, new.shape[0], 500):
-            near = features.similarity(self.view, new[start : start + 500], seen)
-            parts.append(vote(near, target, settings, classes))
+            parts.append(vote(compare(new[start : start + 500]), target, settings, classes))
         empty = np.zeros((0, classes) if classes else 0)
         return [np.concatenate([empty, *(part[number] for part in parts)]) for number in range(len(settings))]
 
@@ -235,7 +235,7 @@ def kinds_for(texts: Sequence[str], *, aligned: bool, numbers: bool, compare: bo
         kinds.append(Linear("one-hot", "the residue at each place", numbers, (False,)))
     if compare:
         short = longest <= homology.LONGEST_WINDOW
-        kinds.append(Neighbours("one-hot" if placed else "ungapped" if short else "k-mers"))
+        kinds.append(Neighbours("one-hot" if placed else "ungapped" if short else "words"))
         if placed:
             kinds.append(Kernel())
     return kinds
