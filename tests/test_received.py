@@ -44,7 +44,8 @@ READERS = {
 ALLOWED: dict[str, dict[str, str]] = {
     "plm/jobs/compare_models/cost.py": {"json.loads": "answers of the process that it started"},
     "plm/jobs/compare_models/cost_process.py": {"json.loads": "the order of the process that started it"},
-    "plm/jobs/distill/setup.py": {"json.loads": "what the leading process of the job says"},
+    "plm/masked_lm/shared_work.py": {"json.loads": "what the leading process of the job says"},
+    "plm/jobs/variants/marginals.py": {"memmap": "its own scratch file"},
     "plm/masked_lm/corpus_store.py": {
         "json.loads": "laid out by the job itself in its scratch folder", "np.load": "the same", "memmap": "the same",
     },

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plm.model.families.megatron_bert import tokenizer_files
+
 ESM2_VOCABULARY = (
     *("<cls>", "<pad>", "<eos>", "<unk>"),
     *"LAGVSERTIDPKQNFYMHWCXBUZO",
@@ -57,13 +59,9 @@ def megatron_config(shape: Preset, positions: int = PROTEINLM_POSITIONS) -> Any:
 
 
 def write_megatron_tokenizer(folder: Path) -> None:
-    """Writes ProteinLM's vocabulary into a checkpoint folder."""
-    (folder / "vocab.txt").write_text("\n".join(PROTEINLM_VOCABULARY) + "\n")
-    settings = {
-        "tokenizer_class": "BertTokenizer", "do_lower_case": False, "pad_token": "[PAD]", "mask_token": "[MASK]",
-        "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    """Writes the tokenizer of ProteinLM's vocabulary into a checkpoint folder."""
+    for name, text in tokenizer_files(PROTEINLM_VOCABULARY).items():
+        (folder / name).write_text(text)
 
 
 def esm2_config(*, layers: int, hidden: int, heads: int, feedforward: int) -> Any:
