@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -747,3 +749,13 @@ def one_thread() -> Iterator[None]:
 
 def test_the_headline_is_tapes_measure() -> None:
     assert CELLS[contact_job.HEADLINE] == (12, "L/5")
+
+
+@pytest.mark.slow
+def test_bundled_structures_are_what_the_script_makes(tmp_path: Path) -> None:
+    script = DATA.parent / "scripts" / "fixtures" / "make_test_structures"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, capture_output=True)
+    names = ("simulated_structures.zip", "simulated_contacts.tabular", "simulated_folds.fasta")
+    assert all((tmp_path / name).read_bytes() == (DATA / name).read_bytes() for name in names)
+    with zipfile.ZipFile(tmp_path / "contact_head_tiny_esm2.zip") as archive:
+        assert sorted(archive.namelist()) == ["README.md", "head.safetensors", "manifest.json"]

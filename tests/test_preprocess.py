@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import plm_preprocess
 import pytest
 from plm.data.fasta import read_fasta
 
@@ -260,6 +262,7 @@ def test_bundled_data_are_what_the_script_makes(root: Path, data: Path, tmp_path
     bundled = {path.name for path in data.glob("simulated_*")}
     others = {name for name in bundled if "embeddings" in name}  # have scripts of their own, as these
     others |= {"simulated_odd.fasta", "simulated_held_out.tabular", "simulated_classes.h5"}
+    others |= {"simulated_structures.zip", "simulated_contacts.tabular", "simulated_folds.fasta"}
     assert set(made) == bundled - others
     assert filecmp.cmpfiles(tmp_path, data, made, shallow=False)[0] == made
     assert all((tmp_path / name).stat().st_size < 200_000 for name in made)
@@ -357,3 +360,26 @@ def test_the_report_names_the_fast_search_that_made_the_clusters(
         told.append((tmp_path / "report").read_text())
     assert "How relatives were told: MMseqs2, cascaded clustering;" in told[0]
     assert "How relatives were told: MMseqs2, all against all;" in told[1]
+
+
+def test_of_many_classes_the_commonest_are_counted_and_the_others_together(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    rows = ["id\tsequence\tkind\tpart"]
+    for number in range(240):
+        kind = f"c{number % 40:02d}" if number < 200 else "c07"
+        letters = "".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), 40))
+        rows.append(f"p{number}\t{letters}\t{kind}\t{('train', 'valid', 'test')[number % 3]}")
+    (tmp_path / "in.tsv").write_text("\n".join(rows) + "\n")
+    outputs = {name: tmp_path / name for name in ("dataset", "rejected", "leakage", "report", "figure")}
+    flags = [word for name, path in outputs.items() for word in (f"--{name}", str(path))]
+    plm_preprocess.run([
+        "--input", str(tmp_path / "in.tsv"), "--labels", "column:kind", "--id-column", "id", "--split", "given",
+        "--split-from", "column:part", *flags,
+    ])
+    report = outputs["report"].read_text()
+    header, _, *lines = [line for line in report.splitlines() if line.startswith("|")][:5]
+    names = [cell.strip() for cell in header.strip("|").split("|")]
+    assert names[:3] == ["split", "sequences", "groups"] and names[-1] == "29 others" and "class c07" in names
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1].startswith("80 (") and sum(map(int, cells[3:])) == 80

@@ -214,8 +214,15 @@ class SplitAccount:
         return labels
 
     def _balance(self) -> list[tuple[str, list[tuple[str, int]]]]:
-        counted = balance([example.split for example in self.examples], self._classes())
-        return [(part, sorted(counted[part].items())[:_MOST_CLASSES]) for part in _ordered(counted)]
+        """Rows of each class by part; of more than twelve classes the commonest, and the others together."""
+        classes = self._classes()
+        sizes = Counter(classes)
+        if len(sizes) > _MOST_CLASSES:
+            kept = {name for name, _ in sorted(sizes.items(), key=lambda one: (-one[1], one[0]))[: _MOST_CLASSES - 1]}
+            others = _other_classes(len(sizes))
+            classes = [name if name in kept else others for name in classes]
+        by_part = balance([example.split for example in self.examples], classes)
+        return [(part, sorted(by_part[part].items())) for part in _ordered(by_part)]
 
     def report(self) -> str:
         """The whole account as Galaxy Markdown."""
@@ -224,7 +231,10 @@ class SplitAccount:
         for text in self.warnings():
             report.paragraph(f"⚠ {text}")
         rows = self._balance()
-        classes = sorted({name for _, row in rows for name, _ in row})[:_MOST_CLASSES]
+        classes = sorted({name for _, row in rows for name, _ in row})
+        others = _other_classes(len(set(self._classes())))
+        if others in classes:
+            classes = [*(name for name in classes if name != others), others]
         total = len(self.examples)
         cells = []
         for part, row in rows:
@@ -239,7 +249,9 @@ class SplitAccount:
                     *(f"{of.get(name, 0):,}" for name in classes),
                 ]
             )
-        heads = [("rows" if name == "rows" else f"class {plain(name)}") if name else "unlabelled" for name in classes]
+        heads = [
+            (name if name in ("rows", others) else f"class {plain(name)}") if name else "unlabelled" for name in classes
+        ]
         report.rows(["split", self._unit, "groups", *heads], cells)
         if self.settings.figure is not None:
             report.image("figure")
@@ -289,7 +301,8 @@ class SplitAccount:
         left, right = panels.flat
         rows = self._balance()
         names = sorted({name for _, row in rows for name, _ in row})
-        told = len(names) <= _MOST_CLASSES  # so many colours cannot be told apart
+        count = len(set(self._classes()))
+        told = count <= _MOST_CLASSES  # so many colours cannot be told apart
         bottoms = [0] * len(rows)
         for index, name in enumerate(names):
             heights = [dict(row).get(name, 0) for _, row in rows]
@@ -300,7 +313,7 @@ class SplitAccount:
             bottoms = [a + b for a, b in zip(bottoms, heights, strict=True)]
         left.set_ylabel(self._unit)
         left.margins(y=0.3)  # room for the legend
-        left.set_title("Classes in each split" if told else f"Splits (rows of {len(names)} classes)")
+        left.set_title("Classes in each split" if told else f"Splits (rows of {count:,} classes)")
         if len(names) > 1 and told:
             left.legend(title="class")
         sides = _ordered(Counter(leak.split for leak in self.leaks))
@@ -342,3 +355,8 @@ def _ordered(parts: dict[str, object] | Counter[str] | dict[str, dict[str, int]]
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _other_classes(count: int) -> str:
+    """What the classes beside the commonest are called, of so many."""
+    return f"{count - _MOST_CLASSES + 1:,} others"
