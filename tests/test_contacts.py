@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from plm import stage
 from plm.data.own_tables import recognise
 from plm.errors import UserError
-from plm.jobs.contacts import contact_job
+from plm.jobs.contacts import contact_job, fitting
 from plm.jobs.contacts.bands import (
     BandFiller,
     ListedPairs,
@@ -759,3 +759,26 @@ def test_bundled_structures_are_what_the_script_makes(tmp_path: Path) -> None:
     assert all((tmp_path / name).read_bytes() == (DATA / name).read_bytes() for name in names)
     with zipfile.ZipFile(tmp_path / "contact_head_tiny_esm2.zip") as archive:
         assert sorted(archive.namelist()) == ["README.md", "head.safetensors", "manifest.json"]
+
+
+def test_the_pair_head_that_is_kept_is_that_of_the_best_epoch(
+    loaded: LoadedModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chains = [each for each in read_structures([DATA / "simulated_structures.zip"]) if isinstance(each, Chain)]
+    reader = ContactReader(loaded, capacity(loaded), LOG)
+    train, valid = (
+        fitting.gather(reader, [one.letters for one in some], [PlacedResidues(one.places) for one in some], 10**9, 1)
+        for some in (chains[:4], chains[4:6])
+    )
+    monkeypatch.setattr(fitting, "_RATE", 0.05)  # so fast that it soon gets worse
+    with caplog.at_level("INFO"):
+        head, best = fitting.fit_pair_head(reader, train, valid, 1, LOG)
+    told = float(caplog.text.rpartition("(loss ")[2].partition(")")[0])
+    total, count = 0.0, 0.0
+    with torch.inference_mode():
+        for protein in valid:
+            for window in protein.windows:
+                everything = np.arange(len(window.numbers))
+                loss, pairs = fitting._loss(head, window, protein, everything, torch.device("cpu"))
+                total, count = total + float(loss), count + pairs
+    assert total / count == pytest.approx(told, abs=2e-4) and 1 <= best < 40

@@ -102,7 +102,7 @@ class PairNetwork(nn.Module):
         return torch.cat(parts)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: value.detach().float().cpu().contiguous() for name, value in self.state_dict().items()}
+        return {name: value.detach().float().cpu().clone() for name, value in self.state_dict().items()}
 
 
 ContactHead = AttentionRegression | PairNetwork
