@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness.layout import Layout, child_environment
 from harness.server import GalaxyServer
@@ -26,11 +28,15 @@ class TestOutcome:
     problem: str
 
 
-def run(layout: Layout, arguments: Sequence[str]) -> int:
-    """Runs planemo; returns its exit code."""
+def run(layout: Layout, arguments: Sequence[str], *, output: IO[str] | None = None) -> int:
+    """Runs planemo, which says what it does on the screen or into ``output``; returns its exit code."""
     command = [str(layout.env("planemo") / "bin" / "planemo"), *arguments]
     environment = child_environment(layout, {"NO_COLOR": "1"})
-    return subprocess.run(command, cwd=layout.root, env=environment, check=False).returncode
+    done = subprocess.run(
+        command, cwd=layout.root, env=environment, check=False, stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+    )
+    return done.returncode
 
 
 def lint(layout: Layout, path: Path) -> int:
@@ -50,25 +56,24 @@ def shed_lint(layout: Layout) -> int:
 
 
 def test(layout: Layout, server: GalaxyServer, paths: Sequence[Path]) -> int:
-    """Runs the tests of tools, or of workflows, and prints one line each; returns 0 only if some ran and all passed."""
+    """Runs the tests of tools, or of workflows, and prints one line each; returns 0 only if some ran and all passed.
+
+    Where there are several cores two runs share the files: Galaxy's two workers then have a job each.
+    """
     latest = layout.state / "planemo" / ("workflows.json" if paths[0].suffix == ".ga" else "tools.json")
     latest.parent.mkdir(parents=True, exist_ok=True)
-    report = latest.with_name(f"{latest.stem}-{os.getpid()}.json")  # several may test at the same time
-    code = run(
-        layout,
-        [
-            "test",
-            *("--engine", "external_galaxy", "--galaxy_url", server.url),
-            *("--galaxy_admin_key", server.account().key, "--galaxy_user_key", server.account().key),
-            *("--no_cache_galaxy", "--test_output_json", str(report)),
-            *("--test_output", str(report.with_suffix(".html"))),
-            *(str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else str(path) for path in paths),
-        ],
-    )
-    outcomes = read_report(report)
-    for suffix in (".json", ".html"):
-        if report.with_suffix(suffix).exists():
-            report.with_suffix(suffix).replace(latest.with_suffix(suffix))
+    share = 2 if len(paths) > 1 and (os.cpu_count() or 1) > 1 else 1
+    parts = [list(paths[number::share]) for number in range(share)]
+    # Several checks may test at the same time, too.
+    reports = [latest.with_name(f"{latest.stem}-{os.getpid()}-{number}.json") for number in range(share)]
+    logs = [None, *(report.with_suffix(".log") for report in reports[1:])]
+    with ThreadPoolExecutor(share) as pool:
+        codes = list(pool.map(partial(_test_part, layout, server), parts, reports, logs))
+    for log in filter(None, logs):
+        print(log.read_text(errors="replace"))
+        log.unlink()
+    outcomes = [outcome for report in reports for outcome in read_report(report)]
+    _keep(reports, latest)
     print(f"\n{'test':60s} {'result':8s} seconds")
     for outcome in outcomes:
         print(f"{outcome.name:60s} {'passed' if outcome.passed else 'FAILED':8s} {outcome.seconds:7.1f}")
@@ -76,8 +81,33 @@ def test(layout: Layout, server: GalaxyServer, paths: Sequence[Path]) -> int:
             print(f"    {outcome.problem}")
     if not outcomes:
         print("NO TEST RAN")
-        return code or 1
-    return code or int(not all(outcome.passed for outcome in outcomes))
+        return max(codes) or 1
+    return max(codes) or int(not all(outcome.passed for outcome in outcomes))
+
+
+def _test_part(layout: Layout, server: GalaxyServer, paths: Sequence[Path], report: Path, log: Path | None) -> int:
+    """Runs planemo on some files; it says what it does on the screen, or into a file that is shown afterwards."""
+    arguments = [
+        "test",
+        *("--engine", "external_galaxy", "--galaxy_url", server.url),
+        *("--galaxy_admin_key", server.account().key, "--galaxy_user_key", server.account().key),
+        *("--no_cache_galaxy", "--test_output_json", str(report)),
+        *("--test_output", str(report.with_suffix(".html"))),
+        *(str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else str(path) for path in paths),
+    ]
+    if log is None:
+        return run(layout, arguments)
+    with log.open("w") as opened:
+        return run(layout, arguments, output=opened)
+
+
+def _keep(reports: Sequence[Path], latest: Path) -> None:
+    """Leaves the reports of the latest run where people look for them; the first part's under the plain name."""
+    for number, report in enumerate(reports):
+        for suffix in (".json", ".html"):
+            if report.with_suffix(suffix).exists():
+                place = latest if number == 0 else latest.with_name(f"{latest.stem}-{number + 1}.json")
+                report.with_suffix(suffix).replace(place.with_suffix(suffix))
 
 
 def read_report(path: Path) -> list[TestOutcome]:

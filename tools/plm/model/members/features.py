@@ -152,18 +152,23 @@ def _words(block: TextBlock) -> Any:
     from scipy.sparse import csr_matrix
 
     group, count, width = _GROUP[block.codes], len(block.lengths), len(SEEDS) * WORDS
-    every = [np.empty(0, np.int64)]
+    first = block.row * width
+    every = []
     for number, seed in enumerate(SEEDS):
         last = len(seed) - 1
-        starts = np.flatnonzero(block.row[last:] == block.row[: max(len(block.row) - last, 0)])
-        code = np.full(len(starts), number, np.int64)
-        known = np.ones(len(starts), bool)
+        stop = max(len(group) - last, 0)
+        code = np.full(stop, number, np.int64)
+        known = block.row[last:] == block.row[:stop]
         for place in [place for place, taken in enumerate(seed) if taken == "1"]:
-            own = group[starts + place]
+            own = group[place : place + stop]
             known &= own >= 0
-            code = code * len(ALIKE) + own
-        every.append(np.unique(block.row[starts[known]] * width + code[known]))
-    keys = np.sort(np.concatenate(every))
+            code *= len(ALIKE)
+            code += own
+        code += first[:stop]
+        every.append(code[known])
+    keys = np.concatenate(every)
+    keys.sort()
+    keys = keys[np.diff(keys, prepend=-1) > 0]
     places = np.searchsorted(keys, np.arange(count + 1) * width)
     return csr_matrix((np.ones(len(keys), np.float32), keys % width, places), shape=(count, width))
 
