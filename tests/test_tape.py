@@ -40,6 +40,7 @@ def scores(tmp_path: Path) -> pd.DataFrame:
     return read[(read["class"] == "all") & (read["stratum"] == "all")].set_index("metric")
 
 
+@pytest.mark.slow
 def test_eight_states_are_learned_and_unresolved_residues_neither_learned_nor_scored(
     tmp_path: Path, tiny_esm2: Path
 ) -> None:
