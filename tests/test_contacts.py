@@ -703,6 +703,7 @@ def test_a_damaged_head_is_refused(fitted: dict[str, Path], tmp_path: Path) -> N
         made(tmp_path, "--input", DATA / "simulated_folds.fasta", "--head", bad, model=DATA / "tiny_esm2_contacts.zip")
 
 
+@pytest.mark.slow
 def test_a_planted_signal_is_learned(loaded: LoadedModel, tmp_path: Path) -> None:
     """Contacts that are what one attention head attends to are found again by the regression."""
     generator = np.random.default_rng(8)
@@ -729,6 +730,7 @@ def test_a_planted_signal_is_learned(loaded: LoadedModel, tmp_path: Path) -> Non
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 def test_models_of_alphafold_are_read_and_judged(shared_data: Path, starter: Path, tmp_path: Path) -> None:
     files = sorted((shared_data / "structures").glob("*.pdb"))
     chains = list(read_structures(files))
