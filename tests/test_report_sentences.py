@@ -537,8 +537,8 @@ def classified(
         found, names[0], names[0], names[1], by_user, {names[0]: 0.8, names[1]: 0.8}, {},
         dict.fromkeys(names[:2], 0.1) if classes else {}, {}, {"training": 100, "valid": 40, "test": rows},
         "column split",
-        "fitted", {"binary": 0.4, "multiclass": thresholds, "number": None}[kind], 1.2, coverage=coverage, why_uncalibrated=why_not,
-        predictor=predictor or {},
+        "fitted", {"binary": 0.4, "multiclass": thresholds, "number": None}[kind], 1.2, coverage=coverage,
+        why_uncalibrated=why_not, predictor=predictor or {},
     )
     made = report.write_up(told, images=[], tables=["metrics"], best_trial=searched)
     table = report.metrics_table(told)

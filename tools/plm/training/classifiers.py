@@ -218,7 +218,7 @@ def inner_rows(rows: HeadRows, seed: int, weights: Floats | None) -> _Inner:
 
 
 MANY_CLASSES = 100
-"""Beyond so many classes settings are chosen on one inner fold, not five: a fit takes as long as all others together."""
+"""Beyond so many classes settings are chosen on one inner fold, not five: a fit takes as long as all the others."""
 Answers = Callable[[Ints, Ints], list[Floats]]
 """From places to learn and to judge within the sample to the scores of each setting."""
 
