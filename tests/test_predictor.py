@@ -15,6 +15,7 @@ from plm.errors import UserError
 from plm.model.bundles.fine_tuned import load_bundle
 from plm.model.combination import LANGUAGE_MODEL
 from plm.scoring import combining
+from sklearn.metrics import f1_score
 
 FAST = ("--epochs", "1", "--precision", "fp32", "--device", "cpu", "--seed", "3")
 AMINO = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -243,6 +244,31 @@ def test_probabilities_of_several_classes_stay_right_where_other_groups_hold_oth
     assert set(chosen.combination.names) == {"one", "other"} and not chosen.combination.bias.any()
     single = -np.log(np.take_along_axis(answers["one"], truth[:, None], 1)).mean()
     assert chosen.loss < single
+
+
+def test_rare_classes_count_where_several_are_told_apart() -> None:
+    """A member that knows the rare classes and is badly calibrated beside one that knows the shares well."""
+    rng = np.random.default_rng(8)
+    truth = rng.choice(4, size=600, p=[0.85, 0.05, 0.05, 0.05]).astype(np.int64)
+    task, groups, nowhere = Task("sequence", "class", tuple("abcd")), np.arange(600).astype(str), np.full(600, np.nan)
+    shares = np.full((600, 4), 0.05) + np.array([0.8, 0, 0, 0]) + rng.uniform(0, 0.001, (600, 4))
+    named = np.where(rng.random(600) < 0.7, truth, rng.integers(0, 4, 600))
+    crisp = np.full((600, 4), 0.01) + 0.96 * np.eye(4)[named]
+    answers = {"shares": shares / shares.sum(axis=1, keepdims=True), "crisp": crisp / crisp.sum(axis=1, keepdims=True)}
+    heard = combining.Heard(answers, nowhere, (), truth, groups, task)
+
+    def f1(values: np.ndarray) -> float:
+        return float(f1_score(truth, values.argmax(axis=1), average="macro", zero_division=0))
+
+    by_loss = combining.choose(heard, 1)
+    by_both = combining.choose(heard, 1, quality=f1)
+    scores = {one.name: f1(one.answers) for one in by_loss.candidates}
+    highest = max(scores, key=lambda name: scores[name])
+    clearly = scores[highest] > scores[by_loss.chosen.name] + combining.CLEARLY
+    assert by_both.chosen.name == (highest if clearly else by_loss.chosen.name)
+    for one in by_loss.candidates:  # whatever the loss says
+        wanted = combining.choose(heard, 1, quality=lambda values, one=one: float(np.array_equal(values, one.answers)))
+        assert wanted.chosen.name == one.name
 
 
 def test_a_member_that_was_held_back_is_heard_in_full() -> None:

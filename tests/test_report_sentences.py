@@ -594,6 +594,7 @@ CLASSIFIER_TABLE: dict[str, Case] = {
     "It is not shown that the language model adds anything": ("combined", "model adds"),
     "The predictor: what was chosen among": ("combined", "usual"),
     "Mean loss of each candidate on rows that it was not fitted on": ("combined", "usual"),
+    "The language model is the chosen head; it is left out where it lowers": ("combined", "usual"),
     "Temperature of the head": ("combined", "usual"),
     "with it and without it": ("combined", "left out"),
     "chosen by the user": ("chosen by hand", "usual"),
@@ -1123,6 +1124,8 @@ PREDICTORS: dict[str, Callable[[], str]] = {
     "proteins": lambda: predictor(likeness=False, lengths=(50, 900)),
     "one length": lambda: predictor(lengths=(56, 56), length=56),
     "nothing": lambda: predictor(why="Nothing was combined with the language model"),
+    "table": lambda: predictor_lines.how_chosen(several=False),
+    "table of classes": lambda: predictor_lines.how_chosen(several=True),
 }
 PREDICTOR_TABLE: dict[str, Case] = {
     "none of which its parts had learned from": ("usual", "nothing"),
@@ -1137,6 +1140,8 @@ PREDICTOR_TABLE: dict[str, Case] = {
     "beyond these it was never judged": ("proteins", "one length"),
     "are compared place by place": ("one length", "proteins"),
     "these rows left it out": ("left out", "usual"),
+    "Mean loss of each candidate on rows that it was not fitted on": ("table", "usual"),
+    "The loss says little of rare classes": ("table of classes", "table"),
 }
 
 # --------------------------------------------------------------------------------------------------- reasons of calls
@@ -1248,7 +1253,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         "Probabilities%s are not calibrated", "Predicts", "Evaluate on test rows", "The adapter loads", "Unfinished:",
     ),  # tests/test_finetune.py has the first
     "jobs/finetune/report": (
-        "The predictor: what was chosen among", "Mean loss of each candidate",  # tests/test_predictor.py
+        "The predictor: what was chosen among",  # tests/test_predictor.py
         "UNFINISHED", "trainings and one by their mean", "made by the model after it was", "Each way was trained",
         "trains the fewest parameters", "from a probability of", "The test rows were predicted once",
         "told apart from the chosen",

@@ -151,7 +151,10 @@ def test_a_stated_share_is_judged_instead_of_the_training_sets() -> None:
         (scan(1, 9), GOOD, "1 of 9 candidate Y in 1 protein is called sites", "are called"),
         (scan(1, 5000), point([0.1] * 20 + [0.9] * 80, [0.9] * 50), "cannot be told", "about"),
         (scan(9, 90, ("AMP", "nonAMP")), GOOD, "are called nonAMP at", "called sites"),
-        (scan(9, 90, ("a", "b", "c")), None, "classes called of 90 candidate Y in 1 protein: a: 81, b: 0, c: 9", "at thr"),
+        (
+            scan(9, 90, ("a", "b", "c")), None, "classes called of 90 candidate Y in 1 protein: a: 81, b: 0, c: 9",
+            "at thr",
+        ),
         (scan(9, 90, ()), None, "Numbers are predicted for 90 candidate Y", "called"),
     ],
     ids=["no scores", "scores", "no call", "one call", "other proteins", "her names", "three classes", "numbers"],

@@ -6,7 +6,8 @@ cross-fitting that keeps groups intact; the loss (log loss, or squared error in 
 mean over rows. Several classes get biases in one candidate only: how frequent they are differs from group to group, so
 that biases learned on some groups can make probabilities of others worse. The mean is the simplest, since nothing in it
 is learned from these rows but its scale. It is taken unless its loss exceeds the best one's by more than a standard
-error (over groups, of the difference) and a hundredth; then the best is taken, a member alone or a stacking.
+error (over groups, of the difference) and a hundredth; then the best is taken, a member alone or a stacking. Of
+several classes another is taken whose main metric is clearly higher, for the loss says little of rare classes.
 
 The language model's answers are known for fewer rows (those that it was not trained on). So the sequence members are
 combined first, on all rows, and the language model is then combined with the result on the rows where it is known.
@@ -33,6 +34,8 @@ FEWEST_STACKED = 100
 """Rows below which no stacking is tried."""
 SLIGHTLY = 0.01
 """A loss that is larger by this share is not worth a learned number."""
+CLEARLY = 0.02
+"""A main metric that is higher by this is taken, whatever the loss says."""
 PULL = 10.0
 """Twice the loss, summed over rows, that a weight costs which is as far from the mean's as the mean's from nothing."""
 TOGETHER = "sequence members"
@@ -248,13 +251,19 @@ def _candidates(heard: Heard) -> dict[str, Any]:
     return ways
 
 
-def choose(heard: Heard, seed: int, *, never: str = "") -> Choice:
+Quality = Callable[[Floats], float]
+"""Main metric of answers to all rows that are heard, higher is better."""
+
+
+def choose(heard: Heard, seed: int, *, never: str = "", quality: Quality | None = None) -> Choice:
     """The candidate to take, by cross-fitting and the rule of one standard error.
 
     Args:
         heard: Answers of members to rows that they did not learn from.
         seed: Seed of the folds.
         never: A member that is not taken alone.
+        quality: Where the loss does not speak for the main metric (macro F1, in which rare classes count as much as
+            frequent ones): the candidate of the best quality is taken if it is better by :data:`CLEARLY`.
     """
     ways = {name: fit for name, fit in _candidates(heard).items() if name != never or len(heard.answers) == 1}
     task = heard.task
@@ -283,9 +292,15 @@ def choose(heard: Heard, seed: int, *, never: str = "") -> Choice:
         candidates.append(Candidate(name, fitted[name], float(loss.mean()), behind, error, answers))
     least = min(one.loss for one in candidates)
     simplest = candidates[0]
-    if not folds or simplest.behind <= max(simplest.error, SLIGHTLY * least):
-        return Choice(simplest, tuple(candidates))
-    return Choice(min(candidates, key=lambda one: one.loss), tuple(candidates))
+    chosen = simplest
+    if folds and simplest.behind > max(simplest.error, SLIGHTLY * least):
+        chosen = min(candidates, key=lambda one: one.loss)
+    if folds and quality is not None:
+        qualities = [quality(one.answers) for one in candidates]
+        highest = int(np.argmax(qualities))
+        if qualities[highest] > quality(chosen.answers) + CLEARLY:
+            chosen = candidates[highest]
+    return Choice(chosen, tuple(candidates))
 
 
 def _difference(difference: Floats, groups: Ints) -> tuple[float, float]:
@@ -320,7 +335,7 @@ class Combined:
 
 def combine(
     heard: Heard, model: Floats, known: Ints, seed: int, *, forced: bool = False,
-    quality: Callable[[Floats], float] | None = None,
+    quality: Quality | None = None, several: Quality | None = None,
 ) -> Combined:
     """Combines sequence members on all rows, then the language model with them on the rows where it is known.
 
@@ -332,14 +347,16 @@ def combine(
         forced: The language model is not taken alone.
         quality: Main metric of answers to the rows ``known``, higher is better. If the language model's part lowers it
             by more than a hundredth, whatever the loss says, the sequence members answer without it.
+        several: Of several classes the same of answers to all rows that are heard; see :func:`choose`.
     """
-    sequence = choose(heard, seed)
+    sequence = choose(heard, seed, quality=several)
     there = heard.rows(known)
     both = Heard(
         {LANGUAGE_MODEL: model, TOGETHER: sequence.chosen.answers[known]}, there.similarity, (), there.truth,
         there.groups, heard.task, calibrated=True,
     )
-    whole = choose(both, seed, never=LANGUAGE_MODEL if forced else "")
+    by_quality = None if several is None else quality
+    whole = choose(both, seed, never=LANGUAGE_MODEL if forced else "", quality=by_quality)
     if quality is not None and LANGUAGE_MODEL in whole.chosen.combination.names:
         without = next(one for one in whole.candidates if one.name == TOGETHER)
         if quality(whole.chosen.answers) < quality(without.answers) - SLIGHTLY:

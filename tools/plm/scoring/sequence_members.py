@@ -23,7 +23,7 @@ from plm.model.members.kinds import Neighbours, kinds_for
 from plm.model.members.stored import MemberRows, SequenceMembers
 from plm.scoring import intervals
 from plm.scoring.calibration import threshold_for
-from plm.scoring.combining import Choice, Combined, Heard, combine
+from plm.scoring.combining import Choice, Combined, Heard, Quality, combine
 from plm.scoring.comparison import compare
 from plm.scoring.cross_fitting import LabelledTexts, choose_setting, folds_for
 from plm.scoring.metrics import ALL, LOWER_IS_BETTER, Scored, score
@@ -246,11 +246,12 @@ def fit_predictor(
     )
     places = np.flatnonzero(np.isin(heard_rows, known))
     judged = heard_rows[places]
-    truth, sign = examples.rows.target[judged], -1.0 if metric in LOWER_IS_BETTER else 1.0
-    quality = (
-        (lambda values: sign * score(scored(values, truth, examples.task, metric))[metric, ALL]) if by_metric else None
+    task = examples.task
+    quality = _quality_on(examples.rows.target[judged], task, metric) if by_metric else None
+    several = _quality_on(heard.truth, task, metric) if task.kind == "multiclass" else None
+    combined = combine(
+        heard, examples.model[judged], places, seed, forced=forced, quality=quality, several=several
     )
-    combined = combine(heard, examples.model[judged], places, seed, forced=forced, quality=quality)
     rows = MemberRows(
         [examples.ids[row] for row in learn], [examples.labels[row] for row in learn], whole.texts, whole.target
     )
@@ -263,6 +264,12 @@ def fit_predictor(
     return FittedPredictor(
         members, combined, heard, places, judged, direct, metric, scores, thresholds, tuple(left_out), lengths
     )
+
+
+def _quality_on(truth: NDArray[Any], task: Task, metric: str) -> Quality:
+    """The main metric of answers to rows of which the truth is known, higher is better."""
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    return lambda answers: sign * score(scored(answers, truth, task, metric))[metric, ALL]
 
 
 NEAREST = Neighbours.name

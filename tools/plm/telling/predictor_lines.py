@@ -36,6 +36,25 @@ def first_lines(manifest: Mapping[str, Any], rows: str = "validation row") -> li
     return [line for line in lines if line]
 
 
+def how_chosen(*, several: bool) -> str:
+    """How a predictor is chosen among candidates, above their table.
+
+    Args:
+        several: More than two classes are told apart.
+    """
+    told = (
+        "Mean loss of each candidate on rows that it was not fitted on (log loss; of numbers half the squared error"
+        " in units of their deviation), groups kept together. The plain mean is taken unless another is better by"
+        " more than one standard error and a hundredth."
+    )
+    if several:
+        told += (
+            " The loss says little of rare classes: a candidate whose main score on these rows is higher than that"
+            " one's by two hundredths is taken instead."
+        )
+    return told
+
+
 def _score(values: Sequence[float | None]) -> str:
     value, low, high = values
     told = "undefined" if value is None else number(value)

@@ -19,7 +19,7 @@ from plm.scoring.intervals import FEWEST_GROUPS
 from plm.scoring.metrics import LOWER_IS_BETTER
 from plm.telling import figures
 from plm.telling.evaluation_report import rows_told
-from plm.telling.predictor_lines import choice_rows, limits
+from plm.telling.predictor_lines import choice_rows, how_chosen, limits
 from plm.telling.report import Report, plain
 from plm.wording import counted, metric_name, number, several_called
 
@@ -368,10 +368,8 @@ def write_up(
     )
     if cells := choice_rows(findings.predictor)[1]:
         report.heading("The predictor: what was chosen among").paragraph(
-            "Mean loss of each candidate on rows that it was not fitted on (log loss; of numbers half the squared error"
-            " in units of their deviation), groups kept together. The plain mean is taken unless another is better by"
-            " more than one standard error and a hundredth. The language model is the chosen head; it is left out where"
-            " it lowers the main score on these rows by more than a hundredth, whatever the loss."
+            f"{how_chosen(several=evaluation.kind == 'multiclass')} The language model is the chosen head; it is left "
+            "out where it lowers the main score on these rows by more than a hundredth, whatever the loss."
         )
         report.rows(choice_rows(findings.predictor)[0], cells)
     if evaluation.kind == "multiclass":

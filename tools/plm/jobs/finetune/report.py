@@ -16,7 +16,7 @@ from plm.jobs.finetune.finished import validation_chose
 from plm.jobs.finetune.method_choice import NAMES, MethodResult
 from plm.model.combination import LANGUAGE_MODEL
 from plm.telling import figures
-from plm.telling.predictor_lines import choice_rows, first_lines
+from plm.telling.predictor_lines import choice_rows, first_lines, how_chosen
 from plm.telling.report import Report, plain
 from plm.training import few_rows
 from plm.wording import counted, number, several_called
@@ -191,11 +191,7 @@ def report(
         _compared(page, ways, job.settings.training.metric, manifest["rows"]["valid"], manifest["rows"]["test"] > 0)
     if cells := choice_rows(manifest.get("predictor") or {})[1]:
         page.heading("The predictor: what was chosen among")
-        page.paragraph(
-            "Mean loss of each candidate on rows that it was not fitted on (log loss; of numbers half the squared error"
-            " in units of their deviation), groups kept together. The plain mean is taken unless another is better by"
-            " more than one standard error and a hundredth."
-        )
+        page.paragraph(how_chosen(several=len(manifest["labels"]) > 2))
         page.rows(choice_rows(manifest["predictor"])[0], cells)
         page.bullets([f"Left out: {plain(told)}" for told in manifest["predictor"]["left_out"]])
     page.heading("Training")
