@@ -176,6 +176,12 @@ def test_the_best_look_survives_a_stop(fasta: Path, tmp_path: Path, run_stage: R
         fasta, second, best_model=tmp_path / "b.zip", resume=first / "checkpoint.zip", **high
     ))
     assert apart(tmp_path / "best.zip", tmp_path / "b.zip") == 0
+    # A run that goes on from one which kept no best model tells of its own looks only, and holds what it tells of.
+    late = tmp_path / "late"
+    ran(run_stage, flags(fasta, first, time_limit=1e-9, **high))
+    ran(run_stage, flags(fasta, late, best_model=tmp_path / "c.zip", resume=first / "checkpoint.zip", **high))
+    own = min(history(late / "history.tsv")[1:], key=lambda look: float(look["valid_loss"]))
+    assert f"The weights after step {own['step']}," in member(tmp_path / "c.zip", "README.md").decode()
 
 
 @pytest.mark.slow

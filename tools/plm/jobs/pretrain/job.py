@@ -113,6 +113,7 @@ class PretrainingJob:
     keeper: CheckpointKeeper = field(init=False)
     _network: MaskedRowModel = field(init=False)
     _lowest: float = field(init=False, default=math.inf)
+    _kept_since: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.train_set, self.held_out = self.store.subset(self.split.train), self.store.subset(self.split.held_out)
@@ -193,7 +194,7 @@ class PretrainingJob:
 
     def best(self, outcome: RowOutcome) -> dict[str, float]:
         """Puts the weights of the best look into :attr:`loaded`; the record of that look."""
-        rows = [row for row in outcome.history if "valid_loss" in row]
+        rows = [row for row in outcome.history if "valid_loss" in row and row["step"] > self._kept_since]
         self._rebuilt()
         stored = training_state.load_tensors(self.workdir / BEST)
         training_state.put_back(dict(self._network.named_parameters()), stored)
@@ -216,6 +217,8 @@ class PretrainingJob:
         if (folder / BEST).is_file():
             shutil.copyfile(folder / BEST, self.workdir / BEST)
             self._lowest = min((row["valid_loss"] for row in done.history if "valid_loss" in row), default=math.inf)
+        else:  # the earlier run did not keep it: only looks from now on count
+            self._kept_since = done.step
 
     def _rebuilt(self) -> None:
         """The network anew, as it was before training."""
