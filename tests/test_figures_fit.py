@@ -29,6 +29,8 @@ from plm.jobs.classify_sites.explanations import NO_CALL
 from plm.jobs.classify_sites.figure import NUMBER, Track, sites_figure
 from plm.jobs.classify_sites.logo import LogoCounts, logo_figure
 from plm.jobs.compare_models.figures import Boxes, Dots, box_figure, dot_figure
+from plm.jobs.contacts.bands import PlacedResidues
+from plm.jobs.contacts.contact_figure import ContactMap, contact_figure, title_of
 from plm.jobs.distill.distillation import Objective, RangeTest
 from plm.jobs.distill.report import curves, range_figure
 from plm.jobs.predict.report import PredictionCounts, predictions_figure
@@ -45,8 +47,6 @@ from plm.telling.evaluation_figures import CLASS_FIGURES, NUMBER_FIGURES, draw
 from plm.telling.figures import METHODS, Curve, shortened, tick_labels
 from plm.telling.mutagenesis_figure import DENSE_PLACES, MOST_PLACES, MapWords, mutagenesis_figure
 from test_mutagenesis import some_map
-
-pytestmark = pytest.mark.slow  # minutes in all: left out of the quick tier
 
 SHARES = ("share", "probability", "accuracy", "precision", "auroc", "recall", "rate (")
 HOSTILE = [
@@ -264,6 +264,9 @@ def all_figures(names: list[str]) -> Iterator[tuple[str, Drawn]]:
         )
     for models, probes in ((1, 1), (12, 5)):
         yield f"dots {models} models {probes} probes", lambda path, m=models, p=probes: dotted(names, m, p, path)
+    for count, length, structured in ((0, 50, False), (1, 7, False), (3, 40, True), (4, 1300, True)):
+        maps = [contacts(name, length, structured) for name in names[:count]]
+        yield f"contacts of {count} proteins of {length}", lambda path, m=maps: contact_figure(m, path)
     crossing = [Curve(name, np.arange(2), np.arange(2)) for name in names]
     yield "curves that cross", lambda path: figures.roc_figure(crossing, path)
 
@@ -275,6 +278,16 @@ def logo_counts(classes: tuple[str, ...], side: int, size: int) -> LogoCounts:
     counts.sites += size
     counts.residues += generator.multinomial(size, np.full(20, 0.05), counts.residues.shape[:2])
     return counts
+
+
+def contacts(name: str, length: int, structured: bool) -> ContactMap:
+    """A map of random probabilities, with gaps; beside places on a helix if asked for."""
+    band = np.random.default_rng(4).random((length, min(length, 200)), np.float32)
+    band[length // 3] = np.nan
+    turn = np.arange(length) * 1.7
+    places = np.column_stack([np.cos(turn) * 2.3, np.sin(turn) * 2.3, turn * 0.1])
+    known = PlacedResidues(places) if structured else None
+    return ContactMap(title_of(name, 0.5 if structured else math.nan), band, known)
 
 
 def embeddings(path: Path, names: list[str], rows: int, classes: int, shift: float = 0.0) -> Path:
@@ -350,6 +363,7 @@ def judge(figure: Figure) -> None:
         assert not first.padded(-1).overlaps(second), (one.get_text(), other.get_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_text_stays_inside_and_apart(part: int, tmp_path: Path, seen: list[Figure]) -> None:
     faults = []
@@ -363,6 +377,7 @@ def test_text_stays_inside_and_apart(part: int, tmp_path: Path, seen: list[Figur
 
 
 @pytest.mark.parametrize("methods", ["pca", "pca,umap", "pca,tsne,umap"])
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 30])
 def test_maps_fit(methods: str, classes: int, tmp_path: Path, seen: list[Figure]) -> None:
     file = embeddings(tmp_path / "e.tabular", NAMES, 60, classes)
@@ -443,7 +458,7 @@ def test_every_figure_is_drawn_here() -> None:
         "history_figure", "roc_figure", "precision_recall_figure", "confusion_figure", "calibration_figure",
         "scores_figure", "_number_panels", "draw", "heads_figure", "search_figure", "predictions_figure",
         "projection_figure", "drift_figure", "sites_figure", "box_figure", "dot_figure", "curves", "range_figure",
-        "overview_figure", "logo_figure", "mutagenesis_figure",
+        "overview_figure", "logo_figure", "mutagenesis_figure", "contact_figure",
     }
     tools = Path(figures.__file__).parents[2]
     made = set()
