@@ -16,6 +16,7 @@ import finetuning_cases as cases
 import pytest
 import torch
 from plm.errors import UserError
+from plm.kept import seconds_between
 from plm.jobs.finetune import method_choice, training
 from plm.jobs.finetune.job import FineTuningJob, write_zip
 from plm.training.training_state import load_tensors, unpack
@@ -100,7 +101,7 @@ def test_periodic_checkpoints_do_not_change_the_result(
     kept = tmp_path / "kept"
     kept.mkdir()
     monkeypatch.setenv("PLM_CHECKPOINT_DIR", str(kept))
-    monkeypatch.setattr("plm.jobs.finetune.job.PERIOD_SECONDS", 0.0)
+    monkeypatch.setenv("PLM_CHECKPOINT_MINUTES", "1e-9")
     saved = []
     monkeypatch.setattr("plm.jobs.finetune.job.write_zip", lambda p, f: (saved.append(p), write_zip(p, f)))
     often = cases.trained(frame, tiny_esm2, tmp_path / "often", **OPTIONS)
@@ -108,6 +109,21 @@ def test_periodic_checkpoints_do_not_change_the_result(
     assert list(kept.iterdir()) == []  # a finished job leaves nothing behind
     for expected, found in zip(weights(plain), weights(often), strict=True):
         assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("", 600.0), ("0.5", 30.0)])
+def test_the_administrator_says_how_often_a_state_is_kept(
+    said: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLM_CHECKPOINT_MINUTES", said)
+    assert seconds_between(10.0) == seconds
+
+
+@pytest.mark.parametrize("said", ["often", "0", "-1", "nan", "inf"])
+def test_a_period_that_is_none_is_one_clear_line(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLM_CHECKPOINT_MINUTES", said)
+    with pytest.raises(UserError, match=f"PLM_CHECKPOINT_MINUTES is '{said}'"):
+        seconds_between(10.0)
 
 
 @pytest.mark.parametrize("change", [{"epochs": 4}, {"method": "head"}, {"seeds": (5,)}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -9,14 +10,40 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from plm.errors import UserError
+
 DIRECTORY = "PLM_CHECKPOINT_DIR"
 """Names the folder in which a resubmitted job finds what a killed one had done."""
+
+MINUTES = "PLM_CHECKPOINT_MINUTES"
+"""Says how often a training puts its state there."""
 
 
 def folder() -> Path | None:
     """The administrator's folder, whether it exists or not; None if none is named."""
     named = os.environ.get(DIRECTORY, "")
     return Path(named) if named else None
+
+
+def seconds_between(minutes: float) -> float:
+    """Seconds between two checkpoints in the administrator's folder.
+
+    Args:
+        minutes: What holds unless the administrator says otherwise.
+
+    Raises:
+        UserError: What the administrator says is no positive number.
+    """
+    said = os.environ.get(MINUTES, "")
+    if not said:
+        return 60 * minutes
+    try:
+        asked = float(said)
+    except ValueError:
+        asked = 0.0
+    if not 0 < asked < math.inf:
+        raise UserError(f"The variable {MINUTES} is {said!r}", fix="Your administrator sets it: a number of minutes above 0")
+    return 60 * asked
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

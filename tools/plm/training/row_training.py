@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from plm import stage
+from plm import kept, stage
 from plm.errors import UserError
 from plm.model.ranks import Ranks
 from plm.training import sharding, training_state
@@ -274,6 +274,8 @@ def train_rows(
             tally.add(int(inputs["input_ids"].shape[0]), outputs["loss"], outputs.get("terms", {}))
             return (outputs["loss"], outputs) if kwargs.get("return_outputs") else outputs["loss"]
 
+    between = kept.seconds_between(settings.checkpoint_every)
+
     class Watch(TrainerCallback):
         saved = time.monotonic()
         rate = 0.0
@@ -290,7 +292,7 @@ def train_rows(
             step = int(state.global_step)
             now = time.monotonic()
             late = settings.time_limit is not None and now - started >= 60 * settings.time_limit
-            due = now - self.saved >= 60 * settings.checkpoint_every
+            due = now - self.saved >= between
             tokens, missing, (late, due, told) = tally.meet([late, due, steering.stopping()])
             state_of["tokens"] += tokens
             for name in terms:

@@ -49,8 +49,8 @@ from plm.training import training_state
 from plm.training.folds import TrainingPart
 
 STAGE = "plm_finetune"
-PERIOD_SECONDS = 300.0
-"""Between checkpoints in the administrator's directory."""
+PERIOD_MINUTES = 5.0
+"""Between checkpoints in the administrator's directory, unless its variable says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,9 @@ class FineTuningJob:
         place = self._kept()
         if place is not None and place.is_file() and not self.done and self.state is None:
             training_state.open_kept(place, self.resume, self.log)
-        interruption = training.Interruption(deadline, PERIOD_SECONDS if place is not None else None)
+        interruption = training.Interruption(
+            deadline, kept.seconds_between(PERIOD_MINUTES) if place is not None else None
+        )
 
         def keep(state: Path) -> None:
             self.state = state
