@@ -1,4 +1,4 @@
-"""Entry of ``scripts/galaxy``, ``run``, ``serve``, ``test`` and ``workflows``: the first argument says which."""
+"""Entry of the programs in ``scripts``: the first argument says which."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 COMMANDS = {
     "galaxy": "galaxy_command",
+    "newest": "newest_command",
     "run": "run_command",
     "serve": "serve_command",
     "test": "checks",

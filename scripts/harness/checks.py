@@ -105,6 +105,10 @@ def report(results: Sequence[PartResult]) -> int:
     return 0
 
 
+def _is_shell(path: Path) -> bool:
+    return path.read_bytes()[:20].startswith(b"#!/usr/bin/env bash")
+
+
 class Checks:
     """The parts, each by its name.
 
@@ -151,7 +155,26 @@ class Checks:
             say("there is no tool to lint")
         codes = [planemo.lint(self.layout, path) for path in files]
         codes.append(planemo.shed_lint(self.layout))
+        codes.extend(self._continuous_integration())
         return bool(files) and not any(codes)
+
+    def _continuous_integration(self) -> list[int]:
+        """The files of ``.github`` by their published schemas and for holes, the shell scripts for mistakes."""
+        github = self.layout.root / ".github"
+        programs = self.layout.env("dev") / "bin"
+        schema = [str(programs / "check-jsonschema"), "--builtin-schema"]
+        shell = [path for path in sorted(self.layout.root.glob("scripts/*")) if path.is_file() and _is_shell(path)]
+        shell += [self.layout.root / ".ci" / "run"]
+        commands = [
+            [*schema, "vendor.github-workflows", *map(str, sorted((github / "workflows").glob("*.yml")))],
+            [*schema, "vendor.dependabot", str(github / "dependabot.yml")],
+            [str(programs / "zizmor"), "--offline", "--no-progress", "--quiet", str(github)],
+            [str(programs / "shellcheck"), "--external-sources", "--source-path=SCRIPTDIR", *map(str, shell)],
+        ]
+        return [
+            subprocess.run(each, cwd=self.layout.root, env=child_environment(self.layout), check=False).returncode
+            for each in commands
+        ]
 
     def tools(self) -> bool:
         return self._planemo_test(self.layout.tool_files(), "tools/plm_*.xml")

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: finds a Python 3.11 to 3.13 and runs the harness with it.
 # Needs bash and nothing else.
 

@@ -89,6 +89,11 @@ def _expand(text: str, tokens: Mapping[str, str], path: Path) -> str:
     raise UserError(f"No macro defines the token in the requirement '{text}'", where=path.name)
 
 
+def pypi_name(name: str) -> str:
+    """What PyPI calls a package of conda."""
+    return _PYPI_NAMES.get(name, normalised(name))
+
+
 def check(requirements: Iterable[Requirement], lock: Mapping[str, str], lock_name: str) -> None:
     """Checks that an environment holds what the tools ask for.
 
@@ -130,7 +135,7 @@ def link(requirements: Iterable[Requirement], env: Path, folder: Path) -> None:
 
 
 def _check_version(requirement: Requirement, lock: Mapping[str, str], lock_name: str) -> None:
-    name = _PYPI_NAMES.get(requirement.name, normalised(requirement.name))
+    name = pypi_name(requirement.name)
     wanted = _MMSEQS.get(requirement.version, "") if requirement.name == "mmseqs2" else requirement.version
     held = lock.get(name)
     if held is None:
