@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from harness import welcome
 from harness.layout import Layout
 from harness.server import GalaxyServer
@@ -152,6 +153,24 @@ def test_the_flagship_from_the_first_page_to_the_bundle(page: Any, server: Galax
         page.goto(f"{server.url}/datasets/{outputs[label]['id']}/report")
         page.wait_for_function(PICTURES, arg=1, timeout=60_000)
         shoot(page, label.lower().replace(" ", "-"))
+
+
+def test_the_guided_tour_leads_to_the_run_button(page: Any) -> None:
+    """Every step of it points at something that is there, up to the button that would run the workflow."""
+    tour = yaml.safe_load((ROOT / "docs" / "training" / "tours" / "plm-sites.yaml").read_text())
+    page.frame_locator("iframe[src*=welcome]").locator("#tour-sites").click()
+    page.wait_for_url("**/tours/plm-sites")
+    for step in tour["steps"]:
+        page.locator(".tour-element", has_text=step["title"]).first.wait_for()
+        if "element" in step:
+            page.locator(step["element"]).first.wait_for()
+        if step["title"] == "Run it":
+            break
+        if step["element"] == "[data-label='Query proteins']" if "element" in step else False:
+            choose(page, "Query proteins", "demo_proteins.fasta")
+        page.locator(".tour-element button", has_text="Continue").first.click()
+    assert page.locator("#run-workflow").is_enabled()
+    shoot(page, "tour")
 
 
 def upload(server: GalaxyServer, name: str, text: str, kind: str, history: str) -> None:

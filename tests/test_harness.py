@@ -606,6 +606,7 @@ def test_every_way_of_the_first_page_leads_somewhere(layout: Layout) -> None:
         assert list((ROOT / "workflows" / way.workflow).glob("*.ga")), way.workflow
         for name in way.files:
             assert (ROOT / "test-data" / name).stat().st_size > 1000
+        assert not way.tour or (ROOT / "docs" / "training" / "tours" / f"{way.tour}.yaml").is_file()
     ways = [
         {"name": way.name, "title": way.title, "text": way.text, "workflow": "w", "history": "h"}
         for way in welcome.WAYS

@@ -290,6 +290,7 @@ def _galaxy_settings(layout: Layout, settings: ServerSettings) -> Mapping[str, A
         "outputs_to_working_directory": True,
         "object_store_store_by": "uuid",
         "watch_tools": "false",
+        "tour_config_dir": str(layout.root / "docs" / "training" / "tours"),
         "cleanup_job": "onsuccess",
         "enable_tool_recommendations": False,
         "allow_user_deletion": False,

@@ -32,6 +32,7 @@ class Way:
         title: What a user reads.
         text: What it does, and with what.
         files: Examples below ``test-data``, the one that the first input takes last: forms choose the newest.
+        tour: Name of an interactive tour through it below ``docs/training/tours``; empty: there is none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Way:
     title: str
     text: str
     files: tuple[str, ...]
+    tour: str = ""
 
 
 WAYS = (
@@ -50,6 +52,7 @@ WAYS = (
         " scores every candidate site of your proteins. The example is simulated, made so that a language model has"
         " something to add, and takes a few minutes.",
         ("demo_proteins.fasta", "demo_sites.fasta"),
+        "plm-sites",
     ),
     Way(
         "proteins",
@@ -85,6 +88,7 @@ def prepare(layout: Layout, server: GalaxyServer) -> list[str]:
                 key = workflows[way.workflow][0]
                 history = _examples(layout, server, way)
                 entry = {"name": way.name, "title": way.title, "text": way.text, "workflow": key, "history": history}
+                entry["tour"] = way.tour
                 ways.append(entry)
         write_page(layout, ways)
         return [name for _, name in workflows.values()]
