@@ -107,7 +107,9 @@ def test_lists_of_tools_on_gpus_are_the_forms() -> None:
 def test_the_sample_panel_lists_every_tool_once() -> None:
     sections = ET.parse(TOOLS / "tool_conf.xml.sample").getroot().findall("section")
     files = [tool.get("file") for section in sections for tool in section]
-    assert sorted(map(str, files)) == [f"tools/{path.name}" for path in XMLS]
+    managers = {manager.get("tool_file") for manager in ET.parse(TOOLS / "data_manager_conf.xml").getroot()}
+    # Galaxy offers those to administrators on a page of their own.
+    assert sorted(map(str, files)) == [f"tools/{path.name}" for path in XMLS if path.name not in managers]
     made = ET.fromstring(configuration.tool_conf(Layout(ROOT)))
     assert [tool.get("file") for tool in made.iter("tool")] == [str(ROOT / str(file)) for file in files]
 

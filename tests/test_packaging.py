@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from plm.jobs.install_model.model_table import OFFERED_TAGS
 from plm.stage import EXIT_OUT_OF_MEMORY
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
 XMLS = sorted(TOOLS.glob("plm_*.xml"))
+DATA_MANAGERS = {
+    str(manager.get("tool_file")): manager for manager in ET.parse(TOOLS / "data_manager_conf.xml").getroot()
+}
 WORKFLOWS = sorted(ROOT.glob("workflows/*/*.ga"))
 COLUMNS = ["value", "name", "pipeline_tag", "domain", "free_tag", "version", "path"]
 
@@ -171,7 +175,7 @@ def test_required_files_hold_all_that_a_job_reads() -> None:
             for kind, pattern in patterns
         )
 
-    needed = [path for path in TOOLS.rglob("*.py") if path.relative_to(TOOLS).parts[0] != "data_manager"]
+    needed = list(TOOLS.rglob("*.py"))
     needed += [path for path in (TOOLS / "models" / "starter").rglob("*") if path.is_file()]
     missing = [str(path.relative_to(TOOLS)) for path in needed if not shipped(str(path.relative_to(TOOLS)))]
     assert len(needed) > 5 and not missing
@@ -209,6 +213,22 @@ def test_test_table_names_the_tiny_checkpoints() -> None:
         assert (folder / "config.json").is_file(), folder
 
 
+def test_the_data_manager_fills_the_columns_of_the_table() -> None:
+    """A Tool Shed finds the file at the top of what is shipped, and the tool beside it, where the library is."""
+    assert list(DATA_MANAGERS) == ["plm_install_model.xml"]
+    for file, manager in DATA_MANAGERS.items():
+        tool = ET.parse(TOOLS / file).getroot()
+        assert tool.get("tool_type") == "manage_data" and manager.get("id") == tool.get("id")
+        outputs = {element.get("name"): element.get("format") for element in tool.findall("outputs/data")}
+        (table,) = manager
+        assert table.get("name") == "huggingface"
+        columns = list(table.iter("column"))
+        assert [column.get("name") for column in columns] == COLUMNS
+        assert outputs[columns[-1].get("output_ref")] == "data_manager_json"
+    managing = [path.name for path in XMLS if ET.parse(path).getroot().get("tool_type") == "manage_data"]
+    assert managing == list(DATA_MANAGERS)
+
+
 def test_form_lists_what_the_table_holds_for_sequences() -> None:
     options = next(macro("model_source").iter("options"))
     assert options.get("from_data_table") == "huggingface"
@@ -217,8 +237,11 @@ def test_form_lists_what_the_table_holds_for_sequences() -> None:
     tag = filters["pipeline_tag"]
     assert tag.get("type") == "regexp"
     # the hub says fill-mask of ESM-2, and so do the cards that this suite writes
-    for wanted, offered in (("feature-extraction", True), ("fill-mask", True), ("text-generation", False)):
-        assert bool(re.search(tag.get("value", ""), wanted)) is offered, wanted
+    # and of T5, ProtT5 among them, text2text-generation
+    for wanted in OFFERED_TAGS:
+        assert re.search(tag.get("value", ""), wanted), wanted
+    for other in ("text-generation", "x-fill-mask", "fill-mask-x", ""):
+        assert not re.search(tag.get("value", ""), other), other
     validator = options.find("validator")
     assert (
         validator is not None and validator.get("type") == "no_options" and "built-in" in validator.get("message", "")
@@ -246,7 +269,9 @@ def test_an_administrator_can_take_the_hub_away() -> None:
     compared = (TOOLS / "plm_compare_models.xml").read_text()
     assert "@HUB@" in compared and "@HUB@" in tokens()["@PREPARE@"]
     for tool in XMLS:
-        assert "unset HF_HUB_OFFLINE" not in tool.read_text(), "only @HUB@ opens the hub"
+        assert ("@HUB_FOR_ADMINISTRATORS@" in tool.read_text()) is (tool.name in DATA_MANAGERS), tool.name
+    for tool in XMLS:
+        assert "unset HF_HUB_OFFLINE" not in tool.read_text(), "only these two open the hub"
 
 
 # -- scheduling and Tool Shed --------------------

@@ -57,6 +57,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "from_pretrained": "in a folder of the job's own, with a configuration built from the fields that are acted on",
         "snapshot_download": "a model of the hub that the user named",
     },
+    "plm/jobs/install_model/hub.py": {"hf_hub_download": "of the model that was named; compared with its listing"},
     "plm/model/adapters.py": {
         "LoraConfig": "made of numbers and plain names", "IA3Config": "made of plain names and the family's own",
         "PeftModel": "around a configuration made here, never read from a file",

@@ -100,12 +100,22 @@ def distinct(rows: Iterable[ModelRow]) -> list[ModelRow]:
 def write_model_table(layout: Layout, rows: Iterable[ModelRow]) -> Path:
     """Writes the rows of the ``huggingface`` table; the copy that Galaxy may change lies below the state folder.
 
+    Rows of models that the data manager has installed there stay.
+
     Raises:
         UserError: Two models have the same id.
     """
     target = layout.galaxy / "tool-data" / f"{TABLE}.loc"
-    text = "#" + "\t".join(TABLE_COLUMNS) + "\n" + "".join(row.line() + "\n" for row in distinct(rows))
-    return _write(target, text)
+    there = target.read_text().splitlines() if target.is_file() else []
+    installed = [line for line in there if _is_installed(line, target.parent / TABLE)]
+    lines = ["#" + "\t".join(TABLE_COLUMNS), *(row.line() for row in distinct(rows)), *installed]
+    return _write(target, "".join(f"{line}\n" for line in lines))
+
+
+def _is_installed(line: str, folder: Path) -> bool:
+    """Whether a row's model lies in the folder of installed models."""
+    path = Path(line.split("\t")[-1])
+    return not line.startswith("#") and path.is_relative_to(folder) and (path / "config.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
     config = layout.config
     _write(config / "tool_conf.xml", "<toolbox/>\n" if settings.shed else tool_conf(layout))
     _write(config / "tool_data_table_conf.xml", _table_conf(layout))
-    _write(config / "data_manager_conf.xml", _data_managers(layout))
+    _write(config / "data_manager_conf.xml", "<data_managers/>\n" if settings.shed else _data_managers(layout))
     sheds = ET.Element("tool_sheds")
     if settings.shed:
         ET.SubElement(sheds, "tool_shed", name="Tool Shed", url=f"{settings.shed}/")
@@ -153,10 +163,11 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
 
 def tool_conf(layout: Layout) -> str:
     """The toolbox in the order of work, as ``tools/tool_conf.xml.sample`` has it; tools that it does not name (yet)
-    come last."""
+    come last. Galaxy finds data managers by :func:`_data_managers`."""
     sample = layout.tools / "tool_conf.xml.sample"
     root = parse(sample) if sample.is_file() else ET.Element("toolbox")
-    files = {f"tools/{path.name}": path for path in layout.tool_files()}
+    managers = {manager.get("tool_file") for manager in data_managers(layout)}
+    files = {f"tools/{path.name}": path for path in layout.tool_files() if path.name not in managers}
     for section in root.iter("section"):
         for tool in list(section):
             path = files.pop(tool.get("file", ""), None)
@@ -234,12 +245,17 @@ def _table_conf(layout: Layout) -> str:
     return _xml(root)
 
 
+def data_managers(layout: Layout) -> ET.Element:
+    """The suite's data managers, if it has any, as a Tool Shed finds them."""
+    source = layout.tools / "data_manager_conf.xml"
+    return parse(source) if source.is_file() else ET.Element("data_managers")
+
+
 def _data_managers(layout: Layout) -> str:
-    """The suite's data managers, if it has any, with paths that do not depend on where Galaxy looks."""
-    source = layout.tools / "data_manager" / "data_manager_conf.xml"
-    root = parse(source) if source.is_file() else ET.Element("data_managers")
+    """They with paths that do not depend on where Galaxy looks."""
+    root = data_managers(layout)
     for manager in root.iter("data_manager"):
-        manager.set("tool_file", str(source.parent / manager.get("tool_file", "")))
+        manager.set("tool_file", str(layout.tools / manager.get("tool_file", "")))
     return _xml(root)
 
 

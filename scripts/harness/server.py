@@ -322,6 +322,9 @@ class GalaxyServer:
             self.request("GET", f"/api/tool_data/{configuration.TABLE}/reload")
             self._note_loaded()
 
+            # Data managers stand in no panel, and Galaxy keeps what it once read of them.
+            for manager in configuration.data_managers(self.layout):
+                self.request("GET", f"/api/tools/{manager.get('id')}/reload")
     # talking to it
 
     def _version(self) -> str | None:
