@@ -468,28 +468,20 @@ def test_the_summary_says_all_that_the_evaluation_says_first_and_what_was_publis
 
 
 def test_the_report_page_holds_pictures_and_tables_and_no_foreign_html(tmp_path: Path) -> None:
-    python = ROOT / ".plm" / "envs" / "planemo" / "bin" / "python"
-    if not python.exists():
-        pytest.skip("planemo's environment, which renders the page, is not installed: scripts/galaxy install")
     (tmp_path / "report.md").write_text(
         '**Verdict** <script>x</script>\n\n```galaxy\nhistory_dataset_as_image(output="roc")\n```\n\n'
         '```galaxy\nhistory_dataset_as_table(output="table", title="All rows")\n```\n\n'
         '```galaxy\nhistory_dataset_link(output="elsewhere")\n```\n'
     )
     (tmp_path / "roc.png").write_bytes(b"PNG")
-    (tmp_path / "table.tsv").write_text("id\tx\n" + "".join(f"a|{n}\t<b>\n" for n in range(30)))
-    program = (
-        "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from pathlib import Path; from harness.results import Output, render\n"
-        "files = {'report': 'report.md', 'roc': 'roc.png', 'table': 'table.tsv'}\n"
-        "folder = Path(sys.argv[3])\n"
-        "print(render('T', ['note'], [Output(n, 'plm_evaluate', n, 1, folder / f) for n, f in files.items()]))"
-    )
-    folders = [ROOT / "scripts", ROOT / "tools", tmp_path]
-    page = subprocess.run([python, "-c", program, *folders], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "table.tsv").write_text("id\tx\n" + "".join(f"a|{n}\t<b>\n" for n in range(130)))
+    files = {"report": "report.md", "roc": "roc.png", "table": "table.tsv"}
+    outputs = [Output(name, "plm_evaluate", name, 1, tmp_path / file) for name, file in files.items()]
+    page = results.render("T", ["note"], outputs)
     assert "data:image/png;base64,UE5H" in page
-    assert "<td>a|0</td>" in page and "20 of 30 rows" in page and "All rows" in page
-    assert "elsewhere" in page and "history_dataset" not in page
+    assert "<td>a|0</td>" in page and "first 100 of 130 rows" in page and "All rows" in page
+    assert "The whole table, 130 rows, is the file table.tsv." in page
+    assert "the output elsewhere in Galaxy&#x27;s history" in page and "history_dataset" not in page
     assert "<script>" not in page and "<b>" not in page
 
 

@@ -113,7 +113,7 @@ def account(
         task=task, split=split, identity=None, coverage=0.8, seeks_sites=False, figure=None, seed=1
     )
     told = SplitAccount(len(made), made, journal or Journal(), leaks, 33, "exact", settings)
-    return "\n".join([told.report(), *told.lines()])
+    return "\n".join([told.report().text(), *told.lines()])
 
 
 def journal(*entries: tuple[str, str]) -> Journal:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.jobs.classify_sites.call_reasons import CallReasons
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 NAME = "plm_classify_sites"
 
 
-class Arguments(flags.Hub, flags.Proteins, flags.Device):
+class Arguments(flags.Reporting, flags.Hub, flags.Proteins, flags.Device):
     """The command line; see ``--help``."""
 
     input: Path = flags.source("whole proteins: FASTA, plain or gzipped", required=True)
@@ -64,7 +65,6 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
         15, "residues on each side of a site in maps and logos, of bundles that see the whole protein", 1, 50
     )
     status: Path | None = flags.status()
-    report: Path | None = flags.report()
     batch_tokens: int = flags.whole(8192, "residues encoded together; halved when memory runs out", 64, 10**7)
 
     def check(self) -> None:
@@ -171,12 +171,12 @@ def _finish(
     wanted = ("figure", "sites", "gff", "status", "reasons", "logo", "mutagenesis_figure", "mutagenesis")
     paths = {name: path for name in wanted if (path := getattr(args, name))}
     explanations.write(lambda name: outputs.path(paths[name]) if name in paths else None, model)
-    if args.report:
+    if args.tells():
         report = site_report(
             counts, point, letters=letters, manifest=bundle.manifest, model=model, notes=notes, outputs=list(paths),
             explain=lambda report: explanations.report(report, list(paths)),
         )
-        report.write(outputs.path(args.report))
+        publish(report, args, outputs, NAME)
     log.info(
         "%d records: %d classified, %d without a candidate, %d rejected", counts.proteins, counts.classified,
         counts.without, counts.rejected,

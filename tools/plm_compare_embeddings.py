@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from plm import flags, stage
 from plm.outputs import write_lines
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.data.embeddings.reference_and_queries import Side
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 NAME = "plm_compare_embeddings"
 
 
-class Arguments(flags.LabelKind, flags.Seed):
+class Arguments(flags.Reporting, flags.LabelKind, flags.Seed):
     """The command line; see ``--help``."""
 
     embeddings: Path = flags.source("the set to judge: HDF5, npz, Parquet or a table", required=True)
@@ -41,7 +42,6 @@ class Arguments(flags.LabelKind, flags.Seed):
     most_rows: int = flags.whole(5000, "rows of each set for near copies and tests, drawn at random", 100, 20_000)
     permutations: int = flags.whole(999, "of the test of the energy distance", 99, 100_000)
     proteins: Path = flags.output("table of every protein", required=True)
-    report: Path | None = flags.report()
     figure: Path | None = flags.output("picture (PNG)")
     checks: Path | None = flags.output("table of checks and tests")
     components: Path | None = flags.output("table of the components")
@@ -65,9 +65,9 @@ def run(argv: Sequence[str] | None) -> None:
                 write_lines(outputs.path(path), lines(findings))
         if args.figure:
             drift_figure(findings, outputs.path(args.figure))
-        if args.report:
+        if args.tells():
             shown = [name for name in ("figure", "checks", "components", "proteins") if getattr(args, name)]
-            drift_report.drift_report(findings, shown).write(outputs.path(args.report))
+            publish(drift_report.drift_report(findings, shown), args, outputs, NAME)
     for note in findings.notes:
         log.info("Note: %s", note)
     for line in drift_report.first_lines(findings):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from plm import flags, stage
 from plm.errors import UserError
 from plm.outputs import write_lines
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.jobs.compare_models.report import ModelFindings
@@ -30,7 +31,7 @@ NAME = "plm_compare_models"
 RESERVED = ("unigram", "composition")
 
 
-class Arguments(flags.Device):
+class Arguments(flags.Reporting, flags.Device):
     """The command line; see ``--help``."""
 
     model: list[str] = flags.text(
@@ -63,7 +64,6 @@ class Arguments(flags.Device):
     agreement: Path | None = flags.output("table of agreement with the reference, CKA included")
     proteins: Path | None = flags.output("table of every protein")
     figure: Path | None = flags.output("box plots of proteins (PNG)")
-    report: Path | None = flags.report()
     seed: int = flags.seed("of folds, samples and resamples")
 
     def check(self) -> None:
@@ -130,8 +130,8 @@ def run(argv: Sequence[str] | None) -> None:
                 figures[name](findings, path)
             else:
                 write_lines(path, getattr(reports, f"{name}_table")(findings))
-        if args.report:
-            reports.report(findings, shown).write(outputs.path(args.report))
+        if args.tells():
+            publish(reports.report(findings, shown), args, outputs, NAME)
     for line in [*findings.notes, *reports.first_lines(findings)]:
         log.info("%s", line)
 

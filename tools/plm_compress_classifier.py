@@ -22,11 +22,12 @@ from pathlib import Path
 from plm import flags, stage
 from plm.errors import UserError
 from plm.outputs import write_lines
+from plm.telling.page import publish
 
 NAME = "plm_compress_classifier"
 
 
-class Arguments(flags.ClassFiles, flags.Seed):
+class Arguments(flags.Reporting, flags.ClassFiles, flags.Seed):
     """The command line; see ``--help``."""
 
     bundle: Path = flags.source("bundle of plm_train_classifier", required=True)
@@ -44,7 +45,6 @@ class Arguments(flags.ClassFiles, flags.Seed):
     compressed_bundle: Path | None = flags.output("the smaller bundle (zip)")
     onnx: Path | None = flags.output("the (compressed) classifier as ONNX")
     compression_table: Path | None = flags.output("bytes, latency and metric before and after")
-    report: Path | None = flags.report()
 
     def check(self) -> None:
         if self.tune_epochs and not self.prunes:
@@ -108,8 +108,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         )
         if args.compression_table:
             write_lines(out.path(args.compression_table), compression_table(findings))
-        if args.report:
-            compression_report(findings, table=bool(args.compression_table)).write(out.path(args.report))
+        if args.tells():
+            publish(compression_report(findings, table=bool(args.compression_table)), args, out, NAME)
     for line in [*(f"Note: {note}" for note in notes), *first_lines(findings)]:
         log.info("%s", line)
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.jobs.contacts.contact_job import ContactJob, ContactPrediction
@@ -33,7 +34,7 @@ NAME = "plm_contacts"
 METHODS = ("regression", "published", "pair")
 
 
-class Arguments(flags.Hub, flags.Proteins, flags.Device):
+class Arguments(flags.Reporting, flags.Hub, flags.Proteins, flags.Device):
     """The command line; see ``--help``."""
 
     input: Path | None = flags.source(
@@ -69,7 +70,6 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
     status: Path | None = flags.status()
     figure: Path | None = flags.output("contact maps, predicted above and true below the diagonal (PNG)")
     new_head: Path | None = flags.output("the head that answers, for further proteins (zip)")
-    report: Path | None = flags.report()
 
     def check(self) -> None:
         if self.input is None and not self.structures:
@@ -158,15 +158,15 @@ def _write(args: Arguments, job: ContactJob, outputs: stage.Outputs, scratch: Pa
             tables.metrics(text(args.metrics))
         if args.status:
             tables.status(text(args.status), predictions)
-    maps = chosen_maps(job, predictions) if args.figure or args.report else []
+    maps = chosen_maps(job, predictions) if args.figure or args.tells() else []
     if args.figure:
         contact_figure(maps, outputs.path(args.figure))
     if args.new_head:
         keep_head(job, outputs.path(args.new_head), scratch)
     account = account_of(job, predictions, maps, "" if args.head is None else args.head.name)
-    if args.report:
+    if args.tells():
         names = ("contacts", "proteins", "metrics", "status", "figure", "new_head")
-        contacts_report(account, [name for name in names if getattr(args, name)]).write(outputs.path(args.report))
+        publish(contacts_report(account, [name for name in names if getattr(args, name)]), args, outputs, NAME)
     return contacts_line(account)
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 NAME = "plm_convert"
 
 
-class Arguments(flags.Hub):
+class Arguments(flags.Reporting, flags.Hub):
     """The command line; see ``--help``."""
 
     input: list[Path] = flags.source(
@@ -45,7 +46,6 @@ class Arguments(flags.Hub):
     )
     member: int = flags.whole(0, "which network of a bundle that holds several, from 1", 1, 1000, or_zero=True)
     output: Path = flags.output("the converted model (zip; for --to onnx an ONNX file)", required=True)
-    report: Path | None = flags.report()
 
     def check(self) -> None:
         if self.allow_hub and not self.model.startswith("hub:"):
@@ -64,8 +64,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         request = args.into(job.ConversionRequest)
         converted = job.convert(request, Path(place), log)
         job.deliver(converted, out.path(args.output))
-        if args.report:
-            conversion_report(converted).write(out.path(args.report))
+        if args.tells():
+            publish(conversion_report(converted), args, out, NAME)
     for line in first_lines(converted):
         log.info("%s", line)
 

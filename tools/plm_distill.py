@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.jobs.distill.job import DistillationJob
@@ -37,7 +38,7 @@ def weight(told: str) -> Any:
     return flags.number(None, f"weight of: {told}")
 
 
-class Arguments(flags.MaskedTraining, flags.Device):
+class Arguments(flags.Reporting, flags.MaskedTraining, flags.Device):
     """The command line; see ``--help``. What is None is left to the preset."""
 
     input: list[Path] = flags.source("proteins: FASTA, CSV/TSV, dataset table or Parquet", several=True, required=True)
@@ -55,7 +56,6 @@ class Arguments(flags.MaskedTraining, flags.Device):
     undistilled: Path | None = flags.output("the student as it was before, likewise, for comparison")
     history: Path | None = flags.output("table of every step: each term of the loss, rate, scores")
     figure: Path | None = flags.output("the same as curves (PNG)")
-    report: Path | None = flags.report()
     teacher_cache: Path | None = flags.source("folder (made if absent) or zip of what the teacher said before")
     output_cache: Path | None = flags.output("what the teacher said, a zip for --teacher-cache")
     cache_only: bool = flags.switch("ask the teacher and stop; no student is needed")
@@ -173,8 +173,8 @@ def _ask_only(args: Arguments, setup: Setup, outputs: stage.Outputs) -> None:
         return
     if args.output_cache:
         cache.export(outputs.path(args.output_cache))
-    if args.report:
-        reports.cache_report(cache, store, setup.masks).write(outputs.path(args.report))
+    if args.tells():
+        publish(reports.cache_report(cache, store, setup.masks), args, outputs, NAME)
     reports.write_rejected(args.rejected, store, outputs)
     setup.forget(cache, args.teacher_cache)
 
@@ -192,9 +192,9 @@ def _find_rate(
     reports.write_history(outcome, job.objective, args.history, outputs)
     if args.figure:
         reports.range_figure(rate, outputs.path(args.figure))
-    if args.report:
+    if args.tells():
         made = reports.range_report(rate, job.plan(), figure=bool(args.figure), history=bool(args.history))
-        made.write(outputs.path(args.report))
+        publish(made, args, outputs, NAME)
     reports.write_rejected(args.rejected, job.store, outputs)
 
 
@@ -226,9 +226,9 @@ def _distil(
     reports.write_history(outcome, job.objective, args.history, outputs)
     if args.figure:
         reports.curves(outcome, job.objective, outputs.path(args.figure))
-    if args.report:
+    if args.tells():
         made = reports.report(facts, figure=bool(args.figure), history=bool(args.history))
-        made.write(outputs.path(args.report))
+        publish(made, args, outputs, NAME)
     if args.held_out:
         reports.write_held_out(outputs.path(args.held_out), job.store, job.split)
     reports.write_rejected(args.rejected, job.store, outputs)

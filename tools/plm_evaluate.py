@@ -17,6 +17,7 @@ from typing import Any
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 NAME = "plm_evaluate"
 FIGURES = ("overview", "roc", "pr", "confusion", "calibration", "scores", "scatter", "residuals")
@@ -31,7 +32,7 @@ def figure(name: str) -> Any:
     return flags.output(f"output figure (PNG): {name}")
 
 
-class Arguments(flags.Flags):
+class Arguments(flags.Reporting):
     """The command line; see ``--help``."""
 
     predictions: list[Path] = flags.source("predictions tables with truth", several=True, again=True, required=True)
@@ -64,7 +65,6 @@ class Arguments(flags.Flags):
     scores: Path | None = figure("scores")
     scatter: Path | None = figure("scatter")
     residuals: Path | None = figure("residuals")
-    report: Path | None = flags.output("output report (Galaxy Markdown)")
 
     def check(self) -> None:
         if self.window < 3 or self.window % 2 == 0:
@@ -129,14 +129,14 @@ def run(argv: Sequence[str] | None) -> None:
             write_table(answers_table(evaluation, beside.answers), out.path(args.baseline_predictions))
         for figure, path in args.figures().items():
             evaluation_figures.draw(figure, assessed, out.path(path))
-        if args.report:
+        if args.tells():
             told = [(one.name, one.about, one.setting, one.inner_score) for one in beside.answers]
             report = evaluation_report.write_up(
                 assessed, figures=list(args.figures()), with_comparison=args.comparison is not None,
                 with_metrics=args.metrics is not None, baselines=told, notes=beside.notes, resamples=args.resamples,
                 training_rows=beside.training_rows,
             )
-            report.write(out.path(args.report))
+            publish(report, args, out, NAME)
     for line in evaluation_report.rows_told(assessed):
         log.info("%s", line)
     for model in evaluation.models:

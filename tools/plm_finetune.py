@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from plm import fingerprints, flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.jobs.finetune.job import FineTuningJob
@@ -110,13 +111,12 @@ class FineTuningCourse(flags.Device, flags.Resume, heading="training"):
     seeds: int = flags.whole(1, "trainings with consecutive seeds, used as an ensemble (default: %(default)s)", 1)
 
 
-class FineTuningOutputs(flags.TrainedBundle, heading="outputs"):
+class FineTuningOutputs(flags.TrainedBundle, flags.Reporting, heading="outputs"):
     """What is written."""
 
     name: str = flags.text("name of the fine-tuned model in tables and reports; by default model and method")
     history: Path | None = flags.output("losses and metrics (tabular)")
     curves: Path | None = flags.output("losses and metrics (PNG)")
-    report: Path | None = flags.output("report (Markdown)")
     tfevents: Path | None = flags.output("losses and metrics for TensorBoard")
 
 
@@ -199,8 +199,8 @@ def run(argv: Sequence[str] | None) -> None:
             write_table(history, out.path(given.history), "%.6g")
         if given.curves is not None:
             traces.curves(history, job, out.path(given.curves))
-        if given.report is not None:
-            traces.report(bundle.manifest, job, calibration, table, compared).write(out.path(given.report))
+        if given.tells():
+            publish(traces.report(bundle.manifest, job, calibration, table, compared), given, out, NAME)
         if given.checkpoint is not None:
             finetuning.write_zip(out.path(given.checkpoint), job.checkpoint_files())
     log.info("Done%s: %s", "" if finished else " (unfinished)", traces.headline(bundle.manifest))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.jobs.predict.answer_reasons import AnswerReasons
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 NAME = "plm_predict"
 
 
-class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
+class Arguments(flags.Reporting, flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     """The command line; see ``--help``."""
 
     input: Path | None = flags.source(
@@ -79,7 +80,6 @@ class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
     )
     status: Path | None = flags.status()
     figure: Path | None = flags.output("how sure, and how far from the training proteins (PNG)")
-    report: Path | None = flags.report()
 
     def check(self) -> None:
         if (self.input is None) == (self.embeddings is None):
@@ -205,12 +205,12 @@ def write(args: Arguments, answered: Answered, log: stage.logging.Logger) -> Non
             files = [args.mutagenesis, args.mutagenesis_figure]
             table, figure = (None if path is None else outputs.path(path) for path in files)
             maps.write(table, figure, model, numbers=rules.task.target == "number")
-        if args.report:
+        if args.tells():
             report = prediction_report(
                 counts, model=model, finished=finished, about=answered.about, notes=notes, outputs=names,
                 explain=lambda report: explain(report, reasons, maps, names),
             )
-            report.write(outputs.path(args.report))
+            publish(report, args, outputs, NAME)
         opened.close()
     for note in notes:
         log.warning("Note: %s", note)

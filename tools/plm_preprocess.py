@@ -18,6 +18,7 @@ from typing import Any
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 NAME = "plm_preprocess"
 
@@ -27,7 +28,7 @@ def fraction(default: float | None, told: str | None = None) -> Any:
     return flags.number(default, told, 0, 1)
 
 
-class Arguments(flags.Flags):
+class Arguments(flags.Reporting):
     """The command line; see ``--help``."""
 
     input: Path = flags.source(None, required=True)
@@ -168,7 +169,7 @@ def run(argv: Sequence[str] | None) -> None:
         write_table(leakage.to_frame(leaks, near), out.path(args.leakage))
         if args.figure is not None:
             account.draw(out.path(args.figure))
-        out.path(args.report).write_text(account.report(), encoding="utf-8")
+        publish(account.report(), args, out, NAME)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 NAME = "plm_pretrain"
 
 
-class Arguments(flags.Hub, flags.MaskedTraining, flags.MaskedRates, flags.Device):
+class Arguments(flags.Reporting, flags.Hub, flags.MaskedTraining, flags.MaskedRates, flags.Device):
     """The command line; see ``--help``."""
 
     input: Path = flags.source("proteins: FASTA, CSV/TSV/Parquet with a sequence column, or a dataset table",
@@ -40,7 +41,6 @@ class Arguments(flags.Hub, flags.MaskedTraining, flags.MaskedRates, flags.Device
     best_model: Path | None = flags.output("the model at the look with the lowest held-out loss, likewise")
     history: Path | None = flags.output("table of losses and held-out scores")
     figure: Path | None = flags.output("the same as curves (PNG)")
-    report: Path | None = flags.report()
     max_length: int = flags.whole(512, "longer proteins give a random stretch of so many residues", 8, 10**5)
     masked_share: float = flags.number(0.8, "of the residues to predict, the share that is hidden", 0, 1)
     replaced_share: float = flags.number(0.1, "the share that is replaced by another residue; the rest stays", 0, 1)
@@ -94,7 +94,9 @@ def run(argv: Sequence[str] | None) -> None:
             best = job.best(outcome)
             path = outputs.path(args.best_model)
             reports.write_best(job, best, facts, path, dtype=args.stored_dtype, workdir=workdir)
-        reports.write_report(facts, outputs, history=args.history, figure=args.figure, report=args.report)
+        reports.write_curves(facts, outputs, history=args.history, figure=args.figure)
+        if args.tells():
+            publish(reports.report(facts, figure=bool(args.figure), history=bool(args.history)), args, outputs, NAME)
         if args.checkpoint:
             job.keeper.export(outputs.path(args.checkpoint), finished=outcome.finished)
         job.keeper.close(finished=outcome.finished)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from plm import flags, stage
 from plm.errors import UserError
 from plm.outputs import write_lines
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.jobs.project.findings import ProjectionFindings
@@ -29,7 +30,7 @@ NAME = "plm_project"
 METHODS = ("pca", "tsne", "umap")
 
 
-class Arguments(flags.LabelKind, flags.Seed):
+class Arguments(flags.Reporting, flags.LabelKind, flags.Seed):
     """The command line; see ``--help``."""
 
     embeddings: Path = flags.source("reference embeddings: HDF5, npz, Parquet or a table", required=True)
@@ -47,7 +48,6 @@ class Arguments(flags.LabelKind, flags.Seed):
     coordinates: Path = flags.output("table of every protein's place", required=True)
     figure: Path | None = flags.output("picture (PNG)")
     scores: Path | None = flags.output("table of scores")
-    report: Path | None = flags.report()
 
     def check(self) -> None:
         if self.no_labels and (self.labels or self.label_column):
@@ -102,9 +102,9 @@ def run(argv: Sequence[str] | None) -> None:
             write_lines(outputs.path(args.scores), scores_table(findings))
         if args.figure:
             projection_figure(findings, outputs.path(args.figure))
-        if args.report:
+        if args.tells():
             shown = [name for name in ("figure", "scores", "coordinates") if getattr(args, name)]
-            projection_report(findings, shown).write(outputs.path(args.report))
+            publish(projection_report(findings, shown), args, outputs, NAME)
     for note in findings.notes:
         log.info("Note: %s", note)
     for line in first_lines(findings):

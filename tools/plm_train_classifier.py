@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.jobs.classifier.material import Material
@@ -73,7 +74,7 @@ class ClassifierHeads(flags.Seed, heading="heads"):
     resamples: int = flags.resamples("bootstrap resamples; fewer for large tables")
 
 
-class ClassifierOutputs(flags.TrainedBundle, heading="outputs"):
+class ClassifierOutputs(flags.TrainedBundle, flags.Reporting, heading="outputs"):
     """What is written."""
 
     name: str = flags.text("its name in tables and reports (default: model and head)")
@@ -86,7 +87,6 @@ class ClassifierOutputs(flags.TrainedBundle, heading="outputs"):
     search_history: Path | None = flags.output("trials of the search (tabular)")
     search_figure: Path | None = flags.output("the same, and importance (PNG)")
     study: Path | None = flags.output("the search's trials, to go on with later")
-    report: Path | None = flags.report()
 
 
 class Arguments(ClassifierRows, ClassifierHeads, flags.Combining, ClassifierOutputs):
@@ -231,13 +231,13 @@ def write_outputs(args: Arguments, out: stage.Outputs, trained: Trained, finding
     if args.search_figure:
         importance = [one.importance for one in searched]
         classifier_report.search_figure(trials, importance, material.metric, out.path(args.search_figure))
-    if args.report:
+    if args.tells():
         best = "; ".join(one.settings.told() + f", weight decay {one.settings.weight_decay:.2g}" for one in searched)
         report = classifier_report.write_up(
             findings, images=[name for name in IMAGES if getattr(args, name)],
             tables=[name for name in TABLES if getattr(args, name)], best_trial=best,
         )
-        report.write(out.path(args.report))
+        publish(report, args, out, NAME)
 
 
 if __name__ == "__main__":

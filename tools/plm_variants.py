@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from plm import flags, stage
 from plm.errors import UserError
+from plm.telling.page import publish
 
 if TYPE_CHECKING:
     from plm.data.protein_store import ProteinStore
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 NAME = "plm_variants"
 
 
-class Arguments(flags.Hub, flags.Proteins, flags.Device):
+class Arguments(flags.Reporting, flags.Hub, flags.Proteins, flags.Device):
     """The command line; see ``--help``."""
 
     input: Path = flags.source("proteins: FASTA, or a table with the columns id and sequence", required=True)
@@ -74,7 +75,6 @@ class Arguments(flags.Hub, flags.Proteins, flags.Device):
     track_format: str = flags.choice(("gff3", "bed"), "of the track: GFF3 counts from 1, BED from 0")
     status: Path | None = flags.status()
     figure: Path | None = flags.output("heat maps of the scores (PNG)")
-    report: Path | None = flags.report()
 
     def check(self) -> None:
         if (self.variants is None) != self.all:
@@ -182,9 +182,9 @@ def _write(args: Arguments, answers: VariantAnswers, outputs: stage.Outputs) -> 
     account = answers.account(
         drawn, lower_is_better=args.lower_is_better, resamples=args.resamples, seed=args.seed
     )
-    if args.report:
+    if args.tells():
         names = ("scores", "ranked", "positions", "track", "status", "figure")
-        effects_report(account, [name for name in names if getattr(args, name)]).write(outputs.path(args.report))
+        publish(effects_report(account, [name for name in names if getattr(args, name)]), args, outputs, NAME)
     return first_line(account)
 
 

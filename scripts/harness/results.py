@@ -1,34 +1,29 @@
 """The results folder: every labelled output of the workflow, one report to open in a browser, and what the screen says.
 
-The tools' reports embed figures and tables by directives that only Galaxy reads. For the folder each directive becomes
-the picture, or the first rows of the table, that it stands for.
+The tools' reports embed figures and tables by directives that only Galaxy reads; here they become one HTML page, as do
+those of single tools (:mod:`plm.telling.page`).
 """
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from plm.telling import page
 
 from harness.flagship import GalaxyRun, Invocation
 from harness.tutorial import Published
 
 MARK = ".plm-results"
 REPORT = "report.html"
-TABLE_ROWS = 20
 SUMMARY_METRICS = ("auroc", "auprc", "mcc", "accuracy", "brier", "spearman", "rmse")
-_DIRECTIVE = re.compile(r'```galaxy\n(?P<name>\w+)\(output="(?P<output>\w+)"(?P<options>[^\n]*)\)\n```')
-_TITLE = re.compile(r'title="([^"]*)"')
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-img{max-width:100%}table{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}
-td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left}h1{border-top:2px solid #888;padding-top:1rem}
-p.note{color:#555}"""
 
 
 @dataclass(frozen=True)
@@ -111,50 +106,22 @@ def _keep_what_is_not_ours(folder: Path, partial: Path) -> None:
 
 def render(title: str, notes: Sequence[str], outputs: Sequence[Output]) -> str:
     """The tools' reports as one HTML page with its pictures inside: the sites first, then the evaluation's verdict."""
-    from markdown_it import MarkdownIt
-
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     reports = [output for output in outputs if output.path.suffix == ".md"]
     order = ("plm_classify_sites", "plm_evaluate")  # what she came for, and how far to believe it
     place = {tool: number for number, tool in enumerate(order)}
     reports.sort(key=lambda output: (place.get(output.tool, len(order)), output.step))
-    body = [f"<p class='note'>{html.escape(line)}</p>" for line in notes]
+    body = [f'<p class="note">{html.escape(line)}</p>' for line in notes]
     for report in reports:
-        siblings = {output.name: output.path for output in outputs if output.step == report.step}
-        text = _localised(report.path.read_text(encoding="utf-8"), siblings)
-        body.append(f"<h1>{html.escape(report.label)}</h1>\n{markdown.render(text)}")
-    files = [f"<li><a href='{html.escape(o.path.name)}'>{html.escape(o.label)}</a></li>" for o in outputs]
-    body.append(f"<h1>Files</h1><ul>{''.join(files)}</ul>")
-    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-    heading = f"<h1>{html.escape(title)}</h1>"
-    return f"<!DOCTYPE html><html lang='en'><head>{head}</head><body>{heading}{''.join(body)}</body></html>\n"
+        files = {output.name: output.path for output in outputs if output.step == report.step}
+        text = page.section(report.path.read_text(encoding="utf-8"), files, partial(_place, files))
+        body.append(f"<h2>{html.escape(report.label)}</h2>\n{text}")
+    listed = [f'<li><a href="{html.escape(o.path.name)}">{html.escape(o.label)}</a></li>' for o in outputs]
+    body.append(f"<h2>Files</h2><ul>{''.join(listed)}</ul>")
+    return page.document(title, "\n".join(body))
 
 
-def _localised(text: str, siblings: Mapping[str, Path]) -> str:
-    """Markdown in which Galaxy's directives are pictures, tables and links."""
-
-    def replace(match: re.Match[str]) -> str:
-        path = siblings.get(match["output"])
-        if path is None:
-            return f"*(The output '{match['output']}' is in Galaxy's history.)*"
-        if path.suffix == ".png":
-            return f"![{match['output']}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
-        title = _TITLE.search(match["options"])
-        heading = f"**{title[1] if title else match['output']}** ([{path.name}]({path.name}))"
-        return f"{heading}\n\n{_first_rows(path)}" if path.suffix == ".tsv" else heading
-
-    return _DIRECTIVE.sub(replace, text)
-
-
-def _first_rows(path: Path) -> str:
-    header, rows = _read_table(path)
-    lines = [header, ["---"] * len(header), *([row[name] for name in header] for row in rows[:TABLE_ROWS])]
-    shown = "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-    return shown + (f"\n\n{TABLE_ROWS} of {len(rows)} rows." if len(rows) > TABLE_ROWS else "")
-
-
-def _cell(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+def _place(files: Mapping[str, Path], name: str) -> str:
+    return f"the file {files[name].name}" if name in files else f"the output {name} in Galaxy's history"
 
 
 def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -24,6 +24,8 @@ from plm import stage
 from plm.errors import UserError
 
 S = TypeVar("S")
+WRITTEN = (stage.output_file, stage.output_folder)
+"""Kinds of the flags that name what is written."""
 EMBEDDING_FORMATS = ("hdf5", "hdf5-uniprot", "npz", "parquet", "tabular")
 
 
@@ -197,7 +199,7 @@ def duplicate_ids(told: str | None = "when an id comes again") -> Any:
 
 def report() -> Any:
     """The report."""
-    return output("report in Galaxy's markdown")
+    return output("report in Galaxy's Markdown")
 
 
 def status() -> Any:
@@ -240,6 +242,19 @@ class Flags:
 
     def check(self) -> None:
         """Raises a UserError for flags that do not go together."""
+
+
+class Reporting(Flags):
+    """What is told of the work."""
+
+    report: Path | None = report()
+    html: Path | None = output(
+        "the same report as one HTML file that stands alone, with those figures and tables inside that are written too"
+    )
+
+    def tells(self) -> bool:
+        """Whether a report is wanted, in whatever form."""
+        return self.report is not None or self.html is not None
 
 
 class Device(Flags):

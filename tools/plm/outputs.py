@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -168,6 +168,7 @@ class Outputs:
 
     def __init__(self) -> None:
         self._pending: list[tuple[Path, Path]] = []
+        self._last: list[Callable[[], None]] = []
 
     def __enter__(self) -> Outputs:
         return self
@@ -196,6 +197,15 @@ class Outputs:
         self._pending.append((temporary, final))
         return temporary
 
+    def place(self, final: str | Path) -> Path | None:
+        """Where the output that is to become ``final`` lies now; None if nobody has asked for it."""
+        wanted = os.path.realpath(final)
+        return next((now for now, then in self._pending if os.path.realpath(then) == wanted), None)
+
+    def at_end(self, write: Callable[[], None]) -> None:
+        """Calls ``write`` when everything else is written, before the outputs appear: for what shows other outputs."""
+        self._last.append(write)
+
     def _check_new(self, final: Path) -> None:
         if any(os.path.realpath(final) == os.path.realpath(other) for _, other in self._pending):
             raise UserError("Two outputs have the same place", where=str(final), fix="Give each its own name")
@@ -205,6 +215,8 @@ class Outputs:
     ) -> None:
         try:
             if kind is None:
+                for write in self._last:
+                    write()
                 self._finish()
         except OSError as refused:
             self._note(refused)

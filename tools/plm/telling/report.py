@@ -133,6 +133,10 @@ class Report:
                 raise ValueError(f"the report's directives and headings alone exceed {LIMIT} characters")
             blocks[index] = (True, _shorten(blocks[index][1], max(size - over, size // 2)))
 
+    def whole(self) -> str:
+        """The whole report with nothing shortened, for where Galaxy's limit does not hold."""
+        return "\n\n".join(text for _, text in self._blocks) + "\n"
+
     def write(self, path: str | Path) -> None:
         """Writes the report as UTF-8."""
         Path(path).write_text(self.text(), encoding="utf-8")

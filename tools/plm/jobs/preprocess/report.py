@@ -224,8 +224,8 @@ class SplitAccount:
         by_part = balance([example.split for example in self.examples], classes)
         return [(part, sorted(by_part[part].items())) for part in _ordered(by_part)]
 
-    def report(self) -> str:
-        """The whole account as Galaxy Markdown."""
+    def report(self) -> Report:
+        """The whole account."""
         report = Report(self.first_line())
         report.heading("Dataset", 1)
         for text in self.warnings():
@@ -273,7 +273,7 @@ class SplitAccount:
             report.table(
                 "leakage", f"Nearest relative of each {_sides(self.leaks)} record among those it is judged against"
             )
-        return report.text()
+        return report
 
     def _fates(self) -> str:
         if not self.journal.entries:

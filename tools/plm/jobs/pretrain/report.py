@@ -119,47 +119,55 @@ def write_model(
             archive.writestr(info, member.read_bytes())
 
 
-def write_report(
-    facts: Mapping[str, Any], outputs: stage.Outputs, *, history: Path | None, figure: Path | None, report: Path | None
+def write_curves(
+    facts: Mapping[str, Any], outputs: stage.Outputs, *, history: Path | None, figure: Path | None
 ) -> None:
-    """Writes the history table, its figure and the report, each if wanted."""
+    """Writes the history table and its figure, each if wanted."""
     import pandas as pd
 
     from plm.telling.figures import history_figure
 
-    outcome, score, split = facts["outcome"], facts["score"], facts["split"]
-    table = pd.DataFrame(outcome.history)
+    table = pd.DataFrame(facts["outcome"].history)
     table = table[[column for column in HISTORY_COLUMNS if column in table]]
     if history is not None:
         write_table(table, outputs.path(history), "%.6g")
     if figure is not None:
         history_figure(table.drop(columns=["tokens"]), outputs.path(figure))
-    if report is not None:
-        verdict = (
-            f"On families that training never saw the model's masked perplexity is {score.perplexity:.2f}, "
-            f"{score.beside_unigram} that of the letters' frequencies "
-            f"({score.unigram_perplexity:.2f})."
-        )
-        page = Report(verdict)
-        if not outcome.finished:
-            page.paragraph("**Unfinished:** the time limit ended training early; give the checkpoint back to go on.")
-        page.rows(
-            ["held-out families", "masked perplexity", "masked accuracy"],
-            [
-                ["this model", f"{score.perplexity:.2f}", f"{score.accuracy:.3f}"],
-                ["unigram", f"{score.unigram_perplexity:.2f}", f"{score.unigram_accuracy:.3f}"],
-            ],
-        )
-        page.bullets([plain(facts["store"].account), split.sentence])
-        page.paragraph(
-            f"{counted(outcome.steps, 'step')}, {outcome.tokens:,} residues seen, "
-            f"{stage.duration(outcome.seconds)} in this run{_of_processes(facts)}."
-        )
-        if figure is not None:
-            page.heading("Training").image("figure")
-        if history is not None:
-            page.table("history", "History", "Scores during training may be of a part of the held-out families.")
-        page.write(outputs.path(report))
+
+
+def report(facts: Mapping[str, Any], *, figure: bool, history: bool) -> Report:
+    """The report.
+
+    Args:
+        facts: What :func:`facts` gathers.
+        figure: Whether there is an output ``figure``.
+        history: Whether there is an output ``history``.
+    """
+    outcome, score, split = facts["outcome"], facts["score"], facts["split"]
+    page = Report(
+        f"On families that training never saw the model's masked perplexity is {score.perplexity:.2f}, "
+        f"{score.beside_unigram} that of the letters' frequencies "
+        f"({score.unigram_perplexity:.2f})."
+    )
+    if not outcome.finished:
+        page.paragraph("**Unfinished:** the time limit ended training early; give the checkpoint back to go on.")
+    page.rows(
+        ["held-out families", "masked perplexity", "masked accuracy"],
+        [
+            ["this model", f"{score.perplexity:.2f}", f"{score.accuracy:.3f}"],
+            ["unigram", f"{score.unigram_perplexity:.2f}", f"{score.unigram_accuracy:.3f}"],
+        ],
+    )
+    page.bullets([plain(facts["store"].account), split.sentence])
+    page.paragraph(
+        f"{counted(outcome.steps, 'step')}, {outcome.tokens:,} residues seen, "
+        f"{stage.duration(outcome.seconds)} in this run{_of_processes(facts)}."
+    )
+    if figure:
+        page.heading("Training").image("figure")
+    if history:
+        page.table("history", "History", "Scores during training may be of a part of the held-out families.")
+    return page
 
 
 def _of_processes(facts: Mapping[str, Any]) -> str:
