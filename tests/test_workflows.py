@@ -100,6 +100,23 @@ def test_the_report_has_headers_once_and_links_with_names(path: Path) -> None:
 
 
 @every_workflow
+def test_the_report_says_the_verdict_first_and_shows_figures_before_tables(path: Path) -> None:
+    workflow = workflow_files.read(path)
+    markdown = workflow["report"]["markdown"]
+    labels = {output["label"] for step in workflow["steps"].values() for output in step["workflow_outputs"]}
+    directives = re.findall(r'^(\w+)\((?:output="([^"]+)")?.*\)$', markdown, re.MULTILINE)
+    assert {output for _, output in directives if output} <= labels
+    kinds = []
+    for name, output in directives:
+        answer = name == "history_dataset_as_table" and "answer" in output.lower()
+        picture = name == "history_dataset_as_image" or output == "Contacts: maps"
+        kinds.append(0 if answer or picture else 1 if output else 2)
+    assert kinds == sorted(kinds), "verdicts and figures, then tables and files, then when and from what"
+    assert kinds.count(0) > 1 and "answer" in directives[0][1].lower()
+    assert [name for name, _ in directives[-2:]] == ["invocation_time", "invocation_inputs"]
+
+
+@every_workflow
 def test_there_and_back_to_a_tool_shed(path: Path) -> None:
     local = workflow_files.read(path)
     released = workflow_files.for_shed(local, SHED)
