@@ -126,11 +126,13 @@ class ServerSettings:
         port: Where it listens, on 127.0.0.1 only.
         admin_key: The key that creates the first user.
         shed: Address of a Tool Shed from which the tools are installed; empty: they are those of the checkout.
+        jobs: What ``job_conf.yml`` says; None: jobs run on this machine.
     """
 
     port: int
     admin_key: str
     shed: str = ""
+    jobs: Mapping[str, Any] | None = None
 
 
 def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
@@ -154,7 +156,7 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
             if not (config / f"{name}.xml").is_file():  # Galaxy writes into them what it installs
                 _write(config / f"{name}.xml", _xml(empty))
     _write(config / "tool_sheds_conf.xml", _xml(sheds))
-    _write_json(config / "job_conf.yml", job_conf(os.cpu_count() or 1))
+    _write_json(config / "job_conf.yml", settings.jobs or job_conf(os.cpu_count() or 1))
     _write_dependencies(layout)
     vault = {"type": "database", "path_prefix": "/galaxy", "encryption_keys": [_secret(layout, "vault_key")]}
     _write_json(config / "vault_conf.yml", vault)
