@@ -12,6 +12,8 @@
     scripts/galaxy planemo ARG...     planemo itself
     scripts/galaxy shed               rehearse a release (15 minutes): a real Tool Shed, the suite published to it,
                                       installed into an empty Galaxy, a workflow and a tool's tests run from there
+    scripts/galaxy slurm              rehearse a cluster (10 minutes): a real Slurm of two nodes here, jobs sent there
+                                      by the rules of tools/tpv; a proteome over both nodes, trainings that are killed
 
 Everything lies below .plm in the checkout; the server listens on 127.0.0.1 only.
 
@@ -50,7 +52,7 @@ def main(layout: Layout, argv: list[str]) -> int:
     for name in ("start", "restart"):
         action = actions.add_parser(name, help=f"{name} the server")
         action.add_argument("--models", metavar="DIR", action="append", default=[], help="models to list in the table")
-    for name in ("stop", "reload", "status", "url", "key", "shed"):
+    for name in ("stop", "reload", "status", "url", "key", "shed", "slurm"):
         actions.add_parser(name)
     logs = actions.add_parser("logs", help="the server's log")
     logs.add_argument("-f", "--follow", action="store_true")
@@ -165,8 +167,15 @@ def _shed(layout: Layout, server: GalaxyServer, args: argparse.Namespace) -> int
     return shed_trial.rehearse(layout, say)
 
 
+def _slurm(layout: Layout, server: GalaxyServer, args: argparse.Namespace) -> int:
+    from harness import slurm_trial
+
+    return slurm_trial.rehearse(layout, say)
+
+
 _ACTIONS = {
     "shed": _shed,
+    "slurm": _slurm,
     "install": _install,
     "start": _start,
     "restart": _restart,

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +60,13 @@ class GalaxyServer:
     layout: The checkout.
     say: Told in one line what happens.
     shed: Address of a Tool Shed from which its tools are installed; empty: they are those of the checkout.
+    jobs: Where its jobs run, as ``job_conf.yml`` has it; None: on this machine.
     """
 
-    def __init__(self, layout: Layout, say: Callable[[str], None], *, shed: str = "") -> None:
-        self.layout, self.say, self.shed = layout, say, shed
+    def __init__(
+        self, layout: Layout, say: Callable[[str], None], *, shed: str = "", jobs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.layout, self.say, self.shed, self.jobs = layout, say, shed, jobs
 
     # what is there
 
@@ -147,7 +150,7 @@ class GalaxyServer:
     def _start(self, rows: Sequence[ModelRow]) -> None:
         layout, begun = self.layout, time.monotonic()
         port = processes.free_port(self._port())
-        settings = ServerSettings(port, secrets.token_hex(24), self.shed)
+        settings = ServerSettings(port, secrets.token_hex(24), self.shed, self.jobs)
         configuration.write_model_table(layout, rows)
         file = configuration.write_configuration(layout, settings)
         (layout.galaxy / "port").write_text(f"{port}\n")
@@ -304,7 +307,7 @@ class GalaxyServer:
             port = self._port()
             assert port is not None
             noted = json.loads((self.layout.config / "galaxy.yml").read_text())["galaxy"]
-            settings = ServerSettings(port, noted["bootstrap_admin_api_key"])
+            settings = ServerSettings(port, noted["bootstrap_admin_api_key"], self.shed, self.jobs)
             configuration.write_configuration(self.layout, settings)
             configuration.write_model_table(self.layout, self._remember(()))
             log = self.layout.logs / "web.log"
@@ -319,12 +322,12 @@ class GalaxyServer:
                 time.sleep(0.1)
             else:
                 raise UserError("Galaxy did not take the changed tools within a minute", fix="scripts/galaxy restart")
-            self.request("GET", f"/api/tool_data/{configuration.TABLE}/reload")
-            self._note_loaded()
-
             # Data managers stand in no panel, and Galaxy keeps what it once read of them.
             for manager in configuration.data_managers(self.layout):
                 self.request("GET", f"/api/tools/{manager.get('id')}/reload")
+            self.request("GET", f"/api/tool_data/{configuration.TABLE}/reload")
+            self._note_loaded()
+
     # talking to it
 
     def _version(self) -> str | None:
