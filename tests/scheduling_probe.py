@@ -63,6 +63,7 @@ def answer(case: dict[str, Any], app: Any, folder: Path) -> dict[str, Any]:
     return {
         "id": destination.id,
         "native": params.get("nativeSpecification", ""),
+        "gpu_memory": params.get("gpu_memory", ""),
         "env": {entry["name"]: entry["value"] for entry in destination.env},
         "docker": command(DockerContainer, params, folder),
         "singularity": command(SingularityContainer, params, folder),

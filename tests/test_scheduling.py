@@ -41,6 +41,7 @@ def recipe(**context: Any) -> dict[str, Any]:
     rules["global"]["context"] |= {"plm_checkpoints": "", **context}
     for destination in rules["destinations"].values():
         destination["params"] |= {"docker_enabled": True, "singularity_enabled": True}
+        destination["params"]["gpu_memory"] = "{plm_gpu_memory}"
     return rules
 
 
@@ -62,6 +63,23 @@ CLASSES = {
     "zip of a small model": (chosen("history", {"file": 15_000_000}), (8, 8)),
     "zip of 650M in 32 bit": (chosen("history", {"file": 2_600_000_000}), (24, 44)),
     "unknown": (chosen("table", "our_model"), (16, 28)),
+}
+PRESETS = {  # of new models: memory with and without a GPU
+    "tiny": (8, 8),
+    "small": (8, 8),
+    "esm2_8m": (8, 8),
+    "esm2_35m": (12, 16),
+    "esm2_150m": (12, 16),
+    "esm2_650m": (16, 28),
+    "proteinlm_200m": (12, 20),
+}
+STUDENTS: dict[str, tuple[dict[str, Any], int]] = {  # of a teacher of 650 million parameters: memory without a GPU
+    "every second layer": ({"source": "take", "student_take": "every 2"}, 36),
+    "its first layers": ({"source": "take", "student_take": "1-3"}, 44),
+    "starter": ({"source": "builtin"}, 28),
+    "35M": ({"source": "preset", "student_preset": "esm2_35m"}, 32),
+    "wide": ({"source": "shape", "student_layers": 24, "student_width": 1024, "student_heads": 16}, 36),
+    "zip": ({"source": "history", "zip": {"file": 600_000_000}}, 36),
 }
 
 
@@ -89,6 +107,18 @@ def cases() -> dict[str, dict[str, Any]]:
     case("compare with 3B", "plm_compare_models", {"models": models, "probe_sets": []})
     case("ready embeddings", "plm_predict", {"query": {"kind": "embeddings", "input": {"file": 9}}, "model": LARGE})
     case("proteins", "plm_predict", {"query": {"kind": "proteins", "input": {"file": 9}}, "model": LARGE})
+    for gpus in (0, 1):
+        for preset in PRESETS:
+            new = {"source": "new", "preset": preset}
+            case(f"new {preset}, gpus {gpus}", "plm_pretrain", {"model": new}, plm_gpus=gpus)
+    for name, (student, _) in STUDENTS.items():
+        distilled = {"model": CLASSES["650M"][0], "job": {"what": "train", "student": student}}
+        case(f"student {name}", "plm_distill", distilled, plm_gpus=0)
+    for method in ("lora", "full", "compare"):
+        tuning = {"method": method} | ({"methods": ["lora", "full"]} if method == "compare" else {})
+        for largest in (0, 16):
+            given = {"model": CLASSES["650M"][0], "tuning": tuning}
+            case(f"{method}, largest GPU {largest}", "plm_finetune", given, plm_largest_gpu=largest)
     student = {"what": "train", "student": chosen("zip", {"file": 70_000_000})}
     case("teacher and student", "plm_distill", {"model": CLASSES["650M"][0], "job": student})
     case("named size", "plm_embed", {"model": CLASSES["unknown"][0]}, plm_model_sizes={"our_model": 8})
@@ -140,6 +170,39 @@ def test_memory_and_gpu_go_by_the_model(answers: dict[str, dict[str, Any]], name
     on_gpu, on_cpu = answers[f"{name}, gpus 1"], answers[f"{name}, gpus 0"]
     assert (memory(on_gpu), memory(on_cpu)) == CLASSES[name][1]
     assert on_gpu["id"] == ("cpu" if small else "gpu") and on_cpu["id"] == "cpu"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_new_model_counts_by_its_preset(answers: dict[str, dict[str, Any]], preset: str) -> None:
+    on_gpu, on_cpu = answers[f"new {preset}, gpus 1"], answers[f"new {preset}, gpus 0"]
+    assert (memory(on_gpu), memory(on_cpu)) == PRESETS[preset]
+    assert on_gpu["id"] == ("cpu" if PRESETS[preset] == (8, 8) else "gpu") and on_cpu["id"] == "cpu"
+
+
+def test_the_presets_are_those_of_the_form() -> None:
+    form = (ROOT / "tools" / "plm_pretrain.xml").read_text()
+    values = re.findall(r'<option value="(\w+)"', form.split('"--preset"')[1])
+    assert values[: len(PRESETS)] == list(PRESETS)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_counts_by_its_shape(answers: dict[str, dict[str, Any]], name: str) -> None:
+    assert memory(answers[f"student {name}"]) == STUDENTS[name][1]
+
+
+def test_gpu_memory_goes_by_model_and_method(answers: dict[str, dict[str, Any]]) -> None:
+    needs = {name: int(answers[name]["gpu_memory"]) for name in answers if answers[name]["id"] == "gpu"}
+    assert needs["lora, largest GPU 0"] == 12 and needs["full, largest GPU 0"] == needs["compare, largest GPU 0"] == 24
+    assert needs["650M, gpus 1"] == 8 and needs["3B, gpus 1"] == 20 and needs["new esm2_650m, gpus 1"] == 24
+    without = {answer["gpu_memory"] for answer in answers.values() if answer["id"] == "cpu"}
+    assert without == {"0"}
+
+
+def test_a_job_that_no_gpu_holds_runs_on_cores(answers: dict[str, dict[str, Any]]) -> None:
+    assert answers["lora, largest GPU 16"]["id"] == "gpu"
+    for method in ("full", "compare"):
+        answer = answers[f"{method}, largest GPU 16"]
+        assert answer["id"] == "cpu" and memory(answer) == 28 and "--gres" not in answer["native"]
 
 
 def test_no_gpu_where_nothing_runs_on_it(answers: dict[str, dict[str, Any]]) -> None:
