@@ -16,9 +16,9 @@ import finetuning_cases as cases
 import pytest
 import torch
 from plm.errors import UserError
-from plm.kept import seconds_between
 from plm.jobs.finetune import method_choice, training
 from plm.jobs.finetune.job import FineTuningJob, write_zip
+from plm.kept import seconds_between
 from plm.training.training_state import load_tensors, unpack
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "patience": 0, "batch_sequences": 4}

@@ -42,7 +42,8 @@ def seconds_between(minutes: float) -> float:
     except ValueError:
         asked = 0.0
     if not 0 < asked < math.inf:
-        raise UserError(f"The variable {MINUTES} is {said!r}", fix="Your administrator sets it: a number of minutes above 0")
+        fix = "Your administrator sets it: a number of minutes above 0"
+        raise UserError(f"The variable {MINUTES} is {said!r}", fix=fix)
     return 60 * asked
 
 
