@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,7 +167,9 @@ def test_the_guided_tour_leads_to_the_run_button(page: Any) -> None:
             page.locator(step["element"]).first.wait_for()
         if step["title"] == "Run it":
             break
-        if step["element"] == "[data-label='Query proteins']" if "element" in step else False:
+        if "textinsert" in step:
+            page.wait_for_function("n => document.querySelectorAll('#workflow-cards .g-card').length === n", arg=1)
+        if step.get("element") == "[data-label='Query proteins']":
             choose(page, "Query proteins", "demo_proteins.fasta")
         page.locator(".tour-element button", has_text="Continue").first.click()
     assert page.locator("#run-workflow").is_enabled()
@@ -241,6 +244,52 @@ def test_a_wrong_turn_ends_in_one_clear_line(
     errors = [line for line in stderr.splitlines() if line.startswith(f"{tool}: error: ")]
     assert len(errors) == 1 and "Traceback" not in stderr, stderr
     assert re.search(said, errors[0]) and re.search(r"\]\. [A-Z].*\.$", errors[0]), "it says where, and how to go on"
+
+
+def open_form(page: Any, server: GalaxyServer, tool: str) -> None:
+    page.goto(f"{server.url}/?tool_id={tool}")
+    page.locator("#execute").first.wait_for()
+
+
+def run_untouched(page: Any, server: GalaxyServer, history: str, tool: str, chosen: tuple[str, str] = ("", "")) -> None:
+    """Opens a form, chooses at most one dataset, presses the button, and waits until all that it makes is there."""
+    before = {entry["id"] for entry in server.request("GET", f"/api/histories/{history}/contents")}
+    open_form(page, server, tool)
+    if chosen[0]:
+        choose(page, *chosen)
+    assert page.locator("#center .alert-danger:visible").count() == 0, tool
+    page.locator("#execute").first.click()
+    page.get_by_text(re.compile("Started tool")).first.wait_for()
+    made = [
+        entry for entry in server.request("GET", f"/api/histories/{history}/contents") if entry["id"] not in before
+    ]
+    assert made, tool
+    for entry in made:
+        settle(server, entry["id"])
+        assert server.request("GET", f"/api/datasets/{entry['id']}")["state"] == "ok", (tool, entry["name"])
+
+
+def test_every_form_opens_and_defaults_run_untouched(page: Any, server: GalaxyServer) -> None:
+    """One upload, and then nothing but the button of one form after the other, in the order of work."""
+    history = str(server.request("POST", "/api/histories", {"name": "untouched"})["id"])
+    page.goto(f"{server.url}/history/set_as_current?id={history}")
+    for path in server.layout.tool_files():
+        if ET.parse(path).getroot().get("tool_type") == "manage_data":
+            continue  # the administrator's page has its form
+        open_form(page, server, path.stem)
+        complaints = page.locator("#center .alert-danger:visible").all_inner_texts()
+        # red boxes of inputs for which this history has nothing, and no others
+        assert all(re.search(r"[Nn]o .*available|provide a value|required", text) for text in complaints), complaints
+    classes = (DATA / "demo_classes.fasta").read_text()
+    proteins = re.sub(r"^(>\w+).*\|(\w+)$", r"\1 LABEL=\2", classes, flags=re.MULTILINE)
+    upload(server, "proteins.fasta", proteins, "fasta", history)
+    run_untouched(page, server, history, "plm_preprocess")
+    run_untouched(page, server, history, "plm_embed")
+    # the newest table is that of what became of each record; the form's line on it is one of the wrong turns
+    run_untouched(page, server, history, "plm_train_classifier", ("Table of labels", "Data set"))
+    for tool in ("plm_evaluate", "plm_predict", "plm_project"):
+        run_untouched(page, server, history, tool)
+    shoot(page, "untouched")
 
 
 PUBLISH = """

@@ -1,8 +1,11 @@
 """Installs everything and runs every test: what continuous integration runs, and nothing else.
 
-    scripts/test                      everything: lint, types, pytest, planemo lint and test against a real Galaxy
+    scripts/test                      everything: lint, types, pytest, planemo lint; the last commit published to a real
+                                      Tool Shed and installed from there into a real Galaxy, where all tests of all
+                                      tools and workflows run
     scripts/test --quick              no Galaxy, no slow tests: under 5 minutes
-    scripts/test --only PART ...      some parts: ruff mypy pytest lint tools workflows
+    scripts/test --only PART ...      some parts: ruff mypy pytest lint shed; and tools, workflows: the same tests of
+                                      the checkout as it is, without a Tool Shed
     scripts/test -- ARG ...           arguments for pytest, e.g. scripts/test --only pytest -- -k windows
 
 Runs every part even when one fails, prints how long each took, and exits with 1 if any failed.
@@ -21,13 +24,14 @@ from plm import stage
 from plm.errors import UserError
 from plm.stage import duration
 
-from harness import planemo
+from harness import planemo, shed_trial
 from harness.install import Installer
 from harness.layout import Layout, child_environment
 from harness.server import GalaxyServer
 from harness.starting import start
 
-PARTS = ("ruff", "mypy", "pytest", "lint", "tools", "workflows")
+PARTS = ("ruff", "mypy", "pytest", "lint", "shed")
+OF_THE_CHECKOUT = ("tools", "workflows")
 QUICK = ("ruff", "mypy", "pytest")
 _NO_TESTS_COLLECTED = 5
 
@@ -49,7 +53,8 @@ def main(layout: Layout, argv: list[str]) -> int:
     args, pytest_arguments = parse(argv)
     parts = args.only or (QUICK if args.quick else PARTS)
     needs_galaxy = not args.quick and bool({"pytest", "tools", "workflows"} & set(parts))
-    Installer(layout, say).install(["dev", *([] if args.quick else ["galaxy", "planemo"])])
+    shed = ["shed"] if "shed" in parts else []
+    Installer(layout, say).install(["dev", *([] if args.quick else ["galaxy", "planemo", *shed])])
     checks = Checks(layout, quick=args.quick, pytest_arguments=pytest_arguments)
     results: list[PartResult] = []
     stop_after = False
@@ -83,7 +88,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         own, rest = own[:cut], own[cut + 1 :]
     parser = stage.parser("scripts/test", __doc__ or "")
     parser.add_argument("--quick", action="store_true", help="no Galaxy and no slow tests")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"some of: {' '.join(PARTS)}")
+    told = f"some of: {' '.join([*PARTS, *OF_THE_CHECKOUT])}"
+    parser.add_argument("--only", nargs="+", choices=[*PARTS, *OF_THE_CHECKOUT], metavar="PART", help=told)
     parser.add_argument("--keep", action="store_true", help="leave Galaxy running afterwards")
     args = parser.parse_args(own)
     if args.quick and args.only and set(args.only) - set(QUICK):
@@ -175,6 +181,9 @@ class Checks:
             subprocess.run(each, cwd=self.layout.root, env=child_environment(self.layout), check=False).returncode
             for each in commands
         ]
+
+    def shed(self) -> bool:
+        return shed_trial.rehearse(self.layout, say) == 0
 
     def tools(self) -> bool:
         return self._planemo_test(self.layout.tool_files(), "tools/plm_*.xml")

@@ -25,7 +25,7 @@ from plm import stage
 from plm.errors import UserError
 from plm.stage import duration
 
-from harness import requirements
+from harness import requirements, shed_trial
 from harness.install import Installer, normalised, read_lock
 from harness.layout import Layout, child_environment
 
@@ -48,7 +48,7 @@ def main(layout: Layout, argv: list[str]) -> int:
     parser.add_argument("--write", action="store_true", help="take the new pins over if everything passed")
     args = parser.parse_args(argv)
     Installer(layout, say).install(["tools"])
-    clone = cloned(layout)
+    clone = fresh_clone(layout)
     changes = renew(layout, clone, args)
     for lock, changed in changes.items():
         for name, (old, new) in sorted(changed.items()):
@@ -63,13 +63,11 @@ def main(layout: Layout, argv: list[str]) -> int:
     return 0 if passed else 1
 
 
-def cloned(layout: Layout) -> Layout:
+def fresh_clone(layout: Layout) -> Layout:
     """A clone of the last commit, with the caches of this checkout."""
     place = layout.state / "newest"
     shutil.rmtree(place, ignore_errors=True)
-    git = ["git", "clone", "--quiet", str(layout.root), str(place)]
-    if subprocess.run(git, check=False).returncode:
-        raise UserError("The checkout cannot be cloned", where=str(place))
+    shed_trial.cloned(layout, place, say)
     (place / ".plm").mkdir()
     (place / ".plm" / "cache").symlink_to(layout.cache)
     return Layout(place)

@@ -27,7 +27,7 @@ from harness.server import GalaxyServer
 from harness.workflow_files import ShedRepository
 from harness.workflows_command import newest_revision, write
 
-LINKED = ("scripts", "tools", "locks", "test-data", "workflows")
+LINKED = ("scripts", "tools", "locks", "docs", "test-data", "workflows", "shed.yml")
 
 
 def rehearse(layout: Layout, say: Callable[[str], None]) -> int:
@@ -142,11 +142,7 @@ class ToolShed:
         Raises:
             UserError: planemo could not.
         """
-        # planemo packs what git does not ignore; the clone has neither caches nor a running server's state
-        clone = self.root / "clone"
-        git = ["git", "clone", "--quiet", str(self.layout.root), str(clone)]
-        if subprocess.run(git, check=False).returncode:
-            raise UserError("The checkout cannot be cloned", where=str(clone))
+        clone = cloned(self.layout, self.root / "clone", self.say)
         arguments = ["shed_update", "--shed_target", self.url, "--shed_key", self.key, "--force_repository_creation"]
         code = planemo.run(self.layout, [*arguments, "--message", "A rehearsal", str(clone)])
         if code:
@@ -177,6 +173,24 @@ class ToolShed:
             raise UserError(f"The Tool Shed does not answer: {error}", where=self.url) from None
 
 
+def cloned(layout: Layout, target: Path, say: Callable[[str], None]) -> Path:
+    """The last commit, without caches and a server's state: what planemo would pack and a release holds.
+
+    Raises:
+        UserError: The checkout is not one of git, or cannot be cloned.
+    """
+    git = ["git", "-C", str(layout.root)]
+    changed = subprocess.run([*git, "status", "--short"], capture_output=True, text=True, check=False).stdout
+    if changed:
+        say(f"{len(changed.splitlines())} files differ from the last commit, which is what is tried")
+    done = subprocess.run(
+        ["git", "clone", "--quiet", str(layout.root), str(target)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"The checkout cannot be cloned: {done.stderr.strip()[-200:]}", where=str(layout.root))
+    return target
+
+
 def _categories(shed_file: Path) -> list[str]:
     """The categories in ``shed.yml``, which is written plainly enough to be read without a library."""
     lines = shed_file.read_text().splitlines()
@@ -190,13 +204,12 @@ def _categories(shed_file: Path) -> list[str]:
 
 
 def _checkout(layout: Layout, root: Path) -> Layout:
-    """A checkout whose Galaxy has a state of its own beside the developer's."""
+    """What was published, as a checkout whose Galaxy has a state of its own beside the developer's."""
     place = root / "checkout"
     (place / ".plm").mkdir(parents=True)
     (place / ".plm" / "envs").symlink_to(layout.envs)
     for name in LINKED:
-        (place / name).symlink_to(layout.root / name)
-    (place / "shed.yml").symlink_to(layout.root / "shed.yml")
+        (place / name).symlink_to(root / "clone" / name)
     return Layout(place)
 
 
