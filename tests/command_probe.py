@@ -61,7 +61,7 @@ class Forms(UsesTools):
             and not getattr(output, "collection", False)
         }
         known = evaluator.build_param_dict(chosen, {}, outputs, {})
-        known |= {name: f"/job/{name}" for name, *_ in tool.config_files}
+        known |= {file.name: f"/job/{file.name}" for file in tool.config_files}
         filled = fill_template(tool.command, context=known, python_template_version=tool.python_template_version)
         return " ".join(filled.split("\n"))
 

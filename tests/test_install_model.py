@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ import numpy as np
 import plm_install_model
 import pytest
 import torch
+from harness.layout import Layout
+from harness.server import GalaxyServer
 from local_hub import COMMIT, TOKEN, HeldModel
 from plm.errors import UserError
 from plm.jobs.install_model import model_table, offers, stored_model
@@ -184,6 +188,8 @@ def test_twice_and_another_revision(tiny_esm2: Path, tmp_path: Path) -> None:
     again = install(tmp_path / "b", "--directory", tiny_esm2, "--id", "lab/tiny", "--table", table)
     assert again.rows() == [] and again.is_empty()
     assert "is in the table already, as lab/tiny" in again.report() and "34553eff" in again.report()
+    looked = install(tmp_path / "l", "--directory", tiny_esm2, "--id", "lab/tiny", "--table", table, "--dry-run")
+    assert "in this revision already, as lab/tiny" in looked.report()
     # the folder of all models, given again without the table: nothing is brought, the row is told
     before = (first.folder() / "model.safetensors").stat().st_mtime_ns
     assert install(tmp_path / "a", "--directory", tiny_esm2, "--id", "lab/tiny").row() == first.row()
@@ -416,8 +422,8 @@ def visit(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
             "PYTHONPATH": str(root / "tools"),
         }
         done = subprocess.run(
-            [sys.executable, Path(__file__).with_name("installation_probe.py")], input=json.dumps(orders), env=environment,
-            capture_output=True, text=True, timeout=600, check=False,
+            [sys.executable, Path(__file__).with_name("installation_probe.py")], input=json.dumps(orders),
+            env=environment, capture_output=True, text=True, timeout=600, check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return Visit(place, json.loads(done.stdout.splitlines()[-1]), hub, done.stdout + done.stderr)
@@ -500,3 +506,112 @@ def test_a_hub_that_does_not_answer(run_stage: Callable[..., Any], tmp_path: Pat
     done = run_stage("plm_install_model", *argv, env=environment)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
     assert "could not be fetched from http://127.0.0.1:9" in done.stderr and TOKEN not in done.stderr + done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------- in Galaxy
+
+
+class Administrator:
+    """Runs tools in the real Galaxy and waits for them.
+
+    Args:
+        server: A Galaxy that runs.
+    """
+
+    def __init__(self, server: GalaxyServer) -> None:
+        self.server = server
+        self.history = server.request("POST", "/api/histories", {"name": "installing models"})["id"]
+
+    def run(self, tool: str, inputs: dict[str, Any], **more: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """The job as Galaxy tells of it, and output to id."""
+        asked = {"tool_id": tool, "history_id": self.history, "inputs": inputs, **more}
+        made = self.server.request("POST", "/api/tools", asked)
+        job = self.finished(made["jobs"][0]["id"])
+        return job, {output["output_name"]: output["id"] for output in made["outputs"]}
+
+    def finished(self, job: str) -> dict[str, Any]:
+        for _ in range(600):
+            told: dict[str, Any] = self.server.request("GET", f"/api/jobs/{job}?full=true")
+            if told["state"] in ("ok", "error", "deleted"):
+                assert told["state"] == "ok", told["stderr"]
+                return told
+            time.sleep(0.5)
+        raise AssertionError(f"the job {job} did not end")
+
+    def upload(self, file: Path) -> str:
+        """A dataset of its own, by id."""
+        elements = [{"src": "pasted", "paste_content": file.read_text(), "name": file.name, "ext": "fasta"}]
+        targets = [{"destination": {"type": "hdas"}, "elements": elements}]
+        made = self.server.request("POST", "/api/tools/fetch", {"history_id": self.history, "targets": targets})
+        self.finished(made["jobs"][0]["id"])
+        return str(made["outputs"][0]["id"])
+
+    def content(self, dataset: str) -> bytes:
+        details = self.server.request("GET", f"/api/datasets/{dataset}")
+        return Path(details["file_name"]).read_bytes()
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Rows of the table whose id begins so."""
+        table = self.server.request("GET", "/api/tool_data/huggingface")
+        rows = [dict(zip(table["columns"], fields, strict=True)) for fields in table["fields"]]
+        return [row for row in rows if row["value"].startswith(name)]
+
+    def remove(self, name: str) -> None:
+        """As an administrator does: the row, and the folder that it names."""
+        for row in self.rows(name):
+            values = "\t".join(row[column] for column in COLUMNS)
+            self.server.request("DELETE", "/api/tool_data/huggingface", {"values": values})
+            shutil.rmtree(row["path"], ignore_errors=True)
+
+
+@pytest.mark.galaxy
+def test_an_installed_model_is_offered_and_used(tiny_esm2: Path, root: Path) -> None:
+    """A gated model of a hub: into the table, a second time, through plm_embed, as a bundle to another server."""
+    layout = Layout(root)
+    server = GalaxyServer(layout, lambda line: None)
+    if not server.status().answers:
+        pytest.fail("Galaxy does not run: scripts/galaxy start")
+    name, about = "plm-suite-tests/gated", {"pipeline_tag": "fill-mask", "cardData": {"license": "mit"}}
+    held = HeldModel(local_hub.files_in(tiny_esm2), gated=True, about=about)
+    inputs = {"origin|source": "hub", "origin|hub": name, "origin|revision": "main"}
+    administrator = Administrator(server)
+    administrator.remove(name)
+    with local_hub.running({name: held}) as hub:
+        # what docs/administrators.md advises: the token in the environment of this server's jobs
+        layout.job_variables.write_text(f"export HF_ENDPOINT={hub.url} HF_TOKEN={TOKEN}\n")
+        try:
+            job, outputs = administrator.run("plm_install_model", inputs)
+            first = len(hub.downloads(name))
+            again, _ = administrator.run("plm_install_model", inputs)
+            carried, bundle = administrator.run("plm_install_model", inputs, data_manager_mode="bundle")
+            assert first == len(held.files) == len(hub.downloads(name))
+        finally:
+            layout.job_variables.unlink()
+    (row,) = administrator.rows(name)
+    assert (row["value"], row["version"], row["pipeline_tag"]) == (name, COMMIT, "fill-mask")
+    folder = Path(row["path"])
+    assert folder.is_relative_to(layout.galaxy) and (folder / "model.safetensors").is_file()
+    assert "is in the table already" in again["stdout"]
+    shown = json.dumps([job, again, carried]).encode() + administrator.content(outputs["report"])
+    assert b"licence: mit" in shown and TOKEN.encode() not in shown
+    # its row is offered by forms, though its tag is the hub's own; and a job computes with it
+    history = f"history_id={administrator.history}"
+    form = json.dumps(server.request("GET", f"/api/tools/plm_embed/build?{history}"))
+    assert name in form
+    proteins = administrator.upload(root / "test-data" / "simulated_query.fasta")
+    asked = {"input": {"src": "hda", "id": proteins}, "model|source": "table", "model|table": name}
+    embedded, _ = administrator.run("plm_embed", asked)
+    assert "ESM-2" in embedded["stdout"]
+    # another server: the bundle alone brings model and row
+    administrator.remove(name)
+    assert not administrator.rows(name) and not folder.exists()
+    server.request("POST", "/api/tool_data", {"source": {"src": "hda", "id": bundle["output"]}})
+    for _ in range(120):
+        if administrator.rows(name):
+            break
+        time.sleep(0.5)
+    (there,) = administrator.rows(name)
+    assert there == row
+    imported = local_hub.files_in(Path(there["path"]))
+    assert {file: imported[file] for file in held.files} == held.files
+    administrator.remove(name)

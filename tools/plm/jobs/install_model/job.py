@@ -65,6 +65,7 @@ class Installation:
         record: What is noted beside the model; None after a look, or where it cannot be seen.
         new: Whether the table gets a row.
         brought: Where its files lie until :func:`deliver`.
+        listed: After a look: the id under which the table has this model in this revision; empty if it has not.
     """
 
     request: InstallationRequest
@@ -73,6 +74,7 @@ class Installation:
     record: dict[str, Any] | None
     new: bool
     brought: Path | None = None
+    listed: str = ""
 
     def data_tables(self) -> dict[str, Any]:
         """What Galaxy adds to its tables, as data managers write it: nothing after a look or where the row is there."""
@@ -100,12 +102,12 @@ def install(request: InstallationRequest, scratch: Path, log: logging.Logger) ->
         "%s in revision %s: %s in %d files, licence: %s", offer.id, offer.short_revision, size(offer.bytes),
         len(offer.files), offer.licence or "not stated",
     )
-    if request.dry_run:
-        return Installation(request, offer, None, None, False)
     rows = model_table.read_rows(request.table)
+    there = model_table.same_model(rows, offer.id, offer.revision)
+    if request.dry_run:
+        return Installation(request, offer, None, None, False, listed=there.value if there is not None else "")
     own = model_table.folder_of(offer.id, offer.short_revision)
-    there = None if request.bundle else model_table.same_model(rows, offer.id, offer.revision)
-    if there is not None:
+    if there is not None and not request.bundle:
         log.info("The table has this model in this revision: nothing is brought")
         return Installation(request, offer, there, read_record(Path(there.path)), False)
     kept = read_record(request.models / own)
@@ -115,7 +117,7 @@ def install(request: InstallationRequest, scratch: Path, log: logging.Logger) ->
     check_room(offer, scratch)
     folder = scratch / "model"
     folder.mkdir()
-    record = _copied(model_table.same_model(rows, offer.id, offer.revision), offer, folder)
+    record = _copied(there, offer, folder)
     if record is None:
         record = store(origin, offer, folder, scratch, lambda line: log.info("%s", line)).record()
     else:

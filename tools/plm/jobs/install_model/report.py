@@ -23,7 +23,7 @@ def first_line(done: Installation) -> str:
     if not done.new:
         seen = "" if record is not None else ", but its folder cannot be seen from where this job ran"
         return f"{named} is in the table already, as {done.row.value}{seen}"
-    assert record is not None, "what is new has a record"
+    assert record is not None, "new models have one"
     return (
         f"{named} is ready: {record['family']}, {record['layers']} layers, {record['width']} wide, "
         f"{record['parameters']:,} numbers; {size(record['bytes'])}, licence: {record['licence'] or 'not stated'}"
@@ -71,6 +71,8 @@ def installation_report(done: Installation) -> Report:
 def _remarks(done: Installation) -> list[str]:
     offer, record = done.offer, done.record
     told = []
+    if done.listed:
+        told.append(f"The table has this model in this revision already, as {done.listed}: it would not come again.")
     if done.row is None and any(file.name.endswith(".bin") for file in offer.files):
         told.append("The weights are a .bin file: they would be read as plain numbers and stored as safetensors.")
     if record is not None and record["converted"]:
