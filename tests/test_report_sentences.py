@@ -20,6 +20,7 @@ from typing import Any
 
 import contact_cases
 import conversion_cases as conversions
+import installation_cases
 import numpy as np
 import pandas as pd
 import plm
@@ -1202,6 +1203,7 @@ SCENARIOS: dict[str, dict[str, Callable[[], str]]] = {
     "jobs/contacts/contact_report": contact_cases.CONTACTS,
     "jobs/variants/shifts": variant_cases.SHIFTS,
     **{f"jobs/convert/{module}": conversions.CONVERSIONS for module in conversions.CONVERSION_TABLES},
+    "jobs/install_model/report": installation_cases.INSTALLATIONS,
 }
 TABLE: dict[str, dict[str, Case]] = {
     "jobs/preprocess/report": SPLIT_TABLE,
@@ -1227,6 +1229,7 @@ TABLE: dict[str, dict[str, Case]] = {
     "jobs/variants/report": variant_cases.EFFECT_TABLE,
     "jobs/contacts/contact_report": contact_cases.CONTACT_TABLE,
     "jobs/variants/shifts": variant_cases.SHIFT_TABLE,
+    "jobs/install_model/report": installation_cases.INSTALLATION_TABLE,
     **{f"jobs/convert/{module}": table for module, table in conversions.CONVERSION_TABLES.items()},
 }
 LEFT: dict[str, tuple[str, ...]] = {

@@ -113,9 +113,11 @@ def write_model_table(layout: Layout, rows: Iterable[ModelRow]) -> Path:
 
 
 def _is_installed(line: str, folder: Path) -> bool:
-    """Whether a row's model lies in the folder of installed models."""
+    """Whether a row's model lies in the folder of installed models; those that tests install there are of no use."""
+    if line.startswith(("#", "plm-suite-tests/")):
+        return False
     path = Path(line.split("\t")[-1])
-    return not line.startswith("#") and path.is_relative_to(folder) and (path / "config.json").is_file()
+    return path.is_relative_to(folder) and (path / "config.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def write_configuration(layout: Layout, settings: ServerSettings) -> Path:
             if not (config / f"{name}.xml").is_file():  # Galaxy writes into them what it installs
                 _write(config / f"{name}.xml", _xml(empty))
     _write(config / "tool_sheds_conf.xml", _xml(sheds))
-    _write_json(config / "job_conf.yml", settings.jobs or job_conf(os.cpu_count() or 1))
+    _write_json(config / "job_conf.yml", settings.jobs or job_conf(os.cpu_count() or 1, layout.job_variables))
     _write_dependencies(layout)
     vault = {"type": "database", "path_prefix": "/galaxy", "encryption_keys": [_secret(layout, "vault_key")]}
     _write_json(config / "vault_conf.yml", vault)
@@ -197,8 +199,13 @@ def tool_ids(tools: Iterable[Path]) -> dict[str, Path]:
     return ids
 
 
-def job_conf(cores: int) -> dict[str, Any]:
-    """Jobs run on this machine, two at a time; each may use all cores up to 8, where small models stop gaining."""
+def job_conf(cores: int, variables: Path) -> dict[str, Any]:
+    """Jobs run on this machine, two at a time; each may use all cores up to 8, where small models stop gaining.
+
+    Args:
+        cores: Of this machine.
+        variables: A file that each job's shell reads first, if it is there: what an administrator sets for jobs.
+    """
     return {
         "runners": {"local": {"load": "galaxy.jobs.runners.local:LocalJobRunner", "workers": 2}},
         "execution": {
@@ -209,7 +216,10 @@ def job_conf(cores: int) -> dict[str, Any]:
                     "local_slots": max(1, min(cores, 8)),
                     "live_tool_output_reporting": True,  # a training says how far it is, here and in the browser
                     # threads that wait for work sleep: two jobs may share the cores
-                    "env": [{"name": "OMP_WAIT_POLICY", "value": "passive"}],
+                    "env": [
+                        {"name": "OMP_WAIT_POLICY", "value": "passive"},
+                        {"execute": f"if [ -f '{variables}' ]; then . '{variables}'; fi"},
+                    ],
                 }
             },
         },

@@ -31,6 +31,7 @@ class Layout:
         self.state = root / ".plm"
         self.envs, self.cache, self.galaxy = self.state / "envs", self.state / "cache", self.state / "galaxy"
         self.config, self.logs = self.galaxy / "config", self.galaxy / "log"
+        self.job_variables = self.galaxy / "job_variables.sh"
 
     def env(self, name: str) -> Path:
         return self.envs / name
