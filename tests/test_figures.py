@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from plm import wording
-from plm.telling import figures
+from plm.telling import figures, residue_groups
 from plm.telling.figures import Curve
 
 
@@ -102,6 +105,51 @@ def test_names_and_colours() -> None:
     assert wording.metric_name("my_score") == "My score"
     assert len({(figures.colour(i), figures.line_style(i)) for i in range(28)}) == 28
     assert figures.shortened("abcdef", 4) == "abc…"
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
+DEFICIENCIES = {
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900],
+    ],
+    "none": np.eye(3).tolist(),
+}
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def seen(colour: str, deficiency: str) -> np.ndarray:
+    """(3,) CIE L*a*b* of a colour as somebody with a colour-vision deficiency sees it."""
+    shown = np.array(to_rgb(colour))
+    linear = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)
+    xyz = np.array(TO_XYZ) @ np.clip(np.array(DEFICIENCIES[deficiency]) @ linear, 0, 1) / [0.95047, 1.0, 1.08883]
+    root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
+
+
+def too_alike(colours: Iterable[str], deficiency: str, least: float = 15.0) -> list[tuple[str, str]]:
+    """Pairs of colours nearer than ``least`` in CIE L*a*b*, where 2 can just be told apart side by side."""
+    return [
+        pair for pair in combinations(dict.fromkeys(colours), 2)
+        if np.linalg.norm(seen(pair[0], deficiency) - seen(pair[1], deficiency)) < least
+    ]
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_colours_of_one_figure_can_be_told_apart(deficiency: str) -> None:
+    for palette in (figures.COLOURS, figures.METHODS.values(), [colour for _, _, colour in residue_groups.GROUPS]):
+        assert too_alike(palette, deficiency) == []
+
+
+def test_colours_that_cannot_be_told_apart_are_seen() -> None:
+    olive, brown = "#637939", "#8C6D31"  # two methods had these
+    assert too_alike([olive, brown], "none") == []
+    assert too_alike([olive, brown], "protanopia") == [(olive, brown)] == too_alike([olive, brown], "deuteranopia")
 
 
 def test_confusion_of_many_classes_shows_the_commonest_and_the_others_together() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations, islice, pairwise
@@ -332,6 +333,28 @@ def shown_texts(figure: Figure) -> Iterator[tuple[Text, Any]]:
             yield text, text.get_window_extent()
 
 
+def nameless_axes(figure: Figure) -> list[str]:
+    """Axes with numbers that neither they, nor a panel in their row or column, nor the figure say the meaning of."""
+    faults = []
+    panels = [panel for panel in figure.axes if panel.get_visible() and panel.axison]
+    for panel in panels:
+        for axis, beside in ((panel.xaxis, figure._supxlabel), (panel.yaxis, figure._supylabel)):
+            numbers = [label.get_text() for label in tick_labels(axis)]
+            if not numbers or not all(re.fullmatch(r"[\d.,eE+\u2212-]+ ?%?", text) for text in numbers):
+                continue
+            place = panel.get_position()
+            named = [
+                other for other in panels
+                if (abs(other.get_position().x0 - place.x0) < 0.02 if axis.axis_name == "x" else
+                    abs(other.get_position().y0 - place.y0) < 0.02)
+                and (other.xaxis if axis.axis_name == "x" else other.yaxis).get_label_text().strip()
+            ]
+            if not named and (beside is None or not beside.get_text().strip()):
+                title = panel.get_title() or panel.get_title(loc="left")
+                faults.append(f"{axis.axis_name} of {title!r}: {numbers[:4]}")
+    return faults
+
+
 def judge(figure: Figure) -> None:
     canvas = figure.bbox
     for text in figure.findobj(Text):
@@ -353,6 +376,7 @@ def judge(figure: Figure) -> None:
             label = axis.get_label_text().lower()
             if any(word in label for word in SHARES):
                 assert axis.get_view_interval()[1] <= 1.021, label
+    assert not (nameless := nameless_axes(figure)), f"numbers of what: {nameless}"
     apart = [text for text in (figure._suptitle, figure._supxlabel, figure._supylabel) if text is not None]
     for panel in figure.axes:
         if panel.get_visible() and panel.axison:

@@ -38,10 +38,10 @@ METHODS = {
     "nearest neighbours": "#009E73",
     "feed-forward network": "#D55E00",
     "baseline: majority": "#4d4d4d",
-    "baseline: composition": "#8C6D31",
-    "baseline: one-hot": "#7B4173",
-    "baseline: dipeptides": "#637939",
-    "baseline: nearest neighbour": "#393B79",
+    "baseline: composition": "#DDB040",
+    "baseline: one-hot": "#661100",
+    "baseline: dipeptides": "#B07AA1",
+    "baseline: nearest neighbour": "#1F3A5F",
 }
 """Colours of the suite's own methods, the same in every figure; models get theirs from :func:`method_colours`."""
 _MOST_CURVES = 18

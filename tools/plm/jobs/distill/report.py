@@ -162,7 +162,7 @@ def curves(outcome: RowOutcome, objective: Objective, path: Path) -> None:
             panel.plot(
                 seen["step"], seen[looked], color=figures.colour(1), marker="o", markersize=3.5, label="validation"
             )
-        panel.set(title=_NAMES[name], xlabel="Step")
+        panel.set(title=_NAMES[name], xlabel="Step", ylabel="Score" if name in _SCORES else "Loss")
         panel.legend()
     for spare in list(axes.flat)[len(panels) :]:
         spare.set_visible(False)
