@@ -41,12 +41,12 @@ from harness.server import GalaxyServer
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 NODES = ("node1", "node2")
 NODE_CORES, NODE_MEMORY = 2, 16384  # what each node says it has; MiB
-POLL = 30  # seconds after which Slurm looks at a job's memory, and again
+POLL = 20.0  # seconds after which Slurm looks at a job's memory, and again; more where programs start slowly
 PROTEOME, PARTS = "simulated_proteins.fasta", 4
 LINKED = ("scripts", "tools", "locks", "test-data", "workflows")
 KILLS = ("walltime", "memory", "node")
 MINUTES_BETWEEN = 0.05  # checkpoints of these short trainings
-LONG_ENOUGH = 60.0  # seconds that an undisturbed training takes, so that each kill finds it half-way
+LEFT = 40.0  # seconds that an undisturbed training goes on after that, so that each kill finds it half-way
 
 RULES: dict[str, Any] = {
     "global": {
@@ -100,12 +100,13 @@ def rehearse(layout: Layout, say: Callable[[str], None], kills: Sequence[str] = 
     Installer(layout, say).install(["tools", "galaxy"])
     root = layout.state / "slurm"
     shutil.rmtree(root, ignore_errors=True)
-    cluster, begun = SlurmCluster(root / "cluster", layout), time.monotonic()
+    begun = time.monotonic()
 
     def tell(line: str) -> None:
         say(f"[{time.monotonic() - begun:4.0f} s] {line}")
 
-    steps = _steps(layout, tell)
+    pace = _pace(layout, tell)
+    cluster = SlurmCluster(root / "cluster", layout, poll=pace.poll)
     try:
         cluster.start()
         tell(f"Slurm {cluster.version()}: {', '.join(NODES)} are idle")
@@ -117,7 +118,7 @@ def rehearse(layout: Layout, say: Callable[[str], None], kills: Sequence[str] = 
             trial = Trial(galaxy, cluster, root, tell)
             held = [trial.proteome()]
             with ThreadPoolExecutor(2) as lanes:
-                trained = [lanes.submit(trial.training, stage, kills) for stage in _stages(steps)]
+                trained = [lanes.submit(trial.training, stage, kills) for stage in _stages(pace)]
                 held += [outcome for lane in trained for outcome in lane.result()]
         finally:
             galaxy.stop()
@@ -137,10 +138,11 @@ class SlurmCluster:
     Args:
         root: Folder for its files.
         layout: The checkout.
+        poll: Seconds after which Slurm looks at a job's memory, and again.
     """
 
-    def __init__(self, root: Path, layout: Layout) -> None:
-        self.root, self.layout = root, layout
+    def __init__(self, root: Path, layout: Layout, poll: float = POLL) -> None:
+        self.root, self.layout, self.poll = root, layout, poll
         self.settings = root / "slurm.conf"
         self._token = secrets.token_hex(8)
         self._running: dict[str, ProcessIdentity] = {}
@@ -197,7 +199,7 @@ class SlurmCluster:
             "SelectType": "select/cons_tres",
             "SelectTypeParameters": "CR_Core_Memory",
             "JobAcctGatherType": "jobacct_gather/linux",
-            "JobAcctGatherFrequency": f"task={POLL}",
+            "JobAcctGatherFrequency": f"task={self.poll:.0f}",
             "JobAcctGatherParams": "OverMemoryKill",
             "AccountingStorageType": "accounting_storage/none",
             "SlurmdParameters": "config_overrides",
@@ -319,16 +321,31 @@ class TrainingStage:
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _stages(steps: Mapping[str, int]) -> list[TrainingStage]:
+@dataclass(frozen=True)
+class Pace:
+    """How fast this machine is.
+
+    Attributes:
+        poll: Seconds by which a training has written a checkpoint.
+        steps: Steps of a pretraining that goes on for a while after that.
+        epochs: Epochs of such a fine-tuning.
+    """
+
+    poll: float
+    steps: int
+    epochs: int
+
+
+def _stages(pace: Pace) -> list[TrainingStage]:
     pretraining = {
         "model": {"source": "new", "preset": "tiny"},
-        "training": {"steps": steps["plm_pretrain"], "batch_tokens": 1024, "warmup_steps": 5},
+        "training": {"steps": pace.steps, "batch_tokens": 1024, "warmup_steps": 5},
         "evaluation": {"holdout": 0.1},
     }
     fine_tuning = {
         "model": {"source": "table", "table": "tiny_esm2"},
         "answering": {"predictor": "model"},
-        "training": {"epochs": steps["plm_finetune"], "patience": 0},
+        "training": {"epochs": pace.epochs, "patience": 0},
     }
     return [
         TrainingStage(
@@ -342,25 +359,26 @@ def _stages(steps: Mapping[str, int]) -> list[TrainingStage]:
     ]
 
 
-def _steps(layout: Layout, say: Callable[[str], None]) -> dict[str, int]:
-    """Steps of pretraining and epochs of fine-tuning that take long enough on this machine to be killed half-way."""
+def _pace(layout: Layout, say: Callable[[str], None]) -> Pace:
+    """Measures a short pretraining: how long it takes to start, and its steps."""
     scratch = layout.state / "slurm" / "speed"
     scratch.mkdir(parents=True)
-    data = layout.root / "test-data"
     outputs = ["--output-model", "m.zip", "--history", "h.tsv", "--figure", "f.png", "--report", "r.md"]
-    speed = ["--input", str(data / "simulated_corpus.fasta"), "--preset", "tiny", "--steps", "60"]
-    speed += ["--batch-tokens", "1024", "--warmup-steps", "5", "--title", "x", *outputs]
-    program = [str(layout.python("tools")), str(layout.tools / "plm_pretrain.py"), *speed]
+    flags = ["--input", str(layout.root / "test-data" / "simulated_corpus.fasta"), "--preset", "tiny", "--steps", "60"]
+    flags += ["--batch-tokens", "1024", "--warmup-steps", "5", "--title", "x", *outputs]
+    program = [str(layout.python("tools")), str(layout.tools / "plm_pretrain.py"), *flags]
     environment = child_environment(layout, {"GALAXY_SLOTS": str(NODE_CORES)})
+    begun = time.monotonic()
     done = subprocess.run(program, capture_output=True, text=True, cwd=scratch, env=environment, check=False)
-    rates = re.findall(r"([0-9.]+) steps/s", done.stdout)
+    took, rates = time.monotonic() - begun, re.findall(r"([0-9.]+) steps/s", done.stdout)
     if done.returncode or not rates:
         raise UserError(f"plm_pretrain failed: {done.stderr.strip()[-300:]}")
-    seconds = 1 / float(rates[-1])
+    rate = float(rates[-1])
+    poll = max(POLL, 10 + 2 * (took - 60 / rate))  # two start at once, beside Galaxy
     # an epoch of the other training takes about as long as eight of these steps
-    steps = {"plm_pretrain": int(LONG_ENOUGH / seconds), "plm_finetune": max(20, int(LONG_ENOUGH / seconds / 8))}
-    say(f"{1 / seconds:.1f} steps a second here: {steps['plm_pretrain']} steps, {steps['plm_finetune']} epochs")
-    return steps
+    pace = Pace(poll, int(rate * (poll + LEFT)), max(20, int(rate * (poll + LEFT) / 8)))
+    say(f"{rate:.1f} steps a second: {pace.steps} steps, {pace.epochs} epochs; memory is looked at after {poll:.0f} s")
+    return pace
 
 
 class Trial:
