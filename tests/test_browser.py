@@ -29,6 +29,9 @@ from harness.server import GalaxyServer
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "test-data"
 SCREENS = ROOT / ".plm" / "screens"
+HEADERS_TWICE = """
+tables => tables.map(t => [...t.rows].map(r => r.innerText.trim())).filter(r => r.length > 1 && r[0] === r[1])
+"""
 PATIENCE = 900_000  # milliseconds; the jobs of other tests may stand before ours
 PICTURES = "n => [...document.images].filter(i => i.complete && i.naturalWidth > 300).length >= n"
 
@@ -138,6 +141,7 @@ def test_the_flagship_from_the_first_page_to_the_bundle(page: Any, server: Galax
     cells = report.locator("table td", has_text="auroc")
     cells.first.wait_for()
     shoot(page, "report")
+    assert report.locator("table").evaluate_all(HEADERS_TWICE) == []
 
     outputs = server.request("GET", f"/api/invocations/{invocation[1]}")["outputs"]
     bundle = outputs["Fine-tuned model"]["id"]
@@ -150,6 +154,7 @@ def test_the_flagship_from_the_first_page_to_the_bundle(page: Any, server: Galax
     download.value.save_as(target)
     with zipfile.ZipFile(io.BytesIO(target.read_bytes())) as archive:
         assert json.loads(archive.read("manifest.json"))["finished"] is True
+    reuse(page, server, target)
     for label in ("Evaluation report", "Site report"):
         page.goto(f"{server.url}/datasets/{outputs[label]['id']}/report")
         page.wait_for_function(PICTURES, arg=1, timeout=60_000)
@@ -206,6 +211,7 @@ def failed(page: Any, server: GalaxyServer, history: str) -> dict[str, Any]:
 
 
 DNA = "".join(f">read{number} LABEL={number % 2}\n{'ACGTTGCAACGT' * 3}\n" for number in range(30))
+NOTES = "These are my notes of Monday.\nNothing else is in here.\n"
 UNLABELLED = (DATA / "simulated_corpus.fasta").read_text()
 STATUS = "id\tline\tlength\tencoded\twindows\tcleaned\tduplicate_of\tstatus\tdetails\n" + "".join(
     f"P{number}\t{number}\t{90 + number}\t{90 + number}\t1\t0\t\tembedded\t\n" for number in range(1, 40)
@@ -220,6 +226,7 @@ STATUS = "id\tline\tlength\tencoded\twindows\tcleaned\tduplicate_of\tstatus\tdet
         pytest.param(
             "plm_preprocess", "empty.fasta", "\n", "fasta", "empty|[Nn]o record|[Nn]o sequence", id="empty file"
         ),
+        pytest.param("plm_preprocess", "notes.fasta", NOTES, "fasta", "must start with '>' but", id="text renamed"),
         pytest.param(
             "plm_project", "status.tabular", STATUS, "tabular", "status|what became", id="status as embeddings"
         ),
@@ -244,6 +251,26 @@ def test_a_wrong_turn_ends_in_one_clear_line(
     errors = [line for line in stderr.splitlines() if line.startswith(f"{tool}: error: ")]
     assert len(errors) == 1 and "Traceback" not in stderr, stderr
     assert re.search(said, errors[0]) and re.search(r"\]\. [A-Z].*\.$", errors[0]), "it says where, and how to go on"
+
+
+def reuse(page: Any, server: GalaxyServer, bundle: Path) -> None:
+    """The downloaded bundle in another history, by the upload dialog, scores other proteins."""
+    history = str(server.request("POST", "/api/histories", {"name": "reuse"})["id"])
+    upload(server, "proteins.fasta", (DATA / "demo_proteins.fasta").read_text(), "fasta", history)
+    page.goto(f"{server.url}/history/set_as_current?id={history}")
+    page.goto(server.url)
+    page.locator("#activity-upload").click()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#btn-local").first.click()
+    chooser.value.set_files(bundle)
+    page.locator("#btn-start").first.click()
+    deadline = time.monotonic() + 120
+    while len(server.request("GET", f"/api/histories/{history}/contents")) < 2:
+        assert time.monotonic() < deadline, "the upload did not arrive"
+        page.wait_for_timeout(500)
+    for entry in server.request("GET", f"/api/histories/{history}/contents"):
+        settle(server, entry["id"])
+    run_untouched(page, server, history, "plm_classify_sites")
 
 
 def open_form(page: Any, server: GalaxyServer, tool: str) -> None:
@@ -283,7 +310,7 @@ def test_every_form_opens_and_defaults_run_untouched(page: Any, server: GalaxySe
     classes = (DATA / "demo_classes.fasta").read_text()
     proteins = re.sub(r"^(>\w+).*\|(\w+)$", r"\1 LABEL=\2", classes, flags=re.MULTILINE)
     upload(server, "proteins.fasta", proteins, "fasta", history)
-    run_untouched(page, server, history, "plm_preprocess")
+    run_untouched(page, server, history, "plm_preprocess", ("What do you have?", "Whole sequences, with a class"))
     run_untouched(page, server, history, "plm_embed")
     # the newest table is that of what became of each record; the form's line on it is one of the wrong turns
     run_untouched(page, server, history, "plm_train_classifier", ("Table of labels", "Data set"))

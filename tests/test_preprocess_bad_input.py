@@ -58,6 +58,11 @@ def _lines(tmp_path: Path) -> list[list[str]]:
         ),
         (">a\nMYK\n", ("--labels", "hash", *SITE), "the '#' after a residue matches none of 1 records"),
         (">a|x\nMK\n", ("--labels", "field:7"), "the field 7 between '|' matches none"),
+        (
+            "".join(f">p{n} LABEL={n % 2}\nM{'KVAY' * n}\n" for n in range(1, 9)),
+            ("--task", "site"),
+            "7 of 8 sequences have another length than",
+        ),
         (">a LABEL=1\nMK\n>b LABEL=1\nMV\n", ("--split", "none"), "All labels are '1': one class only"),
         (">a LABEL=1\nMÄK\n", (), "The character 'Ä' in the sequence is not ASCII [input.fasta, line 2, column 2]"),
         (">a LABEL=1\nM*K\n", (), "No record is left of 1; the first went because: 1 stop inside the sequence"),

@@ -191,7 +191,7 @@ def centred(
         Examples, and the width of their windows.
 
     Raises:
-        UserError: The windows are narrower than ``width``, or have an even width.
+        UserError: The windows are narrower than ``width``, or have an even width, or most sequences are no windows.
     """
     if not site_sources:
         return [], width or 0
@@ -207,7 +207,7 @@ def centred(
             where=f"--window {width}", fix=f"Choose {given} or fewer, or give full proteins with a site list",
         )
     width = width or given
-    examples = []
+    examples, unknown = [], 0
     for source in site_sources:
         name, length = source.record.id, len(source.record.sequence)
         start, site = place_of(source.record, place)
@@ -221,6 +221,7 @@ def centred(
                 continue
             centre0 = stated0
         if centre0 is None:
+            unknown += 1
             journal.rejected(name, f"{length} residues where the windows have {given}: the centre is unknown")
             continue
         position0 = source.cleaned.position(centre0)
@@ -235,6 +236,12 @@ def centred(
         if len(sequence) < width:
             journal.changed(name, f"window clipped at the protein's end: {len(sequence)} of {width} residues")
         examples.append(_example(source, name, sequence, source.label or "", moved0, site))
+    if 2 * unknown > len(site_sources):
+        raise UserError(
+            f"{unknown} of {len(site_sources)} sequences have another length than {given} residues, the commonest: they are"
+            " no windows around a site", where="--site centre",
+            fix="Choose whole sequences with a class or number each (--task sequence), or give full proteins with a site list",
+        )
     return examples, width
 
 
