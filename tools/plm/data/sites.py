@@ -238,9 +238,10 @@ def centred(
         examples.append(_example(source, name, sequence, source.label or "", moved0, site))
     if 2 * unknown > len(site_sources):
         raise UserError(
-            f"{unknown} of {len(site_sources)} sequences have another length than {given} residues, the commonest: they are"
-            " no windows around a site", where="--site centre",
-            fix="Choose whole sequences with a class or number each (--task sequence), or give full proteins with a site list",
+            f"{unknown} of {len(site_sources)} sequences have another length than {given} residues, the commonest:"
+            " they are no windows around a site", where="--site centre",
+            fix="Choose whole sequences with a class or number each (--task sequence), or give full proteins with a"
+            " site list",
         )
     return examples, width
 
