@@ -601,7 +601,7 @@ def test_an_installed_model_is_offered_and_used(tiny_esm2: Path, root: Path) -> 
     proteins = administrator.upload(root / "test-data" / "simulated_query.fasta")
     asked = {"input": {"src": "hda", "id": proteins}, "model|source": "table", "model|table": name}
     embedded, _ = administrator.run("plm_embed", asked)
-    assert "ESM-2" in embedded["stdout"]
+    assert "6 records: 6 embedded" in embedded["stdout"] and str(folder) in embedded["command_line"]
     # another server: the bundle alone brings model and row
     administrator.remove(name)
     assert not administrator.rows(name) and not folder.exists()

@@ -106,7 +106,7 @@ def chosen(names: Iterable[str], where: str) -> list[str]:
         where: The model in messages.
 
     Raises:
-        UserError: There is no configuration, no tokenizer, or no weights; or a part of the weights is missing.
+        UserError: There is no configuration or there are no weights, or a part of the weights is missing.
     """
     there = set(names)
     if CONFIG not in there:

@@ -134,8 +134,9 @@ def store(
         (folder / name).unlink()
         del stored[name]
     for file in large:
+        say(f"Fetching {file.name}, {size(file.bytes)}")
         stored[file.name] = _fetched(origin, file, folder, offer.id)
-        say(f"{file.name}: {size(file.bytes)}, as listed")
+    say("All files are as listed")
     converted = tuple(file.name for file in large if file.name.endswith(".bin"))
     if converted:
         for name in (*converted, "pytorch_model.bin.index.json"):
