@@ -242,11 +242,11 @@ def _install(galaxy: GalaxyServer, shed: ToolShed, revision: str) -> None:
 
 
 def _tools(layout: Layout, galaxy: GalaxyServer) -> int:
-    """The tests of all installed tools, two at a time."""
+    """The tests of all installed tools, three at a time: one prepares its inputs while two jobs run."""
     report = layout.state / "tools.json"
     program = layout.env("planemo") / "bin" / "galaxy-tool-test"
     command = [str(program), "-u", galaxy.url, "-a", galaxy.account().key, "-j", str(report)]
-    command += ["--parallel-tests", "2", "--history-per-test-case"]
+    command += ["--parallel-tests", "3", "--history-per-test-case", "--with-reference-data"]
     with (layout.state / "tools.log").open("w") as log:
         done = subprocess.run(
             command, cwd=layout.root, env=child_environment(layout), check=False, stdout=log, stderr=subprocess.STDOUT
