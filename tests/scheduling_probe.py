@@ -1,7 +1,8 @@
 """Run with Galaxy's Python by test_scheduling.py: what TPV makes of jobs, and what Galaxy's own builders make of that.
 
-Reads a list of cases as JSON from standard input, each ``{tool, xml, params, files, rules}``, and writes a list of
-answers: cores, mem, gpus, the native specification, environment, and the command lines of docker and singularity.
+Reads a list of cases as JSON from standard input, each ``{tool, xml, params, rules}`` and perhaps ``states``, those
+that the job has been in, and writes a list of answers: the destination's parameters, environment, when Galaxy would
+resubmit, and the command lines of docker and singularity.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from galaxy.jobs.runners.state_handlers._safe_eval import safe_eval
+from galaxy.jobs.runners.util.cli import split_params
+from galaxy.jobs.runners.util.cli.job.slurm import Slurm
 from galaxy.tool_util.deps.container_classes import DockerContainer, SingularityContainer
 from galaxy.tool_util.deps.dependencies import AppInfo, JobInfo, ToolInfo
 from galaxy.tool_util.deps.requirements import ContainerDescription
@@ -54,6 +59,7 @@ def answer(case: dict[str, Any], app: Any, folder: Path) -> dict[str, Any]:
     requirements = get_tool_source(case["xml"]).parse_requirements()[2]
     job = mock_galaxy.Job()
     job.param_values = with_files(case["params"])
+    job.state_history = [SimpleNamespace(state=state) for state in case.get("states", [])]
     tool = mock_galaxy.Tool(case["tool"], "0.1.0", resource_requirements=requirements)
     gateway.ACTIVE_DESTINATION_MAPPERS.clear()
     destination = gateway.map_tool_to_destination(
@@ -63,11 +69,31 @@ def answer(case: dict[str, Any], app: Any, folder: Path) -> dict[str, Any]:
     return {
         "id": destination.id,
         "native": params.get("nativeSpecification", ""),
+        "params": {name: value for name, value in params.items() if "_env_" not in name and "_volumes" not in name},
+        "runner": destination.runner,
+        "resubmit": [attempt(entry, case.get("states", [])) for entry in destination.resubmit],
+        "script": script(params) if params.get("job_plugin") == "Slurm" else "",
         "gpu_memory": params.get("gpu_memory", ""),
         "env": {entry["name"]: entry["value"] for entry in destination.env},
         "docker": command(DockerContainer, params, folder),
         "singularity": command(SingularityContainer, params, folder),
     }
+
+
+def attempt(definition: dict[str, Any], states: list[str]) -> dict[str, bool]:
+    """What Galaxy's own evaluator makes of a condition after each way in which a job may end."""
+    kinds = ("walltime_reached", "memory_limit_reached", "unknown_error", "tool_detected_failure")
+    number = 1 + states.count("resubmitted")
+    return {
+        kind: bool(safe_eval(definition["condition"], {name: name == kind for name in kinds} | {"attempt": number}))
+        for kind in kinds
+    }
+
+
+def script(params: dict[str, Any]) -> str:
+    """The job script's head that Galaxy's command-line runner writes for Slurm."""
+    plugin = Slurm(**split_params(params)[1])
+    return "#!/bin/sh\n" + str(plugin.job_script_kwargs("out", "err", "plm")["headers"]) + "true\n"
 
 
 def command(kind: Any, params: dict[str, Any], folder: Path) -> str:

@@ -33,11 +33,17 @@ LIGHT_TOOLS = tuple(sorted({path.stem for path in ROOT.glob("tools/plm_*.xml")} 
 pytestmark = pytest.mark.galaxy
 
 
+def written(title: str) -> dict[str, Any]:
+    """A block of the administrators' page that begins with a comment."""
+    block = re.search(rf"```yaml\n# {re.escape(title)}\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert block, title
+    content: dict[str, Any] = yaml.safe_load(block[1])
+    return content
+
+
 def recipe(**context: Any) -> dict[str, Any]:
     """The rules that the administrators' page tells to write, with another context."""
-    block = re.search(r"```yaml\n# your_rules\.yml\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert block
-    rules: dict[str, Any] = yaml.safe_load(block[1])
+    rules = written("your_rules.yml")
     rules["global"]["context"] |= {"plm_checkpoints": "", **context}
     for destination in rules["destinations"].values():
         destination["params"] |= {"docker_enabled": True, "singularity_enabled": True}
@@ -64,6 +70,7 @@ CLASSES = {
     "zip of 650M in 32 bit": (chosen("history", {"file": 2_600_000_000}), (24, 24)),
     "unknown": (chosen("table", "our_model"), (16, 16)),
 }
+CLUSTERS = {"slurm_cli": 0, "kubernetes": 0, "pulsar": 1}  # recipes of the page, and whether they are for GPUs
 TUNED = ("lora", "full")
 PRESETS = {  # of new models: memory with and without a GPU
     "tiny": (8, 8),
@@ -138,6 +145,13 @@ def cases() -> dict[str, dict[str, Any]]:
     case("parallel, small", "plm_pretrain", {"model": STARTER}, plm_parallel_gpus=4, plm_small_gpus=1)
     case("parallel, fine-tuning", "plm_finetune", {"model": LARGE}, plm_parallel_gpus=4)
     case("many cores", "plm_embed", {"model": LARGE}, plm_gpu_job_cores=16)
+    for kind, gpus in CLUSTERS.items():
+        rules = written(f"{kind}_rules.yml")
+        rules["global"] = {"context": {"plm_gpus": gpus}}
+        for states in ([], ["resubmitted"], ["resubmitted"] * 3):
+            name = f"{kind} {len(states)}"
+            case(name, "plm_embed", {"model": CLASSES["650M"][0]})
+            found[name] |= {"rules": rules, "states": states}
     variables = {"PLM_ALLOW_HUB": "no", "PLM_MAX_UNPACKED_GIB": 20}
     for tool in ("plm_finetune", "plm_train_classifier"):
         case(f"folder {tool}", tool, {"model": STARTER}, plm_checkpoints="/shared/plm", plm_environment=variables)
@@ -260,7 +274,7 @@ def test_numbers_are_whole(answers: dict[str, dict[str, Any]]) -> None:
     assert "--cpus-per-task=16 " in answers["many cores"]["native"]
 
 
-def sbatch_says(specification: str, folder: Path) -> str:
+def sbatch_says(specification: str, folder: Path, script: str = "") -> str:
     """What Debian's sbatch makes of a specification; there is no controller, so it gets no further than reading it."""
     program = shutil.which("sbatch")
     if program is None:
@@ -270,7 +284,11 @@ def sbatch_says(specification: str, folder: Path) -> str:
         "ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=1\nAuthType=auth/none\nMessageTimeout=2\n"
         "GresTypes=gpu\nNodeName=n1 CPUs=16 Gres=gpu:1\nPartitionName=main Nodes=ALL Default=YES\n"
     )
-    command = [program, "--test-only", *specification.split(), "--wrap", "true"]
+    wrapped = ["--wrap", "true"]
+    if script:
+        (folder / "job.sh").write_text(script)
+        wrapped = [str(folder / "job.sh")]
+    command = [program, "--test-only", *specification.split(), *wrapped]
     environment = {"SLURM_CONF": str(settings), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     return done.stdout + done.stderr
@@ -282,6 +300,94 @@ def test_sbatch_takes_what_is_asked_for(answers: dict[str, dict[str, Any]], tmp_
         said = sbatch_says(specification, tmp_path)
         assert "Unable to contact slurm controller" in said, f"{specification}: {said}"
         assert "nvalid" not in said and "nrecognized" not in said, f"{specification}: {said}"
+
+
+def test_sbatch_takes_the_scripts_of_the_command_line_runner(
+    answers: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    script = answers["slurm_cli 0"]["script"]
+    assert "#SBATCH -c 8\n" in script and "#SBATCH --mem 16384\n" in script and "#SBATCH --no-requeue \n" in script
+    said = sbatch_says("", tmp_path, script)
+    assert "Unable to contact slurm controller" in said and "nrecognized" not in said, said
+    broken = sbatch_says("", tmp_path, script.replace("16384", "16384.0x"))
+    assert "Invalid --mem specification" in broken, broken
+
+
+# -- recipes of the page for other clusters --------------------
+
+
+@pytest.mark.parametrize("kind", CLUSTERS)
+def test_recipes_map_jobs(answers: dict[str, dict[str, Any]], kind: str) -> None:
+    answer = answers[f"{kind} 0"]
+    assert answer["runner"] == {"slurm_cli": "cli", "kubernetes": "k8s", "pulsar": "pulsar"}[kind]
+    numbers = [value for name, value in answer["params"].items() if name.startswith(("job_", "requests_", "limits_"))]
+    assert not [value for value in numbers if "." in value]
+
+
+@pytest.mark.parametrize("kind", ["slurm_cli", "kubernetes"])
+def test_killed_jobs_are_sent_again_and_mistakes_are_not(answers: dict[str, dict[str, Any]], kind: str) -> None:
+    (first,), (last,) = answers[f"{kind} 0"]["resubmit"], answers[f"{kind} 3"]["resubmit"]
+    assert first == {
+        "walltime_reached": True, "memory_limit_reached": True, "unknown_error": True, "tool_detected_failure": False
+    }
+    assert not any(last.values()), "it ends at last"
+
+
+def test_each_time_there_is_more_memory(answers: dict[str, dict[str, Any]]) -> None:
+    memories = [int(answers[f"slurm_cli {times}"]["params"]["job_--mem"]) for times in (0, 1, 3)]
+    assert memories == [16384, 2 * 16384, 8 * 16384]
+
+
+def sources(*names: str) -> str:
+    packages = next(GALAXY.parents[1].glob("lib/python3*/site-packages"))
+    return "".join(file.read_text() for name in names for file in sorted(packages.glob(name)))
+
+
+def test_names_for_kubernetes_are_those_of_galaxys_runner(answers: dict[str, dict[str, Any]]) -> None:
+    runner = sources("galaxy/jobs/runners/kubernetes.py")
+    known = set(re.findall(r"\b(k8s_\w+)=dict\(", runner))
+    (block,) = [given for given in blocks("runners") if "k8s" in given]
+    assert set(block["k8s"]) - {"load"} <= known and "k8s_node_selector" in known and "k8s_tolerations" in known
+    asked = set(re.findall(r'"(\w+)" in job_destination\.params', runner))
+    params = set(answers["kubernetes 0"]["params"]) - {"docker_enabled", "docker_container_id_override"}
+    assert params == {"requests_cpu", "requests_memory", "limits_cpu", "limits_memory"} and params <= asked
+    assert answers["kubernetes 0"]["params"]["requests_memory"] == "16Gi"
+    assert "nvidia.com" not in runner, "the page says that it asks for no GPU"
+    containers = sources("galaxy/tool_util/deps/containers.py")
+    assert "_container_id_override" in containers and "_enabled" in containers
+
+
+def test_names_for_pulsar_are_those_of_its_client(answers: dict[str, dict[str, Any]]) -> None:
+    client = sources("pulsar/client/**/*.py", "pulsar/client/*.py", "galaxy/jobs/runners/pulsar.py")
+    for name in answers["pulsar 0"]["params"]:
+        assert re.search(rf"[\"']{re.sub('^submit_', '', name)}[\"']", client), name
+    assert 'startswith("submit_")' in client or "submit_" in client
+    assert "--gres=gpu:1" in answers["pulsar 0"]["params"]["submit_native_specification"]
+    (block,) = [given for given in blocks("runners") if "pulsar" in given]
+    assert block["pulsar"]["load"].partition(":")[2] in client
+    (paths,) = blocks("paths")
+    assert {path["action"] for path in paths} <= set(re.findall(r'action_type = "(\w+)"', client))
+
+
+def blocks(key: str) -> list[Any]:
+    """What the page's YAML blocks say under a key."""
+    found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)]
+    return [block[key] for block in found if key in block]
+
+
+def test_tpvs_lint_finds_nothing(tmp_path: Path) -> None:
+    """Of the shipped rules, alone and with each recipe of the page."""
+    program = GALAXY.with_name("tpv")
+    titles = ["your_rules.yml", *(f"{kind}_rules.yml" for kind in CLUSTERS)]
+    for title in titles:
+        (tmp_path / title).write_text(yaml.safe_dump(written(title)))
+    files = [str(RULES), *(str(tmp_path / title) for title in titles)]
+    done = subprocess.run([program, "lint", *files], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "lint successful" in done.stdout + done.stderr, done.stdout + done.stderr
+    (tmp_path / "bad.yml").write_text("tools: {a: {inherits: plm_suite_nothing}}\n")
+    command = [program, "lint", str(RULES), str(tmp_path / "bad.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
 
 
 @pytest.mark.parametrize("tool", ["plm_finetune", "plm_train_classifier"])

@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 import zipfile
@@ -46,7 +47,7 @@ PROTEOME, PARTS = "simulated_proteins.fasta", 4
 LINKED = ("scripts", "tools", "locks", "test-data", "workflows")
 KILLS = ("walltime", "memory", "node")
 MINUTES_BETWEEN = 0.05  # checkpoints of these short trainings
-LEFT = 40.0  # seconds that an undisturbed training goes on after that, so that each kill finds it half-way
+LEFT = 60.0  # seconds that a training goes on after that, so that each kill finds it half-way
 
 RULES: dict[str, Any] = {
     "global": {
@@ -105,6 +106,7 @@ def rehearse(layout: Layout, say: Callable[[str], None], kills: Sequence[str] = 
     def tell(line: str) -> None:
         say(f"[{time.monotonic() - begun:4.0f} s] {line}")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped then, too
     pace = _pace(layout, tell)
     cluster = SlurmCluster(root / "cluster", layout, poll=pace.poll)
     try:
@@ -376,7 +378,8 @@ def _pace(layout: Layout, say: Callable[[str], None]) -> Pace:
     rate = float(rates[-1])
     poll = max(POLL, 10 + 2 * (took - 60 / rate))  # two start at once, beside Galaxy
     # an epoch of the other training takes about as long as eight of these steps
-    pace = Pace(poll, int(rate * (poll + LEFT)), max(20, int(rate * (poll + LEFT) / 8)))
+    steps = rate * (poll + LEFT) / 2
+    pace = Pace(poll, int(steps), max(20, int(steps / 8)))
     say(f"{rate:.1f} steps a second: {pace.steps} steps, {pace.epochs} epochs; memory is looked at after {poll:.0f} s")
     return pace
 
