@@ -1,8 +1,8 @@
 """Run with Galaxy's Python by test_scheduling.py: what TPV makes of jobs, and what Galaxy's own builders make of that.
 
-Reads a list of cases as JSON from standard input, each ``{tool, xml, params, rules}`` and perhaps ``states``, those
-that the job has been in, and writes a list of answers: the destination's parameters, environment, when Galaxy would
-resubmit, and the command lines of docker and singularity.
+Reads JSON from standard input. ``cases``: each ``{tool, xml, params, rules}`` and perhaps ``states``, those that the job
+has been in; the answers are the destination's parameters, environment, when Galaxy would resubmit, and the command lines
+of docker and singularity. ``lint``: lists of files of rules; the answers are what TPV's lint finds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from galaxy.tool_util.deps.container_classes import DockerContainer, Singularity
 from galaxy.tool_util.deps.dependencies import AppInfo, JobInfo, ToolInfo
 from galaxy.tool_util.deps.requirements import ContainerDescription
 from galaxy.tool_util.parser import get_tool_source
+from tpv.commands.linter import TPVConfigLinter, TPVLintError
 from tpv.commands.test import mock_galaxy
 from tpv.rules import gateway
 
@@ -112,13 +113,25 @@ def command(kind: Any, params: dict[str, Any], folder: Path) -> str:
     return str(container.containerize_command("true"))
 
 
+def lint(files: list[str]) -> list[str]:
+    """What TPV's lint finds in files of rules that are loaded one after the other."""
+    linter = TPVConfigLinter(files, None, False)
+    try:
+        linter.lint()
+    except TPVLintError as error:
+        linter.errors.append(str(error))
+    return [str(fault) for fault in (*linter.errors, *linter.warnings)]
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "job_conf.yml").write_text(JOB_CONF)
         app = mock_galaxy.App(job_conf=str(folder / "job_conf.yml"), create_model=True)
         app.config.watch_job_rules = "false"
-        json.dump([answer(case, app, folder) for case in json.load(sys.stdin)], sys.stdout)
+        asked = json.load(sys.stdin)
+        answers = [answer(case, app, folder) for case in asked["cases"]]
+        json.dump({"cases": answers, "lint": [lint(files) for files in asked["lint"]]}, sys.stdout)
 
 
 main()
