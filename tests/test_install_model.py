@@ -296,6 +296,16 @@ def test_numbers_that_are_none_are_refused(tiny_esm2: Path, tmp_path: Path) -> N
     assert "hold NaN or infinite numbers" in refused(tmp_path / "out", "--directory", source, "--id", "lab/x")
 
 
+def test_a_model_that_the_memory_does_not_hold(
+    starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GALAXY_MEMORY_MB", "8")
+    line = refused(tmp_path / "out", "--directory", starter, "--id", "lab/starter")
+    assert "Trying the model takes" in line and "and the job has 8.0 MiB" in line
+    monkeypatch.setenv("GALAXY_MEMORY_MB", "40")  # enough for the numbers in 16 bits alone
+    assert install(tmp_path, "--directory", starter, "--id", "lab/starter").row()["free_tag"] == "esm2"
+
+
 def test_archives_that_are_no_model(root: Path, tiny_esm2: Path, tmp_path: Path) -> None:
     both = zipped(tiny_esm2, tmp_path / "both.zip", "a/")
     with zipfile.ZipFile(both, "a") as archive:

@@ -37,6 +37,8 @@ RECORD = "plm_source.json"
 SCHEMA = 1
 _PROBE = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ", "GSHMACDEFGHIKLMNPQRSTVWYX")
 """Proteins that go through a model as proof that it computes."""
+_SHARE = 0.7
+"""Part of the memory that weights in 32 bit may take; others are tried in bfloat16."""
 _ELSEWHERE = ("decoder.", "lm_head")
 """Weights that no encoder takes into the memory."""
 
@@ -210,7 +212,13 @@ def _proved(
     checked = checkpoint.resolve_model(str(folder), workdir=scratch)
     counts = _counts(checked)
     taken = sum(count for name, count in counts.items() if not name.startswith(_ELSEWHERE))
-    dtype = "float32" if 4 * taken < 0.7 * stage.memory_mib() * 2**20 else "bfloat16"
+    memory = stage.memory_mib() * 2**20
+    if 2 * taken > memory:
+        raise UserError(
+            f"Trying the model takes {size(2 * taken)} of memory, and the job has {size(memory)}", where=offer.id,
+            fix="Give the jobs of this tool more memory, then run it again",
+        )
+    dtype = "float32" if 4 * taken < _SHARE * memory else "bfloat16"
     loaded = checkpoint.load_model(checked, dtype=dtype)
     states = encoder.encode(loaded, [one[: loaded.family.max_residues] for one in _PROBE])
     shapes = [(len(one[: loaded.family.max_residues]), loaded.hidden_size) for one in _PROBE]
