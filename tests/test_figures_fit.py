@@ -355,10 +355,22 @@ def nameless_axes(figure: Figure) -> list[str]:
     return faults
 
 
+REPORT_WIDTH = 860
+"""Pixels that a report in Galaxy has for a picture, with tools and history beside it in a window of 1,300."""
+
+
+def too_small(figure: Figure) -> list[str]:
+    """Text of less than 6 pixels where a report in Galaxy shows the picture, which shrinks wider ones."""
+    shrunk = min(1.0, REPORT_WIDTH / figure.bbox.width)
+    shown = [(text.get_fontsize() * figure.dpi / 72 * shrunk, text.get_text()) for text, _ in shown_texts(figure)]
+    return [f"{pixels:.1f} pixels: {told[:30]}" for pixels, told in shown if pixels < 6]
+
+
 def judge(figure: Figure) -> None:
     canvas = figure.bbox
     for text in figure.findobj(Text):
         assert not text.get_text() or not (text.get_parse_math() or text.get_usetex()), text.get_text()
+    assert not (small := too_small(figure)), small
     for text, box in shown_texts(figure):
         told = text.get_text()[:60]
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= canvas.width + 1 and box.y1 <= canvas.height + 1

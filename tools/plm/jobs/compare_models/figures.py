@@ -14,6 +14,8 @@ from plm.scoring.metrics import Floats
 from plm.telling.figures import GREY, colour, method_colours, named, new_figure, save, share_axis, shortened
 
 _MOST_DOMAINS = 6
+_WIDEST = 9.0
+"""Inches: of a wider picture a report in Galaxy shows letters too small to read."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def box_figure(panels: Sequence[Boxes], models: Sequence[str], domains: Sequence
     belongs = np.asarray(domains, dtype=object).astype(str)
     groups = [(name, belongs == name) for name in names] if 1 < len(names) <= _MOST_DOMAINS else []
     groups = groups or [("all proteins", np.ones(len(belongs), bool))]
-    width = max(6.4, 1.2 + len(models) * (0.7 + 0.45 * len(groups)))
-    columns = len(panels) if width <= 7 else 1
+    width = min(max(5.0, 1.2 + len(models) * (0.7 + 0.45 * len(groups))), _WIDEST)
+    columns = len(panels) if width * len(panels) <= _WIDEST + 1 else 1
     rows = math.ceil(len(panels) / columns)
     figure, axes = new_figure(width * columns, 4.8 * rows, columns, rows)
     chance = np.random.default_rng(0)
