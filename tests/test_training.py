@@ -124,7 +124,7 @@ def test_names_of_tools_and_of_their_parameters_and_outputs_are_those_of_the_for
 
 def test_the_workflow_that_is_shown_is_the_one_of_the_suite() -> None:
     head, body = front_matter()
-    link = TRAINING / "workflows" / "site-prediction"
+    link = TRAINING / "workflows"
     assert link.is_symlink() and link.resolve() == ROOT / "workflows" / "site-prediction"
     assert WORKFLOW["name"] in body
     library = yaml.safe_load((TRAINING / "data-library.yaml").read_text())
