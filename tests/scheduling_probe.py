@@ -1,8 +1,8 @@
 """Run with Galaxy's Python by test_scheduling.py: what TPV makes of jobs, and what Galaxy's own builders make of that.
 
-Reads JSON from standard input. ``cases``: each ``{tool, xml, params, rules}`` and perhaps ``states``, those that the job
-has been in; the answers are the destination's parameters, environment, when Galaxy would resubmit, and the command lines
-of docker and singularity. ``lint``: lists of files of rules; the answers are what TPV's lint finds.
+Reads JSON from standard input. ``cases``: each ``{tool, xml, params, rules}`` and perhaps ``states``, those that the
+job has been in; the answers are the destination's parameters, environment, when Galaxy would resubmit, and the command
+lines of docker and singularity. ``lint``: lists of files of rules; the answers are what TPV's lint finds.
 """
 
 from __future__ import annotations
