@@ -370,3 +370,24 @@ def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path) -> None:
     )
     assert done.stdout == "[x] line\n" and done.stderr == "" and done.returncode == 0
     assert (tmp_path / "done").exists()
+
+
+def test_what_shows_other_outputs_is_written_when_they_are_complete(tmp_path: Path) -> None:
+    table, page = tmp_path / "table.tsv", tmp_path / "page.html"
+    with stage.Outputs() as made:
+        now, shown = made.path(table), made.path(page)
+        assert made.place(table) == now and made.place(tmp_path / "other") is None
+        made.at_end(lambda: shown.write_text(now.read_text()) and None)
+        now.write_text("late")
+        assert not table.exists()
+    assert page.read_text() == table.read_text() == "late"
+
+
+def test_what_fails_at_the_end_leaves_no_output(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise UserError("it cannot be shown")
+
+    with pytest.raises(UserError, match="cannot be shown"), stage.Outputs() as made:
+        made.path(tmp_path / "table.tsv").write_text("whole")
+        made.at_end(fail)
+    assert list(tmp_path.iterdir()) == []
