@@ -350,6 +350,15 @@ def test_each_time_there_is_more_memory(answers: dict[str, dict[str, Any]]) -> N
     assert memories == [16384, 2 * 16384, 8 * 16384]
 
 
+def test_what_is_rehearsed_is_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from harness import slurm_trial
+
+    recipe = written("slurm_cli_rules.yml")
+    assert slurm_trial.RULES["destinations"]["slurm"]["params"] == recipe["destinations"]["slurm_cli"]["params"]
+    assert recipe["tools"]["(.*/plm_suite/)?plm_.*"]["resubmit"] == {"again": slurm_trial.RESUBMIT}
+
+
 def sources(*names: str) -> str:
     packages = next(GALAXY.parents[1].glob("lib/python3*/site-packages"))
     return "".join(file.read_text() for name in names for file in sorted(packages.glob(name)))

@@ -49,6 +49,10 @@ KILLS = ("walltime", "memory", "node")
 MINUTES_BETWEEN = 0.05  # checkpoints of these short trainings
 LEFT = 60.0  # seconds that a training goes on after that, so that each kill finds it half-way
 
+RESUBMIT = {
+    "condition": "(walltime_reached or memory_limit_reached or unknown_error) and attempt <= 3",
+    "destination": "tpv_dispatcher",
+}
 RULES: dict[str, Any] = {
     "global": {
         "context": {
@@ -61,7 +65,7 @@ RULES: dict[str, Any] = {
     "tools": {
         "__DATA_FETCH__": {"scheduling": {"require": ["here"]}},
         "(.*/plm_suite/)?plm_.*": {
-            "resubmit": {"again": {"condition": "any_failure and attempt <= 2", "destination": "tpv_dispatcher"}},
+            "resubmit": {"again": RESUBMIT},
             # What a history's name asks for befalls the first attempt of its jobs.
             "rules": [
                 {
