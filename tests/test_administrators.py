@@ -32,6 +32,17 @@ def test_the_variables_are_those_that_the_tools_read() -> None:
     assert {row[0].strip("`") for row in table("## Variables for jobs")} == read - INTERNAL
 
 
+def test_their_defaults_are_those_of_the_code() -> None:
+    from plm.jobs.finetune.job import PERIOD_MINUTES
+    from plm.received.limits import DEFAULTS
+    from plm.training.row_training import RowSettings
+
+    defaults = {row[0].strip("`"): row[2] for row in table("## Variables for jobs")}
+    assert {name: float(defaults[name]) for name in DEFAULTS} == DEFAULTS
+    minutes = f"{RowSettings.checkpoint_every:g} (fine-tuning: {PERIOD_MINUTES:g})"
+    assert defaults["PLM_CHECKPOINT_MINUTES"] == minutes
+
+
 def test_the_tools_are_listed_once_each() -> None:
     named = [name for row in table("## What the tools need") for name in re.findall(r"`(plm_\w+)`", row[0])]
     assert sorted(named) == sorted(path.stem for path in ROOT.glob("tools/plm_*.xml"))
