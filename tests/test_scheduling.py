@@ -41,6 +41,12 @@ def written(title: str) -> dict[str, Any]:
     return content
 
 
+def blocks(key: str) -> list[Any]:
+    """What the page's YAML blocks say under a key."""
+    found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)]
+    return [block[key] for block in found if key in block]
+
+
 def recipe(**context: Any) -> dict[str, Any]:
     """The rules that the administrators' page tells to write, with another context."""
     rules = written("your_rules.yml")
@@ -120,6 +126,10 @@ def cases() -> dict[str, dict[str, Any]]:
             for name, (model, _) in CLASSES.items():
                 given = {"model": model, "tuning": {"method": tuned}}
                 case(f"{name}, {tuned}, gpus {gpus}", "plm_finetune", given, plm_gpus=gpus, plm_small_gpus=gpus)
+    for tuned in TUNED:
+        case(f"features {tuned}", "plm_finetune", {"model": CLASSES["650M"][0], "tuning": {"method": tuned}})
+        (featured,) = [given for given in blocks("params") if "--constraint" in given["nativeSpecification"]]
+        found[f"features {tuned}"]["rules"]["destinations"]["gpu"]["params"] |= featured
     case("small on a GPU", "plm_embed", {"model": STARTER}, plm_small_gpus=1)
     for gigabytes in (0.1, 12):
         files = {"input": [{"file": int(gigabytes * 1e9)}], "model": {"source": "none"}}
@@ -232,6 +242,11 @@ def test_gpu_memory_goes_by_model_and_method(answers: dict[str, dict[str, Any]])
     assert needs["650M, gpus 1"] == 8 and needs["3B, gpus 1"] == 20 and needs["new esm2_650m, gpus 1"] == 24
     without = {answer["gpu_memory"] for answer in answers.values() if answer["id"] == "cpu"}
     assert without == {"0"}
+
+
+def test_nodes_can_be_chosen_by_the_memory_of_their_gpus(answers: dict[str, dict[str, Any]]) -> None:
+    assert answers["features lora"]["native"].endswith(" --constraint=gpu16|gpu24|gpu80")
+    assert answers["features full"]["native"].endswith(" --constraint=gpu24|gpu80")
 
 
 def test_a_job_that_no_gpu_holds_runs_on_cores(answers: dict[str, dict[str, Any]]) -> None:
@@ -388,12 +403,6 @@ def test_names_for_pulsar_are_those_of_its_client(answers: dict[str, dict[str, A
     assert block["pulsar"]["load"].partition(":")[2] in client
     (paths,) = blocks("paths")
     assert {path["action"] for path in paths} <= set(re.findall(r'action_type = "(\w+)"', client))
-
-
-def blocks(key: str) -> list[Any]:
-    """What the page's YAML blocks say under a key."""
-    found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)]
-    return [block[key] for block in found if key in block]
 
 
 def test_tpvs_lint_finds_nothing(asked: dict[str, Any]) -> None:
