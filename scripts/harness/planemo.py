@@ -58,11 +58,12 @@ def shed_lint(layout: Layout) -> int:
 def test(layout: Layout, server: GalaxyServer, paths: Sequence[Path]) -> int:
     """Runs the tests of tools, or of workflows, and prints one line each; returns 0 only if some ran and all passed.
 
-    Where there are several cores two runs share the files: Galaxy's two workers then have a job each.
+    Where there are several cores three runs share the files: Galaxy's two workers then have a job each while a third
+    run uploads, waits or compares.
     """
     latest = layout.state / "planemo" / ("workflows.json" if paths[0].suffix == ".ga" else "tools.json")
     latest.parent.mkdir(parents=True, exist_ok=True)
-    share = 2 if len(paths) > 1 and (os.cpu_count() or 1) > 1 else 1
+    share = min(3, len(paths)) if (os.cpu_count() or 1) > 1 else 1
     parts = [list(paths[number::share]) for number in range(share)]
     # Several checks may test at the same time, too.
     reports = [latest.with_name(f"{latest.stem}-{os.getpid()}-{number}.json") for number in range(share)]
