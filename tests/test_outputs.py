@@ -30,7 +30,7 @@ INPUTS = {
     "resume_study", "sequences", "sites", "status", "structures", "table", "teacher_cache", "test", "training", "truth",
     "variants", "vocabulary", "work_dir",
 }
-"""Flags that name a file or folder to read, or a folder that keeps parts between runs or all models of a server."""
+"""Flags that name a file or folder to read, or a folder that keeps parts between runs, or all models."""
 
 
 class _Found(Exception):
