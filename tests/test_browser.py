@@ -270,7 +270,7 @@ def reuse(page: Any, server: GalaxyServer, bundle: Path) -> None:
         page.wait_for_timeout(500)
     for entry in server.request("GET", f"/api/histories/{history}/contents"):
         settle(server, entry["id"])
-    run_untouched(page, server, history, "plm_classify_sites")
+    run_form(page, server, history, "plm_classify_sites")
 
 
 def open_form(page: Any, server: GalaxyServer, tool: str) -> None:
@@ -278,7 +278,7 @@ def open_form(page: Any, server: GalaxyServer, tool: str) -> None:
     page.locator("#execute").first.wait_for()
 
 
-def run_untouched(page: Any, server: GalaxyServer, history: str, tool: str, chosen: tuple[str, str] = ("", "")) -> None:
+def run_form(page: Any, server: GalaxyServer, history: str, tool: str, chosen: tuple[str, str] = ("", "")) -> None:
     """Opens a form, chooses at most one dataset, presses the button, and waits until all that it makes is there."""
     before = {entry["id"] for entry in server.request("GET", f"/api/histories/{history}/contents")}
     open_form(page, server, tool)
@@ -310,11 +310,11 @@ def test_every_form_opens_and_its_defaults_run(page: Any, server: GalaxyServer) 
     classes = (DATA / "demo_classes.fasta").read_text()
     proteins = re.sub(r"^(>\w+).*\|(\w+)$", r"\1 LABEL=\2", classes, flags=re.MULTILINE)
     upload(server, "proteins.fasta", proteins, "fasta", history)
-    run_untouched(page, server, history, "plm_preprocess", ("data|kind", "Whole sequences, with a class"))
-    run_untouched(page, server, history, "plm_embed")
-    run_untouched(page, server, history, "plm_project")
+    run_form(page, server, history, "plm_preprocess", ("data|kind", "Whole sequences, with a class"))
+    run_form(page, server, history, "plm_embed")
     # the newest table is that of what became of each record; the form's line on it is one of the wrong turns
-    run_untouched(page, server, history, "plm_train_classifier", ("Table of labels", "Data set"))
+    run_form(page, server, history, "plm_train_classifier", ("Table of labels", "Data set"))
+    run_form(page, server, history, "plm_project", ("embeddings", "Embeddings: "))
     shoot(page, "untouched")
 
 
