@@ -297,7 +297,8 @@ def _tests(layout: Layout, galaxy: GalaxyServer, tool: str) -> list[TestOutcome]
     stem = layout.state / workflow_files.plain_id(tool)
     report = stem.with_suffix(".json")
     program = layout.env("planemo") / "bin" / "galaxy-tool-test"
-    command = [str(program), "-u", galaxy.url, "-a", galaxy.account().key, "-t", tool, "-j", str(report)]
+    key = galaxy.account().key  # as the user's too: each run would else make one anew, which ends those of the others
+    command = [str(program), "-u", galaxy.url, "-a", key, "-k", key, "-t", tool, "-j", str(report)]
     command += ["--history-per-test-case", "--with-reference-data"]
     with stem.with_suffix(".log").open("w") as log:
         subprocess.run(
