@@ -32,6 +32,7 @@ from harness.workflow_files import ShedRepository
 from harness.workflows_command import newest_revision, write
 
 DATA_MANAGER = "plm_install_model"
+CACHES = (".plm", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis")
 LINKED = ("scripts", "tools", "locks", "docs", "test-data", "workflows", "shed.yml")
 
 
@@ -184,15 +185,24 @@ class ToolShed:
 def cloned(layout: Layout, target: Path, say: Callable[[str], None]) -> Path:
     """The last commit, without caches and a server's state: what planemo would pack and a release holds.
 
+    A checkout without git's folder (an unpacked archive) is copied as it is, but for its state and caches.
+
     Raises:
-        UserError: The checkout is not one of git, or cannot be cloned.
+        UserError: The checkout cannot be cloned.
     """
-    git = ["git", "-C", str(layout.root)]
-    changed = subprocess.run([*git, "status", "--short"], capture_output=True, text=True, check=False).stdout
+    if not (layout.root / ".git").exists():
+        say("this is no checkout of git: its files are tried as they are")
+        shutil.copytree(layout.root, target, symlinks=True, ignore=shutil.ignore_patterns(*CACHES))
+        return target
+    git = ["git", "-c", "safe.directory=*"]  # who runs the tests need not own the checkout
+    served = ["--upload-pack", "git -c safe.directory=* upload-pack"]
+    changed = subprocess.run(
+        [*git, "-C", str(layout.root), "status", "--short"], capture_output=True, text=True, check=False
+    ).stdout
     if changed:
         say(f"{len(changed.splitlines())} files differ from the last commit, which is what is tried")
     done = subprocess.run(
-        ["git", "clone", "--quiet", str(layout.root), str(target)], capture_output=True, text=True, check=False
+        [*git, "clone", "--quiet", *served, str(layout.root), str(target)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise UserError(f"The checkout cannot be cloned: {done.stderr.strip()[-200:]}", where=str(layout.root))
