@@ -10,8 +10,8 @@
     scripts/galaxy test PATH...       planemo test of tools and workflows against it (none named: all of them)
     scripts/galaxy lint PATH...       planemo lint at warn level, workflow_lint --iwc for .ga
     scripts/galaxy planemo ARG...     planemo itself
-    scripts/galaxy shed               rehearse a release (half an hour): a real Tool Shed, the last commit published to it
-                                      and installed into an empty Galaxy, all tests of tools and workflows run there
+    scripts/galaxy shed               rehearse a release (half an hour): a real Tool Shed, the last commit published to
+                                      it and installed into an empty Galaxy, all tests of tools and workflows run there
     scripts/galaxy slurm              rehearse a cluster (10 minutes): a real Slurm of two nodes here, jobs sent there
                                       by the rules of tools/tpv; a proteome over both nodes, trainings that are killed
 
