@@ -25,8 +25,8 @@ TEST_DATA = ROOT / "test-data"
 MODEL, PROTEINS = TEST_DATA / "tiny_esm2.zip", TEST_DATA / "simulated_proteins.fasta"
 STAGES = tuple(sorted(path.stem for path in (ROOT / "tools").glob("plm_*.py")))
 INPUTS = {
-    "alignment", "archive", "bundle", "contact_regression", "dataset", "embeddings", "head", "input", "labels", "models",
-    "negative_sites", "negatives_file", "pairs", "parts", "predictions", "queries", "reference", "resume",
+    "alignment", "archive", "bundle", "contact_regression", "dataset", "embeddings", "head", "input", "labels",
+    "models", "negative_sites", "negatives_file", "pairs", "parts", "predictions", "queries", "reference", "resume",
     "resume_study", "sequences", "sites", "status", "structures", "table", "teacher_cache", "test", "training", "truth",
     "variants", "vocabulary", "work_dir",
 }
