@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import stage_runs
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,7 @@ settings.load_profile("suite")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("PLM_OFFLINE", None)  # of the process that started this one: here the tests forbid the network
+stage_runs.begin()
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -70,8 +72,8 @@ def run_stage() -> Callable[..., subprocess.CompletedProcess[str]]:
         name: str, *args: str | Path, env: dict[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, args)]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
-        )
+        environment = {**os.environ, **(env or {})}
+        done = stage_runs.run(command, environment, timeout)
+        return done or subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
     return run

@@ -1,0 +1,104 @@
+"""Runs a stage's script in a process forked from one that has loaded the libraries already.
+
+Most of a stage's time on tiny inputs goes into loading torch, transformers and scikit-learn: four seconds a run. The
+script, its flags, its files and its process are as Galaxy has them; only the libraries were loaded before.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = (
+    "numpy", "pandas", "scipy.stats", "scipy.optimize", "scipy.spatial.distance", "h5py", "pyarrow.parquet",
+    "Bio.SeqIO", "sklearn.linear_model", "sklearn.metrics", "sklearn.model_selection", "sklearn.preprocessing",
+    "sklearn.pipeline", "sklearn.neighbors", "sklearn.isotonic", "torch", "torch.optim", "safetensors.torch",
+    "tokenizers", "transformers", "transformers.trainer", "transformers.models.esm.modeling_esm",
+    "transformers.models.t5.modeling_t5", "transformers.models.bert.modeling_bert", "peft", "accelerate",
+    "matplotlib.figure", "matplotlib.backends.backend_agg",
+)
+"""Loaded before the first run; of the suite itself nothing is."""
+FREE = ("PLM_", "GALAXY_", "PYTEST_")
+"""Variables that are read when a stage runs; any other may be read when a library is loaded."""
+
+_context = multiprocessing.get_context("forkserver")
+_begun_with: dict[str, str] = {}
+
+
+def begin() -> None:
+    """Takes the variables of this moment for those that every run shares."""
+    _begun_with.update(_bound(os.environ))
+    _context.set_forkserver_preload(list(LIBRARIES))
+
+
+def run(
+    command: Sequence[str], environment: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str] | None:
+    """Runs a script of the suite and gives what ``subprocess.run`` would.
+
+    Args:
+        command: The interpreter, the script's path and its arguments.
+        environment: All variables of the run.
+        timeout: Seconds.
+
+    Returns:
+        The answer; None where a variable asks for a process that loads its libraries itself.
+
+    Raises:
+        subprocess.TimeoutExpired: The run took longer; it was ended.
+    """
+    if _bound(environment) != _begun_with:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [Path(folder) / "stdout", Path(folder) / "stderr"]
+        job = _context.Process(
+            target=_run, args=(list(command[1:]), dict(environment), str(Path.cwd()), [str(text) for text in texts])
+        )
+        job.start()
+        job.join(timeout)
+        late = job.is_alive()
+        if late:
+            job.kill()
+            job.join()
+        output, errors = (text.read_bytes().decode() if text.exists() else "" for text in texts)
+        if late:
+            raise subprocess.TimeoutExpired(list(command), timeout, output=output, stderr=errors)
+        code = job.exitcode
+        job.close()
+    assert code is not None
+    return subprocess.CompletedProcess(list(command), code, output, errors)
+
+
+def _bound(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(FREE)}
+
+
+def _run(arguments: list[str], environment: dict[str, str], folder: str, texts: list[str]) -> None:
+    for descriptor, text in enumerate(texts, start=1):
+        opened = os.open(text, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8")
+    sys.stderr = io.TextIOWrapper(
+        io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
+    )
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = arguments
+    of_the_tests = ["", *(str(ROOT / name) for name in ("tests", "tools", "scripts"))]
+    sys.path[:] = [str(Path(arguments[0]).parent), *(entry for entry in sys.path if entry not in of_the_tests)]
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
