@@ -1,6 +1,6 @@
 """Attention inside each sequence of a packed row, rotary positions included.
 
-Four ways to the same numbers, chosen by :func:`attend`:
+Ways to the same numbers, chosen by :func:`attend`:
 
 * **blocks** (processors, no gradients): scores are made, exponentiated and multiplied in blocks that stay in the cache.
   In bfloat16 the exponential is taken of base 2 without searching each row's maximum; the keys are centred first, which
@@ -9,9 +9,8 @@ Four ways to the same numbers, chosen by :func:`attend`:
   models.
 * **blocks with gradients** (processors, bfloat16): the same blocks; the way back computes the weights anew, as
   FlashAttention does (Dao et al. 2022, algorithm 4), so that memory stays linear in the length.
-* **fused** (other gradients, relative bias, or float32 on an accelerator): torch's ``scaled_dot_product_attention`` a
-  sequence.
-* **variable length** (CUDA, bfloat16 or float16): one call of torch's ``varlen_attn`` for the whole row.
+* **fused** (other gradients): torch's ``scaled_dot_product_attention`` a sequence.
+* **CUDA**: one call for the whole row (:mod:`plm.model.attention_on_gpu`).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from plm.model import attention_on_gpu
 from plm.model.batching import RowLayout
 
 BLOCK = 1 << 20
@@ -34,7 +34,8 @@ _TOKENS = 1024
 _LOG2E = math.log2(math.e)
 
 Tables = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines ``(T, D / 2)`` float32 of each token's position in its own sequence."""
+"""Cosines and sines ``(T, D / 2)`` float32 of each token's position in its own sequence; on CUDA ``(T, 1, D)``, as
+:func:`tables` gives them."""
 
 
 def attend(
@@ -48,7 +49,8 @@ def attend(
         layout: Where the sequences lie.
         scale: Factor of the scores.
         rotary: Rotary tables (Su et al. 2021, RoFormer), or None for no rotation.
-        bias: T5's relative bias ``(1, H, L, L)`` of the longest sequence, sliced for the others.
+        bias: T5's relative bias ``(1, H, L, L)`` of the longest sequence, sliced for the others; on CUDA the table
+            ``(H, 2 M + 1)`` of the distances from -M to M, beyond which it does not change.
         dropout: Dropout probability of the attention weights.
 
     Returns:
@@ -61,8 +63,8 @@ def attend(
         return _Blocks.apply(query, key, value, layout, scale, rotary)
     if rotary is not None:
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-    if query.device.type == "cuda" and bias is None and dropout == 0 and query.dtype != torch.float32:
-        return _variable_length(query, key, value, layout, scale)
+    if query.device.type == "cuda":
+        return attention_on_gpu.attend(query, key, value, layout, scale, bias, dropout)
     return _fused(query, key, value, layout, scale, bias, dropout)
 
 
@@ -85,17 +87,33 @@ def rotate(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> to
 
     Args:
         states: Queries or keys.
-        cosine: ``(T, D / 2)`` float32; ``sine`` likewise.
+        cosine: ``(T, D / 2)`` float32; ``sine`` likewise; on CUDA as :func:`tables` gives them.
     """
     return _Rotation.apply(states, cosine, sine)
 
 
+def tables(angles: torch.Tensor) -> Tables:
+    """Cosines and sines of ``(T, D / 2)`` angles; on CUDA at the full width of a head, the first half of the sines with
+    its sign, so that a rotation takes four kernels."""
+    cosine, sine = angles.cos(), angles.sin()
+    if angles.device.type == "cpu":
+        return cosine, sine
+    return torch.cat((cosine, cosine), -1).unsqueeze(1), torch.cat((-sine, sine), -1).unsqueeze(1)
+
+
 def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    result = torch.empty(states.shape, dtype=states.dtype, device=states.device)
+    if states.device.type != "cpu":
+        return _turned_at_once(states, cosine, sine).to(states.dtype)
+    result = torch.empty(states.shape, dtype=states.dtype)
     for start in range(0, states.shape[0], _TOKENS):  # temporaries stay in the cache
         part = slice(start, start + _TOKENS)
         result[part] = _turn(states[part], cosine[part], sine[part])
     return result
+
+
+def _turned_at_once(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """As :func:`_turn`, in three kernels over tables of full width."""
+    return (states * cosine).addcmul_(states.roll(states.shape[-1] // 2, -1), sine)
 
 
 def _turn(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
@@ -309,7 +327,7 @@ def _fused(
         part = slice(start, start + count * length)
         q, k, v = (x[part].reshape(count, length, heads, width).transpose(1, 2) for x in (query, key, value))
         own = None if bias is None else bias[:, :, :length, :length].to(q.dtype)
-        if length <= SHORT and q.device.type == "cpu":
+        if length <= SHORT:
             scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
             if own is not None:
                 scores = scores + own
@@ -323,18 +341,6 @@ def _fused(
     return torch.cat(pieces)
 
 
-def _variable_length(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, scale: float
-) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    edges = torch.tensor((*layout.starts, query.shape[0]), dtype=torch.int32).to(query.device, non_blocking=True)
-    longest = layout.longest
-    return varlen_attn(
-        query.contiguous(), key.contiguous(), value.contiguous(), edges, edges, longest, longest, scale=scale
-    )
-
-
 def weights(
     query: torch.Tensor, key: torch.Tensor, *, scale: float, rotary: Tables | None = None,
     bias: torch.Tensor | None = None,
@@ -345,10 +351,13 @@ def weights(
         query: ``(L, H, D)``; ``key`` likewise.
         scale: Factor of the scores.
         rotary: Rotary tables, or None.
-        bias: Relative bias ``(1, H, L, L)``, or None.
+        bias: Relative bias as for :func:`attend`, or None.
     """
     if rotary is not None:
-        query, key = _turn(query, *rotary), _turn(key, *rotary)
+        turn = _turn if query.device.type == "cpu" else _turned_at_once
+        query, key = turn(query, *rotary), turn(key, *rotary)
+    if bias is not None and query.device.type != "cpu":
+        bias = attention_on_gpu.dense(bias, query.shape[0]).unsqueeze(0)
     scores = torch.bmm(query.float().transpose(0, 1) * scale, key.float().permute(1, 2, 0))
     if bias is not None:
         scores += bias[0].float()

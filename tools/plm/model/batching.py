@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +17,11 @@ class RowLayout:
 
     Attributes:
         lengths: Tokens of each sequence, special tokens included, in the order of the row.
+        kept: What follows from them and was made already, by name and device.
     """
 
     lengths: tuple[int, ...]
+    kept: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def longest(self) -> int:
@@ -33,6 +35,33 @@ class RowLayout:
             starts.append(at)
             at += length
         return tuple(starts)
+
+    def made(self, name: str, device: torch.device, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once a row and device."""
+        key = (name, str(device))
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def edges(self, device: torch.device) -> torch.Tensor:
+        """``(S + 1,)`` int32 on a device: where each of the S sequences begins, and where the last ends."""
+        import torch
+
+        def make() -> torch.Tensor:
+            return sent(torch.tensor((*self.starts, sum(self.lengths)), dtype=torch.int32), device)
+
+        edges: torch.Tensor = self.made("edges", device, make)
+        return edges
+
+    def owners(self, device: torch.device) -> torch.Tensor:
+        """``(T,)`` int64 on a device: the number of each token's sequence."""
+        owners: torch.Tensor = self.made("owners", device, lambda: sent(self._owners(), device))
+        return owners
+
+    def _owners(self) -> torch.Tensor:
+        import torch
+
+        return torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
 
     def runs(self) -> list[tuple[int, int, int]]:
         """Neighbours of equal length as ``(start token, how many, length)``: one batched attention call each."""
@@ -69,8 +98,24 @@ class Batch:
         return int(self.input_ids.shape[0])
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; to CUDA in one copy that nobody waits for, its layout's numbers with it."""
+        import torch
+
+        there = torch.device(device)
+        if there.type == "cuda" and self.input_ids.device.type == "cpu":
+            starts = torch.tensor((*self.layout.starts, self.tokens), dtype=torch.int64)
+            parts = (self.input_ids, self.position_ids, self.layout._owners(), starts)
+            ids, positions, owners, edges = sent(torch.cat(parts), there).split([len(part) for part in parts])
+            kept = {("owners", str(ids.device)): owners, ("edges", str(ids.device)): edges.to(torch.int32)}
+            return Batch(ids, positions, RowLayout(self.lengths, kept), self.indices)
         return Batch(self.input_ids.to(device), self.position_ids.to(device), self.layout, self.indices)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device; to CUDA from pinned memory, without waiting."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def pack(token_ids: Sequence[Sequence[int]], indices: Sequence[int] | None = None) -> Batch:

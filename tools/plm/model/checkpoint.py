@@ -202,11 +202,15 @@ def _real(folder: Path, own: str, name: str, roots: tuple[Path, ...]) -> tuple[s
     return Path(own).suffix, place
 
 
+_TRAINED = (".weight", ".bias", ".gamma", ".beta")
+"""What the names of trained numbers end in."""
+
+
 def _shapes(path: Path, kind: str, name: str) -> dict[str, tuple[int, ...]]:
     if kind == ".bin":
         return tensors.pickled_shapes(path, name)
     try:
-        return tensors.shapes(path, where=name, fix="Give an undamaged checkpoint")
+        return tensors.shapes(path, where=name, fix="Give an undamaged checkpoint", trained=_TRAINED)
     except UserError as error:
         raise UserError(f"The weights cannot be loaded: {error.what}", where=name, fix=error.fix) from error
 
@@ -366,6 +370,7 @@ def load_model(
         "local_files_only": True,
         "trust_remote_code": False,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are told below, by name
         "use_safetensors": weight_files(files.directory)[0].suffix == ".safetensors",
         **(family.encoder_options if purpose == "encoder" else {}),
     }
@@ -413,11 +418,16 @@ def _check_complete(model: Any, report: Mapping[str, Any], files: ModelFiles) ->
 
     optional = ("contact_head.", "position_ids", "inv_freq", "pooler.")
     missing = [key for key in report["missing_keys"] if not any(part in key for part in optional)]
-    wrong = [str(item) for item in report.get("mismatched_keys", ())]
-    if missing or wrong:
-        names = sorted(missing or wrong)
+    wrong = sorted((str(name), tuple(held), tuple(wanted)) for name, held, wanted in report.get("mismatched_keys", ()))
+    if wrong:
+        name, held, wanted = wrong[0]
         raise UserError(
-            f"The checkpoint lacks {len(names)} of the model's weights, first {names[0]}", where=files.id,
+            f"The weights {name} are {held} where config.json asks for {wanted}", where=files.id,
+            fix="Give the weights that belong to config.json",
+        )
+    if missing:
+        raise UserError(
+            f"The checkpoint lacks {len(missing)} of the model's weights, first {min(missing)}", where=files.id,
             fix="Give a complete checkpoint: the suite never fills weights at random",
         )
     configuration.check_used(report["unexpected_keys"], files.id)
@@ -443,7 +453,7 @@ def save_checkpoint(model: Any, folder: Path, vocabulary_from: Path, *, dtype: s
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    stored = copy.deepcopy(model)
+    stored = copy.deepcopy(model).to("cpu")
     for (
         parameter
     ) in stored.parameters():  # buffers stay: rounding the rotary frequencies costs 4 to 13 % error

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from plm.errors import UserError
-from plm.model import attention
+from plm.model import attention, attention_on_gpu
 from plm.model.batching import Batch, RowLayout, pack, plan_batches
 from plm.model.families import ModelFamily
 
@@ -27,6 +27,9 @@ _HARMLESS = ("position_ids", "output_attentions", "output_hidden_states", "retur
 """What transformers hands down to attention that changes nothing here."""
 ROW_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a row where nobody says otherwise: on processors what the caches hold, on CUDA what fills the device."""
+
+AHEAD = 3
+"""Rows that are packed, sent to a CUDA device and begun there while earlier ones are still computed or taken in."""
 
 Result = TypeVar("Result")
 
@@ -45,7 +48,7 @@ def packed_attention(
         scaling: Factor of the scores; ``D ** -0.5`` by default.
         dropout: Dropout probability of the attention weights.
         packing: Where the sequences lie; one sequence fills the row if None.
-        position_bias: T5's relative bias ``(1, H, L, L)`` of the longest sequence, sliced for the others.
+        position_bias: T5's relative bias, as :func:`plm.model.attention.attend` wants it.
         contacts: Takes the attention weights ``(H, T, T)`` of a row that is one sequence.
         kwargs: What else the layer asks for.
 
@@ -133,6 +136,9 @@ def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
     base = unwrap(model)
     family: ModelFamily = base.packed_family
     family.check_length(batch.layout.longest)
+    device = batch.input_ids.device
+    if device.type == "cuda":
+        attention_on_gpu.prepare(batch.layout, device, biased=family.relative_bias, training=model.training)
     return model(**family.inputs(base.base_model, batch), packing=batch.layout, **options)
 
 
@@ -169,8 +175,13 @@ def logits(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
 
 def residues(hidden: torch.Tensor, batch: Batch, family: ModelFamily) -> list[torch.Tensor]:
     """Splits ``(T, D)`` token states into one ``(L, D)`` tensor of residues a sequence, special tokens removed."""
+    return split_residues(hidden, batch.lengths, family)
+
+
+def split_residues(hidden: torch.Tensor, lengths: Sequence[int], family: ModelFamily) -> list[torch.Tensor]:
+    """The same for sequences of ``lengths`` tokens."""
     before, after = len(family.before), len(family.after)
-    return [piece[before : len(piece) - after] for piece in hidden.split(list(batch.lengths))]
+    return [piece[before : len(piece) - after] for piece in hidden.split(list(lengths))]
 
 
 def first_tokens(hidden: torch.Tensor, batch: Batch, family: ModelFamily) -> torch.Tensor:
@@ -183,7 +194,7 @@ def first_tokens(hidden: torch.Tensor, batch: Batch, family: ModelFamily) -> tor
         raise UserError(
             f"{family.title} has no token in front of the residues", fix="Take the mean over the residues instead"
         )
-    return hidden[torch.tensor(batch.layout.starts, device=hidden.device)]
+    return hidden[batch.layout.edges(hidden.device)[:-1].long()]
 
 
 def contacts(loaded: LoadedModel, sequence: str) -> torch.Tensor:
@@ -265,41 +276,78 @@ def run(
     """Computes rows without gradients, several at a time, and gives the results in the order of the rows.
 
     On processors each row is computed by one thread: no thread waits for another inside a layer, temporaries fit the
-    caches, and a result is the same, to the bit, whatever the number of threads.
+    caches, and a result is the same, to the bit, whatever the number of threads. On CUDA one thread sends rows and
+    starts their work without ever waiting for the device, while the caller packs the next ones and takes in results.
 
     Args:
         loaded: The model, or what else says where it lives.
         batches: Packed rows; taken as they are needed.
-        compute: Called with each row, on the model's device, in some thread.
+        compute: Called with each row, on the model's device, in some thread. Tensors that it returns on CUDA, by
+            themselves or in tuples and lists, come back to the host, in pinned memory.
         rows: Rows at a time; by default :func:`workers`.
 
     Yields:
-        What ``compute`` returned, row by row.
+        What ``compute`` returned, row by row, on the host.
     """
-    count = workers(loaded.device) if rows is None else rows
-    if loaded.device.type != "cpu":
-        with torch.inference_mode():
-            for batch in batches:
-                yield compute(batch.to(loaded.device))
-        return
+    import concurrent.futures
     from collections import deque
-    from concurrent.futures import Future, ThreadPoolExecutor
 
-    def alone(batch: Batch) -> Result:
+    device = loaded.device
+    on_cpu = device.type == "cpu"
+    count = workers(device) if rows is None else rows
+
+    def alone(batch: Batch) -> Callable[[], Result]:
         with torch.inference_mode():
-            return compute(batch)
+            if on_cpu:
+                result = compute(batch)
+                return lambda: result
+            with torch.cuda.device(device):
+                return fetching(compute(batch.to(device)))
 
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="row", initializer=torch.set_num_threads, initargs=(1,))
+    waiting: deque[concurrent.futures.Future[Callable[[], Result]]] = deque()
+    options: Any = {"initializer": torch.set_num_threads, "initargs": (1,)} if on_cpu else {}
+    pool = concurrent.futures.ThreadPoolExecutor(count if on_cpu else 1, thread_name_prefix="row", **options)
     try:
         for batch in batches:
             waiting.append(pool.submit(alone, batch))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
+            if len(waiting) > (count if on_cpu else AHEAD):
+                yield waiting.popleft().result()()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft().result()()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def fetching(result: Result) -> Callable[[], Result]:
+    """Starts to copy what the current CUDA device has computed into pinned memory.
+
+    Args:
+        result: A tensor, or tuples and lists of tensors and other things.
+
+    Returns:
+        Waits for the copies, and gives the same with tensors on the host.
+    """
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            return host.copy_(value, non_blocking=True)
+        if isinstance(value, list):
+            return [copied(one) for one in value]
+        if isinstance(value, tuple):
+            return type(value)._make(map(copied, value)) if hasattr(value, "_make") else tuple(map(copied, value))
+        return value
+
+    there = copied(result)
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> Result:
+        done.synchronize()
+        answer: Result = there
+        return answer
+
+    return wait
 
 
 def encode(
@@ -320,15 +368,12 @@ def encode(
     unique = list(dict.fromkeys(sequences))
     ids = [loaded.token_ids(sequence) for sequence in unique]
     rows = plan_batches([len(x) for x in ids], budget or ROW_TOKENS[loaded.device.type])
-
-    def compute(batch: Batch) -> list[torch.Tensor]:
-        states = hidden_states(loaded.model, batch).float().cpu()
-        return [piece.clone() for piece in residues(states, batch, loaded.family)]
-
     outputs: dict[str, torch.Tensor] = {}
     batches = (pack([ids[index] for index in row], row) for row in rows)
-    for row, pieces in zip(rows, run(loaded, batches, compute), strict=True):
-        outputs.update((unique[index], piece) for index, piece in zip(row, pieces, strict=True))
+    computed = run(loaded, batches, lambda batch: hidden_states(loaded.model, batch).float())
+    for row, states in zip(rows, computed, strict=True):
+        pieces = split_residues(states, [len(ids[index]) for index in row], loaded.family)
+        outputs.update((unique[index], piece.clone()) for index, piece in zip(row, pieces, strict=True))
         if advance is not None:
             advance(len(row))
     return [outputs[sequence] for sequence in sequences]

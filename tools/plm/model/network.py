@@ -138,11 +138,11 @@ def _run(
             places[row[0]] = where
             yield dataclasses.replace(batch, indices=tuple(row))
 
-    def compute(batch: Batch) -> tuple[Floats, NDArray[np.float32]]:
+    def compute(batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         where = places.pop(batch.indices[0]).to(network.device)
         hidden = network.hidden(batch)
-        outputs = network.head(hidden, where).double().cpu().numpy()
-        seen = network.head.represent(hidden, where).float().cpu().numpy() if represent else np.empty((0, 0))
-        return outputs, seen.astype(np.float32, copy=False)
+        outputs = network.head(hidden, where).double()
+        return outputs, network.head.represent(hidden, where).float() if represent else None
 
-    yield from encoder.run(network, batches(), compute)
+    for outputs, seen in encoder.run(network, batches(), compute):
+        yield outputs.numpy(), np.empty((0, 0), np.float32) if seen is None else seen.numpy()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from plm.errors import UserError
 from plm.model import encoder
-from plm.model.batching import Batch, pack, plan_batches
+from plm.model.batching import Batch, pack, plan_batches, sent
 from plm.model.capacity import Capacity, is_out_of_memory
 from plm.model.encoder_inputs import Segment, segments
 from plm.model.families import AMINO_ACIDS
@@ -28,6 +28,8 @@ Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Pooling = Literal["mean", "max", "first", "residues", "sites"]
+_Numbers = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""What a row gives: values, log-probabilities, whether numbers overflowed."""
 SMALLEST = 64
 """Tokens (and residues of a window) below which a memory is too small to go on."""
 CLOSEST_CONTACT = 6
@@ -241,7 +243,7 @@ class Embedder:
             UnfitNumber: A representation of that part is not finite, or too large for the stored type.
         """
         tell = advance or (lambda count: None)
-        waiting: deque[tuple[_Work, list[int], bool]] = deque()
+        waiting: deque[tuple[_Work, list[int], tuple[int, ...], bool]] = deque()
         pieces: dict[int, tuple[_Work, Piece]] = {}
 
         def batches() -> Iterator[Batch]:
@@ -253,18 +255,19 @@ class Embedder:
                     numbers = list(range(number, number + len(row)))
                     number += len(row)
                     pieces.update((mine, (work, work.pieces[at])) for mine, at in zip(numbers, row, strict=True))
-                    waiting.append((work, numbers, index == len(plan) - 1))
-                    yield pack([self._ids(work.pieces[at]) for at in row], numbers)
+                    batch = pack([self._ids(work.pieces[at]) for at in row], numbers)
+                    waiting.append((work, numbers, batch.layout.starts, index == len(plan) - 1))
+                    yield batch
 
-        def answer(batch: Batch) -> _Answer:
+        def answer(batch: Batch) -> _Numbers:
             mine = [pieces[number][1] for number in batch.indices]
             with _Watch(budget, mine):
                 return self._row(batch, mine, pieces[batch.indices[0]][0].collector)
 
         for answered in encoder.run(self.loaded, batches(), answer, rows=rows):
-            work, numbers, last = waiting.popleft()
+            work, numbers, starts, last = waiting.popleft()
             mine = [pieces.pop(number)[1] for number in numbers]
-            work.collector.add(mine, answered, self._before)
+            work.collector.add(mine, _Answer.of(starts, *answered), self._before)
             tell(sum(piece.part.keep_end - piece.part.keep_start for piece in mine))
             if last:
                 if self.wanted.perplexity == "masked":
@@ -286,32 +289,53 @@ class Embedder:
     def _ids(self, piece: Piece) -> list[int]:
         return self.loaded.token_ids(piece.letters)
 
-    def _row(self, batch: Batch, pieces: list[Piece], collector: _Collector) -> _Answer:
+    def _row(self, batch: Batch, pieces: list[Piece], collector: _Collector) -> _Numbers:
         last = self.loaded.layers
         wanted = self.wanted.layers
         # The head reads the last layer: one pass through the model serves both.
         layers = (*wanted, last) if self.wanted.head and last not in wanted else wanted
         states = encoder.layer_states(self.loaded, batch, layers)
         chosen = states[: len(wanted)]
-        overflow = False
+        overflow = None
         if self.wanted.pooling == "residues":
             whole = torch.stack(chosen, dim=1)
             values = whole.to(self._store)
-            overflow = not bool(torch.isfinite(values).all()) and bool(torch.isfinite(whole).all())
+            overflow = torch.isfinite(whole).all() & ~torch.isfinite(values).all()
         elif self.wanted.pooling == "sites":
-            index = [
+            places = [
                 start + self._before + site - piece.part.start
                 for piece, start in zip(pieces, batch.layout.starts, strict=True)
                 for _, site in collector.sites_of(piece)
             ]
+            index = sent(torch.tensor(places, dtype=torch.int64), self.loaded.device)
             values = torch.stack([layer[index].float() for layer in chosen], dim=1)
+        elif self.loaded.device.type == "cuda":
+            values = self._pool_on_gpu(chosen, batch, pieces)
         else:
             values = torch.stack([self._pool(layer, batch, pieces) for layer in chosen], dim=1)
         head = None
         if self.wanted.logits or self.wanted.perplexity == "single":
             logits = encoder.language_head(self.loaded.model)(states[layers.index(last)])
-            head = self._log_probabilities(logits).cpu().numpy()
-        return _Answer(batch.layout.starts, values.cpu().numpy(), head, overflow)
+            head = self._log_probabilities(logits)
+        return values, head, overflow
+
+    def _pool_on_gpu(self, chosen: Sequence[torch.Tensor], batch: Batch, pieces: list[Piece]) -> torch.Tensor:
+        """As :meth:`_pool` for all layers, (n, K, D), in as many steps for one sequence as for many."""
+        if self.wanted.pooling == "first":
+            return torch.stack([encoder.first_tokens(layer, batch, self.loaded.family).float() for layer in chosen], 1)
+        spans = [
+            np.arange(start + self._before + piece.kept.start, start + self._before + piece.kept.stop)
+            for piece, start in zip(pieces, batch.layout.starts, strict=True)
+        ]
+        numbers = np.concatenate([*spans, [len(span) for span in spans]]).astype(np.int64)
+        there = sent(torch.from_numpy(numbers), self.loaded.device)
+        index, lengths = there[: -len(spans)], there[-len(spans) :]
+        kind = "sum" if self.wanted.pooling == "mean" else "max"
+        pooled = [
+            torch.segment_reduce(layer.index_select(0, index).float(), kind, lengths=lengths, axis=0, unsafe=True)
+            for layer in chosen
+        ]
+        return torch.stack(pooled, 1)
 
     def _pool(self, states: torch.Tensor, batch: Batch, pieces: list[Piece]) -> torch.Tensor:
         """One float32 vector a piece, (n, D): sum or maximum of the answered residues, or the start token."""
@@ -344,24 +368,29 @@ class Embedder:
         mask = self.loaded.vocabulary[self.loaded.family.mask]
         pieces = work.pieces
         plan = list(self._masked_rows(pieces, budget.tokens))
+        hidden = [one for row in plan for one in row]
 
         def batches() -> Iterator[Batch]:
+            first = 0
             for row in plan:
-                hidden = []
+                tokens = []
                 for number, place in row:
                     ids = self._ids(pieces[number])
                     ids[self._before + place] = mask
-                    hidden.append(ids)
-                yield pack(hidden, [number for number, _ in row])
+                    tokens.append(ids)
+                yield pack(tokens, range(first, first + len(row)))
+                first += len(row)
 
-        def answer(batch: Batch) -> Floats:
-            with _Watch(budget, [pieces[index] for index in batch.indices]):
-                logits = encoder.logits(self.loaded, batch)[batch.input_ids == mask]
-                scores: Floats = self._log_probabilities(logits).cpu().numpy()
-                return scores
+        def answer(batch: Batch) -> torch.Tensor:
+            mine = [hidden[index] for index in batch.indices]
+            with _Watch(budget, [pieces[number] for number, _ in mine]):
+                starts = zip(batch.layout.starts, mine, strict=True)
+                places = torch.tensor([start + self._before + place for start, (_, place) in starts])
+                logits = encoder.logits(self.loaded, batch)[sent(places, self.loaded.device)]
+                return self._log_probabilities(logits)
 
         for row, scores in zip(plan, encoder.run(self.loaded, batches(), answer, rows=rows), strict=True):
-            for (number, place), values in zip(row, scores, strict=True):
+            for (number, place), values in zip(row, scores.numpy(), strict=True):
                 piece = pieces[number]
                 work.collector.add_masked(piece.owner, float(values[_LETTERS[piece.letters[place]]]))
             tell(sum(len(pieces[number].letters) for number, _ in row))
@@ -468,6 +497,14 @@ class _Answer:
     values: NDArray[Any]
     head: Floats | None
     overflow: bool
+
+    @classmethod
+    def of(
+        cls, starts: tuple[int, ...], values: torch.Tensor, head: torch.Tensor | None, overflow: torch.Tensor | None
+    ) -> _Answer:
+        """The same from tensors on the host."""
+        overflowed = overflow is not None and bool(overflow)
+        return cls(starts, values.numpy(), None if head is None else head.numpy(), overflowed)
 
 
 class _Collector:

@@ -77,8 +77,8 @@ def _dropped(embedded: torch.Tensor, batch: Batch, mask: int) -> torch.Tensor:
     import torch
 
     hidden = batch.input_ids == mask
-    lengths = torch.tensor(batch.lengths, device=embedded.device)
-    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=embedded.device), lengths)
+    lengths = batch.layout.edges(embedded.device).diff()
+    sequence = batch.layout.owners(embedded.device)
     masked = torch.zeros(len(lengths), device=embedded.device).index_add_(0, sequence, hidden.float())
     scale = (1 - _TRAINED_MASK_RATIO) / (1 - masked / lengths)
     embedded = embedded.masked_fill(hidden[:, None], 0.0)

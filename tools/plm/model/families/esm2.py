@@ -10,6 +10,7 @@ class Esm2(EsmFamily):
 
     name, title, positions = "esm2", "ESM-2", "rotary"
     head_width = 2
+    half_safe = True
 
 
 ESM2 = Esm2()

@@ -22,12 +22,12 @@ class FusedIntermediate(esm.EsmIntermediate):
 
 
 class RotaryTables(esm.EsmRotaryEmbedding):
-    """Cosines and sines ``(T, D / 2)``, float32 whatever the type of the weights, once a row."""
+    """Tables of the positions, float32 whatever the type of the weights, once a row."""
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: Any = None) -> Any:
         with torch.no_grad():
             angles = torch.outer(position_ids[0].float(), self.inv_freq.float().to(x.device))
-            return angles.cos(), angles.sin()
+            return attention.tables(angles)
 
 
 class PackedSelfAttention(esm.EsmSelfAttention):

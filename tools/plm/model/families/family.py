@@ -75,6 +75,8 @@ class ModelFamily(ABC):
         key_value_targets: The attention layers that IA3 rescales.
         feedforward_targets: Names of the second feed-forward layers, which IA3 rescales.
         memory: What batches take.
+        relative_bias: Whether attention adds a bias of the distance.
+        half_safe: Whether published models of the family compute well in float16.
     """
 
     max_residues: int | None = None
@@ -107,6 +109,8 @@ class ModelFamily(ABC):
     key_value_targets: ClassVar[tuple[str, ...]]
     feedforward_targets: ClassVar[tuple[str, ...]]
     memory: ClassVar[MemoryLaw] = MemoryLaw()
+    relative_bias: ClassVar[bool] = False
+    half_safe: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, config: Mapping[str, Any], vocabulary: Mapping[str, int]) -> bool:

@@ -52,6 +52,7 @@ class T5Family(ModelFamily):
     }
     parts = ("shared.", "encoder.")
     attention_targets, key_value_targets, feedforward_targets = ("q", "k", "v", "o"), ("k", "v"), ("wo",)
+    relative_bias = True
     memory = MemoryLaw(
         # The bias: 1.1 measured on processors, where scores are made block by block; on CUDA perhaps scores and weights
         # too. Distances are sorted into buckets as whole numbers of 8 bytes.

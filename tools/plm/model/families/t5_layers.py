@@ -17,18 +17,27 @@ class PackedBiasAttention(t5.T5Attention):
     ) -> Any:
         packing = kwargs.get("packing")
         if position_bias is None and packing is not None and self.has_relative_attention_bias:
-            position_bias = self._bias(packing.longest, hidden_states.device)
+            device = hidden_states.device
+            position_bias = self._bias(packing.longest, device) if device.type == "cpu" else self._table(device)
         return super().forward(hidden_states, *args, position_bias=position_bias, **kwargs)
+
+    def _table(self, device: torch.device) -> torch.Tensor:
+        """``(H, 2 M + 1)``: the bias of the distances from -M to M, where it ends to change."""
+        reach = self.relative_attention_max_distance
+        return self._by_distance(torch.arange(-reach, reach + 1, device=device))
 
     def _bias(self, length: int, device: torch.device) -> torch.Tensor:
         """``(1, H, L, L)``, contiguous: looked up once a distance instead of once a pair."""
-        distance = torch.arange(1 - length, length, device=device)
+        by_distance = self._by_distance(torch.arange(1 - length, length, device=device))
+        return by_distance.unfold(1, length, 1).flip(1).unsqueeze(0)
+
+    def _by_distance(self, distance: torch.Tensor) -> torch.Tensor:
         bucket = self._relative_position_bucket(
             distance, bidirectional=not self.is_decoder, num_buckets=self.relative_attention_num_buckets,
             max_distance=self.relative_attention_max_distance,
         )
-        by_distance = self.relative_attention_bias(bucket).T.contiguous()
-        return by_distance.unfold(1, length, 1).flip(1).unsqueeze(0)
+        by_distance: torch.Tensor = self.relative_attention_bias(bucket).T.contiguous()
+        return by_distance
 
 
 class RootMeanSquareNorm(t5.T5LayerNorm):

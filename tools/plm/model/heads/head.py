@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from plm.data.task import Level
+from plm.model.batching import sent
 
 PLAIN, NEIGHBOURS = "plain", "neighbours"
 """Kinds of heads: the one of a level where nothing else is asked for; of residues one that reads the residues beside,
@@ -71,10 +72,10 @@ class Where:
     last: torch.Tensor
 
     def to(self, device: torch.device | str) -> Where:
-        return Where(
-            self.residues.to(device), self.owner.to(device), self.sequences,
-            self.sites.to(device), self.first.to(device), self.last.to(device),
-        )
+        """The same on another device, in one copy."""
+        parts = (self.residues, self.owner, self.sites, self.first, self.last)
+        moved = sent(torch.cat(parts), torch.device(device)).split([len(part) for part in parts])
+        return Where(moved[0], moved[1], self.sequences, *moved[2:])
 
 
 class Head(nn.Module, ABC):

@@ -1,0 +1,302 @@
+"""The CUDA path on a stand-in for a device: what it computes, how many operations it takes, where it copies and waits.
+
+Kernels that only a GPU has are computed here by plain arithmetic: that they give the right numbers on a device is for
+``scripts/gpu_check``. All other lines run here as they run there.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from cuda_stand_in import StandIn
+from family_cases import every_family, load, protein, relative_l2, tiny
+from plm.model import attention, attention_on_gpu, encoder
+from plm.model.batching import RowLayout, pack
+from plm.model.families import ESM2, PROTT5, ModelFamily
+
+DATA = Path(__file__).resolve().parents[1] / "test-data"
+ROW = 16_384
+MOST = 60
+"""Operations of a layer."""
+LENGTHS = (200, 150, 150, 90, 33, 33, 9, 2)
+
+
+@pytest.fixture(autouse=True)
+def _swapped() -> Iterator[None]:
+    """Modules take parameters of another class when they move."""
+    known = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(known)
+
+
+def row_lengths(sequences: int) -> list[int]:
+    """Lengths of some proteins that fill a row."""
+    drawn = random.Random(sequences)
+    parts = [drawn.uniform(0.3, 1.7) for _ in range(sequences)]
+    lengths = [int(ROW * part / sum(parts)) for part in parts]
+    lengths[0] += ROW - sum(lengths)
+    return sorted(lengths, reverse=True)
+
+
+def large(family: ModelFamily) -> Any:
+    """ESM-2 650M or ProtT5-XL, of which only the shapes are there."""
+    import transformers
+
+    encoder.register()
+    with torch.device("meta"):
+        if family is ESM2:
+            config: Any = transformers.EsmConfig(
+                vocab_size=33, hidden_size=1280, num_hidden_layers=33, num_attention_heads=20, intermediate_size=5120,
+                position_embedding_type="rotary", token_dropout=True, mask_token_id=32, pad_token_id=1,
+                emb_layer_norm_before=False, attn_implementation=encoder.ATTENTION,
+            )
+            model: Any = transformers.EsmModel(config, add_pooling_layer=False)
+        else:
+            config = transformers.T5Config(
+                vocab_size=128, d_model=1024, d_kv=128, d_ff=16384, num_layers=24, num_heads=32,
+                feed_forward_proj="relu", attn_implementation=encoder.ATTENTION,
+            )
+            model = transformers.T5EncoderModel(config)
+    encoder.adapt(model, family)
+    return model.to(torch.bfloat16).eval()
+
+
+def layer_costs(family: ModelFamily, sequences: int) -> tuple[list[tuple[int, ...]], dict[str, int], int]:
+    """Operations, kernels, copies and waits of each layer; copies and waits of a whole row."""
+    standin = StandIn("meta")
+    marks: list[tuple[int, ...]] = []
+    with standin.attached():
+        model = large(family).to("cuda")
+        for layer in (one for one in model.modules() if type(one).__name__ in ("EsmLayer", "T5Block")):
+            layer.register_forward_pre_hook(lambda *args: marks.append(standin.seen.state))
+            layer.register_forward_hook(lambda *args: marks.append(standin.seen.state))
+        before, waited = standin.seen.copies.copy(), standin.seen.waits
+        batch = pack([[5] * length for length in row_lengths(sequences)]).to("cuda")
+        with torch.inference_mode():
+            encoder.fetching(encoder.hidden_states(model, batch))()
+        copies = standin.seen.copies - before
+    assert len(marks) == 2 * (33 if family is ESM2 else 24)
+    each = [tuple(np.subtract(after, at)) for at, after in zip(marks[::2], marks[1::2], strict=True)]
+    return each, dict(copies), standin.seen.waits - waited
+
+
+def test_a_layer_of_esm2_takes_few_operations_and_no_copy() -> None:
+    forty, copies, waits = layer_costs(ESM2, 40)
+    assert layer_costs(ESM2, 80)[0] == forty, "the number of sequences changes what a layer does"
+    operations, kernels, inside, waited = np.max(forty, axis=0)
+    assert 10 < kernels <= operations <= MOST
+    assert (inside, waited, waits) == (0, 0, 0)
+    assert copies == {"to device": 1, "to host": 1}
+
+
+@pytest.mark.parametrize("way", ["flex", "padded"])
+def test_a_layer_of_prott5_takes_few_operations_and_no_copy(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "flex":  # compiled, it is one kernel
+        monkeypatch.setattr(attention_on_gpu._FLEX, "works", lambda device: True)
+        monkeypatch.setattr(attention_on_gpu._FLEX, "_compiled", lambda query, *args, **kwargs: query.clone())
+    forty, copies, waits = layer_costs(PROTT5, 40)
+    assert layer_costs(PROTT5, 80)[0] == forty, "the number of sequences changes what a layer does"
+    operations, kernels, inside, waited = np.max(forty[1:], axis=0)  # the first one makes what all layers share
+    assert 10 < kernels <= (operations if way == "flex" else kernels) <= MOST
+    assert (inside, waited, waits) == (0, 0, 0)
+    assert np.max(forty, axis=0)[2:].tolist() == [0, 0]
+    assert copies == {"to device": 2, "to host": 1}
+
+
+@every_family
+@pytest.mark.parametrize("capability", [(9, 0), (7, 5)], ids=["new", "old"])
+def test_families_agree_with_the_processor(
+    family: ModelFamily, capability: tuple[int, int], tmp_path: Path
+) -> None:
+    sequences = [protein(length) for length in LENGTHS]
+    expected = encoder.encode(load(tiny(family), tmp_path), sequences)
+    with StandIn(capability=capability).attached() as standin:
+        loaded = load(tiny(family), tmp_path, device="cuda")
+        before = standin.seen.copies["to host"]
+        found = encoder.encode(loaded, sequences)
+        halved = encoder.encode(load(tiny(family), tmp_path, device="cuda", dtype="bfloat16"), sequences[:3])
+    assert standin.seen.copies["to host"] - before == 2, "a row comes back in one copy"
+    for mine, theirs in zip(found, expected, strict=True):
+        assert relative_l2(mine, theirs) < 1e-5
+    for mine, theirs in zip(halved, expected, strict=False):
+        assert relative_l2(mine, theirs) < 0.12
+
+
+@pytest.mark.parametrize("heads", [2, 1], ids=["aligned", "padded"])
+def test_gradients_agree_with_the_processor(heads: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    layout = RowLayout((70, 41, 41, 5))
+    states = [torch.randn(157, heads, 16 // heads + (heads == 1), generator=generator) for _ in range(3)]
+    angles = torch.outer(torch.arange(157.0), torch.rand(states[0].shape[-1] // 2, generator=generator))
+    rotary = heads == 2
+
+    def gradients(device: str, dropout: float = 0.0) -> list[torch.Tensor]:
+        own = [one.clone().to(device).requires_grad_() for one in states]
+        tables = attention.tables(angles.to(device)) if rotary else None
+        result = attention.attend(*own, RowLayout(layout.lengths), scale=0.3, rotary=tables, dropout=dropout)
+        (result.square().sum()).backward()
+        return [result.detach().cpu(), *(one.grad.cpu() for one in own if one.grad is not None)]
+
+    expected = gradients("cpu")
+    with StandIn().attached():
+        found = gradients("cuda")
+    assert len(found) == len(expected) == 4
+    for mine, theirs in zip(found, expected, strict=True):
+        assert relative_l2(mine, theirs) < 1e-5
+
+
+# -------------------------------------------------------------------------------------------------- flex and padding
+
+
+def textbook(states: list[torch.Tensor], layout: RowLayout, scale: float, bias: torch.Tensor) -> torch.Tensor:
+    pieces = []
+    for start, length in zip(layout.starts, layout.lengths, strict=True):
+        q, k, v = (one[start : start + length].transpose(0, 1) for one in states)
+        scores = q @ k.transpose(1, 2) * scale + attention_on_gpu.dense(bias, length)
+        pieces.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("lengths", [(300, 170, 60, 60, 7), (128, 128), (500,), (3, 2)])
+def test_flex_and_padding_equal_the_textbook(lengths: tuple[int, ...]) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    generator = torch.Generator().manual_seed(0)
+    layout = RowLayout(lengths)
+    states = [torch.randn(sum(lengths), 2, 16, generator=generator) for _ in range(3)]
+    bias = torch.randn(2, 2 * 40 + 1, generator=generator)
+    expected = textbook(states, layout, 0.7, bias)
+    mask = attention_on_gpu.block_mask(layout, torch.device("cpu"))
+    flexed = flex_attention(
+        *(one.transpose(0, 1)[None] for one in states), score_mod=attention_on_gpu.relative(bias), block_mask=mask,
+        scale=0.7,
+    )
+    assert relative_l2(flexed[0].transpose(0, 1), expected) < 1e-5
+    padded = attention_on_gpu._padded(*states, layout, 0.7, bias, 0.0)
+    assert relative_l2(padded, expected) < 1e-5
+
+
+def test_blocks_of_keys_are_those_that_sequences_share() -> None:
+    lengths = (300, 170, 60, 60, 7)
+    owner = np.repeat(np.arange(5), lengths)
+    made = attention_on_gpu.key_blocks(lengths)
+    for block in range(made.shape[0]):
+        mine = owner[block * 128 : (block + 1) * 128]
+        for kind, wanted in enumerate(("some", "all")):
+            numbers = made[block, kind, 1 : 1 + made[block, kind, 0]].tolist()
+            for other in range(made.shape[0]):
+                same = mine[:, None] == owner[other * 128 : (other + 1) * 128]
+                expected = same.all() if wanted == "all" else same.any() and not same.all()
+                assert (other in numbers) == expected, (block, other, wanted)
+
+
+def test_common_lengths_cover_all_and_waste_little() -> None:
+    drawn = random.Random(1)
+    lengths = tuple(sorted((drawn.randint(30, 1200) for _ in range(200)), reverse=True))
+    common = attention_on_gpu.common_lengths(lengths)
+    assert 1 <= len(common) <= attention_on_gpu.GROUPS
+    assert common[-1] >= max(lengths) and all(length % 8 == 0 for length in common)
+    padded = sum(min(one for one in common if one >= length) for length in lengths)
+    assert padded < 0.75 * len(lengths) * common[-1], "no better than one length for all"
+
+
+def test_a_compiler_that_fails_is_told_and_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> torch.Tensor:
+        raise RuntimeError("no C compiler")
+
+    flex = attention_on_gpu._Flex()
+    monkeypatch.setattr(attention_on_gpu, "_FLEX", flex)
+    monkeypatch.setattr(attention_on_gpu.importlib.util, "find_spec", lambda name: object())
+    flex._compiled = broken
+    layout = RowLayout((20, 12))
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(32, 2, 16, generator=generator) for _ in range(3)]
+    bias = torch.randn(2, 21, generator=generator)
+    with StandIn().attached() as standin, torch.inference_mode():
+        there = [standin.put(one) for one in states]
+        found = attention_on_gpu.attend(*there, layout, 1.0, standin.put(bias), 0.0).cpu()
+        assert not flex.works(torch.device("cuda"))
+    assert relative_l2(found, textbook(states, layout, 1.0, bias)) < 1e-5
+    assert "no C compiler" in caplog.text and "padded" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------------- stages
+
+
+def stage(name: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, device: str = "cuda") -> StandIn:
+    """Runs a stage's script in this process, on the stand-in or on the processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(folder)
+    Path("few.fasta").write_text("".join(f">p{length}\n{protein(length)}\n" for length in (23, 18, 7)))
+    words = [str(DATA / word[1:]) if word.startswith("@") else word for word in line.split()]
+    standin = StandIn()
+    run: Callable[[list[str]], None] = importlib.import_module(f"plm_{name}").run
+    words += ["--device", device, "--precision", "fp32"]
+    if device == "cpu":
+        run(words)
+    else:
+        with standin.attached():
+            run(words)
+    return standin
+
+
+def numbers(path: Path) -> np.ndarray:
+    """All numbers of a table."""
+    with path.open() as file:
+        cells = [cell for row in csv.reader(file, delimiter="\t") for cell in row]
+    found = []
+    for cell in cells:
+        try:
+            found.append(float(cell))
+        except ValueError:
+            continue
+    return np.array([one for one in found if math.isfinite(one)])
+
+
+EMBEDDED = {
+    "mean": "--input @simulated_odd.fasta",
+    "max": "--input @simulated_query.fasta --model @models/tiny_esm2 --pooling max --layers all --max-residues 100",
+    "first": "--input @simulated_query.fasta --model @models/tiny_esm2 --pooling first --batch-tokens 300",
+    "residues": "--input @simulated_query.fasta --model @models/tiny_esm2 --pooling residues --layers 0,-1 --store "
+    "float16 --logits table --pseudo-perplexity perplexity --max-residues 100",
+    "masked": "--input few.fasta --model @models/tiny_bert --pseudo-perplexity table --perplexity-mode masked",
+    "sites": "--input @dataset_sites.tabular --model @tiny_esm2.zip --pooling sites",
+    "contacts": "--input @simulated_query.fasta --model @tiny_esm2_contacts.zip --contacts table --contact-threshold "
+    "0.4",
+    "t5": "--input @simulated_query.fasta --model @models/tiny_t5",
+}
+
+
+@pytest.mark.parametrize("way", EMBEDDED)
+def test_embeddings_equal_the_processors(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"{EMBEDDED[way]} --embeddings made.h5"
+    for device in ("cpu", "cuda"):
+        stage("embed", line, tmp_path / device, monkeypatch, device=device)
+    with h5py.File(tmp_path / "cpu" / "made.h5") as expected, h5py.File(tmp_path / "cuda" / "made.h5") as found:
+        seen = []
+
+        def compare(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+                seen.append(name)
+                slack = 2e-3 if way == "residues" else 2e-5
+                np.testing.assert_allclose(found[name][()], item[()], rtol=2e-3, atol=slack)
+
+        expected.visititems(compare)
+    assert seen
+    if "table" in line:
+        theirs = numbers(tmp_path / "cpu" / "table")
+        np.testing.assert_allclose(numbers(tmp_path / "cuda" / "table"), theirs, rtol=1e-3, atol=1e-3)
+        assert len(theirs)
