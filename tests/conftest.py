@@ -72,8 +72,9 @@ def run_stage() -> Callable[..., subprocess.CompletedProcess[str]]:
         name: str, *args: str | Path, env: dict[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, args)]
-        environment = {**os.environ, **(env or {})}
-        done = stage_runs.run(command, environment, timeout)
-        return done or subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+        done = stage_runs.run(command, env or {}, timeout)
+        return done or subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
+        )
 
     return run

@@ -29,6 +29,11 @@ LIBRARIES = (
 """Loaded before the first run; of the suite itself nothing is."""
 FREE = ("PLM_", "GALAXY_", "PYTEST_")
 """Variables that are read when a stage runs; any other may be read when a library is loaded."""
+OF_STAGES = (
+    "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "OMP_WAIT_POLICY",
+    "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME",
+)
+"""Variables that stages set for themselves, also in the tests' own process where one runs there."""
 
 _context = multiprocessing.get_context("forkserver")
 _begun_with: dict[str, str] = {}
@@ -36,18 +41,19 @@ _begun_with: dict[str, str] = {}
 
 def begin() -> None:
     """Takes the variables of this moment for those that every run shares."""
-    _begun_with.update(_bound(os.environ))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded, set by each stage
+    _begun_with.update(_bound(os.environ, OF_STAGES))
     _context.set_forkserver_preload(list(LIBRARIES))
 
 
 def run(
-    command: Sequence[str], environment: Mapping[str, str], timeout: float
+    command: Sequence[str], changes: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str] | None:
     """Runs a script of the suite and gives what ``subprocess.run`` would.
 
     Args:
         command: The interpreter, the script's path and its arguments.
-        environment: All variables of the run.
+        changes: Variables of the run that this process has not.
         timeout: Seconds.
 
     Returns:
@@ -56,12 +62,13 @@ def run(
     Raises:
         subprocess.TimeoutExpired: The run took longer; it was ended.
     """
-    if _bound(environment) != _begun_with:
+    if _bound(changes, ()) or _bound(os.environ, OF_STAGES) != _begun_with:
         return None
+    environment = {**os.environ, **changes}
     with tempfile.TemporaryDirectory() as folder:
         texts = [Path(folder) / "stdout", Path(folder) / "stderr"]
         job = _context.Process(
-            target=_run, args=(list(command[1:]), dict(environment), str(Path.cwd()), [str(text) for text in texts])
+            target=_run, args=(list(command[1:]), environment, str(Path.cwd()), [str(text) for text in texts])
         )
         job.start()
         job.join(timeout)
@@ -78,8 +85,9 @@ def run(
     return subprocess.CompletedProcess(list(command), code, output, errors)
 
 
-def _bound(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if not name.startswith(FREE)}
+def _bound(environment: Mapping[str, str], besides: Sequence[str]) -> dict[str, str]:
+    bound = {name: value for name, value in environment.items() if not name.startswith(FREE)}
+    return {name: value for name, value in bound.items() if name not in besides}
 
 
 def _run(arguments: list[str], environment: dict[str, str], folder: str, texts: list[str]) -> None:
