@@ -410,7 +410,7 @@ def tokenizer(content: str) -> Change:
 def far_too_large(held: Contents) -> None:
     """Few weights that name the layers of a model and the width of its tokens; the others would take terabytes."""
     names = {f"esm.encoder.layer.{n}.attention.self.query.bias": torch.zeros(1) for n in range(2)}
-    tokens = {"esm.embeddings.word_embeddings.weight": torch.zeros(33, 100_000, dtype=torch.uint8)}
+    tokens = {"esm.embeddings.word_embeddings.weight": torch.zeros(33, 100_000, dtype=torch.float16)}
     held["model.safetensors"] = bytes_of({**tokens, **names})
     sizes = {"hidden_size": 100_000, "num_attention_heads": 1000, "intermediate_size": 99_000}
     patched("config.json", **sizes)(held)

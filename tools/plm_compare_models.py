@@ -86,7 +86,7 @@ class Arguments(flags.Reporting, flags.Device):
                 path = getattr(self, name)
                 if path and not needed:
                     told = f"There is nothing to write to {path.name} without {what}"
-                    raise UserError(told, where=flags.spelled(name))
+                    raise UserError(told, where=flags.spelled(name), fix=f"Add {what}, or leave the output out")
 
     @property
     def models(self) -> list[tuple[str, str]]:

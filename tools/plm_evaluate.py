@@ -99,6 +99,7 @@ def run(argv: Sequence[str] | None) -> None:
     from plm.jobs.evaluate.beside import Beside, ask_baselines, leaking_from, with_baselines
     from plm.scoring import assessment, metrics, predictions
     from plm.telling import evaluation_figures, evaluation_report
+    from plm.wording import counted
 
     log = stage.log(NAME)
     tables = [(path.name, predictions.read_predictions(path)) for path in args.predictions]
@@ -108,6 +109,10 @@ def run(argv: Sequence[str] | None) -> None:
     _check_task(args, evaluation.kind)
     metric = metrics.main_metric(evaluation.kind, args.main_metric, len(evaluation.models[0].scored.classes))
     log.info("%d rows (%s), %s task, main metric %s", len(evaluation.rows), evaluation.splits, evaluation.kind, metric)
+    notes: list[str] = []
+    if unlabelled := sum(predictions.without_truth(frame) for _, frame in tables):
+        notes.append(f"{counted(unlabelled, 'row')} without a truth in the column label: not judged")
+        log.info("%s", notes[0])
     beside, leaking = Beside(), None
     if args.training is not None:
         beside = ask_baselines(
@@ -133,8 +138,8 @@ def run(argv: Sequence[str] | None) -> None:
             told = [(one.name, one.about, one.setting, one.inner_score) for one in beside.answers]
             report = evaluation_report.write_up(
                 assessed, figures=list(args.figures()), with_comparison=args.comparison is not None,
-                with_metrics=args.metrics is not None, baselines=told, notes=beside.notes, resamples=args.resamples,
-                training_rows=beside.training_rows,
+                with_metrics=args.metrics is not None, baselines=told, notes=[*notes, *beside.notes],
+                resamples=args.resamples, training_rows=beside.training_rows,
             )
             publish(report, args, out, NAME)
     for line in evaluation_report.rows_told(assessed):

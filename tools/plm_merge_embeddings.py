@@ -32,7 +32,10 @@ class Arguments(flags.Flags):
 
     def check(self) -> None:
         if (self.merged_status is None) != (not self.status):
-            raise UserError("Give status tables and where to write theirs", where="--status and --merged-status")
+            raise UserError(
+                "Give status tables and where to write theirs", where="--status and --merged-status",
+                fix="Give both or neither",
+            )
         if self.status and len(self.status) != len(self.input):
             raise UserError(
                 f"There are {len(self.status)} status tables for {len(self.input)} embeddings files", where="--status",

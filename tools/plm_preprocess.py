@@ -95,25 +95,32 @@ class Arguments(flags.Reporting):
             try:
                 check_width(self.window)
             except ValueError as error:
-                raise UserError(f"--window {self.window}: {error}") from error
+                raise UserError(f"--window {self.window}: {error}", fix="Give e.g. 21") from error
         if self.valid_fraction + (0 if self.test else self.test_fraction) >= 1:
-            raise UserError("--valid-fraction and --test-fraction leave nothing to train on")
+            raise UserError(
+                "--valid-fraction and --test-fraction leave nothing to train on",
+                fix="Make the two shares less than 1 together",
+            )
         if self.test and (self.folds or self.split == "given"):
-            raise UserError("--test cannot be combined with --folds or --split given")
+            raise UserError("--test cannot be combined with --folds or --split given", fix="Leave one of them out")
         if self.split == "group" and not self.group:
-            raise UserError("--split group needs --group, for example column:family")
+            raise UserError(
+                "--split group needs --group, for example column:family", fix="Add it, or choose another split"
+            )
         if self.otherwise and (self.sites or self.labels in ("hash", "file", "none")):
             raise UserError("--otherwise is for labels in headers or columns", fix="For sites choose with --unlisted")
         if (self.labels == "file") != (self.negatives_file is not None):
-            raise UserError("--labels file and --negatives-file go together")
+            raise UserError("--labels file and --negatives-file go together", fix="Give both or neither")
         if self.task != "site" and (self.labels == "hash" or self.sites or self.negative_sites):
-            raise UserError("Marked or listed sites need --task site")
+            raise UserError("Marked or listed sites need --task site", fix="Choose the task site")
         if self.sites and self.labels == "hash":
-            raise UserError("--sites and --labels hash exclude each other")
+            raise UserError("--sites and --labels hash exclude each other", fix="Leave one of them out")
         if self.negative_sites and not self.sites:
-            raise UserError("--negative-sites needs --sites")
+            raise UserError("--negative-sites needs --sites", fix="Add the list of positive sites")
         if not re.fullmatch("[A-Z]*", self.site_residues):
-            raise UserError(f"--site-residues {self.site_residues!r} must be capital letters, for example ST")
+            raise UserError(
+                f"--site-residues {self.site_residues!r} must be capital letters, for example ST", fix="Give e.g. ST"
+            )
 
 
 def run(argv: Sequence[str] | None) -> None:

@@ -38,7 +38,10 @@ class Arguments(flags.Flags):
 
     def check(self) -> None:
         if (self.parts is None) == (self.max_residues is None):
-            raise UserError("Give either the number of parts or their size", where="--parts or --max-residues")
+            raise UserError(
+                "Give either the number of parts or their size", where="--parts or --max-residues",
+                fix="Add one of them",
+            )
 
 
 def run(argv: Sequence[str] | None) -> None:

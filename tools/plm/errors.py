@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]+")
+"""Control characters, and marks that turn the direction of writing: quoted from a file they would change the line."""
+_MOST_WHAT, _MOST_WHERE = 600, 300
+
 
 class UserError(Exception):
     """A mistake in what the user gave: reported as one line, exit code 1, without a traceback.
@@ -13,9 +19,9 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what = what.strip()
-        self.where = where.strip()
-        self.fix = fix.strip()
+        self.what = _on_one_line(what, _MOST_WHAT)
+        self.where = _on_one_line(where, _MOST_WHERE)
+        self.fix = _on_one_line(fix, _MOST_WHAT)
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -26,3 +32,14 @@ class UserError(Exception):
         if self.fix:
             line += f" {self.fix.rstrip('.')}."
         return " ".join(line.split())
+
+
+def _on_one_line(text: str, most: int) -> str:
+    """Text that may quote a stranger: on one line, shown in the order in which it stands, not endless."""
+    if len(text) > 4 * most:
+        text = text[: 2 * most] + text[-2 * most :]
+    line = " ".join(_UNSEEN.sub(" ", text).split())
+    if len(line) <= most:
+        return line
+    kept = most * 2 // 3
+    return f"{line[:kept]} … {line[kept - most + 3 :]}"

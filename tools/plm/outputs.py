@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -43,8 +44,10 @@ def check_places(given: Sequence[tuple[str, str, Path]]) -> None:
     Raises:
         UserError: An output is an input or another output, a folder that stands where a file is to be written, a
             folder with something in it, no regular file, a file of an input folder, or its folder is absent or
-            cannot be written to.
+            cannot be written to; or a path is none that any file can have.
     """
+    for flag, _, path in given:
+        _check_name(flag, path)
     inputs = [(flag, path) for flag, kind, path in given if kind == "input"]
     outputs = [(flag, kind, path) for flag, kind, path in given if kind != "input"]
     seen: dict[Path, str] = {}
@@ -77,6 +80,21 @@ def check_places(given: Sequence[tuple[str, str, Path]]) -> None:
         if path.parent not in tried:
             _try(flag, path)
             tried.add(path.parent)
+
+
+def _check_name(flag: str, path: Path) -> None:
+    """Whether a file may be called so: a name with a zero byte, or one longer than the system takes, opens nothing."""
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return
+        reason = error.strerror
+    except ValueError as error:
+        reason = str(error)
+    else:
+        return
+    raise UserError(f"There can be no such file: {reason}", where=f"{flag} {path}", fix="Check the path")
 
 
 def _check_shape(flag: str, kind: str, path: Path) -> None:

@@ -42,6 +42,9 @@ class _OneLineParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As usual; then every output is tried, so that no work is done that cannot be kept."""
         parsed = super().parse_args(args, namespace)
+        for action in self._actions:  # "--flag=--", of which argparse makes a list of nothing
+            if action.nargs is None and action.default != [] and getattr(parsed, action.dest, None) == []:
+                self.error(f"argument {action.option_strings[0]}: expected one argument")
         _check_numbers(self._actions, parsed)
         given: list[tuple[str, str, Path]] = []
         for action in self._actions:

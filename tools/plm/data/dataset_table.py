@@ -164,7 +164,7 @@ def check_dataset(frame: pd.DataFrame, name: str = "dataset") -> None:
                 fix="Make the table with plm_preprocess",
             )
     if len(frame) == 0:
-        raise UserError("The table has a header but no rows", where=name)
+        raise UserError("The table has a header but no rows", where=name, fix="Give the table with its rows")
     short = frame.isna().any(axis=1)
     if short.any():
         raise _at(frame, short, name, "A row has fewer columns than the header")
@@ -209,7 +209,10 @@ def _check_window(frame: pd.DataFrame, name: str) -> None:
             fix="Use one width",
         )
     if not _POSITION.fullmatch(widths[0]) or (int(widths[0]) and int(widths[0]) % 2 == 0):
-        raise UserError(f"The window {widths[0]!r} is neither 0 nor an odd number of residues", where=name)
+        raise UserError(
+            f"The window {widths[0]!r} is neither 0 nor an odd number of residues", where=name,
+            fix="Make the table with plm_preprocess",
+        )
     width = int(widths[0])
     wrong = frame["sequence"].str.len() > width
     if width and wrong.any():

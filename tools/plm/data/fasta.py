@@ -214,7 +214,10 @@ class CleaningRule:
     def __post_init__(self) -> None:
         for name, allowed in self.CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise UserError(f"--{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+                raise UserError(
+                    f"--{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}",
+                    fix="Choose one of these",
+                )
 
 
 @dataclass(frozen=True, slots=True)

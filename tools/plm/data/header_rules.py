@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plm.data.fasta import ProteinRecord
+from plm.data.tables import plain_field
 from plm.errors import UserError
 
 MARK = "#"
@@ -57,9 +58,15 @@ class Rule:
     def find(self, record: ProteinRecord) -> str | None:
         """The value of a ``key``, ``regex``, ``field`` or ``column`` rule for a record; None where there is none.
 
+        Tabs in it are blanks: a value becomes a cell of a table.
+
         Raises:
             UserError: The column does not exist, or the regular expression takes too long.
         """
+        value = self._found(record)
+        return value if value is None else plain_field(value)
+
+    def _found(self, record: ProteinRecord) -> str | None:
         if self.kind == "column":
             return record.columns[column_name(record, self.argument)].strip() or None
         if self.kind == "field":
@@ -152,7 +159,9 @@ def parse_rule(text: str, flag: str) -> Rule:
     if kind == "field":
         number, colon, separator = argument.partition(":")
         if not re.fullmatch(r"-?[1-9][0-9]{0,5}", number):
-            raise UserError(f"{flag} field:{argument}: the field's number must be 1, 2, ... or -1, -2, ...")
+            raise UserError(
+                f"{flag} field:{argument}: the field's number must be 1, 2, ... or -1, -2, ...", fix="Give e.g. field:2"
+            )
         if colon and not separator:
             raise UserError(f"{flag} {text}: the separator is empty", fix="Write it after the colon, as in field:2:;")
         return Rule("field", number, text, separator or "|")

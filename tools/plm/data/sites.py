@@ -509,7 +509,10 @@ def read_listings(table: Table, columns: tuple[str, str, str], default: str | No
     position = _pick(table, columns[1], flag + "-position", ("position", "site", "pos", "protein_position"), 1)
     label = table.column(columns[2], flag + "-label") if columns[2] else table.find("label", "class")
     if position >= len(table.header):
-        raise UserError("A site list needs two columns: accession and position", where=table.name)
+        raise UserError(
+            "A site list needs two columns: accession and position", where=table.name,
+            fix="Give a table with these columns",
+        )
     listings = []
     for row, line in zip(table.rows, table.lines, strict=True):
         where = f"{table.name}, line {line}"

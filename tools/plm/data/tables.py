@@ -346,5 +346,5 @@ def write_table(frame: pd.DataFrame, path: str | Path, float_format: str | None 
 
 
 def plain_field(value: str) -> str:
-    """A field without tabs and line ends, which would break a row: they become one blank."""
-    return " ".join(value.split()) if BREAKS.search(value) else value
+    """A field without tabs, line ends and zero bytes, which would break a row: they become one blank."""
+    return " ".join(value.replace("\0", " ").split()) if BREAKS.search(value) else value

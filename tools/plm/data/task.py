@@ -131,9 +131,18 @@ class Task:
             scale = fields.get("standardisation", {"mean": 0.0, "sd": 1.0})
             task = cls(level, target, classes, str(fields["positive"]), float(scale["mean"]), float(scale["sd"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"The bundle's manifest does not describe its task ({error})") from error
+            raise UserError(
+                f"The bundle's manifest does not describe its task ({error})",
+                fix="Give the bundle as the suite wrote it",
+            ) from error
         if level not in LEVELS or target not in TARGETS or (target == "class" and len(classes) < 2):
-            raise UserError("The bundle's manifest describes a task that this version does not know")
+            raise UserError(
+                "The bundle's manifest describes a task that this version does not know",
+                fix="Use the version of the suite that made the bundle",
+            )
         if task.positive and task.positive not in classes:
-            raise UserError("The bundle's manifest names a positive class that is none of its classes")
+            raise UserError(
+                "The bundle's manifest names a positive class that is none of its classes",
+                fix="Give the bundle as the suite wrote it",
+            )
         return task

@@ -125,7 +125,10 @@ class Corpus:
             UserError: The family has no token that hides a residue.
         """
         if self.mask < 0:
-            raise UserError("This family of models has no mask token, so no residue can be hidden from it")
+            raise UserError(
+                "This family of models has no mask token, so no residue can be hidden from it",
+                fix="Choose a model of another family",
+            )
         target = np.full(len(residues), IGNORED, dtype=np.int64)
         known = np.flatnonzero(np.isin(residues, self.letters))
         count = min(len(known), max(1, round(rate * len(residues))))

@@ -197,7 +197,7 @@ def load_adapter(model: Any, folder: Path, name: str, family: ModelFamily) -> An
             wrapped: Any = model
         else:
             wrapped = peft.PeftModel(model, config, adapter_name=name)
-        state = tensors.load_torch(folder / WEIGHTS, what="The bundle's adapter", fix=_AGAIN)
+        state = tensors.load_torch(folder / WEIGHTS, what="The bundle's adapter", fix=_AGAIN, finite=True)
         result = peft.set_peft_model_state_dict(wrapped, state, adapter_name=name)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"The bundle's adapter does not fit the model: {one_line(str(error))}", fix=_AGAIN) from error

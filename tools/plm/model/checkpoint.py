@@ -345,7 +345,7 @@ def load_model(
     Args:
         files: From :func:`resolve_model`.
         purpose: ``encoder`` for representations, ``masked_lm`` for the encoder with its language-model head.
-        dtype: ``float32`` or ``bfloat16`` (rotary frequencies stay float32).
+        dtype: ``float32``, ``bfloat16`` or ``float16`` (rotary frequencies stay float32).
         device: Where to put it.
         packed: False: with transformers' own layers and attention, for padded rows.
 

@@ -128,6 +128,10 @@ def check_tokens(settings: Mapping[str, Any], family: ModelFamily, vocabulary: M
                 "tokens", where=where, fix="Use the tokenizer files that were published with the model",
             )
     mask = settings.get("mask_token_id")
+    if mask is None and settings.get("token_dropout"):
+        raise UserError(
+            "config.json does not say mask_token_id, which token_dropout needs", where=where, fix=PUBLISHED
+        )
     if family.mask and mask is not None and mask != vocabulary.get(family.mask):
         raise UserError(
             f"config.json says mask_token_id {mask}, but the vocabulary gives {family.mask!r} the number "

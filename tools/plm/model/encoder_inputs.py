@@ -114,7 +114,7 @@ def make_units(
     most = max(min(caps), 8) if caps else None
     for row, sequence in enumerate(sequences):
         if not sequence:
-            raise UserError("A sequence is empty", where=f"row {row + 1}")
+            raise UserError("A sequence is empty", where=f"row {row + 1}", fix="Leave the row out")
     if level == "site":
         if positions is None:
             raise UserError("A site task needs the position of each site", fix="Give a column position")
@@ -139,7 +139,8 @@ def _site_units(
     for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
         if not 0 <= position < len(sequence):
             raise UserError(
-                f"Position {position + 1} lies outside a sequence of {len(sequence)} residues", where=f"row {row + 1}"
+                f"Position {position + 1} lies outside a sequence of {len(sequence)} residues", where=f"row {row + 1}",
+                fix="Correct the position; it counts from 1",
             )
         text, at = cut_window(sequence, position, window)
         part = next(p for p in segments(len(text), most or len(text)) if p.keep_start <= at < p.keep_end)

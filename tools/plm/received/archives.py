@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import lzma
 import os
 import shutil
@@ -239,6 +241,31 @@ def _check_directory(path: Path, what: str) -> None:
     most = limit("PLM_MAX_MEMBERS")
     if count > most or listed > 1000 * most:
         raise UserError(f"The {what} holds {count:,} files", where=path.name, fix=f"At most {most:,} are read")
+
+
+def unpacked_gzip(data: bytes, most: int, what: str, where: str) -> bytes:
+    """The content of a small gzip file that is held in memory.
+
+    Args:
+        data: The compressed bytes.
+        most: Bytes that it may become.
+        what: The content in messages, such as ``The structure``.
+        where: File name in messages.
+
+    Raises:
+        UserError: Damaged, too large, or a bomb.
+    """
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as opened:
+            content = opened.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{what} is no complete gzip file ({one_line(str(error), 100)})", where=where, fix="Transfer the file again"
+        ) from error
+    check_growth(len(content), len(data), what, where)
+    if len(content) > most:
+        raise UserError(f"{what} becomes more than {size(most)}", where=where, fix="Give smaller files")
+    return content
 
 
 def is_archive(path: Path) -> bool:

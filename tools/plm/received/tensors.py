@@ -19,7 +19,12 @@ _AGAIN = "Give the file as it was written"
 _DTYPES = frozenset(("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"))
 
 
-def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> dict[str, tuple[int, ...]]:
+_FLOATS = frozenset(("F16", "BF16", "F32", "F64"))
+
+
+def shapes(
+    path: Path, what: str = "", where: str = "", fix: str = _AGAIN, trained: tuple[str, ...] = ()
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a safetensors file; the library compares them with the file's real size.
 
     Args:
@@ -27,6 +32,7 @@ def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> di
         what: The file in messages, such as ``The bundle's adapter``.
         where: Archive or model that the file came in, for messages.
         fix: What the user can do, for messages.
+        trained: What the names end in of tensors that must be floating-point numbers.
 
     Raises:
         UserError: Missing, cut short, no safetensors, or of a type that is never used here.
@@ -35,7 +41,7 @@ def shapes(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> di
         by_name = {}
         for name in file.keys():  # noqa: SIM118
             part = file.get_slice(name)
-            if part.get_dtype() not in _DTYPES:
+            if part.get_dtype() not in (_FLOATS if trained and name.endswith(trained) else _DTYPES):
                 raise UserError(
                     f"{one_line(name, 80)} is stored as {part.get_dtype()}, which is not read",
                     where=where or path.name, fix="Store weights as float32, float16 or bfloat16",
@@ -76,19 +82,34 @@ def load_numpy(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -
         raise _damaged(what or path.name, where or path.name, fix, error) from error
 
 
-def load_torch(path: Path, what: str = "", where: str = "", fix: str = _AGAIN) -> dict[str, torch.Tensor]:
+def load_torch(
+    path: Path, what: str = "", where: str = "", fix: str = _AGAIN, finite: bool = False
+) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file as torch tensors on the processor.
 
+    Args:
+        path: safetensors file to read.
+        what: The file in messages, such as ``The bundle's adapter``.
+        where: Archive or model that the file came in, for messages.
+        fix: What the user can do, for messages.
+        finite: Whether NaN and infinity are refused.
+
     Raises:
-        UserError: As :func:`opened`.
+        UserError: As :func:`opened`, or a number is not finite.
     """
     try:
         with opened(path, what, where, fix, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except UserError:
         raise
     except Exception as error:  # the library raises its own class, and torch's for sizes that do not fit
         raise _damaged(what or path.name, where or path.name, fix, error) from error
+    for name, value in held.items() if finite else ():
+        if not bool(value.isfinite().all()):
+            raise UserError(
+                f"{what or path.name}: {one_line(name, 80)} holds NaN or infinity", where=where or path.name, fix=fix
+            )
+    return held
 
 
 def check_shapes(

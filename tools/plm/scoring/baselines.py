@@ -111,7 +111,9 @@ def answer_all(
             fix="Give the dataset with its training rows (split train, or folds)",
         )
     if classes and len(np.unique(train.target)) < 2:
-        raise UserError("The training rows of the training table are of one class only")
+        raise UserError(
+            "The training rows of the training table are of one class only", fix="Give rows of at least two classes"
+        )
     generator = np.random.default_rng(seed)
     if len(train.texts) > most_rows:
         train = train.rows(np.sort(generator.permutation(len(train.texts))[:most_rows]))

@@ -264,7 +264,10 @@ def threshold_for_fpr(probabilities: ArrayLike, labels: ArrayLike, fpr: float) -
     scores, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     negatives = np.sort(scores[truth == 0])[::-1]
     if not len(negatives):
-        raise UserError("A false-positive rate needs negative rows and there are none")
+        raise UserError(
+            "A false-positive rate needs negative rows and there are none",
+            fix="Give a training table with negative validation rows",
+        )
     allowed = int(np.floor(fpr * len(negatives) + 1e-9))
     if allowed >= len(negatives):
         return float(min(negatives[-1], scores.min()))

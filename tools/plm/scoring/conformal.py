@@ -72,9 +72,13 @@ class Errors:
             classes = np.asarray(fields["classes"], np.int64) if "classes" in fields else None
             outputs = int(fields["outputs"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"The bundle's validation errors make no sense ({error})") from error
+            raise UserError(
+                f"The bundle's validation errors make no sense ({error})", fix="Give the bundle as the suite wrote it"
+            ) from error
         if scores.ndim != 1 or (classes is not None and (classes.shape != scores.shape or (classes >= outputs).any())):
-            raise UserError("The bundle's validation errors do not fit each other")
+            raise UserError(
+                "The bundle's validation errors do not fit each other", fix="Give the bundle as the suite wrote it"
+            )
         return cls(scores, classes, outputs)
 
 

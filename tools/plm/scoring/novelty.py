@@ -170,9 +170,15 @@ class Novelty:
             distances = np.asarray(content["distances"], np.float64) if content else space.own_distances(k)
             count = int(content["rows"]) if content else len(distances)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"The bundle's distances of validation proteins make no sense ({error})") from error
+            raise UserError(
+                f"The bundle's distances of validation proteins make no sense ({error})",
+                fix="Give the bundle as the suite wrote it",
+            ) from error
         if k < 1 or not np.isfinite(distances).all():
-            raise UserError("The bundle's distances of validation proteins make no sense")
+            raise UserError(
+                "The bundle's distances of validation proteins make no sense",
+                fix="Give the bundle as the suite wrote it",
+            )
         if not len(distances):
             return None
         return cls(space, ids, labels, k, share, threshold(distances, share), distances, count, bool(content))

@@ -108,7 +108,9 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
                 fix="Give a predictions table with the truth in the column label",
             )
     if frame.empty:
-        raise UserError("The predictions table has a header but no rows", where=path.name)
+        raise UserError(
+            "The predictions table has a header but no rows", where=path.name, fix="Give the table with its rows"
+        )
     short = frame.isna().any(axis=1).to_numpy()
     if short.any():
         raise _at(frame, short, path.name, "A row has fewer columns than the header")
@@ -284,13 +286,24 @@ def _task(parts: list[_Part], positive: str) -> tuple[str, tuple[str, ...]]:
         return "number", ()
     classes = sort_classes(set(columns[0]))
     if positive and positive not in classes:
-        raise UserError(f"--positive-class {positive} is none of the classes {', '.join(classes)}")
+        raise UserError(
+            f"--positive-class {positive} is none of the classes {', '.join(classes)}", fix="Give one of these"
+        )
     if len(classes) == 2:
         classes = tuple(sorted(classes, key=lambda label: label == (positive or classes[-1])))
         return "binary", classes
     if positive:
-        raise UserError("--positive-class is for tasks of two classes", where=f"{len(classes)} classes")
+        raise UserError(
+            "--positive-class is for tasks of two classes", where=f"{len(classes)} classes",
+            fix="Leave the positive class out",
+        )
     return "multiclass", classes
+
+
+def without_truth(frame: pd.DataFrame) -> int:
+    """Rows of a predictions table whose label says that there is none; they are not judged."""
+    classes = {column[2:] for column in class_columns(frame)}
+    return sum(label not in classes and is_missing(label) for label in frame["label"])
 
 
 def _choose(frame: pd.DataFrame, splits: Sequence[str], file: str) -> tuple[pd.DataFrame, str]:

@@ -77,12 +77,17 @@ def read_side(path: Path, layer: int | None, notes: list[str], *, finite: bool =
     """
     with read_embeddings(path, layer=layer) as file:
         if not len(file):
-            raise UserError("There are no embeddings in the file", where=file.name)
+            raise UserError(
+                "There are no embeddings in the file", where=file.name, fix="Give embeddings of at least one protein"
+            )
         matrix = file.matrix()
         bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
         if finite and len(bad):
             file.check_finite()  # names the record, and at residue level the residue
-            raise UserError(f"The embedding of {file.ids[bad[0]]!r} is too large a number to average", where=file.name)
+            raise UserError(
+                f"The embedding of {file.ids[bad[0]]!r} is too large a number to average", where=file.name,
+                fix="Make the embeddings again; those of a model are small numbers",
+            )
         if file.level == "residue":
             notes.append(f"{file.name} holds embeddings of residues; their mean over each protein was used.")
         positions = None if file.positions is None else list(file.positions)

@@ -197,9 +197,14 @@ class _TextTable:
         try:
             header = header.encode("latin-1").decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError("This is neither an embeddings file nor a UTF-8 table") from error
+            raise UserError(
+                "This is neither an embeddings file nor a UTF-8 table",
+                fix="Give HDF5, npz, Parquet or a table of UTF-8 text",
+            ) from error
         if "\0" in header or not header.strip():
-            raise UserError("This is neither an embeddings file (HDF5, npz, Parquet) nor a table")
+            raise UserError(
+                "This is neither an embeddings file (HDF5, npz, Parquet) nor a table", fix="Give one of these"
+            )
         self._separator = next((mark for mark in "\t,;" if mark in header), "\t")
         # R quotes the header of a table with tabs, the suite quotes nothing.
         quoted = header.startswith('"') and all(len(one) > 1 and one[0] == one[-1] == '"' for one in header.split("\t"))
@@ -292,6 +297,7 @@ def _choose(names: list[str], numeric: list[str]) -> _Columns:
         raise UserError("The table has no header line", fix="Name the columns, such as id, e0, e1, ...")
     numbers = set(numeric)
     series: dict[str, list[tuple[int, str]]] = {}
+    _refuse_holes(names, numbers)
     for column in names:
         if column in numbers and (match := _NUMBERED.fullmatch(column)):
             series.setdefault(match[1], []).append((int(match[2]), column))
@@ -317,6 +323,22 @@ def _choose(names: list[str], numeric: list[str]) -> _Columns:
     layer = lowered.get("layer") if values[0] == "e0" else None
     keys = {identifier, position, layer}
     return _Columns(identifier, position, layer, values, [column for column in others if column not in keys])
+
+
+def _refuse_holes(names: list[str], numbers: set[str]) -> None:
+    """Refuses a run e0, e1, ... with a word in some column: without it the embeddings would be others."""
+    runs: dict[str, list[tuple[int, str]]] = {}
+    for column in names:
+        if match := _NUMBERED.fullmatch(column):
+            runs.setdefault(match[1], []).append((int(match[2]), column))
+    for members in runs.values():
+        follows = all(later[0] == before[0] + 1 for before, later in itertools.pairwise(members))
+        words = [column for _, column in members if column not in numbers]
+        if follows and words and len(words) < len(members) / 2:
+            raise UserError(
+                f"The column {words[0]} holds something that is no number, as {members[0][1]} to {members[-1][1]} must",
+                fix="Correct the cell, or leave that protein out",
+            )
 
 
 class _TableSource:
@@ -448,7 +470,9 @@ class _TableSource:
                 for row, value in enumerate(values, start=total):
                     if not names or value != names[-1]:
                         if not value:
-                            raise UserError("A row without an id", where=f"{self._name}, row {row + 1}")
+                            raise UserError(
+                                "A row without an id", where=f"{self._name}, row {row + 1}", fix="Give each row an id"
+                            )
                         if has_breaks(value):
                             raise UserError(
                                 f"The id {one_line(value, 60)!r} holds a tab or a line end",

@@ -224,7 +224,9 @@ def _common(files: Sequence[Embeddings], notes: list[str]) -> Description:
     first = files[0]
     for file in files:
         if not len(file):
-            raise UserError("There are no embeddings in the file", where=file.name)
+            raise UserError(
+                "There are no embeddings in the file", where=file.name, fix="Give embeddings of at least one protein"
+            )
         if file.description.depth > 1:
             raise UserError(
                 f"The file has several layers ({', '.join(map(str, file.description.layers))})", where=file.name,
@@ -367,7 +369,9 @@ class _Labels:
         self._first: dict[str, int] = {}
         for row, key in enumerate(self._keys):
             if not key:
-                raise UserError("A row without an id", where=f"{self.name}, line {self._lines[row]}")
+                raise UserError(
+                    "A row without an id", where=f"{self.name}, line {self._lines[row]}", fix="Give each row an id"
+                )
             first = self._first.setdefault(key, row)
             self._check_same(first, row)
         self._used: set[int] = set()

@@ -249,7 +249,8 @@ def _with_split(
         row = int(wrong.to_numpy().argmax())
         what = "none of train, valid, test" if column == "split" else "no whole number from 1"
         raise UserError(
-            f"A {column} is {what}: {given.iloc[row]!r}", where=f"table of labels, id {frame['id'].iloc[row]!r}"
+            f"A {column} is {what}: {given.iloc[row]!r}", where=f"table of labels, id {frame['id'].iloc[row]!r}",
+            fix="Correct the table of labels",
         )
     frame[column] = given
     return data, frame, values

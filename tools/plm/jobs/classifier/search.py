@@ -17,6 +17,8 @@ from typing import Any
 
 from plm import __version__
 from plm.errors import UserError
+from plm.received.documents import one_line
+from plm.received.journals import check_journal
 from plm.training import classifiers
 from plm.training.classifiers import HeadRows, NetworkSettings, ValidationRows
 
@@ -79,7 +81,7 @@ class TrialJournal:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sign = classifiers.better(metric)
         name = "search" if fold is None else f"search of fold {fold}"
-        study = self._study(name, "maximize" if sign > 0 else "minimize")
+        study = self._study(name, "maximize" if sign > 0 else "minimize", base)
         finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         done = len(study.get_trials(deepcopy=False, states=finished))
         if done:
@@ -108,25 +110,40 @@ class TrialJournal:
             log.info("Trial %d of %d: %s (%s)", number + 1, trials, value, told)
         return self._searched(study, base, metric, fold, finished, trials)
 
-    def _study(self, name: str, direction: str) -> Any:
+    def _study(self, name: str, direction: str, base: NetworkSettings) -> Any:
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
         again = "Give the study of the same data and settings, or none"
+        if self.path.exists():
+            check_journal(self.path, "--resume-study")
         try:
             storage = JournalStorage(JournalFileBackend(str(self.path)))
             study = optuna.create_study(
                 storage=storage, study_name=name, direction=direction, load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=4),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"The study cannot be read ({error})", where="--resume-study", fix=again) from error
-        key = study.user_attrs.get("key")
-        if key is None and not study.trials:
+            key, trials = study.user_attrs.get("key"), study.trials
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError) as error:
+            reason = one_line(str(error), 120) or type(error).__name__
+            raise UserError(f"The study cannot be read ({reason})", where="--resume-study", fix=again) from error
+        if key is None and not trials:
             study.set_user_attr("key", self.key)
         elif key != self.key:
             raise UserError("The study is of other data or settings", where="--resume-study", fix=again)
+        asked = _distributions(base)
+        for trial in trials:
+            done = trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+            other = any(
+                asked.get(one) != kind or (one not in ("width", "batch") and not kind.low <= value <= kind.high)
+                for (one, kind), value in zip(trial.distributions.items(), trial.params.values(), strict=True)
+            )
+            if other or (done and set(trial.params) != set(asked)):
+                raise UserError(
+                    f"Trial {trial.number + 1} of the study has other parameters than this search",
+                    where="--resume-study", fix=again,
+                )
         return study
 
     def _searched(
@@ -168,13 +185,28 @@ def search_key(settings: NetworkSettings, standardise: bool, metric: str, seed: 
     return hashlib.sha256(told.encode()).hexdigest()
 
 
+def _distributions(base: NetworkSettings) -> dict[str, Any]:
+    """What each parameter is drawn from, in the order in which a trial asks for them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    return {
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "width": CategoricalDistribution(sorted({*WIDTHS, base.width})),
+        "depth": IntDistribution(1, max(4, base.depth)),
+        "dropout": FloatDistribution(0.0, 0.6),
+        "batch": CategoricalDistribution(sorted({*BATCHES, base.batch})),
+        "weight_decay": FloatDistribution(1e-6, 1e-1, log=True),
+    }
+
+
 def _proposed(trial: Any, base: NetworkSettings) -> NetworkSettings:
-    proposal = {
+    distributions = _distributions(base)
+    proposal: dict[str, Any] = {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
-        "width": trial.suggest_categorical("width", sorted({*WIDTHS, base.width})),
-        "depth": trial.suggest_int("depth", 1, max(4, base.depth)),
+        "width": trial.suggest_categorical("width", distributions["width"].choices),
+        "depth": trial.suggest_int("depth", 1, distributions["depth"].high),
         "dropout": trial.suggest_float("dropout", 0.0, 0.6),
-        "batch": trial.suggest_categorical("batch", sorted({*BATCHES, base.batch})),
+        "batch": trial.suggest_categorical("batch", distributions["batch"].choices),
         "weight_decay": trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True),
     }
     return _settings(proposal, base)

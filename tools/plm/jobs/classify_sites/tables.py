@@ -60,7 +60,8 @@ class Truth:
             places = self._places.setdefault(listing.protein, {})
             if places.setdefault(listing.place, label) != label:
                 raise UserError(
-                    f"The site {listing.protein} {listing.place} is listed with two labels", where=listing.where
+                    f"The site {listing.protein} {listing.place} is listed with two labels", where=listing.where,
+                    fix="Keep one of the two rows",
                 )
         self.listed = sum(map(len, self._places.values()))
 
@@ -128,7 +129,8 @@ def read_truth(path: Path, task: Task, otherwise: str) -> Truth:
     """
     if otherwise and otherwise not in task.classes:
         raise UserError(
-            f"{otherwise!r} is none of the bundle's classes ({', '.join(task.classes)})", where="--truth-otherwise"
+            f"{otherwise!r} is none of the bundle's classes ({', '.join(task.classes)})", where="--truth-otherwise",
+            fix="Give one of these",
         )
     default = task.classes[task.positive_index] if task.binary else None
     return Truth(read_listings(read_table(path, header=None), ("", "", ""), default, "--truth"), task, otherwise)

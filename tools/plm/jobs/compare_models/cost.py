@@ -97,7 +97,7 @@ class _Process:
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise UserError(answer["error"])
+            raise UserError(answer["error"], where=answer["where"], fix=answer["fix"])
         return answer
 
     def seconds(self) -> float:

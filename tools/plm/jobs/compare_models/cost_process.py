@@ -58,7 +58,7 @@ def main() -> None:
         cuda = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         say(peak_mib=_memory_kib("VmHWM") / 1024, empty_mib=empty / 1024, cuda_mib=cuda / 2**20)
     except UserError as error:
-        say(error=str(error))
+        say(error=error.what, where=error.where, fix=error.fix)
 
 
 if __name__ == "__main__":

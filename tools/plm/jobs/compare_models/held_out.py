@@ -147,5 +147,8 @@ def read_held_out(
 def _named(column: str, flag: str, known: Mapping[str, str], path: Path) -> str:
     if column and column not in known:
         present = ", ".join(list(known)[:12]) or "none: FASTA has no columns"
-        raise UserError(f"{flag}: there is no column {column!r} (columns: {present})", where=path.name)
+        raise UserError(
+            f"{flag}: there is no column {column!r} (columns: {present})", where=path.name,
+            fix="Give one of these columns",
+        )
     return column

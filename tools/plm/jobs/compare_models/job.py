@@ -212,7 +212,7 @@ def measure_costs(
         if total >= residues:
             break
     if not any(letter in AMINO_ACIDS for letter in "".join(chosen)):
-        raise UserError("There is no amino acid in the sequences to time the models on")
+        raise UserError("There is no amino acid in the sequences to time the models on", fix="Give proteins")
     need = sum(findings.parameters[name] * _BYTES[precision] / 2**20 + _LIBRARIES_MIB for name, _ in sources)
     together = need < 0.6 * stage.memory_mib()
     if not together:

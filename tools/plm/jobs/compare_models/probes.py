@@ -154,7 +154,10 @@ def read_probe(name: str, path: Path, *, seed: int, threads: int) -> Probe:
             raise UserError("There is nothing to learn from or nothing to judge", where=f"--probe {name}",
                             fix="Give rows of split train and test (or valid), or folds")
         if len(np.unique(target[learn])) < 2:
-            raise UserError("All training rows have one label", where=f"--probe {name}, {path.name}")
+            raise UserError(
+                "All training rows have one label", where=f"--probe {name}, {path.name}",
+                fix="Give rows of at least two classes",
+            )
     used = np.zeros(len(owner), bool)
     for learn, judge in pairs:
         used[learn] = used[judge] = True

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from plm.errors import UserError
 from plm.model import encoder
 from plm.model.loaded import LoadedModel
 
@@ -130,6 +131,9 @@ def window_maps(loaded: LoadedModel, letters: str, heads: Mapping[str, ContactHe
         loaded: The model.
         letters: Residues of the window.
         heads: By name.
+
+    Raises:
+        UserError: The model gives no finite numbers.
     """
     size = len(letters)
     regressions = {name: head for name, head in heads.items() if isinstance(head, AttentionRegression)}
@@ -146,7 +150,9 @@ def window_maps(loaded: LoadedModel, letters: str, heads: Mapping[str, ContactHe
         for name, head in heads.items():
             if isinstance(head, PairNetwork):
                 logits[name] = head.to(loaded.device).square(states)
-        return {name: logits[name].sigmoid().float().cpu().numpy() for name in heads}
+        maps = {name: logits[name].sigmoid().float().cpu().numpy() for name in heads}
+    _check_finite(loaded, *maps.values())
+    return maps
 
 
 def pair_features(
@@ -162,13 +168,25 @@ def pair_features(
 
     Returns:
         ``(P, layers * heads)`` values of the corrected attention maps, layer by layer, and ``(w, D)`` float32 states.
+
+    Raises:
+        UserError: The model gives no finite numbers.
     """
     i, j = torch.from_numpy(rows).to(loaded.device), torch.from_numpy(columns).to(loaded.device)
     parts: list[torch.Tensor] = []
     with torch.inference_mode():
         states = encoder.attention_maps(loaded, letters, lambda _, maps: parts.append(maps[:, i, j].T.cpu()))
         features = torch.cat(parts, dim=1).numpy()
+    _check_finite(loaded, features)
     return features, states.float().cpu().clone()  # outside, so that gradients may flow from it
+
+
+def _check_finite(loaded: LoadedModel, *numbers: SingleFloats) -> None:
+    if not all(np.isfinite(each).all() for each in numbers):
+        raise UserError(
+            "The model gives no finite numbers", where=loaded.files.id,
+            fix="Use --precision fp32; if that does not help the model is damaged",
+        )
 
 
 def attention_heads(loaded: LoadedModel) -> int:

@@ -122,7 +122,7 @@ def read_head(path: Path, loaded: LoadedModel, folder: Path) -> StoredContactHea
     )
     file = folder / _WEIGHTS
     tensors.check_shapes(tensors.shapes(file, "The head", where, again), shapes, "The head", where, again)
-    weights = tensors.load_torch(file, "The head", where, again)
+    weights = tensors.load_torch(file, "The head", where, again, finite=True)
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise UserError("The head holds numbers that are not finite", where=where, fix=again)
     head: ContactHead

@@ -7,7 +7,6 @@ alternative places that with the highest occupancy.
 
 from __future__ import annotations
 
-import gzip
 import io
 import warnings
 import zlib
@@ -20,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm.errors import UserError
-from plm.received.archives import Archive, is_archive
+from plm.received.archives import Archive, is_archive, unpacked_gzip
 from plm.received.documents import one_line
-from plm.received.limits import check_growth, size
+from plm.received.limits import size
 
 Floats = NDArray[np.float64]
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
@@ -166,12 +165,7 @@ _DAMAGED = (
 
 def _text(data: bytes, source: str) -> str:
     if data[:2] == b"\x1f\x8b":
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as opened:
-            unpacked = opened.read(MOST_BYTES + 1)
-        check_growth(len(unpacked), len(data), "The structure", source)
-        if len(unpacked) > MOST_BYTES:
-            raise UserError(f"the file becomes more than {size(MOST_BYTES)}", where=source)
-        data = unpacked
+        data = unpacked_gzip(data, MOST_BYTES, "The structure", source)
     return data.decode("utf-8", errors="replace")
 
 

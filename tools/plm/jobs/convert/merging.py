@@ -105,7 +105,9 @@ def _fitted(folder: Path, place: Path, name: str, loaded: LoadedModel) -> tuple[
     Adapters that were trained in a model with a head have its beginning in their names (``esm.``).
     """
     config = read_object(folder / adapters.CONFIG, where=name)
-    weights = tensors.load_torch(folder / adapters.WEIGHTS, where=name, fix="Give the adapter as PEFT wrote it")
+    weights = tensors.load_torch(
+        folder / adapters.WEIGHTS, where=name, fix="Give the adapter as PEFT wrote it", finite=True
+    )
     check_finite(weights, name)
     method = "dora" if config.get("use_dora") else str(config.get("peft_type", "")).lower()
     inner = f"{_BEGIN}{getattr(loaded.model, 'base_model_prefix', '')}."

@@ -153,7 +153,7 @@ class DistillationRows(EpochRows):
         """Takes ``rows`` rows in all; see :func:`plan` for the rest."""
         super().__init__(rows)
         if len(indices) == 0:
-            raise UserError("There is no sequence to train on")
+            raise UserError("There is no sequence to train on", fix="Give more proteins")
         self.store, self.masks = store, masks
         self._indices = np.asarray(indices, np.int64)
         self._budget, self._group, self._smallest, self._seed = budget, group, smallest, seed

@@ -54,7 +54,10 @@ class Objective:
     def __post_init__(self) -> None:
         for name in TERMS:
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError("A weight is zero or more", where=f"--weight-{name.replace('_', '-')}")
+                raise UserError(
+                    "A weight is zero or more", where=f"--weight-{name.replace('_', '-')}",
+                    fix="Give 0 or a positive number",
+                )
         if not self.terms:
             raise UserError(
                 "Every term of the loss weighs nothing", where="--weight-...", fix="Give at least one term a weight"
@@ -368,7 +371,10 @@ class RateRamp:
             UserError: The loss was no finite number from the start.
         """
         if len(self._losses) < 3:
-            raise UserError("The loss is no finite number at the lowest rate", where="--find-learning-rate")
+            raise UserError(
+                "The loss is no finite number at the lowest rate", where="--find-learning-rate",
+                fix="Check the weights of the teacher and of the student",
+            )
         rates, smooth = np.array(self._rates), np.array(self._smooth)
         lowest = int(smooth.argmin())
         slope = np.gradient(smooth, np.log(rates))

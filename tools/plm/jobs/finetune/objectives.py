@@ -76,7 +76,10 @@ def targets(labels: Sequence[str], task: Task) -> list[Array]:
                 rows.append(np.array([np.nan if _missing(p, task) else float(p) for p in parts], dtype=np.float64))
         except (KeyError, ValueError):
             what = "no number" if task.target == "number" else f"none of {', '.join(task.classes)}"
-            raise UserError(f"The label {label[:40]!r} is {what}", where=f"row {row + 1}") from None
+            raise UserError(
+                f"The label {label[:40]!r} is {what}", where=f"row {row + 1}",
+                fix="Correct the label, or leave the row out",
+            ) from None
     return rows
 
 

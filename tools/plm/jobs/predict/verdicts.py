@@ -94,7 +94,10 @@ def make_rules(
     """
     names = tuple(visible(name) for name in task.classes)
     if len(set(names)) < len(names):
-        raise UserError("Two classes of the bundle have names that differ in tabs or line ends alone")
+        raise UserError(
+            "Two classes of the bundle have names that differ in tabs or line ends alone",
+            fix="Train again with names that differ in their letters",
+        )
     if abstain != "never" and task.level == "residue":
         raise UserError(
             "Bundles of residue tasks answer for every residue", where=f"--abstain {abstain}", fix="Choose never"

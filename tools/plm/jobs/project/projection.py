@@ -129,19 +129,25 @@ def _check(references: Array, methods: Sequence[str]) -> None:
         raise UserError(
             f"There {'is' if rows == 1 else 'are'} {rows} embedding{'' if rows == 1 else 's'}; "
             f"a projection needs at least {FEWEST_ROWS}",
-            where="--embeddings",
+            where="--embeddings", fix="Give more proteins",
         )
     if dimension < 2:
-        raise UserError("The embeddings have one dimension; a projection needs two", where="--embeddings")
+        raise UserError(
+            "The embeddings have one dimension; a projection needs two", where="--embeddings",
+            fix="Give embeddings of a language model",
+        )
     # Exactly equal rows are common (equal sequences); only if hardly any differ is there nothing to lay out.
     first = references[0]
     others = references[(references != first).any(axis=1)]
     if not len(others):
-        raise UserError(f"All {rows} embeddings are equal, so there is nothing to lay out", where="--embeddings")
+        raise UserError(
+            f"All {rows} embeddings are equal, so there is nothing to lay out", where="--embeddings",
+            fix="Check how the embeddings were made",
+        )
     if not (others != others[0]).any():
         raise UserError(
             f"The {rows} embeddings hold only two different vectors, so there is nothing to lay out",
-            where="--embeddings",
+            where="--embeddings", fix="Give proteins that differ",
         )
     wanted = [METHOD_NAMES[method] for method in methods if method != "pca"]
     if wanted and rows < FEWEST_FOR_NEIGHBOURS:

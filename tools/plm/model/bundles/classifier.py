@@ -286,7 +286,10 @@ class ClassifierBundle(Bundle):
         answers: Floats = self.head.scores(matrix)
         if not np.isfinite(answers).all():
             row = int(np.argmin(np.isfinite(answers).all(axis=1)))
-            raise UserError(f"The embedding in row {row + 1} holds NaN, infinity or far too large numbers")
+            raise UserError(
+                f"The embedding in row {row + 1} holds NaN, infinity or far too large numbers",
+                fix="Make the embeddings again",
+            )
         if self.task.target == "number":
             answers = answers * self.task.sd + self.task.mean
         return answers
@@ -479,17 +482,18 @@ def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
     arrays = tensors.load_numpy(folder / "head.safetensors", fix=again)
     validation = tensors.load_numpy(folder / "validation.safetensors", fix=again)
     rows = tensors.load_numpy(folder / "reference.safetensors", fix=again)["embeddings"].astype(np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError("the reference embeddings hold NaN or infinity")
     names = _names(folder, manifest["task"]["level"])
     kind = manifest["head"]["kind"]
     _check_arrays(kind, arrays, int(manifest["embedding"]["dimension"]))
     head = ClassifierHead(kind, arrays, {key: value for key, value in manifest["head"].items() if key != "kind"})
-    alone_scores = None
-    if "model_scores" in validation:
-        alone_scores = validation["model_scores"].astype(np.float64), validation["model_truth"]
+    task = task_of(manifest)
+    alone_scores = _validation(validation, "model_", task) if "model_scores" in validation else None
     bundle = ClassifierBundle(
         manifest, head, (names["ids"], names["labels"], rows),
-        (validation["scores"].astype(np.float64), validation["truth"]),
-        predictor=read_predictor(folder, manifest, task_of(manifest), str(manifest["name"])),
+        _validation(validation, "", task),
+        predictor=read_predictor(folder, manifest, task, str(manifest["name"])),
         model_validation_scores=alone_scores,
     )
     dimension = bundle.embedding.dimension
@@ -499,6 +503,20 @@ def _assemble(manifest: Mapping[str, Any], folder: Path) -> ClassifierBundle:
     if bundle.head.scores(rows[:1]).shape[1] != bundle.task.outputs:
         raise ValueError("the head's outputs are not the classes")
     return bundle
+
+
+def _validation(arrays: Mapping[str, NDArray[Any]], prefix: str, task: Task) -> tuple[Floats, NDArray[Any]]:
+    """Answers to validation rows and their truth, as far as they can be what :func:`_kept` wrote."""
+    scores, truth = arrays[f"{prefix}scores"].astype(np.float64), arrays[f"{prefix}truth"]
+    if scores.ndim != 2 or truth.shape != scores.shape[:1]:
+        raise ValueError(f"validation scores of the shape {scores.shape} for {truth.shape} truths")
+    if not np.isfinite(scores).all() or not np.isfinite(truth).all():
+        raise ValueError("the validation scores hold NaN or infinity")
+    if task.target == "class" and len(truth) and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
+        raise ValueError("the validation truth names a class that there is not")
+    if task.target == "class":
+        truth = truth.astype(np.int64)
+    return scores, truth
 
 
 def _names(folder: Path, level: str) -> dict[str, list[str]]:

@@ -408,7 +408,7 @@ def _load_head(config: HeadConfig, file: Path, hidden: int) -> Head:
         wanted = {name: tuple(value.shape) for name, value in build_head(config).state_dict().items()}
     tensors.check_shapes(tensors.shapes(file, fix=fix), wanted, what, file.name, fix)
     head = build_head(config)
-    head.load_state_dict(tensors.load_torch(file, fix=fix))
+    head.load_state_dict(tensors.load_torch(file, fix=fix, finite=True))
     return head
 
 
