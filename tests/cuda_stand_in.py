@@ -132,6 +132,7 @@ class StandIn:
             "get_device_name": lambda *args: "Stand-in", "get_device_properties": lambda *args: properties,
             "mem_get_info": lambda *args: (MEMORY // 2, MEMORY), "empty_cache": lambda: None,
             "synchronize": lambda *args: None, "max_memory_allocated": lambda *args: MEMORY // 4,
+            "memory_reserved": lambda *args: MEMORY // 8,
             "memory_allocated": lambda *args: MEMORY // 8, "reset_peak_memory_stats": lambda *args: None,
             "Event": lambda *args, **kwargs: event, "get_arch_list": lambda: ["sm_75", "sm_80", "sm_90"],
             "get_rng_state": lambda *args: torch.get_rng_state(), "set_rng_state": lambda *args: None,

@@ -10,7 +10,9 @@ import csv
 import importlib
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,13 @@ import pytest
 import torch
 from cuda_stand_in import StandIn
 from family_cases import every_family, load, protein, relative_l2, tiny
+from plm.errors import UserError
 from plm.model import attention, attention_on_gpu, encoder
 from plm.model.batching import RowLayout, pack
+from plm.model.capacity import Capacity, measured
+from plm.model.device import choose_device
 from plm.model.families import ESM2, PROTT5, ModelFamily
+from plm.model.ranks import take_own_slice
 
 DATA = Path(__file__).resolve().parents[1] / "test-data"
 ROW = 16_384
@@ -236,15 +242,18 @@ def test_a_compiler_that_fails_is_told_and_given_up(
 # ------------------------------------------------------------------------------------------------------------- stages
 
 
-def stage(name: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, device: str = "cuda") -> StandIn:
+def stage(
+    name: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, device: str = "cuda",
+    precision: str = "fp32", capability: tuple[int, int] = (9, 0),
+) -> StandIn:
     """Runs a stage's script in this process, on the stand-in or on the processor."""
     folder.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(folder)
     Path("few.fasta").write_text("".join(f">p{length}\n{protein(length)}\n" for length in (23, 18, 7)))
     words = [str(DATA / word[1:]) if word.startswith("@") else word for word in line.split()]
-    standin = StandIn()
+    standin = StandIn(capability=capability)
     run: Callable[[list[str]], None] = importlib.import_module(f"plm_{name}").run
-    words += ["--device", device, "--precision", "fp32"]
+    words += ["--device", device, "--precision", precision]
     if device == "cpu":
         run(words)
     else:
@@ -266,6 +275,20 @@ def numbers(path: Path) -> np.ndarray:
     return np.array([one for one in found if math.isfinite(one)])
 
 
+def compare(file: Path, reference: Path, slack: float) -> None:
+    """The floating-point numbers of two HDF5 files are about the same."""
+    with h5py.File(reference) as expected, h5py.File(file) as found:
+        seen = []
+
+        def look(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+                seen.append(name)
+                np.testing.assert_allclose(found[name][()], item[()], rtol=2e-3, atol=slack)
+
+        expected.visititems(look)
+    assert seen
+
+
 EMBEDDED = {
     "mean": "--input @simulated_odd.fasta",
     "max": "--input @simulated_query.fasta --model @models/tiny_esm2 --pooling max --layers all --max-residues 100",
@@ -285,18 +308,65 @@ def test_embeddings_equal_the_processors(way: str, tmp_path: Path, monkeypatch: 
     line = f"{EMBEDDED[way]} --embeddings made.h5"
     for device in ("cpu", "cuda"):
         stage("embed", line, tmp_path / device, monkeypatch, device=device)
-    with h5py.File(tmp_path / "cpu" / "made.h5") as expected, h5py.File(tmp_path / "cuda" / "made.h5") as found:
-        seen = []
-
-        def compare(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
-                seen.append(name)
-                slack = 2e-3 if way == "residues" else 2e-5
-                np.testing.assert_allclose(found[name][()], item[()], rtol=2e-3, atol=slack)
-
-        expected.visititems(compare)
-    assert seen
+    compare(tmp_path / "cuda" / "made.h5", tmp_path / "cpu" / "made.h5", 2e-3 if way == "residues" else 2e-5)
     if "table" in line:
         theirs = numbers(tmp_path / "cpu" / "table")
         np.testing.assert_allclose(numbers(tmp_path / "cuda" / "table"), theirs, rtol=1e-3, atol=1e-3)
         assert len(theirs)
+
+
+# ---------------------------------------------------------------------------------------------- devices and precision
+
+
+def test_an_older_gpu_computes_in_float16_until_a_number_overflows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "large_numbers"
+    shutil.copytree(DATA / "models" / "tiny_esm2", model)
+    weights = load_file(model / "model.safetensors")
+    (last,) = (name for name in weights if name.endswith("encoder.emb_layer_norm_after.weight"))
+    weights[last] = weights[last] * 4e4
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    line = f"--input few.fasta --model {model} --embeddings made.h5 --pooling residues"
+    stage("embed", line, tmp_path / "old", monkeypatch, precision="auto", capability=(7, 5))
+    told = capsys.readouterr().out
+    assert "compute capability 7.5" in told and "float16 is used" in told and "going on in float32" in told
+    stage("embed", line, tmp_path / "cpu", monkeypatch, device="cpu")
+    compare(tmp_path / "old" / "made.h5", tmp_path / "cpu" / "made.h5", 1.0)
+    stage("embed", "--input few.fasta --model @models/tiny_t5 --embeddings made.h5", tmp_path / "t5", monkeypatch,
+          precision="auto", capability=(7, 5))
+    assert "overflow in float16: float32 is used" in capsys.readouterr().out
+
+
+def test_a_gpu_without_kernels_is_not_used() -> None:
+    with StandIn(capability=(6, 1)).attached():
+        with pytest.raises(UserError, match=r"compute capability 6\.1, for which this torch has no kernels"):
+            choose_device("cuda")
+        assert choose_device("auto").type == "cpu"
+    for capability in ((7, 5), (8, 0), (8, 9), (9, 0)):
+        with StandIn(capability=capability).attached():
+            assert choose_device("auto").type == "cuda"
+
+
+def test_each_process_takes_its_own_slice_of_a_divided_gpu() -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}
+    take_own_slice(environment, 1)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "MIG-b"
+    for whole in ("0,1", "GPU-a,GPU-b", "MIG-a", ""):
+        environment = {"CUDA_VISIBLE_DEVICES": whole}
+        take_own_slice(environment, 1)
+        assert environment["CUDA_VISIBLE_DEVICES"] == whole
+
+
+def test_measured_peaks_replace_the_law() -> None:
+    with StandIn().attached():
+        law = Capacity(room=2**30, token=100, pair=7)
+        rows = [(4000, 250, 4000 * 300 + 250**2 * 20), (4000, 4000, 4000 * 300 + 4000**2 * 20)]
+        capacity = measured(law, rows, torch.device("cuda"))
+        free, total = torch.cuda.mem_get_info()
+    assert (capacity.token, capacity.pair) == (330, 22)
+    assert capacity.room == int(0.85 * total) - (total - free)
+    with StandIn().attached():
+        assert measured(replace(law, limited=True), rows, torch.device("cuda")).room == law.room

@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Literal
 from plm import flags, stage
 
 if TYPE_CHECKING:
+    import torch
     from plm.data.protein_store import ProteinStore
+    from plm.model.device import Precision
     from plm.model.embedding.representations import Pooling, Wanted
     from plm.model.embedding.sharded import EmbedJob
     from plm.model.loaded import LoadedModel, ModelFiles
@@ -90,7 +92,7 @@ def run(argv: Sequence[str] | None) -> None:
         stack.callback(ranks.leave)
         log.disabled = not ranks.leads
         device, precision = devices.settle(args.device, args.precision, stage.threads(), log, ranks)
-        files, loaded, wanted = _load(args, scratch, device, precision)
+        files, loaded, wanted, precision = _load(args, scratch, device, precision, log)
         if proteins.own and not loaded.family.own_letters(loaded.vocabulary):
             proteins = read(scratch / "as_x")  # the model's authors took them for X
         elif proteins.own:
@@ -112,23 +114,25 @@ def run(argv: Sequence[str] | None) -> None:
         _finish(proteins, job, log)
 
 
-def _load(args: Arguments, scratch: Path, device: object, precision: str) -> tuple[ModelFiles, LoadedModel, Wanted]:
-    from plm.model.checkpoint import load_model, resolve_model
+def _load(
+    args: Arguments, scratch: Path, device: torch.device, precision: Precision, log: stage.logging.Logger
+) -> tuple[ModelFiles, LoadedModel, Wanted, Precision]:
+    from plm.model.checkpoint import family_of, load_model, resolve_model
+    from plm.model.device import DTYPES, half_where_safe
     from plm.model.embedding.representations import Wanted, check_wanted, parse_layers
 
     files = resolve_model(args.model, workdir=scratch, allow_hub=args.allow_hub)
     head = args.logits is not None or args.pseudo_perplexity is not None
-    loaded = load_model(
-        files, purpose="masked_lm" if head else "encoder", dtype="bfloat16" if precision == "bf16" else "float32",
-        device=device,
-    )
+    safe = family_of(files).half_safe
+    precision = half_where_safe(args.precision, precision, device, half_safe=safe, log=log)
+    loaded = load_model(files, purpose="masked_lm" if head else "encoder", dtype=DTYPES[precision], device=device)
     wanted = Wanted(
         layers=parse_layers(args.layers, loaded.layers), pooling=args.pooling, dtype=args.store,
         logits=args.logits is not None, perplexity=args.perplexity_mode if args.pseudo_perplexity is not None else "",
         contacts=args.contact_threshold if args.contacts is not None else None,
     )
     check_wanted(loaded, wanted)
-    return files, loaded, wanted
+    return files, loaded, wanted, precision
 
 
 def _write(args: Arguments, job: EmbedJob, files: ModelFiles, precision: str, outputs: stage.Outputs) -> None:

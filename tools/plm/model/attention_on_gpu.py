@@ -58,7 +58,7 @@ def attend(
 ) -> torch.Tensor:
     """As :func:`plm.model.attention.attend`, after the rotation; ``bias`` is the table of distances."""
     if bias is None and query.shape[-1] % _ALIGNED == 0:
-        if dropout == 0 and query.dtype != torch.float32 and _capability(query.device) >= (8, 0):
+        if dropout == 0 and query.dtype != torch.float32 and _has_flash(query.device):
             return _flash(query, key, value, layout, scale)
         return _memory_efficient(query, key, value, layout, scale, dropout)
     if bias is not None and _FLEX.takes(query, bias, dropout):
@@ -95,6 +95,11 @@ def dense(bias: torch.Tensor, length: int) -> torch.Tensor:
 
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+def _has_flash(device: torch.device) -> bool:
+    """Whether FlashAttention runs on a device and this torch (2.10 or newer) offers it."""
+    return _capability(device) >= (8, 0) and importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 def _flash(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from plm.model.loaded import LoadedModel
 
 _SHARE = 0.5
 """Part of the free memory to plan with."""
+FILLED = 0.85
+"""Part of a GPU's memory to fill once the need of a row was measured on it."""
+_MARGIN = 1.1
+"""What a row may need beyond what was measured of others."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,14 @@ class Capacity:
         token: Bytes of each token in a batch.
         pair: Bytes of each pair of tokens of the longest sequence in a batch; 0 where attention is linear in memory.
         fixed: Bytes taken already: process and weights (processor), or what is in use on the GPU.
+        limited: Whether the user said how much memory there is.
     """
 
     room: int
     token: int
     pair: int
     fixed: int = 0
+    limited: bool = False
 
     @property
     def longest(self) -> int:
@@ -61,14 +68,38 @@ def capacity(
         free = stage.memory_mib() * 2**20 - fixed  # the limit is the whole job's, this process and the weights included
     if limit_mib is not None:
         free = min(free, limit_mib * 2**20 - fixed)
-    each = 2 if loaded.dtype == torch.bfloat16 else 4
+    each = 4 if loaded.dtype == torch.float32 else 2
     law = loaded.family.memory
     states = law.per_token + (loaded.layers + 1 if inner_layers else 0)
     token = states * loaded.hidden_size * each + kept_per_token
     pair = law.bytes_per_pair
     if law.per_pair:
         pair += int(law.per_pair[loaded.device.type] * loaded.model.config.num_attention_heads * each)
-    return Capacity(max(0, int(_SHARE * free)), token, pair, fixed)
+    return Capacity(max(0, int(_SHARE * free)), token, pair, fixed, limit_mib is not None)
+
+
+def measured(before: Capacity, rows: Sequence[tuple[int, int, int]], device: torch.device) -> Capacity:
+    """The capacity of a GPU by what rows took there, instead of the family's law.
+
+    Args:
+        before: By the law.
+        rows: Of one or two rows: tokens, tokens of the longest sequence, bytes at the peak beyond what was in use. Of
+            two, the second tells what pairs take.
+        device: The GPU.
+    """
+    tokens, longest, peak = rows[0]
+    token, pair = peak / tokens, 0.0
+    if len(rows) > 1:  # peak = tokens * token + longest^2 * pair
+        other, length, high = rows[1]
+        pair = max(0.0, (high - token * other) / (length**2 - other * longest**2 / tokens))
+        token = max(1.0, (peak - pair * longest**2) / tokens)
+    free, total = torch.cuda.mem_get_info(device)
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    fixed = total - free - spare
+    room = int(FILLED * total) - fixed
+    if before.limited:
+        room = min(room, before.room)
+    return Capacity(max(0, room), max(1, int(_MARGIN * token)), int(_MARGIN * pair), fixed, before.limited)
 
 
 def _resident() -> int:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from plm.model.ranks import Ranks
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The type of numbers that a model is loaded in, by precision."""
 
 
 def settle(
@@ -29,23 +31,32 @@ def settle(
         ranks: The processes of the job; those of one machine share its threads and take a GPU each.
     """
     use_threads(max(1, threads // (ranks.here if ranks else 1)))
-    chosen = choose_device(device)
-    if ranks and chosen.type == "cuda" and ranks.world > 1:
-        chosen = choose_device(f"cuda:{ranks.local}")
+    chosen = choose_device(device, log)
+    if chosen.type == "cuda":
+        import torch
+
+        count = torch.cuda.device_count()
+        if ranks and ranks.world > 1:
+            chosen = choose_device(f"cuda:{ranks.local % count}", log)
+        elif ranks and count > 1 and log is not None:
+            log.info("%d GPUs are visible and one is used: torchrun --nproc-per-node %d uses all", count, count)
+        if chosen.index is not None:
+            torch.cuda.set_device(chosen)
     arithmetic = choose_precision(precision, chosen)
     if log is not None:
         announce(log, chosen, arithmetic)
     return chosen, arithmetic
 
 
-def choose_device(requested: str = "auto") -> torch.device:
-    """The device to run on: a CUDA device if there is one, else the processor.
+def choose_device(requested: str = "auto", log: logging.Logger | None = None) -> torch.device:
+    """The device to run on: a CUDA device if there is one that torch has kernels for, else the processor.
 
     Args:
         requested: ``auto``, ``cpu`` or ``cuda`` (also ``cuda:1``).
+        log: Told why a GPU that is there is not used.
 
     Raises:
-        UserError: CUDA was asked for and there is none.
+        UserError: CUDA was asked for and there is none, or none that torch has kernels for.
     """
     import torch
 
@@ -57,10 +68,64 @@ def choose_device(requested: str = "auto") -> torch.device:
                 "No CUDA device is visible to this job", where=f"--device {requested}",
                 fix="Ask the administrator for a GPU destination or use --device auto",
             )
+        if reason := _without_kernels(torch.device(requested)):
+            fix = "Use --device cpu, or a torch built for this GPU"
+            raise UserError(reason, where=f"--device {requested}", fix=fix)
         return torch.device(requested)
     if requested != "auto":
         raise UserError(f"Unknown device {requested!r}", where="--device", fix="Use auto, cpu or cuda")
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if reason := _without_kernels(torch.device("cuda")):
+        if log is not None:
+            log.warning("%s: the processor is used", reason)
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def _without_kernels(device: torch.device) -> str:
+    """Why torch cannot compute on a CUDA device; empty if it can."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    built = torch.cuda.get_arch_list()
+    for name in built:
+        kind, _, digits = name.partition("_")
+        digits = digits.rstrip("abcdefghijklmnopqrstuvwxyz")  # sm_90a
+        if not digits.isdigit():
+            continue
+        its = int(digits[:-1]), int(digits[-1])
+        if (its[0] == major and its[1] <= minor) if kind == "sm" else its <= (major, minor):
+            return ""
+    if not built:
+        return ""
+    name = torch.cuda.get_device_name(device)
+    return f"{name} has compute capability {major}.{minor}, for which this torch has no kernels ({', '.join(built)})"
+
+
+def half_where_safe(
+    requested: str, precision: Precision, device: torch.device, *, half_safe: bool, log: logging.Logger
+) -> Precision:
+    """float16 on a GPU that multiplies no bfloat16, where nobody asked for another precision and the family bears it.
+
+    Args:
+        requested: As the user gave it.
+        precision: As :func:`settle` chose it.
+        device: Where the model runs, without gradients.
+        half_safe: Whether the model's family computes well in float16.
+        log: Told of it, or why not.
+    """
+    if requested != "auto" or device.type != "cuda" or precision != "fp32":
+        return precision
+    import torch
+
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return precision
+    if not half_safe:
+        log.info("This GPU has no bfloat16, and models of this family overflow in float16: float32 is used")
+        return precision
+    log.info("This GPU has no bfloat16: float16 is used, and float32 from where a number is not finite")
+    return "fp16"
 
 
 def choose_precision(requested: str, device: torch.device) -> Precision:
@@ -121,7 +186,10 @@ def announce(logger: logging.Logger, device: torch.device, precision: Precision)
 
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        logger.info("Device: %s, %d MiB, %s", properties.name, properties.total_memory // 2**20, precision)
+        logger.info(
+            "Device: %s, %d MiB, compute capability %d.%d, %s", properties.name, properties.total_memory // 2**20,
+            properties.major, properties.minor, precision,
+        )
     else:
         logger.info(
             "Device: CPU with %d threads, %s. No GPU is used: large models will be slow here",

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+
+
+def take_own_slice(environment: MutableMapping[str, str], local: int) -> None:
+    """Leaves a process the slice of a divided GPU (MIG) that is its own: CUDA shows a process one slice only, the first
+    of those in ``CUDA_VISIBLE_DEVICES``.
+
+    Args:
+        environment: Changed where it names several slices.
+        local: Number of the process on its machine.
+    """
+    visible = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if len(visible) > 1 and all(name.startswith("MIG-") for name in visible):
+        environment["CUDA_VISIBLE_DEVICES"] = visible[local % len(visible)]
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,8 @@ class Ranks:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1 or "MASTER_ADDR" not in os.environ:
             return cls()
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        take_own_slice(os.environ, local)
         import torch.distributed as dist
 
         if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
@@ -42,7 +58,6 @@ class Ranks:
 
         backend = "cpu:gloo,cuda:nccl" if gpus and torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=30))
-        local = int(os.environ.get("LOCAL_RANK", "0"))
         return cls(dist.get_rank(), world, local, int(os.environ.get("LOCAL_WORLD_SIZE", str(world))))
 
     @property

@@ -19,7 +19,7 @@ from plm.model.capacity import capacity
 from plm.model.checkpoint import read_config, read_vocabulary
 from plm.model.embedding.representations import Embedder, Wanted
 from plm.model.embedding.sharded import EmbedJob
-from plm.model.embedding.work_plan import first_budget, stored_bytes
+from plm.model.embedding.work_plan import first_budget, measured_capacity, stored_bytes
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
 
@@ -30,7 +30,7 @@ class EmbeddingSettings:
 
     Attributes:
         duplicates: Policy for repeated ids: ``error``, ``rename`` or ``first`` (:mod:`plm.data.unique_ids`).
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_tokens: Residues encoded together; 0: what suits the machine.
         max_residues: Longer proteins go in windows of this length; 0: as long as the memory holds.
         max_memory: MiB that the job may use; None: what there is.
@@ -96,6 +96,7 @@ def begin(
     kept = int(stored_bytes(wanted, loaded.hidden_size, one, one)[0])
     inner = set(wanted.layers) != {loaded.layers}
     room = capacity(loaded, settings.max_memory, inner_layers=inner, kept_per_token=kept)
+    room = measured_capacity(room, loaded, wanted)
     budget = first_budget(room, loaded, wanted, batch_tokens=settings.batch_tokens, max_residues=settings.max_residues)
     return EmbedJob(proteins, Embedder(loaded, wanted, room), store, budget, ranks, log)
 

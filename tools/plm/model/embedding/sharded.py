@@ -21,6 +21,7 @@ from plm import stage
 from plm.data.protein_store import ProteinStore
 from plm.data.shards import ShardStore
 from plm.errors import UserError
+from plm.model.checkpoint import Purpose, load_model
 from plm.model.embedding import work_plan
 from plm.model.embedding.representations import (
     Embedder,
@@ -121,6 +122,9 @@ class EmbedJob:
         left = list(shards[ranks.rank :: ranks.world])
         noted = self.store.notes("budget_*")
         self._halved = {int(name.rpartition("_")[2]): EncodingBudget(**content) for name, content in noted.items()}
+        earlier = [int(name.rpartition("_")[2]) for name in self.store.notes("float32_*")]
+        if left and earlier and min(earlier) <= left[0]:
+            self._widen(left[0])
         residues = sum(int(self._work_lengths(number).sum()) for number in left)
         progress = stage.Progress(self._log, residues, "residues", every=_EVERY_SECONDS)
         while left:
@@ -149,7 +153,9 @@ class EmbedJob:
                 progress.advance(-done)
                 self._halve(left[0], error)
             except UnfitNumber as error:
-                raise self._unfit(left[0], error) from None
+                if error.overflow or not self._widen(left[0]):
+                    raise self._unfit(left[0], error) from None
+                progress.advance(-done)
 
     def _work_lengths(self, number: int) -> Ints:
         lengths = self.proteins.lengths[self._starts[number] : self.ends[number]]
@@ -182,6 +188,18 @@ class EmbedJob:
         )
         if self.embedder.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _widen(self, number: int) -> bool:
+        """From this shard on in float32, if it was float16 so far; whether it was."""
+        embedder = self.embedder
+        if embedder.loaded.dtype != torch.float16:
+            return False
+        self._log.warning("A number is not finite in float16: going on in float32")
+        self.store.note(f"float32_{number:06d}", {})
+        purpose: Purpose = "masked_lm" if embedder.wanted.head else "encoder"
+        loaded = load_model(embedder.loaded.files, purpose=purpose, device=embedder.loaded.device)
+        self.embedder = Embedder(loaded, embedder.wanted, embedder.capacity)
+        return True
 
     def _unfit(self, number: int, error: UnfitNumber) -> UserError:
         record = int(self.proteins.firsts[self._starts[number] + error.sequence])

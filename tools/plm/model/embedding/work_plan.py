@@ -6,13 +6,24 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from plm.data.protein_store import ProteinStore
 from plm.errors import UserError
 from plm.model import encoder
-from plm.model.capacity import Capacity
-from plm.model.embedding.representations import SMALLEST, Embedder, EncodingBudget, SequencePart, Wanted, contact_bytes
+from plm.model.capacity import Capacity, measured
+from plm.model.embedding.representations import (
+    SMALLEST,
+    Embedder,
+    EncodingBudget,
+    OutOfMemory,
+    SequencePart,
+    UnfitNumber,
+    Wanted,
+    contact_bytes,
+)
+from plm.model.families import AMINO_ACIDS
 from plm.model.loaded import LoadedModel
 
 Ints = NDArray[np.int64]
@@ -20,6 +31,10 @@ ROWS_IN_SHARD = 64
 SHARD_BYTES = 128 * 2**20
 """What a shard may hold: it is in memory until it is written."""
 _SAMPLE_SECONDS = 1.0
+_LARGER = 4
+"""So many usual rows go into one on a GPU that holds it, where little comes back of each token."""
+_PROBE = 4096
+"""Residues of a row whose memory is measured."""
 _SAMPLED = 20_000
 """Sequences whose lengths stand for all in the estimate of time."""
 
@@ -46,6 +61,39 @@ class EncodingCost:
         """Operations of sequences of these tokens."""
         sizes = lengths.astype(np.float64)
         return float(self.token * sizes.sum() + self.pair * (sizes**2).sum())
+
+
+def measured_capacity(capacity: Capacity, loaded: LoadedModel, wanted: Wanted) -> Capacity:
+    """What a GPU holds by the peaks of one or two small rows there; as it was on processors, or if they do not fit.
+
+    Args:
+        capacity: By the family's law.
+        loaded: Model that encodes.
+        wanted: Layers, pooling and extras to compute.
+    """
+    if loaded.device.type != "cuda":
+        return capacity
+    simple = Wanted(wanted.layers, "mean" if wanted.pooling == "sites" else wanted.pooling, wanted.dtype, wanted.logits)
+    embedder = Embedder(loaded, simple, capacity)
+    most = loaded.family.max_residues or _PROBE
+    shapes = [[min(most, _PROBE // 16)] * 16]
+    if capacity.pair:
+        shapes.append([min(most, _PROBE)])
+    rows: list[tuple[int, int, int]] = []
+    for shape in shapes:
+        texts = [(AMINO_ACIDS * (length // 20 + 1))[:length] for length in shape]
+        tokens = sum(shape) + len(shape) * loaded.family.specials
+        torch.cuda.synchronize(loaded.device)
+        used = torch.cuda.memory_allocated(loaded.device)
+        torch.cuda.reset_peak_memory_stats(loaded.device)
+        try:
+            for _ in embedder.compute([SequencePart(0, texts)], EncodingBudget(tokens, max(shape))):
+                pass
+        except (OutOfMemory, UnfitNumber):
+            return capacity
+        peak = torch.cuda.max_memory_allocated(loaded.device) - used
+        rows.append((tokens, max(shape) + loaded.family.specials, max(1, peak)))
+    return measured(capacity, rows, loaded.device)
 
 
 def first_budget(
@@ -76,7 +124,10 @@ def first_budget(
     whole = min([whole, *limits])
     workers = 1 if batch_tokens else encoder.workers(loaded.device)
     fits = max(SMALLEST, capacity.room // workers // capacity.token)
-    tokens = min(batch_tokens or encoder.ROW_TOKENS[loaded.device.type], fits)
+    usual = encoder.ROW_TOKENS[loaded.device.type]
+    if loaded.device.type == "cuda" and wanted.pooling != "residues" and not wanted.head:
+        usual *= _LARGER
+    tokens = min(batch_tokens or usual, fits)
     contacts = 0
     if wanted.contacts is not None:
         contacts = min(whole, int((capacity.room / contact_bytes(loaded, 1)) ** 0.5) - specials)
