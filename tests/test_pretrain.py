@@ -260,7 +260,7 @@ def test_a_killed_job_leaves_its_state_and_no_output(fasta: Path, tmp_path: Path
     job.stdout.read()
     assert job.wait(60) == 143
     assert not (out / "model.zip").exists() and not list(out.glob(".*partial*"))
-    (state,) = kept.iterdir()
+    (state,) = kept.glob("*.zip")
     assert json.loads(zipfile.ZipFile(state).read("checkpoint.json"))["step"] >= 4
     assert time.time() - state.stat().st_mtime < 600
 

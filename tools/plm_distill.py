@@ -209,7 +209,9 @@ def _distil(
     assert args.output_model is not None
     leads, title = job.ranks.leads, args.title or args.output_model.stem
     same = job.same()
-    keeper = CheckpointKeeper.open(args.resume, NAME, job.settings, same, setup.scratch, setup.log)
+    keeper = CheckpointKeeper.open(
+        args.resume, NAME, job.settings, same, setup.scratch, setup.log, asked=args.checkpoint if leads else None
+    )
     events = outputs.path(args.tfevents) if args.tfevents and leads else None
     with Tracking(events, args.mlflow if leads else None, title, job.plan(), setup.scratch, setup.log) as tracking:
         outcome = job.train(job.network(cache), keeper, tracking)

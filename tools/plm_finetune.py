@@ -127,7 +127,7 @@ class Arguments(FineTuningRows, FineTuningModel, FineTuningCourse, flags.Combini
         last_seed = self.seed + self.seeds - 1
         if last_seed > stage.LARGEST_SEED:
             told = f"The value must be at most {stage.LARGEST_SEED} for the last training"
-            raise UserError(told, where="--seed")
+            raise UserError(told, where="--seed", fix="Give a smaller seed, or fewer of them")
         if self.time_limit is not None and self.checkpoint is None:
             raise UserError(
                 "A time limit needs a file for the checkpoint", where="--time-limit", fix="Add --checkpoint"
@@ -162,7 +162,7 @@ def run(argv: Sequence[str] | None) -> None:
         job.plan()
         deadline = finetuning.deadline_after(given.time_limit, STARTED)
         with traces.Events(None if given.tfevents is None else out.path(given.tfevents), job.workdir) as events:
-            finished = job.train(deadline, on_step=events.step)
+            finished = job.train(deadline, on_step=events.step, checkpoint=given.checkpoint)
             events.history(job.history())
         if not finished:
             log.info("The time limit is reached: the bundle is marked unfinished, the checkpoint goes on with --resume")
@@ -203,6 +203,8 @@ def run(argv: Sequence[str] | None) -> None:
             publish(traces.report(bundle.manifest, job, calibration, table, compared), given, out, NAME)
         if given.checkpoint is not None:
             finetuning.write_zip(out.path(given.checkpoint), job.checkpoint_files())
+    if finished and job.kept_state is not None:
+        job.kept_state.remove()
     log.info("Done%s: %s", "" if finished else " (unfinished)", traces.headline(bundle.manifest))
 
 

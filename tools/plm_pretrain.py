@@ -77,7 +77,7 @@ def run(argv: Sequence[str] | None) -> None:
         log.disabled = not ranks.leads
         outputs = stack.enter_context(stage.Outputs())
         job = ready(args.into(PretrainingRequest, keep_best=args.best_model is not None), workdir, ranks, log)
-        outcome = job.train(NAME, args.resume)
+        outcome = job.train(NAME, args.resume, args.checkpoint)
         if not ranks.leads:
             return
         facts = reports.facts(args, job, outcome)

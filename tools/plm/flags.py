@@ -368,7 +368,7 @@ class MaskedTraining(Resume):
     holdout: float = number(0.02, "share of the clusters kept for evaluation", 0.001, 0.5)
     identity: float = number(0.3, "relatives are at least this identical (0-1)", 0.2, 1.0)
     evaluate_every: int = whole(200, "steps between looks at the held-out clusters", 1, 10**8)
-    checkpoint_every: float = number(10.0, "minutes between checkpoints in PLM_CHECKPOINT_DIR")
+    checkpoint_every: float = number(5.0, "minutes between checkpoints in PLM_CHECKPOINT_DIR")
     stored_dtype: str = choice(("bfloat16", "float32"), "type of the stored weights")
     seed: int = seed("of weights, split, batches and masks")
 

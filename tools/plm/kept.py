@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,8 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         write: Writes the file at the path that it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not the process id alone: jobs on several nodes, or in containers, may have the same.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
         write(partial)
         os.replace(partial, path)

@@ -170,7 +170,11 @@ class Lock:
 
     def __enter__(self) -> Lock:
         while True:
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                self.why = f"nothing can be written there ({error.strerror})"
+                return self
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from plm.masked_lm.presets import (
     write_megatron_tokenizer,
 )
 from plm.model import encoder
-from plm.model.batching import Batch, RowLayout, plan_batches
+from plm.model.batching import Batch, RowLayout, plan_batches, sent
 from plm.model.checkpoint import resolve_model
 from plm.model.loaded import ModelFiles
 from plm.model.ranks import Ranks
-from plm.training.row_training import Done, RowOutcome, RowSettings, Steering, train_rows
+from plm.training.row_training import Done, LookCutShort, RowOutcome, RowSettings, Steering, train_rows
 
 
 @dataclass(frozen=True)
@@ -92,27 +92,27 @@ class MaskedRowModel(nn.Module):
         self.language_model = language_model
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: torch.Tensor, labels: torch.Tensor
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: Sequence[int], asked: torch.Tensor,
+        targets: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Predicts the masked residues of a row.
 
         Args:
             input_ids: ``(T,)`` token ids.
             position_ids: ``(T,)`` place of each token in its sequence.
-            lengths: ``(N,)`` tokens of each sequence.
-            labels: ``(T,)`` true ids, ``IGNORED`` where nothing is asked.
+            lengths: Tokens of each sequence.
+            asked: ``(M,)`` places of the masked residues in the row.
+            targets: ``(M,)`` their true ids.
 
         Returns:
             ``loss``: mean negative log likelihood; ``logits``: ``(M, V)`` of the M masked residues; ``targets``:
             ``(M,)``.
         """
-        layout = RowLayout(tuple(lengths.tolist()))
+        layout = RowLayout(tuple(lengths))
         batch = Batch(input_ids, position_ids, layout, tuple(range(len(layout.lengths))))
         model: Any = self.language_model
         hidden = encoder.hidden_states(model, batch)
-        asked = labels != IGNORED
         logits = encoder.language_head(model)(hidden[asked])
-        targets = labels[asked]
         # A row without a known residue teaches nothing; a mean over nothing would be no number.
         loss = functional.cross_entropy(logits.float(), targets, reduction="sum") / max(1, len(targets))
         return {"loss": loss, "logits": logits, "targets": targets}
@@ -144,20 +144,26 @@ def new_model(preset: str, folder: Path) -> ModelFiles:
     return ModelFiles(f"preset {preset}", files.directory, files.sha256)
 
 
-def collate(items: Sequence[tuple[Batch, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The one row of a micro-batch as the keyword arguments of :meth:`MaskedRowModel.forward`."""
+def collate(items: Sequence[tuple[Batch, torch.Tensor]]) -> dict[str, Any]:
+    """The one row of a micro-batch as the keyword arguments of :meth:`MaskedRowModel.forward`.
+
+    Lengths stay numbers of the host, and the places that are asked for are found there: a device would have to be
+    waited for.
+    """
     ((batch, labels),) = items
+    asked = torch.nonzero(labels != IGNORED)[:, 0]
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
-        "lengths": torch.tensor(batch.lengths),
-        "labels": labels,
+        "lengths": batch.lengths,
+        "asked": asked,
+        "targets": labels[asked],
     }
 
 
 def evaluate(
     model: MaskedRowModel, held_out: Corpus, frequencies: np.ndarray, *, device: torch.device, precision: str,
-    budget: int, crop: int, rate: float, most_residues: int | None = None,
+    budget: int, crop: int, rate: float, most_residues: int | None = None, stopping: Callable[[], bool] | None = None,
 ) -> MaskedScore:
     """Scores the masked residues of held-out sequences; the masks are always the same.
 
@@ -171,6 +177,10 @@ def evaluate(
         crop: Longest stretch of a sequence.
         rate: Share of residues that are masked, 0-1.
         most_residues: Stop after about so many residues (a quick look during training).
+        stopping: Asked before each row: has the job been told to end?
+
+    Raises:
+        LookCutShort: The job has been told to end.
     """
     rows = plan_batches(held_out.lengths(crop).tolist(), budget, seed=0)
     items = (
@@ -178,13 +188,14 @@ def evaluate(
         for number, row in enumerate(rows)
     )
     return score_rows(
-        model, items, held_out.letters, frequencies, device=device, precision=precision, most_residues=most_residues
+        model, items, held_out.letters, frequencies, device=device, precision=precision, most_residues=most_residues,
+        stopping=stopping,
     )
 
 
 def score_rows(
     model: MaskedRowModel, items: Iterable[tuple[Batch, torch.Tensor]], letters: np.ndarray, frequencies: np.ndarray, *,
-    device: torch.device, precision: str, most_residues: int | None = None,
+    device: torch.device, precision: str, most_residues: int | None = None, stopping: Callable[[], bool] | None = None,
 ) -> MaskedScore:
     """Scores the masked residues of rows; see :func:`evaluate`.
 
@@ -196,6 +207,10 @@ def score_rows(
         device: Device that holds the model.
         precision: ``bf16`` or ``fp32``.
         most_residues: Stop after about so many residues.
+        stopping: Asked before each row: has the job been told to end?
+
+    Raises:
+        LookCutShort: The job has been told to end.
     """
     log_frequencies = np.zeros(int(letters.max()) + 1)
     log_frequencies[letters] = np.log(frequencies)
@@ -206,7 +221,11 @@ def score_rows(
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for item in items:
-            outputs = model(**{key: value.to(device) for key, value in collate([item]).items()})
+            if stopping is not None and stopping():
+                raise LookCutShort
+            inputs = collate([item])
+            inputs |= {name: sent(value, device) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+            outputs = model(**inputs)
             targets = outputs["targets"].cpu()
             loss += float(outputs["loss"]) * len(targets)
             correct += int((outputs["logits"].argmax(-1).cpu() == targets).sum())

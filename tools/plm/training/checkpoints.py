@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
-from plm import kept
+from plm import kept, stage
 from plm.errors import UserError
 from plm.received.fields import Fields
 from plm.training import training_state
+from plm.training.kept_state import KeptState
 from plm.training.row_training import FREE_SETTINGS, Done, RowSettings
 
 
@@ -27,21 +31,22 @@ class CheckpointKeeper:
         resume: Folder and counts to go on from, or None.
     """
 
-    def __init__(self, stage: str, key: str, workdir: Path, log: logging.Logger) -> None:
+    def __init__(
+        self, stage: str, key: str, workdir: Path, log: logging.Logger, steps: int, asked: Path | None
+    ) -> None:
         self.key = key
         self.resume: tuple[Path, Done] | None = None
-        self._stage = stage
+        self._stage, self._steps, self._asked = stage, steps, asked
         self._latest = workdir / "checkpoint.zip"
-        folder = kept.folder()
-        self._kept = folder / f"{key}.zip" if folder else None
+        self._kept = KeptState(f"{key}.zip", log)
         self._log = log
         self._end = kept.SoftEnd()
-        self._end.__enter__()  # until the process ends
+        self._end.__enter__()  # until training has ended
 
     @classmethod
     def open(
         cls, given: Path | None, stage: str, settings: RowSettings, content: Mapping[str, Any], workdir: Path,
-        log: logging.Logger,
+        log: logging.Logger, *, asked: Path | None = None,
     ) -> CheckpointKeeper:
         """Finds the state to go on from: the given checkpoint, else one in ``PLM_CHECKPOINT_DIR``.
 
@@ -52,16 +57,18 @@ class CheckpointKeeper:
             content: What else must be the same: digests of data and models, further settings.
             workdir: Folder into which the checkpoint is unpacked.
             log: Logger told which state is taken up.
+            asked: Where the user wants a checkpoint; one is written there, too, if the job is told to end.
 
         Raises:
             UserError: The checkpoint is damaged or belongs to other data, model or settings.
         """
         fixed = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
-        keeper = cls(stage, training_state.key({"settings": fixed, **content}), workdir, log)
+        key = training_state.key({"settings": fixed, **content})
+        keeper = cls(stage, key, workdir, log, settings.steps, asked)
         if given is not None:
             keeper._read(given, workdir / "resume")
-        elif keeper._kept is not None and keeper._kept.is_file():
-            training_state.open_kept(keeper._kept, lambda state: keeper._read(state, workdir / "resume"), log)
+        else:
+            keeper._kept.take_up(lambda state: keeper._read(state, workdir / "resume"))
         return keeper
 
     def _read(self, path: Path, folder: Path) -> None:
@@ -78,7 +85,8 @@ class CheckpointKeeper:
             )
         fields = Fields(content, "checkpoint.json", path.name, training_state.AGAIN)
         step, tokens = fields.whole("step", 0, 2**53), fields.whole("tokens", 0, 2**62)
-        done = Done(step, tokens, training_state.history_of(content.get("history"), path.name))
+        history = training_state.history_of(content.get("history"), path.name)
+        done = Done(step, tokens, history, *_sums(fields), _owed(fields, path.name))
         needed = ("model.safetensors", "optimizer.safetensors", "optimizer.json")
         missing = [name for name in needed if not (folder / name).is_file()]
         if missing:
@@ -96,20 +104,42 @@ class CheckpointKeeper:
         return self._end.told
 
     def save(self, write: Callable[[Path], None], done: Done) -> None:
-        """Takes a new state and, if the administrator names a folder, puts it there whole.
+        """Takes a new state and puts it into the administrator's folder, or where the user wants it if the job ends.
+
+        That of a training's last step serves a job that ends before its outputs are written, and nobody else.
 
         Args:
             write: Writes weights and optimiser into a folder.
             done: Steps, tokens and history so far.
         """
+        if done.step >= self._steps and self._kept.path is None and self._asked is None:
+            return
         with tempfile.TemporaryDirectory(prefix="plm_") as scratch:
             folder = Path(scratch)
             write(folder)
             self._write(self._latest, {"finished": False, **asdict(done)}, sorted(folder.iterdir()))
-        if self._kept is None:
-            return
-        kept.replace(self._kept, lambda beside: shutil.copyfile(self._latest, beside))
-        self._log.info("Checkpoint at step %d kept for a resubmitted job", done.step)
+        if self._kept.put(lambda beside: shutil.copyfile(self._latest, beside)):
+            self._log.info("Checkpoint at step %d kept for a resubmitted job", done.step)
+        if self._end.told:
+            self._hand_over()
+
+    def trained(self) -> None:
+        """From now on the job ends at once when it is told to, with the last state where the user wants one."""
+        if self._end.told:
+            self._leave()
+        self._end.__exit__(None, None, None)
+        if self._asked is not None and self._latest.is_file():
+            signal.signal(signal.SIGTERM, self._leave)
+
+    def _leave(self, signum: int = 0, frame: FrameType | None = None) -> NoReturn:
+        self._hand_over()
+        sys.exit(stage.EXIT_TERMINATED)
+
+    def _hand_over(self) -> None:
+        if self._asked is not None and self._latest.is_file():
+            with stage.Outputs() as outputs:
+                shutil.copyfile(self._latest, outputs.path(self._asked))
+            self._log.info("Checkpoint written to %s", self._asked)
 
     def _write(self, path: Path, content: dict[str, object], files: list[Path]) -> None:
         described = {"schema_version": training_state.SCHEMA_VERSION, "stage": self._stage, "key": self.key, **content}
@@ -127,5 +157,25 @@ class CheckpointKeeper:
 
     def close(self, *, finished: bool) -> None:
         """Removes the kept state of a finished run."""
-        if finished and self._kept is not None:
-            self._kept.unlink(missing_ok=True)
+        if finished:
+            self._kept.remove()
+
+
+def _sums(fields: Fields) -> tuple[dict[str, tuple[float, int]], dict[str, int]]:
+    """Sums since the last record, and rows in which terms were undefined; none in states of earlier versions."""
+    sums, undefined = {}, {}
+    if "sums" in fields:
+        held = fields.inside("sums")
+        for name in held.content:
+            total, count = (*held.numbers(name, -1e300, 1e300, most=2), 0.0, 0.0)[:2]
+            sums[name] = (total, int(count))
+    if "undefined" in fields:
+        held = fields.inside("undefined")
+        undefined = {name: held.whole(name, 0, 2**53) for name in held.content}
+    return sums, undefined
+
+
+def _owed(fields: Fields, where: str) -> dict[str, Any] | None:
+    """The record whose look at the held-out clusters is still to be done."""
+    record = fields.content.get("owed")
+    return None if record is None else training_state.history_of([record], where)[0]

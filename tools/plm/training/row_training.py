@@ -11,9 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ class RowSettings:
     beta2: float = 0.98
     clip: float = 1.0
     evaluate_every: int = 200
-    checkpoint_every: float = 10.0
+    checkpoint_every: float = 5.0
     time_limit: float | None = None
     precision: str = "fp32"
     seed: int = 42
@@ -77,11 +77,17 @@ class Done:
         step: Number of optimiser steps made.
         tokens: Number of tokens seen.
         history: Records so far, as in :class:`RowOutcome`.
+        sums: Term -> sum and number of its values since the last record.
+        undefined: Term -> rows so far in which it was not defined.
+        owed: Record of the last step whose look at the held-out clusters was cut short; None if none was.
     """
 
     step: int
     tokens: int
     history: list[dict[str, float]]
+    sums: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    undefined: Mapping[str, int] = field(default_factory=dict)
+    owed: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class RowOutcome:
         tokens: Tokens seen, all runs and processes together.
         seconds: Training time of this run.
         finished: False if the time limit came first.
-        undefined: Term -> rows of this run in which it was not defined.
+        undefined: Term -> rows in which it was not defined, all runs together.
         weights: Where processes held the model in pieces: its weights by name, in the leading process.
     """
 
@@ -128,7 +134,7 @@ class Steering:
         judge: Gives scores on the held-out clusters.
         report: Called after every step with its number and what is known (train_loss, ...).
         save: Called when a checkpoint is due, with a function that writes the state into a folder, and how far it is.
-        stopping: Asked after every step: has the job been told to end? It then saves and exits.
+        stopping: Asked before every row and after every step: has the job been told to end? It then saves and exits.
     """
 
     judge: Callable[[], Mapping[str, float]]
@@ -137,18 +143,28 @@ class Steering:
     stopping: Callable[[], bool]
 
 
+class LookCutShort(Exception):
+    """Raised by ``Steering.judge`` when the job has been told to end while it judged."""
+
+
 class _Tally:
     """Sums of losses and terms over rows, of all processes together once they have met.
 
     Each term is averaged over the rows in which it is defined, and over no others.
     """
 
-    def __init__(self, terms: Sequence[str], ranks: Ranks) -> None:
+    def __init__(self, terms: Sequence[str], ranks: Ranks, before: Mapping[str, tuple[float, int]]) -> None:
         self._names = ("train_loss", *terms)
         self._ranks = ranks
         self._own: list[tuple[str, torch.Tensor]] = []
         self._rows = self._tokens = 0
         self.clear()
+        for name in set(self._names).intersection(before):
+            self._sums[name], self._counts[name] = before[name]
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Sum and number of the values of each term since the last :meth:`clear`."""
+        return {name: (self._sums[name], self._counts[name]) for name in self._names}
 
     def clear(self) -> None:
         """Starts new means."""
@@ -234,8 +250,8 @@ def train_rows(
     started = time.monotonic()
     before = resume[1] if resume else Done(0, 0, [])
     history = list(before.history)
-    tally = _Tally(terms, processes)
-    undefined = dict.fromkeys(terms, 0)
+    tally = _Tally(terms, processes, before.sums)
+    undefined = {name: before.undefined.get(name, 0) for name in terms}
     state_of = {"tokens": before.tokens, "finished": True}
     rows_a_step = settings.accumulate * processes.world
 
@@ -259,6 +275,22 @@ def train_rows(
 
         steering.save(write, done)
 
+    def so_far(step: int, owed: dict[str, float] | None = None) -> Done:
+        return Done(step, int(state_of["tokens"]), history, tally.state(), dict(undefined), owed)
+
+    def leave(step: int, owed: dict[str, float] | None = None) -> NoReturn:
+        save(so_far(step, owed))
+        sys.exit(stage.EXIT_TERMINATED)
+
+    def look_at(known: dict[str, float]) -> None:
+        """Judges a step whose record is ``known`` but for the scores, and adds it to the history."""
+        try:
+            known |= steering.judge()
+        except LookCutShort:
+            tally.clear()
+            leave(int(known["step"]), known)
+        history.append(known)
+
     class RowTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
             return _From(before.step * rows_a_step, settings.steps * rows_a_step)
@@ -270,6 +302,8 @@ def train_rows(
             return self.lr_scheduler
 
         def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if processes.world == 1 and steering.stopping():  # weights and sums are those after the last step
+                leave(int(self.state.global_step))
             outputs = model(**inputs)
             tally.add(int(inputs["input_ids"].shape[0]), outputs["loss"], outputs.get("terms", {}))
             return (outputs["loss"], outputs) if kwargs.get("return_outputs") else outputs["loss"]
@@ -284,6 +318,9 @@ def train_rows(
             state.global_step = before.step
             if resume is not None:  # only now do both exist; the Trainer's own files are pickled and never used
                 training_state.load_optimizer(trainer.optimizer, trainer.lr_scheduler, resume[0])
+            if before.owed is not None:
+                look_at(dict(before.owed))
+            control.should_training_stop = before.step >= settings.steps
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.rate = float(trainer.optimizer.param_groups[0]["lr"])
@@ -306,18 +343,19 @@ def train_rows(
             if look or every_step:
                 known |= {"step": step, "epoch": round(rows.epochs(step * rows_a_step), 4)}
                 if look and together:
-                    known |= steering.judge()
-                history.append(known)
+                    look_at(known)
+                else:
+                    history.append(known)
                 tally.clear()
             if processes.leads:
                 steering.report(step, known)
             if stop or (late and not last):
                 state_of["finished"] = stop
                 control.should_training_stop = True
-            if (late and not last) or told or due:
+            if last or late or told or due:
                 self.saved = now
                 if together:
-                    save(Done(step, int(state_of["tokens"]), history))
+                    save(so_far(step))
             if told:
                 sys.exit(stage.EXIT_TERMINATED)
 

@@ -5,13 +5,11 @@ Trainer's own state files are pickled; none is written or read here.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -201,18 +199,28 @@ def _unlike(reason: str) -> UserError:
     return UserError(f"The checkpoint's optimiser does not fit this training ({reason})", fix=AGAIN)
 
 
-def save_random_state(folder: Path) -> None:
-    """Writes the states of Python's, NumPy's and torch's random number generators."""
+RandomState = tuple[dict[str, torch.Tensor], dict[str, Any]]
+"""Tensors by name, and what else there is."""
+
+
+def random_state() -> RandomState:
+    """The states of Python's, NumPy's and torch's random number generators."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     held = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     if torch.cuda.is_available():
         held["cuda"] = torch.cuda.get_rng_state()
-    save_tensors(held, folder / "random.safetensors")
     content = {
         "python": [version, list(numbers), gauss],
         "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
     }
+    return held, content
+
+
+def save_random_state(folder: Path, state: RandomState | None = None) -> None:
+    """Writes what :func:`random_state` gave, or the states of now."""
+    held, content = random_state() if state is None else state
+    save_tensors(held, folder / "random.safetensors")
     (folder / "random.json").write_text(json.dumps(content))
 
 
@@ -273,30 +281,6 @@ def unpack(path: Path, folder: Path, kind: str) -> dict[str, Any]:
         if name.endswith(".safetensors"):
             tensors.shapes(folder / name, what=f"The checkpoint's {name}", where=path.name, fix=AGAIN)
     return dict(content.content)
-
-
-def open_kept(path: Path, read: Callable[[Path], None], log: logging.Logger) -> bool:
-    """Goes on from a checkpoint that an earlier job kept in the administrator's folder, if that can be read.
-
-    A damaged one would stop every retry: it is set aside, with a line, and the training starts anew.
-
-    Args:
-        path: Checkpoint file (zip).
-        read: Function that takes the state up from that path.
-        log: Told if it is damaged.
-
-    Returns:
-        Whether it was taken up.
-    """
-    try:
-        read(path)
-    except UserError as error:
-        aside = path.with_suffix(".damaged")
-        log.warning("The checkpoint that an earlier job kept cannot be used and is set aside: %s", error)
-        with contextlib.suppress(OSError):
-            path.replace(aside)
-        return False
-    return True
 
 
 def history_of(content: Any, where: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -187,20 +187,23 @@ class DistillationJob:
             most=TERM_RESIDUES, device=self.setup.device, precision=self.settings.precision,
         )
 
-    def judge(self, loaded: LoadedModel, part: int, most: int | None = None) -> MaskedScore:
+    def judge(
+        self, loaded: LoadedModel, part: int, most: int | None = None, stopping: Callable[[], bool] | None = None
+    ) -> MaskedScore:
         """Masked residues of a part of the held-out clusters; the masks are the same for all models.
 
         Args:
             loaded: A model with its head.
             part: 0 for validation, 1 for test.
             most: About so many residues are masked; None: all sequences are used.
+            stopping: Asked before each row: has the job been told to end?
         """
         settings = self.settings
         items = looks(loaded, self.store, self.split.parts[part], self.look_masks, settings.batch_tokens)
         mine = self.store.for_family(loaded.family, loaded.vocabulary)
         return score_rows(
             MaskedRowModel(loaded.model), items, mine.letters, self.frequencies,
-            device=self.setup.device, precision=settings.precision, most_residues=most,
+            device=self.setup.device, precision=settings.precision, most_residues=most, stopping=stopping,
         )
 
     def train(self, network: DistillationModel, keeper: CheckpointKeeper, tracking: Tracking) -> RowOutcome:
@@ -223,14 +226,17 @@ class DistillationJob:
 
         def look() -> Mapping[str, float]:
             assert validation is not None
-            known = self.judge(self.student, 0, LOOK_RESIDUES).known()
+            stopping = keeper.stopping if self.ranks.world == 1 else None
+            known = self.judge(self.student, 0, LOOK_RESIDUES, stopping).known()
             return {**known, **validation.terms(network, self.objective)}
 
         steering = Steering(look, report, keeper.save, keeper.stopping)
-        return train_rows(
+        outcome = train_rows(
             network, self.rows(), settings, steering, collate=collate, device=self.setup.device, resume=keeper.resume,
             ranks=self.ranks, terms=terms, every_step=True,
         )
+        keeper.trained()
+        return outcome
 
     def find_rate(self, network: DistillationModel, steps: int) -> tuple[RangeTest, RowOutcome]:
         """Trains at rates that rise from step to step; the student is worth nothing afterwards."""

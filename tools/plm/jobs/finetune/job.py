@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from plm.received.documents import one_line, read_object
 from plm.received.fields import Fields
 from plm.training import training_state
 from plm.training.folds import TrainingPart
+from plm.training.kept_state import KeptState
 
 STAGE = "plm_finetune"
 PERIOD_MINUTES = 5.0
@@ -164,6 +166,7 @@ class FineTuningJob:
         self.done: list[Run] = []
         self.unfinished: Run | None = None
         self.state: Path | None = None
+        self.kept_state: KeptState | None = None
         self.budget: TrainingBudget | None = None
         self.resumed = False
         self.cost: TrainingCost | None = None
@@ -310,44 +313,37 @@ class FineTuningJob:
             path.name, len(self.done), len(self.runs), ", one under way" if self.state else "",
         )
 
-    def _kept(self) -> Path | None:
-        folder = kept.folder()
-        if folder is None:
-            return None
-        if not folder.is_dir():
-            self.log.info("The checkpoint directory %s does not exist; no checkpoints are kept", folder)
-            return None
-        return folder / f"{STAGE}-{training_state.key(self.identity)[:32]}.zip"
-
     # ------------------------------------------------------------------------------------------------------ training
 
-    def train(self, deadline: float | None = None, *, on_step: StepReport | None = None) -> bool:
+    def train(
+        self, deadline: float | None = None, *, on_step: StepReport | None = None, checkpoint: Path | None = None
+    ) -> bool:
         """Runs the trainings that are left.
 
         Args:
             deadline: ``time.monotonic()`` at which to stop with a checkpoint.
             on_step: Called with the number of the training, step, loss and learning rate.
+            checkpoint: Where one is wanted; written if the job is told to end.
 
         Returns:
             True if all are finished, False if the time was up; :meth:`checkpoint_files` then holds where it stopped.
         """
-        place = self._kept()
-        if place is not None and place.is_file() and not self.done and self.state is None:
-            training_state.open_kept(place, self.resume, self.log)
+        held = self.kept_state = KeptState(f"{STAGE}-{training_state.key(self.identity)[:32]}.zip", self.log)
+        if not self.done and self.state is None:
+            held.take_up(self.resume)
+        outlives = held.path is not None
         interruption = training.Interruption(
-            deadline, kept.seconds_between(PERIOD_MINUTES) if place is not None else None
+            deadline, kept.seconds_between(PERIOD_MINUTES) if outlives else None
         )
 
-        def keep(state: Path) -> None:
+        def keep(state: Path | None) -> None:
             self.state = state
-            if place is not None:
-                kept.replace(place, lambda beside: write_zip(beside, self.checkpoint_files()))
-                self.log.info("Checkpoint kept in %s", place.parent)
+            if held.put(lambda beside: write_zip(beside, self.checkpoint_files())):
+                self.log.info("Checkpoint kept in %s", kept.folder())
             if interruption.end.told:
-                self.log.info("Terminated; the checkpoint is kept" if place else "Terminated")
-                sys.exit(stage.EXIT_TERMINATED)
+                self._leave(checkpoint)
 
-        with nullcontext() if place is None else interruption.end:
+        with interruption.end if outlives or checkpoint is not None else nullcontext():
             while len(self.done) < len(self.runs):
                 number = len(self.done)
                 if number and interruption.time_is_up():
@@ -357,10 +353,19 @@ class FineTuningJob:
                     self.unfinished = run
                     return False
                 self.done.append(run)
-                self.state = None
-        if place is not None:
-            place.unlink(missing_ok=True)
+                keep(None)
+        if checkpoint is not None:  # what follows takes a while; the process ends with it
+            signal.signal(signal.SIGTERM, lambda signum, frame: self._leave(checkpoint))
         return True
+
+    def _leave(self, checkpoint: Path | None) -> NoReturn:
+        """Ends the job as it was told to, with a checkpoint where one is wanted."""
+        if checkpoint is not None:
+            with stage.Outputs() as outputs:
+                write_zip(outputs.path(checkpoint), self.checkpoint_files())
+            self.log.info("Checkpoint written to %s", checkpoint)
+        self.log.info("Terminated")
+        sys.exit(stage.EXIT_TERMINATED)
 
     @property
     def trained(self) -> list[Run]:

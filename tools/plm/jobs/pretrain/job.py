@@ -146,25 +146,33 @@ class PretrainingJob:
             ", the model divided among them" if self.request.sharding == "full" and self.ranks.world > 1 else "",
         )
 
-    def judge(self, most: int | None = None) -> MaskedScore:
+    def judge(self, most: int | None = None, stopping: Callable[[], bool] | None = None) -> MaskedScore:
         """How well the model predicts masked residues of the held-out clusters, or of a part of them."""
         return training.evaluate(
             self._network, self.held_out, self.train_set.frequencies(), device=self.device,
             precision=self.settings.precision, budget=self.settings.batch_tokens, crop=self.settings.crop,
-            rate=self.settings.mask_rate, most_residues=most,
+            rate=self.settings.mask_rate, most_residues=most, stopping=stopping,
         )
 
-    def train(self, stage_id: str, resume: Path | None) -> RowOutcome:
-        """Trains in place; in the leading process :attr:`loaded` holds the last weights afterwards."""
+    def train(self, stage_id: str, resume: Path | None, checkpoint: Path | None = None) -> RowOutcome:
+        """Trains in place; in the leading process :attr:`loaded` holds the last weights afterwards.
+
+        Args:
+            stage_id: Id of the stage, in the checkpoint.
+            resume: Checkpoint to go on from.
+            checkpoint: Where one is wanted; written if the job is told to end.
+        """
         same = {"base": self.files.sha256, "data": self.train_set.digest(), **self.request.beyond}
         # Any number of processes goes on from a state, if a step sees as many rows.
         settings = replace(self.settings, accumulate=self.rows_a_step)
-        self.keeper = CheckpointKeeper.open(resume, stage_id, settings, same, self.workdir, self.log)
+        self.keeper = CheckpointKeeper.open(
+            resume, stage_id, settings, same, self.workdir, self.log, asked=checkpoint if self.ranks.leads else None
+        )
         self._take_up_best()
         progress = stage.Progress(self.log, self.settings.steps - self.keeper.step, "steps", every=10.0)
 
         def look() -> Mapping[str, float]:
-            score = self.judge(LOOK_RESIDUES)
+            score = self.judge(LOOK_RESIDUES, self.keeper.stopping if self.ranks.world == 1 else None)
             if self.request.keep_best and score.loss / score.residues < self._lowest:
                 self._lowest = score.loss / score.residues
                 held = {
@@ -187,6 +195,7 @@ class PretrainingJob:
             self._network, self.train_set, self.settings, steering, device=self.device, resume=self.keeper.resume,
             ranks=self.ranks, shares=self.request.shares, sharded=self.request.sharding == "full",
         )
+        self.keeper.trained()
         if outcome.weights is not None and self.ranks.leads:
             self._make_whole(outcome.weights)
         self._merge()
