@@ -27,13 +27,13 @@ LIBRARIES = (
     "matplotlib.figure", "matplotlib.backends.backend_agg",
 )
 """Loaded before the first run; of the suite itself nothing is."""
-FREE = ("PLM_", "GALAXY_", "PYTEST_")
-"""Variables that are read when a stage runs; any other may be read when a library is loaded."""
+READ_EARLY = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "HF_", "TRANSFORMERS_", "CUDA_", "MPL")
+"""Beginnings of variables that are read when Python or a library is loaded."""
 OF_STAGES = (
     "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "OMP_WAIT_POLICY",
-    "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME",
+    "OMP_NUM_THREADS",
 )
-"""Variables that stages set for themselves, also in the tests' own process where one runs there."""
+"""Such variables that stages set for themselves, also in the tests' own process where one runs there."""
 
 _context = multiprocessing.get_context("forkserver")
 _begun_with: dict[str, str] = {}
@@ -86,7 +86,7 @@ def run(
 
 
 def _bound(environment: Mapping[str, str], besides: Sequence[str]) -> dict[str, str]:
-    bound = {name: value for name, value in environment.items() if not name.startswith(FREE)}
+    bound = {name: value for name, value in environment.items() if name.startswith(READ_EARLY)}
     return {name: value for name, value in bound.items() if name not in besides}
 
 
