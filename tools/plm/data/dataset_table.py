@@ -219,7 +219,9 @@ def _check_window(frame: pd.DataFrame, name: str) -> None:
         raise _at(frame, wrong, name, f"A sequence is longer than the stated window of {width} residues")
 
 
-def _at(frame: pd.DataFrame, wrong: pd.Series, name: str, what: str, fix: str = "") -> UserError:
+def _at(
+    frame: pd.DataFrame, wrong: pd.Series, name: str, what: str, fix: str = "Correct the row, or leave it out"
+) -> UserError:
     row = int(wrong.to_numpy().argmax())
     return UserError(what, where=f"{name}, line {row + 2}, id {frame['id'].iloc[row]!r}", fix=fix)
 

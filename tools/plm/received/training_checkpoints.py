@@ -83,6 +83,9 @@ def read_training_checkpoint(path: Path, where: str) -> dict[str, Any]:
     import torch
     from torch.serialization import safe_globals
 
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise UserError(f"The checkpoint {what}", where=where, fix="Check the path")
     with path.open("rb") as start:
         zipped = start.read(2) == b"PK"
     if zipped:
@@ -109,7 +112,8 @@ def read_training_checkpoint(path: Path, where: str) -> dict[str, Any]:
         except Exception as error:  # damaged files surface as a dozen unrelated classes
             if isinstance(error, MemoryError):
                 raise
-            reason = one_line(str(error), 120) if "weights_only" not in str(error) else type(error).__name__
+            told = "" if "weights_only" in str(error) else one_line(str(error), 120)
+            reason = told or type(error).__name__
             raise UserError(
                 f"The checkpoint is damaged ({reason})", where=where, fix="Give the file as it was written"
             ) from error

@@ -156,7 +156,9 @@ def _numbers(column: pd.Series) -> NDArray[np.float64]:
     return values
 
 
-def _at(frame: pd.DataFrame, wrong: NDArray[np.bool_], name: str, what: str, fix: str = "") -> UserError:
+def _at(
+    frame: pd.DataFrame, wrong: NDArray[np.bool_], name: str, what: str, fix: str = "Correct the row, or leave it out"
+) -> UserError:
     row = int(np.argmax(wrong))
     return UserError(what, where=f"{name}, line {row + 2}, id {frame['id'].iloc[row]!r}", fix=fix)
 

@@ -273,9 +273,9 @@ def ready(request: PretrainingRequest, workdir: Path, ranks: Ranks, log: logging
         log.info("%s", split.sentence)
         return split
 
+    files = checkpoint_together(ranks, choose)  # first: a model that cannot be read ends the job before the long work
     store = corpus_together(ranks, workdir, read)
     split = split_together(ranks, store, hold_out)
-    files = checkpoint_together(ranks, choose)
     loaded = load_model(files, purpose="masked_lm", device=device)
     store = store.for_family(loaded.family, loaded.vocabulary)
     loaded.family.check_length(store.lengths(request.max_length).max())
