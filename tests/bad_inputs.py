@@ -227,7 +227,8 @@ def _places() -> Iterator[BadInput]:
             yield BadInput(
                 f"{flag}-long", key, "There can be no such file", lambda folder, flag=flag: {flag: "a" * 5000}
             )
-            yield BadInput(f"{flag}-empty", key, "(?i)empty|no complete zip|is no|neither|not a|damaged", _file(flag, ".x", b""))
+            empty = "(?i)empty|no complete zip|is no|neither|not a|damaged"
+            yield BadInput(f"{flag}-empty", key, empty, _file(flag, ".x", b""))
 
 
 def _zip(**members: bytes) -> bytes:

@@ -37,7 +37,8 @@ READERS = {
     "IA3Config", "PeftModel", "load_adapter", "snapshot_download", "hf_hub_download", "InferenceSession", "ONNX",
     "tarfile.open", "bz2.open", "lzma.open", "shutil.unpack_archive", "joblib.load", "eval", "exec", "import_module",
     "memmap", "fromfile", "loadtxt", "genfromtxt", "input_stream", "open_csv", "torch.hub", "re.compile", "re.match",
-    "re.fullmatch", "re.search", "re.sub", "regex.compile", "GzipFile", "zlib.decompress", "decompressobj", "open_memmap",
+    "re.fullmatch", "re.search", "re.sub", "regex.compile", "GzipFile", "zlib.decompress", "decompressobj",
+    "open_memmap",
     "read_csv", "read_parquet", "read_hdf", "read_excel", "read_json", "read_pickle", "ElementTree.parse", "ET.parse",
     "fromstring", "literal_eval", "__import__", "spec_from_file_location", "onnx.load", "jit.load", "sqlite3.connect",
     "create_study", "load_study", "AutoModel", "AutoConfig", "AutoTokenizer", "PreTrainedTokenizerFast", "PDBParser",
@@ -73,7 +74,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "plm/jobs/classifier/labelled_embeddings.py": {"open_memmap": "its own scratch file"},
     "plm/jobs/classifier/search.py": {"create_study": "of a journal whose lines the door has checked"},
     "plm/jobs/contacts/structures.py": {
-        "PDBParser": "text of bounded size, read by Biopython", "MMCIFParser": "text of bounded size, read by Biopython",
+        "PDBParser": "text of bounded size, read by Biopython", "MMCIFParser": "the same",
     },
     "plm/jobs/classifier/onnx_export.py": {"InferenceSession": "the file that the job has just exported"},
     "plm/data/embeddings/tabular.py": {
@@ -157,7 +158,8 @@ def test_the_search_finds_what_it_looks_for(tmp_path: Path) -> None:
         "import re\nre.compile('a+')": "", "import re\nre.compile(given)": "re.compile",
         "AutoConfig.from_pretrained(folder)": "from_pretrained", "peft.LoraConfig(**read)": "LoraConfig",
         "torch.load(path, weights_only=True)": "torch.load", "pq.ParquetFile(path)": "ParquetFile",
-        "np.load(path)": "np.load", "gzip.GzipFile(path)": "GzipFile", "pd.read_csv(path)": "read_csv", "Tokenizer.from_file(path)": "from_file", "gzip.open(path)": "gzip.open",
+        "np.load(path)": "np.load", "gzip.GzipFile(path)": "GzipFile", "pd.read_csv(path)": "read_csv",
+        "Tokenizer.from_file(path)": "from_file", "gzip.open(path)": "gzip.open",
     }
     for code, wanted in lines.items():
         (tmp_path / "x.py").write_text(code)
