@@ -181,6 +181,8 @@ class StandIn:
             if any(one.dim() for one in host):
                 raise RuntimeError(f"{name}: tensors of the host and of the device")
             self._note(func, name)
+            if name in ("aten.index", "aten.index_put", "aten.index_put_"):  # how many are true the host must know
+                self.seen.waits += any(one is not None and one.dtype == torch.bool for one in args[1])
             own, options = _each(lambda x: x.inner if _here(x) else x, (list(args), dict(kwargs)))
             if options.get("device") is not None:
                 options["device"] = self.inner

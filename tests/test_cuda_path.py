@@ -23,12 +23,15 @@ import torch
 from cuda_stand_in import StandIn
 from family_cases import every_family, load, protein, relative_l2, tiny
 from plm.errors import UserError
+from plm.masked_lm.corpus import Corpus
+from plm.masked_lm.training import MaskedRowModel, train
 from plm.model import attention, attention_on_gpu, encoder
 from plm.model.batching import RowLayout, pack
 from plm.model.capacity import Capacity, measured
 from plm.model.device import choose_device
 from plm.model.families import ESM2, PROTT5, ModelFamily
 from plm.model.ranks import take_own_slice
+from plm.training.row_training import RowSettings, Steering
 
 DATA = Path(__file__).resolve().parents[1] / "test-data"
 ROW = 16_384
@@ -250,7 +253,7 @@ def stage(
     folder.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(folder)
     Path("few.fasta").write_text("".join(f">p{length}\n{protein(length)}\n" for length in (23, 18, 7)))
-    words = [str(DATA / word[1:]) if word.startswith("@") else word for word in line.split()]
+    words = line.replace("@", f"{DATA}/").split()
     standin = StandIn(capability=capability)
     run: Callable[[list[str]], None] = importlib.import_module(f"plm_{name}").run
     words += ["--device", device, "--precision", precision]
@@ -313,6 +316,78 @@ def test_embeddings_equal_the_processors(way: str, tmp_path: Path, monkeypatch: 
         theirs = numbers(tmp_path / "cpu" / "table")
         np.testing.assert_allclose(numbers(tmp_path / "cuda" / "table"), theirs, rtol=1e-3, atol=1e-3)
         assert len(theirs)
+
+
+READING = {
+    "predict": "--predictions table --status s.tabular --report r.md --input @simulated_odd.fasta --bundle "
+    "@bundle_tiny_classes.zip --model @models/tiny_esm2 --abstain novel",
+    "classify_sites": "--sites table --report r.md --status s.tabular --input few.fasta --bundle @bundle_tiny_site.zip "
+    "--model @models/tiny_esm2",
+    "variants": "--ranked r.tabular --positions p.tabular --status s.tabular --report r.md --input "
+    "@simulated_query.fasta --model @models/tiny_esm2 --variants @simulated_substitutions.tabular --scores table "
+    "--window 100",
+    "compare_models": "--scores table --agreement a.tabular --proteins p.tabular --report r.md --model "
+    "one=@models/tiny_esm2 --model T5=@models/tiny_t5 --input @simulated_corpus.fasta --most-proteins 12 --sets 1 "
+    "--turns 0 --resamples 200",
+    "contacts": "--proteins p.tabular --metrics m.tabular --status s.tabular --report r.md --resamples 200 --input "
+    "@simulated_folds.fasta --head @contact_head_tiny_esm2.zip --model @models/tiny_esm2 --contacts table",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "compare_models" else name for name in READING]
+)
+def test_stages_that_read_give_the_processors_numbers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device in ("cpu", "cuda"):
+        stage(name, READING[name], tmp_path / device, monkeypatch, device=device)
+    theirs = numbers(tmp_path / "cpu" / "table")
+    assert len(theirs)
+    np.testing.assert_allclose(numbers(tmp_path / "cuda" / "table"), theirs, rtol=1e-3, atol=1e-3)
+
+
+TRAINING = {
+    "finetune lora": "--dataset @dataset_sites.tabular --model @models/tiny_esm2 --epochs 1 --batch-sequences 128 "
+    "--head-width 16 --gradient-checkpointing --bundle b.zip --predictions p.tabular --history table --curves c.png "
+    "--report r.md",
+    "finetune full": "--dataset @dataset_numbers.tabular --model @models/tiny_t5 --method full --epochs 1 "
+    "--batch-sequences 64 --bundle b.zip --predictions p.tabular --history table --curves c.png --report r.md",
+    "pretrain": "--output-model model.zip --history table --figure f.png --report r.md --batch-tokens 1024 --holdout "
+    "0.1 --input @simulated_query.fasta --preset tiny --steps 4 --warmup-steps 1 --evaluate-every 2",
+    "distill": "--report r.md --batch-tokens 1024 --holdout 0.1 --input @simulated_corpus.fasta --teacher "
+    "@models/tiny_esm2 --student-layers 1 --student-width 16 --student-heads 2 --steps 3 --mask-sets 1 "
+    "--output-model student.zip --history table --figure f.png",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINING)
+def test_stages_that_train_give_the_processors_losses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device in ("cpu", "cuda"):
+        stage(name.split()[0], TRAINING[name], tmp_path / device, monkeypatch, device=device)
+    theirs = numbers(tmp_path / "cpu" / "table")
+    assert len(theirs)
+    np.testing.assert_allclose(numbers(tmp_path / "cuda" / "table"), theirs, rtol=0.1, atol=0.1)  # dropout differs
+
+
+def test_pretraining_waits_for_no_step(tmp_path: Path) -> None:
+    waits = []
+    with StandIn().attached() as standin:
+        loaded = load(tiny(ESM2), tmp_path, purpose="masked_lm", device="cuda")
+        corpus = Corpus.build([protein(60, n) for n in range(40)], loaded.family, loaded.vocabulary)
+        steering = Steering(
+            judge=dict, report=lambda step, known: waits.append((standin.seen.waits, known["train_loss"])),
+            save=lambda write, done: None, stopping=lambda: False,
+        )
+        settings = RowSettings(steps=8, batch_tokens=300, crop=60, warmup_steps=1, evaluate_every=100)
+        train(MaskedRowModel(loaded.model), corpus, settings, steering, device=torch.device("cuda"))
+    assert len(waits) == 8
+    assert waits[-2][0] == waits[1][0], "a step waited for the device"
+    assert all(math.isfinite(loss) for _, loss in waits)
+    assert len({loss for _, loss in waits}) > 5
 
 
 # ---------------------------------------------------------------------------------------------- devices and precision

@@ -32,7 +32,7 @@ def kept(values: torch.Tensor, dropout: float) -> tuple[torch.Tensor, float]:
     """
     gone = round(dropout * _LEVELS)
     count = values.numel()
-    drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device).random_(-(2**63), None)
+    drawn = values.new_empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     level = drawn.view(torch.int16)[:count].view(values.shape)
     return level.ge(gone - _LEVELS // 2).view(torch.uint8), 1 - gone / _LEVELS
 

@@ -10,6 +10,7 @@ import math
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from plm import kept, stage
 from plm.errors import UserError
 from plm.model.ranks import Ranks
 from plm.training import sharding, training_state
+from plm.training.readings import Readings
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,16 @@ class _Tally:
     Each term is averaged over the rows in which it is defined, and over no others.
     """
 
-    def __init__(self, terms: Sequence[str], ranks: Ranks, before: Mapping[str, tuple[float, int]]) -> None:
+    def __init__(
+        self, terms: Sequence[str], ranks: Ranks, before: Mapping[str, tuple[float, int]], device: torch.device
+    ) -> None:
         self._names = ("train_loss", *terms)
         self._ranks = ranks
         self._own: list[tuple[str, torch.Tensor]] = []
+        self._noted: deque[list[str]] = deque()
+        self._readings = Readings(device)
         self._rows = self._tokens = 0
+        self._latest = dict.fromkeys(self._names, math.nan)
         self.clear()
         for name in set(self._names).intersection(before):
             self._sums[name], self._counts[name] = before[name]
@@ -177,36 +184,48 @@ class _Tally:
         self._tokens += tokens
         self._own += [("train_loss", loss.detach()), *((name, value.detach()) for name, value in terms.items())]
 
-    def meet(self, flags: Sequence[bool]) -> tuple[int, dict[str, int], list[bool]]:
+    def meet(self, flags: Sequence[bool], *, everything: bool = True) -> tuple[int, dict[str, int], list[bool]]:
         """Adds up what the processes noted since they last met.
 
         Args:
             flags: Flags of this process, such as whether it was told to stop.
+            everything: False lets the values of the last step wait for the next meeting, if a GPU still computes them.
 
         Returns:
             Tokens; rows in which each term was undefined; each flag, true if it is in any process.
         """
-        values = torch.zeros(len(self._names), 2, dtype=torch.float64)
-        for name, value in self._own:
-            values[self._names.index(name)] += torch.tensor([float(value), 1.0], dtype=torch.float64)
+        values = torch.zeros(len(self._names), 3, dtype=torch.float64)  # sum, how many are read, how many there are
+        if self._own:
+            self._noted.append([name for name, _ in self._own])
+            self._readings.note(torch.stack([value.float() for _, value in self._own]))
+            for name in self._noted[-1]:
+                values[self._names.index(name), 2] += 1
+        for read in self._readings.read(everything=everything):
+            for name, value in zip(self._noted.popleft(), read.tolist(), strict=True):
+                values[self._names.index(name), :2] += torch.tensor([value, 1.0], dtype=torch.float64)
         extra = torch.tensor([self._rows, self._tokens, *map(float, flags)], dtype=torch.float64)
         together = torch.cat([values.flatten(), extra])
         if self._ranks.world > 1:
             import torch.distributed as dist
 
             dist.all_reduce(together)
-        values, extra = together[: 2 * len(self._names)].view(-1, 2), together[2 * len(self._names) :]
-        for name, (total, count) in zip(self._names, values.tolist(), strict=True):
+        values, extra = together[: 3 * len(self._names)].view(-1, 3), together[3 * len(self._names) :]
+        for name, (total, count, _) in zip(self._names, values.tolist(), strict=True):
             self._sums[name] += total
             self._counts[name] += int(count)
         rows, tokens = int(extra[0]), int(extra[1])
         self._own, self._rows, self._tokens = [], 0, 0
-        undefined = {name: rows - int(count) for name, count in zip(self._names, values[:, 1].tolist(), strict=True)}
+        undefined = {name: rows - int(count) for name, count in zip(self._names, values[:, 2].tolist(), strict=True)}
         return tokens, undefined, [bool(flag) for flag in extra[2:].tolist()]
 
     def means(self) -> dict[str, float]:
-        """Means since the last :meth:`clear`; NaN for a term that was defined in no row."""
-        return {name: self._sums[name] / count if (count := self._counts[name]) else math.nan for name in self._names}
+        """Means since the last :meth:`clear`; NaN for a term that was defined in no row. Where no value has been read
+        since then, the means before."""
+        if self._counts["train_loss"] or not self._noted:
+            self._latest = {
+                name: self._sums[name] / count if (count := self._counts[name]) else math.nan for name in self._names
+            }
+        return dict(self._latest)
 
 
 def train_rows(
@@ -250,7 +269,7 @@ def train_rows(
     started = time.monotonic()
     before = resume[1] if resume else Done(0, 0, [])
     history = list(before.history)
-    tally = _Tally(terms, processes, before.sums)
+    tally = _Tally(terms, processes, before.sums, device)
     undefined = {name: before.undefined.get(name, 0) for name in terms}
     state_of = {"tokens": before.tokens, "finished": True}
     rows_a_step = settings.accumulate * processes.world
@@ -330,7 +349,10 @@ def train_rows(
             now = time.monotonic()
             late = settings.time_limit is not None and now - started >= 60 * settings.time_limit
             due = now - self.saved >= between
-            tokens, missing, (late, due, told) = tally.meet([late, due, steering.stopping()])
+            told = steering.stopping()
+            shown = every_step or enough is not None or processes.world > 1 or step <= before.step + 1
+            kept_or_judged = step % settings.evaluate_every == 0 or step >= settings.steps or late or due or told
+            tokens, missing, (late, due, told) = tally.meet([late, due, told], everything=shown or kept_or_judged)
             state_of["tokens"] += tokens
             for name in terms:
                 undefined[name] += missing[name]

@@ -19,10 +19,14 @@ def quiet_arguments(folder: str | Path, device: torch.device, schedule: str, **o
         schedule: ``linear``, ``cosine`` or ``constant`` after the warm-up.
         options: Further fields of ``TrainingArguments``.
     """
+    on_gpu = device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(folder), lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
         use_cpu=device.type == "cpu", save_strategy="no", eval_strategy="no", logging_strategy="no", report_to=[],
-        disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **options,
+        disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},
+        logging_nan_inf_filter=False,  # it would wait for the device at each step; the suite looks for itself
+        **options,
     )
     # A packed row cannot be split among devices by DataParallel: several GPUs are used through torchrun.
     arguments._n_gpu = min(1, arguments.n_gpu)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from plm.data.task import Level
 from plm.jobs.finetune.objectives import Array
-from plm.model.batching import Batch, plan_batches
+from plm.model.batching import Batch, plan_batches, sent
 from plm.model.encoder_inputs import Unit, pack_units
 from plm.model.families import ModelFamily
 from plm.model.heads.head import Where
@@ -33,7 +33,7 @@ class MicroBatch:
     targets: torch.Tensor
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        return MicroBatch(self.batch.to(device), self.where.to(device), self.targets.to(device))
+        return MicroBatch(self.batch.to(device), self.where.to(device), sent(self.targets, torch.device(device)))
 
 
 @dataclass(frozen=True)

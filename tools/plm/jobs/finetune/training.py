@@ -30,6 +30,7 @@ from plm.model.network import Network, answers
 from plm.received.documents import read_object
 from plm.received.fields import Fields
 from plm.training import training_state
+from plm.training.readings import Readings
 from plm.training.trainer import quiet_arguments, silence
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -171,7 +172,8 @@ class _PackedTrainer(Trainer):
         self.best: dict[str, float] | None = None
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.best_epoch = self.epochs_done = self.stale = 0
-        self.epoch_loss = 0.0
+        self.epoch_loss = self.step_loss = 0.0
+        self.losses = Readings(network.device)
         self.stopped = False
         if settings.gradient_checkpointing:
             network.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -202,7 +204,8 @@ class _PackedTrainer(Trainer):
                 [
                     {"params": p, "lr": rates[head], "weight_decay": self.settings.weight_decay if decay else 0.0}
                     for (head, decay), p in groups.items()
-                ]
+                ],
+                fused=self.args.device.type == "cuda" or None,
             )
         return self.optimizer
 
@@ -213,17 +216,26 @@ class _PackedTrainer(Trainer):
         # A step may hold only residues without a label; it then teaches nothing.
         total = max(total, 1e-12)
         loss = torch.zeros((), device=device)
+        before = training_state.random_state()
         for micro in inputs:
+            if self.interruption.end.told and self.state.global_step % len(self.sampler):
+                self._save(before)  # all but the random numbers is as it was after the last step
             there = micro.to(device)
             outputs = model(there.batch, there.where)
             part = objectives.loss_sum(outputs, there.targets, self.task, self._weights(device)) / total
             self.accelerator.backward(part)
             loss += part.detach()
-        self.step_loss = float(loss)
-        if not math.isfinite(self.step_loss):
-            raise self._diverged("loss")
-        self.epoch_loss += self.step_loss
+        self.losses.note(loss)
+        self._read_losses()
         return loss
+
+    def _read_losses(self, *, everything: bool = False) -> None:
+        """Takes in the losses of steps that are done; on a GPU the last one may still be under way."""
+        for loss in self.losses.read(everything=everything):
+            self.step_loss = float(loss)
+            if not math.isfinite(self.step_loss):
+                raise self._diverged("loss")
+            self.epoch_loss += self.step_loss
 
     def _weights(self, device: torch.device | str) -> torch.Tensor | None:
         return None if self.target_weights is None else self.target_weights.to(device)
@@ -231,6 +243,7 @@ class _PackedTrainer(Trainer):
     # ---------------------------------------------------------------------------------------------------- validation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self._read_losses(everything=True)
         scores = validate(self.model, self.task, self.validation, self.settings.batch_tokens, self._weights("cpu"))
         if not math.isfinite(scores["loss"]):
             raise self._diverged("validation loss")
@@ -267,6 +280,7 @@ class _PackedTrainer(Trainer):
         return float(self.optimizer.param_groups[0]["lr"])
 
     def finish(self) -> TrainingOutcome:
+        self._read_losses(everything=True)
         if self.best_weights is not None:
             load_trainable_state(self.model, self.best_weights)
         status: Status = "time limit" if self.stopped else "finished"
@@ -281,6 +295,10 @@ class _PackedTrainer(Trainer):
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._save(training_state.random_state())
+
+    def _save(self, random: training_state.RandomState) -> None:
+        self._read_losses(everything=True)
         folder = self.folder / "state"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -289,7 +307,7 @@ class _PackedTrainer(Trainer):
         if self.best_weights is not None:
             training_state.save_tensors(self.best_weights, folder / "best.safetensors")
         training_state.save_optimizer(self.optimizer, self.lr_scheduler, folder)
-        training_state.save_random_state(folder)
+        training_state.save_random_state(folder, random)
         own = {name: getattr(self, name) for name in _OWN_STATE}
         (folder / "progress.json").write_text(json.dumps(own))
         self.interruption.saved = time.monotonic()
@@ -362,6 +380,7 @@ class _Flow(TrainerCallback):
             trainer.on_step(state.global_step, trainer.total_steps, trainer.step_loss, trainer._rate())
         last = state.global_step % len(trainer.sampler) == 0
         if not last and state.global_step % trainer.log_every == 0:
+            trainer._read_losses(everything=True)
             trainer.history.append(
                 {
                     "step": state.global_step,
