@@ -86,12 +86,14 @@ def _warn(survey: FastaSurvey, log: stage.logging.Logger) -> None:
 
 
 def _write_table(path: Path, parts: list[FastaPart], ends: list[tuple[str, str]]) -> None:
+    from plm.data.tables import visible
+
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write("\t".join(COLUMNS) + "\n")
         for part, (first, last) in zip(parts, ends, strict=True):
             ids = [name.encode("latin-1").decode("utf-8", errors="replace") for name in (first, last)]
             row = (part.name, part.stop - part.start, part.residues, part.longest, *ids)
-            handle.write("\t".join(map(str, row)) + "\n")
+            handle.write("\t".join(visible(str(cell)) for cell in row) + "\n")
 
 
 if __name__ == "__main__":

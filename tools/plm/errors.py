@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]+")
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]+")
 """Control characters, and marks that turn the direction of writing: quoted from a file they would change the line."""
 _MOST_WHAT, _MOST_WHERE = 600, 300
 
@@ -38,7 +38,7 @@ def _on_one_line(text: str, most: int) -> str:
     """Text that may quote a stranger: on one line, shown in the order in which it stands, not endless."""
     if len(text) > 4 * most:
         text = text[: 2 * most] + text[-2 * most :]
-    line = " ".join(_UNSEEN.sub(" ", text).split())
+    line = " ".join(UNSEEN.sub(" ", text).split())
     if len(line) <= most:
         return line
     kept = most * 2 // 3

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from plm import __version__, failures
-from plm.errors import UserError
+from plm.errors import UNSEEN, UserError
 from plm.outputs import Outputs, check_places, output_file, output_folder
 
 __all__ = ["Outputs", "output_file", "output_folder"]
@@ -151,12 +151,19 @@ class _ToStandardOutput(logging.StreamHandler):
         super().handleError(record)
 
 
+class _Visible(logging.Formatter):
+    """Lines as they are meant: what they quote of a user's files can neither move the cursor nor turn the direction."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(UNSEEN.sub(" ", line) for line in super().format(record).split("\n"))
+
+
 def log(name: str) -> logging.Logger:
     """A logger that writes ``[name] message`` lines to standard output, each at once."""
     logger = logging.getLogger(name)
     if not logger.handlers:
         handler = _ToStandardOutput()
-        handler.setFormatter(logging.Formatter(f"[{name}] %(message)s"))
+        handler.setFormatter(_Visible(f"[{name}] %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False

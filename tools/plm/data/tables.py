@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SNIFFED_LINES, _SNIFFED_CHARACTERS = 200, 2**22
 _BLANKS = re.compile(r'"[^"]*"( "[^"]*")+\s*')
-BREAKS = re.compile(r"[\t\r\n\x00]")
+BREAKS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 """What no field of a table may hold."""
 _PLACE = re.compile(r"-?\d+(\.0+)?|p?[A-Z]([a-z]{2})?\d+(-[a-z]+)?")
 
@@ -318,10 +318,10 @@ def _decoded(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def visible(name: str) -> str:
-    """A name as tables hold it: tabs and line ends, which would break a row, are written as in ``\\t``."""
+    """A name as tables hold it: tabs, line ends and control characters, which break a row, are written as ``\\t``."""
     if name.isprintable() or not BREAKS.search(name):
         return name
-    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r").replace("\0", "\\0")
+    return BREAKS.sub(lambda match: "\\0" if match[0] == "\0" else match[0].encode("unicode_escape").decode(), name)
 
 
 def write_table(frame: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
@@ -346,5 +346,5 @@ def write_table(frame: pd.DataFrame, path: str | Path, float_format: str | None 
 
 
 def plain_field(value: str) -> str:
-    """A field without tabs, line ends and zero bytes, which would break a row: they become one blank."""
-    return " ".join(value.replace("\0", " ").split()) if BREAKS.search(value) else value
+    """A field without tabs, line ends and control characters, which would break a row: they become one blank."""
+    return " ".join(BREAKS.sub(" ", value).split()) if BREAKS.search(value) else value

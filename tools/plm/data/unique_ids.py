@@ -37,13 +37,16 @@ def check_id(record: ProteinRecord, name: str) -> None:
     """Refuses ids that no table can hold.
 
     Raises:
-        UserError: The id is empty or holds a tab or a line end.
+        UserError: The id is empty or holds a tab, a line end or another control character.
     """
     where = f"{name}, line {record.line}"
     if not record.id:
         raise UserError("A record without an id", where=where, fix="Fill the id column")
     if BREAKS.search(record.id):
-        raise UserError(f"The id {record.id!r} holds a tab or a line end", where=where, fix="Rename it")
+        raise UserError(
+            f"The id {record.id!r} holds a tab or a line end, or another control character", where=where,
+            fix="Rename it",
+        )
 
 
 def unused(base: str, taken: Collection[str], number: int = 2) -> tuple[str, int]:

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 LIMIT = 10_240
+LONGEST_NAME = 500
+"""Letters of a name that a report shows; the tables have it whole."""
 LINKS = {
     "bundle": "The model, for prediction",
     "gff": "Called sites for a genome browser, GFF3",
@@ -59,8 +61,11 @@ def _quotable(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text of the user's (names, ids) as Markdown that shows it literally, on one line."""
-    return re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", " ".join(str(text).split()))
+    """Text of the user's (names, ids) as Markdown that shows it literally, on one line; endless text is cut."""
+    line = " ".join(str(text)[: 4 * LONGEST_NAME].split())
+    if len(line) > LONGEST_NAME:
+        line = f"{line[: LONGEST_NAME - 1]}…"
+    return re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", line)
 
 
 class Report:
