@@ -237,6 +237,18 @@ def test_a_job_is_offline_by_construction(root: Path) -> None:
     assert offline.FORBIDDEN_FROM_OUTSIDE, "the tests themselves forbid the network"
 
 
+@pytest.mark.parametrize("value", ["no", "NO", " no "])
+def test_an_administrators_word_counts_more_than_a_flag(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts the script himself meets the same switch as users of the form."""
+    from plm.model.checkpoint import resolve_model
+
+    monkeypatch.setenv("PLM_ALLOW_HUB", value)
+    with pytest.raises(UserError, match="does not let jobs download models"):
+        resolve_model("hub:lab/model", workdir=tmp_path, allow_hub=True)
+
+
 class _Hub(BaseHTTPRequestHandler):
     """A hub on this machine with one model, which notes what it is asked."""
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "newest": "newest_command",
     "run": "run_command",
     "serve": "serve_command",
+    "supply": "supply_command",
     "test": "checks",
     "workflows": "workflows_command",
 }

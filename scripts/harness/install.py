@@ -62,6 +62,23 @@ def read_lock(path: Path, minor: int = sys.version_info.minor) -> dict[str, str]
     return pins
 
 
+def read_hashes(lock: Path) -> dict[tuple[str, str], list[str]]:
+    """Name (normalised) and version to the sha256 of the files that may be installed; from ``hashes/`` beside a lock.
+
+    Empty where there is no such file.
+    """
+    path = lock.parent / "hashes" / lock.name
+    held: dict[tuple[str, str], list[str]] = {}
+    name, version = "", ""
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        text = line.strip().removesuffix("\\").strip()
+        if text.startswith("--hash="):
+            held.setdefault((normalised(name), version), []).append(text.removeprefix("--hash="))
+        elif "==" in text:
+            name, _, version = text.split(";")[0].strip().partition("==")
+    return held
+
+
 def normalised(name: str) -> str:
     """A distribution's name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -163,8 +180,10 @@ class Installer:
                 shutil.rmtree(env)
             self._run(name, [str(uv), "venv", "--quiet", "--python", sys.executable, str(env)])
         requirements = env / "plm-requirements.txt"
-        requirements.write_text("".join(f"{n}=={v}\n" for n, v in pins.items() if n != TORCH))
-        target = ["--python", str(self.layout.python(name))]
+        wanted = {n: v for n, v in pins.items() if n != TORCH}
+        hashes = read_hashes(lock)
+        requirements.write_text("".join(self._line(lock, pin, hashes) for pin in wanted.items()))
+        target = ["--python", str(self.layout.python(name)), *(["--require-hashes"] if hashes else [])]
         self._run(name, [str(uv), "pip", "install", "--quiet", "--no-deps", *target, "-r", str(requirements)])
         if TORCH in pins:
             self._install_torch(pins[TORCH], wanted_index)
@@ -174,6 +193,15 @@ class Installer:
         self._finish(name, wanted_index)
         unfinished.unlink()
         self.say(f"installed '{name}' in {time.monotonic() - begun:.0f} s")
+
+    def _line(self, lock: Path, pin: tuple[str, str], hashes: Mapping[tuple[str, str], list[str]]) -> str:
+        """A line of requirements: no other file than those whose hashes are known is installed."""
+        if hashes and pin not in hashes:
+            raise UserError(
+                f"The hash of {'=='.join(pin)} is not known", where=f"locks/hashes/{lock.name}",
+                fix=f"Run scripts/supply hashes {lock.stem}",
+            )
+        return " ".join(["==".join(pin), *(f"--hash={one}" for one in hashes.get(pin, ()))]) + "\n"
 
     def _install_torch(self, version: str, index: str) -> None:
         """torch by plain pip, which knows the indexes of its CPU and CUDA builds and fetches the CUDA libraries that a
@@ -237,7 +265,9 @@ class Installer:
                     f"{sys.executable} cannot make a virtual environment: {' '.join(detail)}",
                     fix="Install your system's venv package for Python (Debian and Ubuntu: python3-venv)",
                 )
-        self._run("boot", [str(self.layout.python("boot")), "-m", "pip", "install", "--quiet", "-r", str(lock)])
+        known = self.layout.locks / "hashes" / "boot.txt"
+        wanted = ["--require-hashes", "-r", str(known)] if known.is_file() else ["-r", str(lock)]
+        self._run("boot", [str(self.layout.python("boot")), "-m", "pip", "install", "--quiet", *wanted])
         return uv
 
     def _run(self, name: str, command: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plm.errors import UserError
 
-ENVIRONMENTS = ("tools", "dev", "galaxy", "planemo", "shed")
+ENVIRONMENTS = ("tools", "dev", "galaxy", "planemo", "shed", "supply")
 
 
 class Layout:

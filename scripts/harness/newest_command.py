@@ -28,10 +28,14 @@ from plm.stage import duration
 from harness import requirements, shed_trial
 from harness.install import Installer, normalised, read_lock
 from harness.layout import Layout, child_environment
+from harness.supply_command import write_hashes
 
 GALAXY = ("galaxy", "total-perspective-vortex")
 TRIED_IN_GALAXY = ("tools/plm_embed.xml", "tools/plm_finetune.xml", "workflows/embed-proteome/embed-proteome.ga")
-PINNED_FILES = ("locks/tools.txt", "locks/galaxy.txt", "tools/macros.xml", "environment.yml")
+PINNED_FILES = (
+    "locks/tools.txt", "locks/galaxy.txt", "locks/hashes/tools.txt", "locks/hashes/galaxy.txt", "tools/macros.xml",
+    "environment.yml",
+)
 _OF_A_BUILD = re.compile(r"(nvidia|cuda|triton)\b")
 """Libraries that a build of torch brings along: no lock names them, pip fetches them with the build."""
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
@@ -101,6 +105,7 @@ def _renew_lock(
     wanted = [*sorted(chosen), *(f"{other}=={before[other]}" for other in sorted(asked - chosen))]
     after = resolved(layout, wanted)
     path.write_text("".join(f"{package}=={version}\n" for package, version in sorted(after.items())))
+    write_hashes(layout, clone, name)
     names = {*before, *after}
     pairs = {package: (before.get(package, ""), after.get(package, "")) for package in names}
     return {package: pair for package, pair in pairs.items() if pair[0] != pair[1]}

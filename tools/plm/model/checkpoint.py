@@ -106,6 +106,11 @@ def _checkpoint_folder(folder: Path) -> Path:
 
 
 def _from_hub(name: str, workdir: Path, allow_hub: bool) -> ModelFiles:
+    if os.environ.get("PLM_ALLOW_HUB", "").strip().lower() == "no":
+        raise UserError(
+            "This server does not let jobs download models", where=f"hub:{name}",
+            fix="Choose the built-in model, one of this server's list, or give a zip or folder",
+        )
     if not allow_hub:
         raise UserError(
             f"The hub model {name} may only be fetched when the user allows it", where="--model",
