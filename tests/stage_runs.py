@@ -11,9 +11,11 @@ import io
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -64,25 +66,53 @@ def run(
     """
     if _bound(changes, ()) or _bound(os.environ, OF_STAGES) != _begun_with:
         return None
-    environment = {**os.environ, **changes}
+    return _run_all(command, [{**os.environ, **changes}], timeout)
+
+
+def run_together(command: Sequence[str], processes: int, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Runs a script in several processes that find each other as those of torchrun do; their outputs one by one.
+
+    Raises:
+        subprocess.TimeoutExpired: They took longer; they were ended.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ, "GALAXY_SLOTS": str(processes), "PLM_CHECKPOINT_DIR": "", "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return _run_all(command, ranks, timeout)
+
+
+def _run_all(
+    command: Sequence[str], environments: Sequence[dict[str, str]], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    begun, late = time.monotonic(), False
     with tempfile.TemporaryDirectory() as folder:
-        texts = [Path(folder) / "stdout", Path(folder) / "stderr"]
-        job = _context.Process(
-            target=_run, args=(list(command[1:]), environment, str(Path.cwd()), [str(text) for text in texts])
-        )
-        job.start()
-        job.join(timeout)
-        late = job.is_alive()
-        if late:
-            job.kill()
-            job.join()
-        output, errors = (text.read_bytes().decode() if text.exists() else "" for text in texts)
-        if late:
-            raise subprocess.TimeoutExpired(list(command), timeout, output=output, stderr=errors)
-        code = job.exitcode
-        job.close()
-    assert code is not None
-    return subprocess.CompletedProcess(list(command), code, output, errors)
+        texts = [[str(Path(folder) / f"{name}{one}") for name in ("out", "err")] for one in range(len(environments))]
+        jobs = [
+            _context.Process(target=_run, args=(list(command[1:]), environment, str(Path.cwd()), written))
+            for environment, written in zip(environments, texts, strict=True)
+        ]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join(max(0.0, begun + timeout - time.monotonic()))
+            if job.is_alive():
+                late = True
+                job.kill()
+                job.join()
+        codes = [job.exitcode or 0 for job in jobs]
+        output, errors = ("".join(_read(written[place]) for written in texts) for place in (0, 1))
+    if late:
+        raise subprocess.TimeoutExpired(list(command), timeout, output=output, stderr=errors)
+    return subprocess.CompletedProcess(list(command), next((code for code in codes if code), 0), output, errors)
+
+
+def _read(path: str) -> str:
+    return Path(path).read_bytes().decode() if Path(path).exists() else ""
 
 
 def _bound(environment: Mapping[str, str], besides: Sequence[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stage_runs
 import torch
 from plm.errors import UserError
 from plm.jobs.distill import students
@@ -283,11 +284,8 @@ def test_the_time_limit_leaves_a_cache_to_go_on_with(tiny_esm2: Path, tmp_path: 
 # -- processes, resuming --------------------
 
 
-def torchrun(root: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "GALAXY_SLOTS": "2", "PLM_CHECKPOINT_DIR": ""}
-    command = [*launcher, str(root / "tools" / "plm_distill.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def together(root: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return stage_runs.run_together([sys.executable, str(root / "tools" / "plm_distill.py"), *arguments], 2)
 
 
 @pytest.mark.slow
@@ -299,7 +297,7 @@ def test_two_processes_equal_one_that_accumulates(
         return {"mask_sets": 1, "teacher_cache": tmp_path / name} if cached else {}
 
     ran(run_stage, flags(tmp_path / "one", tiny_esm2, accumulate=2, **more("c1")))
-    done = torchrun(root, flags(tmp_path / "two", tiny_esm2, **more("c2")))
+    done = together(root, flags(tmp_path / "two", tiny_esm2, **more("c2")))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Plan:") == 1 and "cpu x 2" in done.stdout
     one, two = (weights(tmp_path / name / "model.zip") for name in ("one", "two"))

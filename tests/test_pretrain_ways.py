@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stage_runs
 import torch
 from plm.errors import UserError
 from plm.masked_lm import presets
@@ -54,11 +54,8 @@ def flags(fasta: Path, out: Path, **more: object) -> list[str]:
     return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def torchrun(root: Path, arguments: list[str]) -> str:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "GALAXY_SLOTS": "2", "PLM_CHECKPOINT_DIR": ""}
-    command = [*launcher, str(root / "tools" / "plm_pretrain.py"), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def together(root: Path, arguments: list[str]) -> str:
+    done = stage_runs.run_together([sys.executable, str(root / "tools" / "plm_pretrain.py"), *arguments], 2)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -97,7 +94,7 @@ def test_two_processes_equal_one_with_the_same_batch(
 ) -> None:
     """Whole models (DDP) and divided ones (FSDP2); and one process goes on from what two have left, and the reverse."""
     ran(run_stage, flags(fasta, tmp_path / "one", accumulate=2))
-    said = torchrun(root, flags(fasta, tmp_path / "two", sharding=sharding))
+    said = together(root, flags(fasta, tmp_path / "two", sharding=sharding))
     assert said.count("Plan:") == 1 and "cpu x 2" in said
     assert ("the model divided among them" in said) == (sharding == "full")
     one, two = tmp_path / "one", tmp_path / "two"
@@ -108,14 +105,14 @@ def test_two_processes_equal_one_with_the_same_batch(
 
     # One process goes on from what two have left, and two from what one has left.
     if sharding == "none":
-        torchrun(root, flags(fasta, tmp_path / "cut", time_limit=1e-9))
+        together(root, flags(fasta, tmp_path / "cut", time_limit=1e-9))
         state = tmp_path / "cut" / "checkpoint.zip"
         assert json.loads(member(state, "checkpoint.json"))["step"] == 1
         ran(run_stage, flags(fasta, tmp_path / "on", accumulate=2, resume=state))
     else:
         ran(run_stage, flags(fasta, tmp_path / "cut", accumulate=2, time_limit=1e-9))
         state = tmp_path / "cut" / "checkpoint.zip"
-        said = torchrun(root, flags(fasta, tmp_path / "on", sharding="full", resume=state))
+        said = together(root, flags(fasta, tmp_path / "on", sharding="full", resume=state))
         assert "Going on from step 1" in said
     assert apart(one / "model.zip", tmp_path / "on" / "model.zip") < 1e-5
 
@@ -125,7 +122,7 @@ def test_a_state_of_a_divided_model_is_that_of_a_whole_one(fasta: Path, tmp_path
     """One process divides nothing; what two wrote of their pieces is what one would have written."""
     held = {}
     for name, sharding in (("whole", "none"), ("divided", "full")):
-        torchrun(root, flags(fasta, tmp_path / name, sharding=sharding, time_limit=1e-9))
+        together(root, flags(fasta, tmp_path / name, sharding=sharding, time_limit=1e-9))
         state = tmp_path / name / "checkpoint.zip"
         held[name] = load(member(state, "model.safetensors")) | load(member(state, "optimizer.safetensors"))
     assert held["whole"].keys() == held["divided"].keys()
