@@ -62,3 +62,23 @@ def test_every_stage_with_a_model_has_a_command(root: Path) -> None:
         if "flags.Device" in path.read_text() and "flags.device" not in path.read_text()
     }
     assert with_device <= {line.split()[0] for line in gpu_check.STAGES.values()}
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_gpus_runs_on_processors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import gpu_command
+
+    words = "--shapes tiny,tinyT5 --residues 600 --rounds 1 --steps 5"
+    gpu_command.main([*words.split(), "--work", str(tmp_path / "work"), "--output", str(tmp_path)])
+    told = capsys.readouterr()
+    assert "NO CUDA DEVICE IS THERE" in told.err
+    content = json.loads((tmp_path / "figures" / "gpu.json").read_text())
+    assert [one["shape"] for one in content["shapes"]] == ["tiny", "tinyT5"]
+    for one in content["shapes"]:
+        ways = one["embed"]["ways"]
+        assert {"suite", "hf padded", "hf sorted"} <= set(ways)
+        assert min(way["lowest_cosine"] for way in ways.values()) > 0.999
+        assert one["lora"]["tokens_per_second"] > 0
+    assert content["shapes"][0]["pretrain"]["tokens_per_second"] > 0
+    assert "longest" not in content["shapes"][0]
+    assert "| tinyT5 | embedding, suite |" in (tmp_path / "benchmarks.md").read_text()

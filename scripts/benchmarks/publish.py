@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = "benchmarks.md"
-_WRITERS = "`scripts/benchmarks/bench_embed` and `scripts/benchmarks/bench_train`"
+_WRITERS = "`scripts/benchmarks/bench_embed`, `scripts/benchmarks/bench_train` and, on a GPU, `scripts/benchmarks/gpu`"
 HEAD = f"# Benchmarks\n\nWritten by {_WRITERS}; do not edit.\n"
 
 
