@@ -62,6 +62,10 @@ class FineTuningModel(flags.Flags, heading="model"):
         16.0, "scale of LoRA and DoRA: updates are multiplied by alpha / rank (default: %(default)s)", 0, inside=True
     )
     dropout: float = flags.number(0.05, "dropout in LoRA and DoRA (default: %(default)s)", 0, 1, below=True)
+    base_bits: str = flags.choice(
+        ("16", "8", "4"), "bits of the frozen model under LoRA or DoRA in training, for small GPUs; 8 and 4 need the"
+        " library bitsandbytes (default: %(default)s)",
+    )
     targets: str = flags.text("comma list of linear layers for the adapters; by default those of attention")
     head_width: int = flags.whole(64, "hidden units of the head (default: %(default)s)", 1)
     head_dropout: float = flags.number(0.1, "dropout in the head (default: %(default)s)", 0, 1, below=True)
@@ -215,11 +219,13 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
     from plm.jobs.finetune.preparation import read_data
     from plm.jobs.finetune.training import TrainingSettings
     from plm.model import device as devices
+    from plm.model import quantised_base
     from plm.model.adapters import AdapterSettings
     from plm.model.checkpoint import resolve_model
     from plm.model.heads.head import NEIGHBOURS
 
     log = stage.log(NAME)
+    quantised_base.check(int(given.base_bits), tuple(given.methods))
     device, precision = devices.settle(given.device, given.precision, stage.threads(), None)
     rows, splits = read_data(
         given.dataset, level=given.level, target=given.target, positive=given.positive_class, window=given.window,
@@ -241,7 +247,7 @@ def prepare(given: Arguments, workdir: Path) -> FineTuningJob:
         ),
         head={"width": given.head_width, "dropout": given.head_dropout, "reach": given.reach, **kind},
         class_weights=given.class_weights, seeds=tuple(given.seed + number for number in range(given.seeds)),
-        precision=precision,
+        precision=precision, base_bits=int(given.base_bits),
     )
     files = resolve_model(given.model, workdir=workdir, allow_hub=given.allow_hub)
     log.info("Model: %s (sha256 %s...)", files.id, files.sha256[:12])

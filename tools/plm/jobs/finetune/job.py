@@ -27,6 +27,7 @@ from plm.jobs.finetune import objectives, training
 from plm.jobs.finetune.cost import TrainingCost, fitting_budget, measure
 from plm.jobs.finetune.labelled_rows import LabelledRows
 from plm.jobs.finetune.training import TrainingSettings
+from plm.model import quantised_base
 from plm.model.adapters import (
     FROZEN,
     AdapterSettings,
@@ -68,6 +69,7 @@ class FineTuningSettings:
         precision: ``fp32`` or ``bf16``.
         others: Further ways to be trained beside ``adapter``, of which the validation rows choose one.
         rates: Peak learning rate of methods that take another than ``training`` has.
+        base_bits: 16 for a base as it is; 8 or 4 for a frozen base of so many bits in training.
     """
 
     adapter: AdapterSettings
@@ -78,6 +80,7 @@ class FineTuningSettings:
     precision: str = "fp32"
     others: tuple[AdapterSettings, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
+    base_bits: int = 16
 
     @property
     def ways(self) -> tuple[AdapterSettings, ...]:
@@ -94,6 +97,7 @@ class FineTuningSettings:
             "adapter": self.adapter.to_json(), "training": asdict(self.training), "head": dict(self.head),
             "class_weights": self.class_weights, "seeds": list(self.seeds), "precision": self.precision,
             "others": [other.to_json() for other in self.others], "rates": dict(self.rates),
+            **({"base_bits": self.base_bits} if self.base_bits != 16 else {}),
         }
 
 
@@ -182,7 +186,10 @@ class FineTuningJob:
         reduced = self.settings.precision == "bf16"
         # Full fine-tuning keeps float32 weights: bfloat16 would swallow small updates.
         dtype = "bfloat16" if reduced and method != "full" else "float32"
-        loaded = load_model(self.files, dtype=dtype, device=self.device)
+        bits = self.settings.base_bits
+        loaded = load_model(self.files, dtype=dtype, device=self.device if bits == 16 else "cpu")
+        if bits != 16:
+            loaded = quantised_base.reduced(loaded, bits, self.device)
         torch.manual_seed(seed)
         body = add_adapters(loaded, adapter)
         task = self.rows.task
