@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,9 @@ def _pickled(path: Path, where: str, device: str) -> dict[str, torch.Tensor]:
     try:
         # Files of the time before torch 1.6 cannot be mapped; they are read as they are.
         options: dict[str, Any] = {"map_location": device, "mmap": True} if zipped else {"map_location": "cpu"}
-        content = torch.load(path, weights_only=True, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd protocols; what cannot be read is told below
+            content = torch.load(path, weights_only=True, **options)
     except pickle.UnpicklingError as error:
         # torch's own message advises to load the file unsafely; it is not passed on.
         raise UserError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,8 @@ def read_training_checkpoint(path: Path, where: str) -> dict[str, Any]:
     stand_ins: dict[str, Any] = {_SETTINGS: StoredSettings}
     while True:
         try:
-            with safe_globals([(kind, name) for name, kind in stand_ins.items()]):
+            with safe_globals([(kind, name) for name, kind in stand_ins.items()]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd protocols; what cannot be read is told below
                 options: dict[str, Any] = {"mmap": True} if zipped else {}
                 content = torch.load(path, weights_only=True, map_location="cpu", **options)
             break

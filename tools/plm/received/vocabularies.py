@@ -60,8 +60,8 @@ def _pieces(data: bytes, where: str) -> list[tuple[str, int]]:
 
 
 def _tokenizer(data: bytes, where: str) -> list[tuple[str, int]]:
-    content = as_object(parse_json(data, "tokenizer.json", where, _FIX), "tokenizer.json", where, _FIX)
-    model = content.get("model")
+    held_by_name = as_object(parse_json(data, "tokenizer.json", where, _FIX), "tokenizer.json", where, _FIX)
+    model = held_by_name.get("model")
     held = model.get("vocab") if isinstance(model, dict) else None
     tokens: list[tuple[Any, Any]]
     if isinstance(held, dict):
@@ -71,10 +71,11 @@ def _tokenizer(data: bytes, where: str) -> list[tuple[str, int]]:
     else:
         raise UserError("tokenizer.json holds no vocabulary", where=where, fix=_FIX)
     known = {token for token, _ in tokens if isinstance(token, str)}
-    added = content.get("added_tokens")
+    added = held_by_name.get("added_tokens")
     for each in added if isinstance(added, list) else []:
-        if isinstance(each, dict) and each.get("content") not in known:
-            tokens.append((each.get("content"), each.get("id")))
+        content = each.get("content") if isinstance(each, dict) else None
+        if isinstance(each, dict) and not (isinstance(content, str) and content in known):
+            tokens.append((content, each.get("id")))
     return tokens
 
 

@@ -1,0 +1,66 @@
+"""Readers of strangers' files never crash: damaged files for each, for a few seconds; and those that once crashed.
+
+``scripts/fuzz`` does the same for hours.
+"""
+
+from __future__ import annotations
+
+import random
+
+import fuzz_targets
+import pytest
+from fuzz_targets import TARGETS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+HEAVY = ("bundle-fine-tuned", "bundle-classifier", "contact-head", "model", "checkpoint", "teacher-cache")
+"""Of which a file takes a tenth of a second."""
+
+CRASHES: dict[str, tuple[str, bytes]] = {
+    "token-that-is-a-list": (
+        "tokenizer", b'{"model": {"vocab": {"A": 1}}, "added_tokens": [{"id": 2, "content": [[1]]}]}',
+    ),
+}
+"""What once made a reader crash, by a name: the reader and the file."""
+
+
+def tried(name: str, seed: int) -> None:
+    target, draw = TARGETS[name], random.Random(seed)
+    data = draw.choice(target.seeds())
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        data = fuzz_targets.damaged(data, draw)
+    fuzz_targets.check(target, data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_sound_files_are_read(name: str) -> None:
+    """Else damage would be refused for another reason than itself."""
+    assert all(fuzz_targets.check(TARGETS[name], data) for data in TARGETS[name].seeds())
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name not in HEAVY])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@given(seed=st.integers(0, 2**32))
+def test_damaged_files_are_one_line(name: str, seed: int) -> None:
+    tried(name, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEAVY)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@given(seed=st.integers(0, 2**32))
+def test_damaged_archives_are_one_line(name: str, seed: int) -> None:
+    tried(name, seed)
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name not in HEAVY])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))))
+def test_any_bytes_are_one_line(name: str, data: bytes) -> None:
+    fuzz_targets.check(TARGETS[name], data)
+
+
+@pytest.mark.parametrize("name", CRASHES)
+def test_what_once_crashed_does_so_no_more(name: str) -> None:
+    target, data = CRASHES[name]
+    fuzz_targets.check(TARGETS[target], data)
