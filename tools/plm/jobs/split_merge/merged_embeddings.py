@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from plm.data.embeddings.files import Description, read_embeddings, write_embedd
 from plm.data.tables import read_table
 from plm.data.unique_ids import unused
 from plm.errors import UserError
+from plm.received.fields import shown
 
 POLICIES = ("error", "rename", "first")
 _COUNTS = ("windowed_proteins",)
@@ -25,6 +27,10 @@ _SAME = {
     "dtype": "with {} numbers",
 }
 PART = "part"
+_COUNTED = ("line", "length", "encoded", "windows", "cleaned")
+"""Columns of a status table that hold whole numbers."""
+_WHOLE = re.compile(r"[0-9]{1,12}")
+_STATES = ("embedded", "rejected")
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,8 @@ def merge_status(
         Records, and those that are embedded in the merged file.
 
     Raises:
-        UserError: A table is broken, has other columns than the first, or does not name just the records of its part.
+        UserError: A table is broken, has other columns than the first, a value that plm_embed does not write, or does
+            not name just the records of its part.
     """
     header: tuple[str, ...] = ()
     records = embedded = 0
@@ -259,9 +266,11 @@ def merge_status(
                 for old, new in zip(part.ids, settled.ids[number], strict=True)
                 if new is not None and new != old
             }
+            counts = [(place, name) for place, name in enumerate(header) if name in _COUNTED]
             index = 0
-            for row in table.rows:
+            for row, line in zip(table.rows, table.lines, strict=True):
                 fields = list(row)
+                _check_status(fields, status_at, counts, f"{table.name}, line {line}")
                 if twin_at is not None and part.positions is None:
                     fields[twin_at] = renamed.get(fields[twin_at], fields[twin_at])
                 if fields[status_at] == "embedded":
@@ -280,6 +289,19 @@ def merge_status(
             if index < len(part.ids):
                 raise _unlike(table.name, part.name, part.ids[index])
     return records, embedded
+
+
+def _check_status(fields: Sequence[str], status_at: int, counts: Sequence[tuple[int, str]], where: str) -> None:
+    """Whether a row is one that plm_embed could have written."""
+    odd = ((name, fields[at], "a whole number") for at, name in counts if not _WHOLE.fullmatch(fields[at]))
+    wrong = next(odd, None)
+    if fields[status_at] not in _STATES:
+        wrong = ("status", fields[status_at], " or ".join(_STATES))
+    if wrong is not None:
+        raise UserError(
+            f"The status table is not what it must be: {wrong[0]} is {shown(wrong[1])} where {wrong[2]} belongs",
+            where=where, fix="Give the status tables that plm_embed wrote",
+        )
 
 
 def _unlike(table: str, part: str, identifier: str) -> UserError:
