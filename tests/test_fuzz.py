@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import random
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
 
 import fuzz_targets
 import pytest
@@ -16,12 +19,33 @@ from hypothesis import strategies as st
 HEAVY = ("bundle-fine-tuned", "bundle-classifier", "contact-head", "model", "checkpoint", "teacher-cache")
 """Of which a file takes a tenth of a second."""
 
-CRASHES: dict[str, tuple[str, bytes]] = {
+
+
+def attribute_that_is_no_text() -> bytes:
+    from h5py import File, h5a, h5s, h5t
+
+    held = BytesIO()
+    with File(held, "w") as file:
+        file["ids"], file["values"] = ["a", "b"], [[1.0, 2.0], [3.0, 4.0]]
+        h5a.create(file.id, b"form\xff", h5t.NATIVE_INT32, h5s.create(h5s.SCALAR))
+    return held.getvalue()
+
+
+def member_without_a_name() -> bytes:
+    held = BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("ids.npy", b"x")
+    return held.getvalue().replace(b"ids.npy", b"\0ds.npy")
+
+
+CRASHES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "token-that-is-a-list": (
-        "tokenizer", b'{"model": {"vocab": {"A": 1}}, "added_tokens": [{"id": 2, "content": [[1]]}]}',
+        "tokenizer", lambda: b'{"model": {"vocab": {"A": 1}}, "added_tokens": [{"id": 2, "content": [[1]]}]}',
     ),
+    "attribute-that-is-no-text": ("embeddings-hdf5", attribute_that_is_no_text),
+    "member-without-a-name": ("embeddings-npz", member_without_a_name),
 }
-"""What once made a reader crash, by a name: the reader and the file."""
+"""What once made a reader crash, by a name: the reader, and what makes the file."""
 
 
 def tried(name: str, seed: int) -> None:
@@ -62,5 +86,5 @@ def test_any_bytes_are_one_line(name: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", CRASHES)
 def test_what_once_crashed_does_so_no_more(name: str) -> None:
-    target, data = CRASHES[name]
-    fuzz_targets.check(TARGETS[target], data)
+    target, made = CRASHES[name]
+    fuzz_targets.check(TARGETS[target], made())

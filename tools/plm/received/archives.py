@@ -180,11 +180,12 @@ class Archive:
             name = member.filename
             kind = stat.S_IFMT(member.external_attr >> 16)
             plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-            if not safe_name(name.removesuffix("/") if member.is_dir() else name) or not plain:
+            folder = name.endswith("/")  # is_dir() of a member without a name raises
+            if not safe_name(name.removesuffix("/")) or not plain:
                 raise UserError(
                     f"The {self._what} has an unsafe member {one_line(name, 100)!r}", where=where, fix=_DO_NOT_TRUST
                 )
-            if member.is_dir():
+            if folder:
                 continue
             if name in members:
                 raise UserError(f"The {self._what} holds {name} twice", where=where, fix=self._fix)

@@ -207,6 +207,8 @@ def attributes(holder: h5py.File | h5py.Dataset, name: str) -> dict[str, Any]:
     """
     values = {}
     for key in holder.attrs:
+        if not isinstance(key, str):  # a name that is no UTF-8
+            continue
         value = attribute(holder, key, name)
         if value is not None:
             values[key] = value
