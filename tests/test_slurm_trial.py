@@ -57,8 +57,10 @@ def test_jobs_run_on_both_nodes_and_a_node_dies_with_its_own(cluster: SlurmClust
     places = {state(cluster, number, "RUNNING")["NodeList"]: number for number in numbers}
     assert set(places) == set(NODES)
     doomed, spared = places["node1"], places["node2"]
-    while not (tmp_path / doomed).exists():
+    deadline = time.monotonic() + 120
+    while not (tmp_path / doomed).exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert (tmp_path / doomed).exists(), cluster.job(doomed)
     cluster.kill_node("node1")
     assert state(cluster, doomed, "NODE_FAIL")["JobState"] == "NODE_FAIL"
     assert cluster.job(spared)["JobState"] == "RUNNING" and cluster.state_of_node("node1") == "down"

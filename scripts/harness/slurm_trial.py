@@ -210,6 +210,7 @@ class SlurmCluster:
             "AccountingStorageType": "accounting_storage/none",
             "SlurmdParameters": "config_overrides",
             "SlurmdTimeout": 10,
+            "MessageTimeout": 100,  # a busy machine may take longer than Slurm's 10 s to begin a job
             "ReturnToService": 2,
             "KillWait": 10,
             "MinJobAge": 7200,
