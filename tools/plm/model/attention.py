@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from plm.model import attention_on_gpu
+from plm.model import attention_on_gpu, few_shapes
 from plm.model.batching import RowLayout
 
 BLOCK = 1 << 20
@@ -129,38 +130,74 @@ def _in_blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, scale: float, rotary: Tables | None,
     bias: torch.Tensor | None, kept: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
-    """As :func:`attend`; the heads that were multiplied are left in ``kept``, three tensors of T * H * D numbers."""
+    """As :func:`attend`; the heads that were multiplied are left in ``kept``, three tensors of :func:`_room` tokens."""
     result = torch.empty(query.shape, dtype=query.dtype)
     exact = query.dtype == torch.float32
     base = (
         1.0 if exact or bias is not None else _LOG2E
     )  # a bias stays as it is: scaling it costs more than base 2 saves
-    for start, count, length in _steps(layout):
-        part = slice(start, start + count * length)
-        into = [_span(one, query, part) for one in kept] or [None] * 3
+    for step in _steps(layout, exact=exact):
+        part = step.tokens
+        into = [_span(one, query, step) for one in kept] or [None] * 3
         q, k, v = _heads(
-            query[part], key[part], value[part], count, scale * base, rotary, start, into, centred=not exact
+            query[part], key[part], value[part], step, scale * base, rotary, into, centred=not exact
         )
-        own = None if bias is None else _bias(bias, length, count, query.dtype)
-        _put(result[part], _attend_heads(q, k, v, own, exact), count)
+        own = None if bias is None else _bias(bias, step, query.dtype)
+        _put(result[part], _attend_heads(q, k, v, own, step.length, exact), step.count)
     return result
 
 
-def _steps(layout: RowLayout) -> Iterator[tuple[int, int, int]]:
-    """Sequences of equal length that are attended together, as ``(start token, how many, length)``."""
-    for run, total, length in layout.runs():
-        step = max(1, _TOKENS // length)
-        for first in range(0, total, step):
-            yield run + first * length, min(step, total - first), length
+@dataclass(frozen=True)
+class _Step:
+    """Sequences of equal length that are attended together.
+
+    Attributes:
+        start: First token of the first.
+        count: How many they are.
+        length: Tokens of each.
+        wide: Tokens that each is computed with; zeros follow its own.
+        before: Such tokens of the steps before.
+    """
+
+    start: int
+    count: int
+    length: int
+    wide: int
+    before: int
+
+    @property
+    def tokens(self) -> slice:
+        """Their tokens in the row."""
+        return slice(self.start, self.start + self.count * self.length)
+
+
+def _steps(layout: RowLayout, *, exact: bool) -> Iterator[_Step]:
+    """What is attended together: in float32 sequences as they are, in bfloat16 of :mod:`plm.model.few_shapes`."""
+    before = 0
+    for start, total, length in layout.runs():
+        most = max(1, _TOKENS // length)
+        parts = [most] * (total // most) + [total % most] * (total % most > 0) if exact else (
+            few_shapes.counts(total, most)
+        )
+        wide = length if exact else few_shapes.attended_length(length)
+        for count in parts:
+            yield _Step(start, count, length, wide, before)
+            start += count * length
+            before += count * wide
+
+
+def _room(layout: RowLayout) -> int:
+    """Tokens that the steps of a row in bfloat16 are computed with."""
+    return sum(step.count * step.wide for step in _steps(layout, exact=False))
 
 
 def _heads(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, count: int, factor: float, rotary: Tables | None,
-    start: int, into: Sequence[torch.Tensor | None], *, centred: bool,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, step: _Step, factor: float, rotary: Tables | None,
+    into: Sequence[torch.Tensor | None], *, centred: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotated queries times ``factor``, rotated (and centred) keys, values, of ``count`` sequences, by head."""
-    length = query.shape[0] // count
-    shape = (count, length, *query.shape[1:])
+    """Rotated queries times ``factor``, rotated (and centred) keys, values, of the sequences of a step, by head."""
+    start, length = step.start, step.length
+    shape = (step.count, length, *query.shape[1:])
     q, k = query.reshape(shape), key.reshape(shape)
     if rotary is None:
         turned_q, turned_k = q.float(), k.float()
@@ -170,35 +207,39 @@ def _heads(
     if centred:
         turned_k = turned_k - turned_k.mean(1, keepdim=True)
     wanted = (turned_q * factor, turned_k, value.reshape(shape))
-    q, k, v = (_by_head(states, query.dtype, where) for states, where in zip(wanted, into, strict=True))
+    q, k, v = (_by_head(states, query.dtype, step.wide, where) for states, where in zip(wanted, into, strict=True))
     return q, k, v
 
 
-def _span(kept: torch.Tensor, like: torch.Tensor, part: slice) -> torch.Tensor:
-    """The numbers of some tokens in a flat tensor of T * H * D."""
+def _span(kept: torch.Tensor, like: torch.Tensor, step: _Step) -> torch.Tensor:
+    """The numbers of a step in a flat tensor of :func:`_room` tokens."""
     width = like.shape[1] * like.shape[2]
-    return kept[part.start * width : part.stop * width]
+    return kept[step.before * width : (step.before + step.count * step.wide) * width]
 
 
 def _put(result: torch.Tensor, heads: torch.Tensor, count: int) -> None:
-    """Writes ``(count * H, L, D)`` heads into ``(count * L, H, D)``."""
+    """Writes the tokens of ``(count * H, L or more, D)`` heads into ``(count * L, H, D)``."""
     tokens, number, width = result.shape
     shape = (count, tokens // count, number, width)
-    result.view(shape).copy_(heads.view(count, number, -1, width).transpose(1, 2))
+    result.view(shape).copy_(heads.view(count, number, -1, width)[:, :, : shape[1]].transpose(1, 2))
 
 
-def _by_head(states: torch.Tensor, dtype: torch.dtype, into: torch.Tensor | None = None) -> torch.Tensor:
-    """``(B, L, H, D)`` as contiguous ``(B * H, L, D)``, in the memory of ``into`` if given."""
+def _by_head(states: torch.Tensor, dtype: torch.dtype, wide: int, into: torch.Tensor | None = None) -> torch.Tensor:
+    """``(B, L, H, D)`` as contiguous ``(B * H, wide, D)`` with zeros at the end, in the memory of ``into`` if given."""
     batch, length, heads, width = states.shape
-    made = torch.empty(states.numel(), dtype=dtype) if into is None else into
-    made.view(batch, heads, length, width).copy_(states.transpose(1, 2))
-    return made.view(batch * heads, length, width)
+    made = torch.empty(batch * heads * wide * width, dtype=dtype) if into is None else into
+    by_head = made.view(batch, heads, wide, width)
+    by_head[:, :, :length].copy_(states.transpose(1, 2))
+    by_head[:, :, length:] = 0
+    return made.view(batch * heads, wide, width)
 
 
-def _bias(bias: torch.Tensor, length: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-    """The relative bias of ``count`` sequences of one length, ``(count * H, L, L)``."""
-    own = bias[0, :, :length, :length].to(dtype)
-    return own if count == 1 else own.expand(count, -1, -1, -1).reshape(-1, length, length)
+def _bias(bias: torch.Tensor, step: _Step, dtype: torch.dtype) -> torch.Tensor:
+    """The relative bias of the sequences of a step, ``(count * H, wide, wide)``."""
+    own = bias[0, :, : step.length, : step.length].to(dtype)
+    if step.wide > step.length:
+        own = functional.pad(own, (0, step.wide - step.length) * 2)
+    return own if step.count == 1 else own.expand(step.count, -1, -1, -1).reshape(-1, step.wide, step.wide)
 
 
 def _spans(heads: int, length: int) -> Iterator[tuple[slice, slice]]:
@@ -211,28 +252,45 @@ def _spans(heads: int, length: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _attend_heads(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, exact: bool
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, length: int, exact: bool
 ) -> torch.Tensor:
-    """Attention of ``(N, L, D)`` heads block by block; scaled already, to base 2 unless ``exact`` or with a bias."""
+    """Attention of ``(N, L, D)`` heads block by block; scaled already, to base 2 unless ``exact`` or with a bias.
+
+    Beyond ``length`` queries, keys and values are zeros: such a key has the weight of 1, which no sum takes in, on a
+    value of 0.
+    """
     keys = key.transpose(1, 2)
     result = torch.empty_like(query)
     for chosen, lines in _spans(query.shape[0], query.shape[1]):
         scores = torch.bmm(query[chosen, lines], keys[chosen])
         if bias is not None:
             scores += bias[chosen, lines]
-        if exact or not _exponential(scores, value[chosen], result[chosen, lines], natural=bias is not None):
+        if exact or not _exponential(scores, value[chosen], result[chosen, lines], length, natural=bias is not None):
             if not exact:
-                own = None if bias is None else bias[chosen, lines]
-                scores = _softmax_scores(query[chosen, lines], keys[chosen], own)
-            weights = scores.softmax(-1).to(value.dtype)
+                own = None if bias is None else bias[chosen, lines, :length]
+                scores = _softmax_scores(query[chosen, lines], keys[chosen, :, :length], own)
+            weights = _widened(scores.softmax(-1), value)
             result[chosen, lines] = torch.bmm(weights, value[chosen])
     return result
 
 
-def _exponential(scores: torch.Tensor, value: torch.Tensor, result: torch.Tensor, *, natural: bool) -> bool:
+def _widened(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Weights in the type of the values, and zeros for those that are."""
+    width = value.shape[1]
+    if width == weights.shape[-1]:
+        return weights.to(value.dtype)
+    wide = torch.zeros((*weights.shape[:-1], width), dtype=value.dtype)
+    wide[..., : weights.shape[-1]] = weights
+    return wide
+
+
+def _exponential(
+    scores: torch.Tensor, value: torch.Tensor, result: torch.Tensor, length: int, *, natural: bool
+) -> bool:
     """Softmax without a maximum, in place; False if the sums left the range in which that is safe."""
     weights = scores.exp_() if natural else scores.exp2_()
-    sums = weights.sum(-1, keepdim=True)  # summed in float32; asking for it in the result would copy all weights
+    # Summed in float32; asking for it in the result would copy all weights.
+    sums = weights[..., :length].sum(-1, keepdim=True)
     if not _in_range(sums):
         return False
     torch.div(torch.bmm(weights, value), sums, out=result)
@@ -258,7 +316,8 @@ class _Blocks(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, scale: float,
         rotary: Tables | None,
     ) -> torch.Tensor:
-        kept = tuple(torch.empty(query.numel(), dtype=query.dtype) for _ in range(3))
+        numbers = _room(layout) * query.shape[1] * query.shape[2]
+        kept = tuple(torch.empty(numbers, dtype=query.dtype) for _ in range(3))
         result = _in_blocks(query, key, value, layout, scale, rotary, None, kept)
         ctx.save_for_backward(*kept, result, *(() if rotary is None else rotary))
         ctx.layout, ctx.scale = layout, scale
@@ -270,12 +329,13 @@ class _Blocks(torch.autograd.Function):
         given = gradients[0]
         towards = [torch.empty(result.shape, dtype=result.dtype) for _ in range(3)]
         inner = (given.float() * result).sum(-1)
-        for start, count, length in _steps(ctx.layout):
-            part = slice(start, start + count * length)
-            q, k, v = (_span(one, result, part).view(-1, length, result.shape[-1]) for one in (query, key, value))
-            above = _by_head(given[part].reshape(count, length, *result.shape[1:]), result.dtype)
+        for step in _steps(ctx.layout, exact=False):
+            part, count, length = step.tokens, step.count, step.length
+            q, k, v = (_span(one, result, step).view(-1, step.wide, result.shape[-1]) for one in (query, key, value))
+            above = _by_head(given[part].reshape(count, length, *result.shape[1:]), result.dtype, step.wide)
             share = inner[part].view(count, length, -1).transpose(1, 2).reshape(-1, length, 1)
-            slopes = _backward_heads(q, k, v, above, share)
+            share = functional.pad(share, (0, 0, 0, step.wide - length))
+            slopes = _backward_heads(q, k, v, above, share, length)
             # q carries scale * log2(e): the scores' gradient times k misses the scale, times q has log2(e) too much.
             slopes = (slopes[0] * ctx.scale, slopes[1] / _LOG2E, slopes[2])
             for to, heads in zip(towards, slopes, strict=True):
@@ -286,7 +346,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _backward_heads(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, given: torch.Tensor, inner: torch.Tensor
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, given: torch.Tensor, inner: torch.Tensor, length: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of ``(N, L, D)`` queries, keys and values, without the factors inside ``query``.
 
@@ -294,6 +354,7 @@ def _backward_heads(
         query: As :func:`_heads` gave it; ``key`` and ``value`` likewise.
         given: Gradient of the result.
         inner: ``(N, L, 1)`` float32, its product with the result.
+        length: Tokens of a sequence; all of these hold zeros beyond.
     """
     keys, values = key.transpose(1, 2), value.transpose(1, 2)
     spans = list(_spans(query.shape[0], query.shape[1]))
@@ -303,10 +364,10 @@ def _backward_heads(
     d_key, d_value = (torch.zeros(query.shape, dtype=kind) for _ in range(2))
     for chosen, lines in spans:
         weights = torch.bmm(query[chosen, lines], keys[chosen]).exp2_()
-        sums = weights.sum(-1, keepdim=True)
+        sums = weights[..., :length].sum(-1, keepdim=True)
         if not _in_range(sums):
-            scores = _softmax_scores(query[chosen, lines], keys[chosen], None)
-            weights, sums = scores.softmax(-1).to(query.dtype), torch.ones_like(sums)
+            scores = _softmax_scores(query[chosen, lines], keys[chosen, :, :length], None)
+            weights, sums = _widened(scores.softmax(-1), value), torch.ones_like(sums)
         scaled = given[chosen, lines] / sums
         d_value[chosen] += torch.bmm(weights.transpose(1, 2), scaled)
         d_scores = torch.bmm(scaled, values[chosen])

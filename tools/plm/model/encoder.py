@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from plm.errors import UserError
-from plm.model import attention, attention_on_gpu
+from plm.model import attention, attention_on_gpu, few_shapes
 from plm.model.batching import Batch, RowLayout, pack, plan_batches
 from plm.model.families import ModelFamily
 
@@ -137,9 +137,24 @@ def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
     family: ModelFamily = base.packed_family
     family.check_length(batch.layout.longest)
     device = batch.input_ids.device
+    if few_shapes.applies(base.dtype, device) and "contacts" not in options:
+        row = few_shapes.filled(batch)
+        if row is not batch:
+            outputs = model(**family.inputs(base.base_model, row), packing=row.layout, **options)
+            return _first(outputs, batch.tokens)
     if device.type == "cuda":
         attention_on_gpu.prepare(batch.layout, device, biased=family.relative_bias, training=model.training)
     return model(**family.inputs(base.base_model, batch), packing=batch.layout, **options)
+
+
+def _first(outputs: Any, tokens: int) -> Any:
+    """Outputs of a row without those of tokens that fill it."""
+    for name, value in outputs.items():
+        if isinstance(value, tuple):
+            outputs[name] = tuple(part[:, :tokens] for part in value)
+        elif isinstance(value, torch.Tensor):
+            outputs[name] = value[:, :tokens]
+    return outputs
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> torch.Tensor:
