@@ -34,6 +34,10 @@ class UserError(Exception):
         return " ".join(line.split())
 
 
+class MemoryShortage(UserError):
+    """The memory does not hold the least that the work needs: reported like any, with the exit code for memory."""
+
+
 def _on_one_line(text: str, most: int) -> str:
     """Text that may quote a stranger: on one line, shown in the order in which it stands, not endless."""
     if len(text) > 4 * most:

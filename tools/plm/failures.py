@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from plm.errors import UserError
+from plm import memory_limits
+from plm.errors import MemoryShortage, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = ("No space left on device", "os error 28", "errno = 28", "Disk quota exceeded", "File too large")
 _NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
-_MEMORY_TEXTS = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", "malloc of size")
+_MEMORY_TEXTS = (
+    "can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", "can't start new thread",
+    "malloc of size", "failed to map segment",
+)
 _NOTE = "_plm_output"
 _ROOM = 2**24
 """Bytes: where more is free, a full disk is another one."""
@@ -36,11 +40,15 @@ class Failure:
 
 def explain(error: BaseException) -> Failure | None:
     """What ran out, if anything did; None for everything else, which is a bug."""
+    for link in _chain(error):
+        if isinstance(link, MemoryShortage):
+            return Failure(link, "memory")
     if any(isinstance(link, MemoryError) or _says(link, _MEMORY_TEXTS) for link in _chain(error)):
         return Failure(
             UserError(
-                "The memory was not enough",
-                fix="Ask for more memory (in Galaxy an administrator sets it for each tool), give fewer or shorter "
+                f"The memory was not enough: the program had taken {memory_limits.would_do(0)} MiB and needed more",
+                fix=f"Ask for {2 * memory_limits.would_do(0)} MiB (in Galaxy an administrator sets the memory of each "
+                "tool, and may let it be doubled by itself), give fewer or shorter "
                 "proteins at a time, or choose a smaller model",
             ),
             "memory",
@@ -103,7 +111,8 @@ def _mib(count: int) -> str:
 
 def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
     # Only errors of libraries: a UserError quotes what a user wrote.
-    if isinstance(error, UserError) or not isinstance(error, OSError | RuntimeError | ValueError | MemoryError):
+    known = OSError | RuntimeError | ValueError | MemoryError | ImportError
+    if isinstance(error, UserError) or not isinstance(error, known):
         kind = type(error).__name__
         if kind not in ("SafetensorError", "ArrowInvalid", "ArrowMemoryError", "OutOfMemoryError", "Error"):
             return False

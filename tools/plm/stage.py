@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from plm import __version__, failures
+from plm import __version__, failures, memory_limits
 from plm.errors import UNSEEN, UserError
 from plm.outputs import Outputs, check_places, output_file, output_folder
 
@@ -215,18 +215,16 @@ def threads() -> int:
 
 
 def memory_mib() -> int:
-    """Memory this job may use in MiB: ``GALAXY_MEMORY_MB``, else the smaller of cgroup limit and available memory."""
+    """Memory this job may use in MiB: ``GALAXY_MEMORY_MB``, else what is available; never more than its limits."""
     given = os.environ.get("GALAXY_MEMORY_MB", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
     available = 4096
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) // 1024
-    for limit in _lines("/sys/fs/cgroup/memory.max"):
-        if limit.strip().isdigit():
-            available = min(available, int(limit) // 2**20)
-    return available
+    if given.isdigit() and int(given) > 0:
+        available = int(given)
+    limit = memory_limits.limit()
+    return available if limit is None else min(available, limit // 2**20)
 
 
 def _lines(path: str) -> list[str]:

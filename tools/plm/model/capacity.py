@@ -11,6 +11,7 @@ import torch
 from plm import stage
 from plm.model.loaded import LoadedModel
 
+_TEXTS = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a memory")
 _SHARE = 0.5
 """Part of the free memory to plan with."""
 FILLED = 0.85
@@ -43,6 +44,10 @@ class Capacity:
         if not self.pair:
             return self.room // self.token
         return int((-self.token + (self.token**2 + 4 * self.pair * self.room) ** 0.5) / (2 * self.pair))
+
+    def total_mib(self, room: int) -> int:
+        """MiB of memory with which there would be so many bytes of room."""
+        return -(-int(self.fixed + 1.1 * room / _SHARE) // 2**20) + 1
 
     def need(self, tokens: int, longest: int) -> int:
         """Bytes of a batch of ``tokens`` in which the longest sequence has ``longest``."""
@@ -115,4 +120,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the processor or the GPU is full."""
     text = str(error).lower()
     kinds = (torch.cuda.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in text or "out of memory" in text
+    return isinstance(error, kinds) or any(part in text for part in _TEXTS)

@@ -6,19 +6,22 @@ import logging
 
 import torch
 
-from plm.errors import UserError
+from plm import memory_limits
+from plm.errors import MemoryShortage, UserError
 from plm.model.capacity import is_out_of_memory
 
 SMALLEST_BUDGET = 64
 """Tokens of a batch, below which halving ends."""
+_SPARE = 256 * 2**20
+"""Bytes beyond what a process holds with which even the largest models read a batch of that size."""
 
 
 def too_small(amount: str, device: torch.device) -> UserError:
     """The one line of a memory that holds nothing: ``amount`` says what did not fit, such as ``64 tokens``."""
-    return UserError(
-        f"The memory does not hold even {amount}", where=str(device),
-        fix="Use a smaller model, or a machine or GPU with more memory",
-    )
+    fix = "Use a smaller model, or a machine or GPU with more memory"
+    if device.type == "cpu":
+        fix = f"Give the job {memory_limits.would_do(_SPARE)} MiB of memory, or use a smaller model"
+    return MemoryShortage(f"The memory does not hold even {amount}", where=str(device), fix=fix)
 
 
 def halved(budget: int, error: Exception, device: torch.device, log: logging.Logger) -> int:

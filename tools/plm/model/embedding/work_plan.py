@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from plm.data.protein_store import ProteinStore
-from plm.errors import UserError
+from plm.errors import MemoryShortage
 from plm.model import encoder
 from plm.model.capacity import Capacity, measured
 from plm.model.embedding.representations import (
@@ -109,16 +109,18 @@ def first_budget(
         max_residues: Window length that the user wants; 0: as long as the memory holds.
 
     Raises:
-        UserError: The memory does not hold the smallest batch.
+        MemoryShortage: The memory does not hold the smallest batch.
     """
     specials = loaded.family.specials
     whole = capacity.longest - specials
     if whole < SMALLEST:
-        raise UserError(
+        least = SMALLEST + specials
+        raise MemoryShortage(
             f"{capacity.fixed >> 20} MiB of memory are taken by the program and the model already, and what is left "
             "does not hold a batch",
             where=str(loaded.device),
-            fix="Use a smaller model, or give the job more memory (--max-memory or GALAXY_MEMORY_MB)",
+            fix=f"Give the job {capacity.total_mib(capacity.need(least, least))} MiB of memory (--max-memory or "
+            "GALAXY_MEMORY_MB), or use a smaller model",
         )
     limits = [limit for limit in (max_residues, loaded.family.max_residues) if limit]
     whole = min([whole, *limits])
