@@ -24,6 +24,7 @@ NOT_IN_FORMS: dict[str | tuple[str, str], str] = {
     "--format": "told by the file's name and content",
     "--mlflow": "a folder of a tracking server is of no use in a job",
     "--base-bits": "needs a library that the requirements of the tools do not hold",
+    "--int8": "how far numbers move is for the user of the script to judge",
     "--device": "where a job runs is the administrator's choice",
     "--work-dir": "the administrator's PLM_CHECKPOINT_DIR",
     "--max-memory": "Galaxy says what a job may use",

@@ -51,6 +51,10 @@ class Arguments(flags.Hub, flags.Proteins, flags.Embedding, flags.Device):
         ("own", "x"),
         "U, Z, O and B: the model's own letters where it has them (ESM, Ankh), else X; or X always, as training does",
     )
+    int8: bool = flags.switch(
+        "matrix products in 8-bit integers, for processors without bfloat16, up to 4 times as fast as float32; the log "
+        "says how far representations move"
+    )
     embeddings: Path = flags.output("the embeddings file", required=True)
     status: Path | None = flags.status()
     logits: Path | None = flags.output(
@@ -97,11 +101,18 @@ def run(argv: Sequence[str] | None) -> None:
             proteins = read(scratch / "as_x")  # the model's authors took them for X
         elif proteins.own:
             log.info("%d records have U, Z, O or B, which this model knows as letters of their own", proteins.own)
+        precision_name = "int8" if args.int8 else precision
         settings = setup.EmbeddingSettings(
-            args.duplicate_ids, precision, args.batch_tokens, args.max_residues, args.max_memory
+            args.duplicate_ids, precision_name, args.batch_tokens, args.max_residues, args.max_memory
         )
         if proteins.warning:
             log.warning("Note: %s", proteins.warning)
+        if args.int8:
+            from plm.model import int8_products
+
+            some = range(min(int8_products.PROBES, len(proteins.lengths)))
+            cosine = int8_products.reduce(loaded, [proteins.sequences[number] for number in some])
+            log.info("8-bit products: the mean representations of some proteins keep a cosine of %.4f or more", cosine)
         job = setup.embed(
             proteins, files, loaded, wanted, settings, name=NAME, work_dir=args.work_dir, scratch=scratch, ranks=ranks,
             stack=stack, log=log,
@@ -109,7 +120,7 @@ def run(argv: Sequence[str] | None) -> None:
         if not ranks.leads:
             return
         with stage.Outputs() as outputs:
-            _write(args, job, files, precision, outputs)
+            _write(args, job, files, precision_name, outputs)
         job.store.remove()
         _finish(proteins, job, log)
 
@@ -124,6 +135,10 @@ def _load(
     files = resolve_model(args.model, workdir=scratch, allow_hub=args.allow_hub)
     head = args.logits is not None or args.pseudo_perplexity is not None
     safe = family_of(files).half_safe
+    if args.int8:
+        from plm.model import int8_products
+
+        int8_products.check(device, precision)
     precision = half_where_safe(args.precision, precision, device, half_safe=safe, log=log)
     loaded = load_model(files, purpose="masked_lm" if head else "encoder", dtype=DTYPES[precision], device=device)
     wanted = Wanted(
