@@ -435,6 +435,8 @@ def _field_changed(content: Any, draw: random.Random) -> Any:
 def _zip_damaged(data: bytes, draw: random.Random) -> bytes:
     with zipfile.ZipFile(BytesIO(data)) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()[:50]}
+    if not members:
+        return data
     name = draw.choice(list(members))
     kind = draw.random()
     if kind < 0.1:
