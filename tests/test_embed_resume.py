@@ -21,7 +21,7 @@ from plm.data.protein_store import store_proteins
 from plm.data.shards import Lock, ShardStore, key
 from plm.errors import UserError
 from plm.model import encoder
-from plm.model.embedding.work_plan import shard_ends
+from plm.model.embedding.work_plan import EncodingCost, shard_ends
 from plm.model.families import AMINO_ACIDS
 
 OPTIONS = ("--device", "cpu", "--precision", "fp32", "--batch-tokens", "128", "--pooling", "residues")
@@ -337,6 +337,16 @@ def test_shards_end_by_work_and_by_size() -> None:
     assert ends[0] == 64 and ends[-1] == 1000 and max(np.diff(ends)) <= 64 and min(np.diff(ends)) > 0
     assert shard_ends(np.array([10**6, 5, 10**6]), np.zeros(3), 10) == [1, 2, 3]
     assert shard_ends(np.array([1, 1, 1]), np.array([1, 2**30, 1]), 10**6) == [1, 2, 3]
+
+
+def test_shards_of_large_models_end_by_time() -> None:
+    """A killed job loses at most five minutes of a slow core, 33 GFlop/s: a shard, however large the model."""
+    lengths = np.full(300, 352)
+    operations = EncodingCost(2 * 650e6, 4.0 * 33 * 1280).each(lengths)
+    ends = shard_ends(lengths, np.full(300, 5120), 2048, operations)
+    counts = np.diff([0, *ends])
+    assert ends[-1] == 300 and counts.max() * operations[0] / 33e9 < 300 and counts.min() > 1
+    assert shard_ends(lengths, np.full(300, 5120), 2048, 100 * operations) == list(range(1, 301))
 
 
 def test_spool_keeps_everything_in_order(tmp_path: Path) -> None:

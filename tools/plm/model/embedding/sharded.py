@@ -65,7 +65,13 @@ class EmbedJob:
         if ranks.leads and not store.notes("plan"):
             sizes = work_plan.stored_bytes(wanted, embedder.loaded.hidden_size, proteins.lengths, counts)
             tokens = proteins.lengths + embedder.loaded.family.specials
-            store.note("plan", {**asdict(budget), "ends": work_plan.shard_ends(tokens, sizes, budget.tokens)})
+            effort = None
+            if embedder.loaded.device.type == "cpu":
+                again = work_plan.work_lengths(wanted, proteins.lengths) / proteins.lengths
+                effort = again * work_plan.EncodingCost.of(embedder.loaded).each(np.minimum(tokens, budget.whole))
+                effort *= np.maximum(1.0, tokens / budget.whole)
+            ends = work_plan.shard_ends(tokens, sizes, budget.tokens, effort)
+            store.note("plan", {**asdict(budget), "ends": ends})
         ranks.meet()
         plan = store.notes("plan")["plan"]
         self.ends: list[int] = plan.pop("ends")

@@ -27,9 +27,12 @@ from plm.model.families import AMINO_ACIDS
 from plm.model.loaded import LoadedModel
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 ROWS_IN_SHARD = 64
 SHARD_BYTES = 128 * 2**20
 """What a shard may hold: it is in memory until it is written."""
+SHARD_OPERATIONS = 1e13
+"""Of a shard on a processor: five minutes, which a killed job loses at most, of a single slow core."""
 _SAMPLE_SECONDS = 1.0
 _LARGER = 4
 """So many usual rows go into one on a GPU that holds it, where little comes back of each token."""
@@ -57,10 +60,14 @@ class EncodingCost:
         weights = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if "embed" not in name)
         return cls(2.0 * weights, 4.0 * loaded.layers * loaded.hidden_size)
 
+    def each(self, lengths: Ints) -> Floats:
+        """Operations of each of some sequences, by their tokens."""
+        sizes = lengths.astype(np.float64)
+        return np.asarray(self.token * sizes + self.pair * sizes**2)
+
     def total(self, lengths: Ints) -> float:
         """Operations of sequences of these tokens."""
-        sizes = lengths.astype(np.float64)
-        return float(self.token * sizes.sum() + self.pair * (sizes**2).sum())
+        return float(self.each(lengths).sum())
 
 
 def measured_capacity(capacity: Capacity, loaded: LoadedModel, wanted: Wanted) -> Capacity:
@@ -137,18 +144,22 @@ def first_budget(
     return EncodingBudget(tokens, whole, contacts)
 
 
-def shard_ends(lengths: Ints, sizes: Ints, tokens: int) -> list[int]:
-    """Cuts consecutive sequences into shards of about 64 rows, or less where their numbers take much room.
+def shard_ends(lengths: Ints, sizes: Ints, tokens: int, operations: Floats | None = None) -> list[int]:
+    """Cuts consecutive sequences into shards of about 64 rows, or less where their numbers take much room or time.
 
     Args:
         lengths: Tokens of each sequence.
         sizes: Bytes of what is stored of each.
         tokens: Tokens in a packed row.
+        operations: Floating-point operations that a processor spends on each; None on a GPU.
 
     Returns:
         The number after the last sequence of each shard.
     """
-    effort = np.cumsum(np.maximum(lengths / (ROWS_IN_SHARD * tokens), sizes / SHARD_BYTES))
+    shares = np.maximum(lengths / (ROWS_IN_SHARD * tokens), sizes / SHARD_BYTES)
+    if operations is not None:
+        shares = np.maximum(shares, operations / SHARD_OPERATIONS)
+    effort = np.cumsum(shares)
     ends: list[int] = []
     start, done = 0, 0.0
     while start < len(lengths):
