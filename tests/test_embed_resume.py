@@ -18,11 +18,12 @@ import numpy as np
 import plm_embed
 import pytest
 from plm.data.protein_store import store_proteins
-from plm.data.shards import Lock, ShardStore, key
+from plm.data.shards import Lock, ShardStore, _digest, key
 from plm.errors import UserError
 from plm.model import encoder
 from plm.model.embedding.work_plan import EncodingCost, shard_ends
 from plm.model.families import AMINO_ACIDS
+from safetensors.numpy import save_file
 
 OPTIONS = ("--device", "cpu", "--precision", "fp32", "--batch-tokens", "128", "--pooling", "residues")
 OUTPUTS = ("embeddings", "status", "logits")
@@ -337,6 +338,22 @@ def test_shards_end_by_work_and_by_size() -> None:
     assert ends[0] == 64 and ends[-1] == 1000 and max(np.diff(ends)) <= 64 and min(np.diff(ends)) > 0
     assert shard_ends(np.array([10**6, 5, 10**6]), np.zeros(3), 10) == [1, 2, 3]
     assert shard_ends(np.array([1, 1, 1]), np.array([1, 2**30, 1]), 10**6) == [1, 2, 3]
+
+
+def test_equal_parts_are_equal_files(tmp_path: Path) -> None:
+    """The library draws the order of what a file says of itself anew for each; parts of earlier versions still hold."""
+    arrays = {"values": np.arange(6, dtype=np.float32), "windows": np.ones(2, np.int32)}
+    made = []
+    for number in range(12):
+        store = ShardStore(tmp_path / str(number), "content")
+        store.save(3, arrays)
+        made.append(store.path(3).read_bytes())
+    assert len(set(made)) == 1
+    told = {"key": "content", "shard": "3", "sha256": _digest(arrays)}
+    save_file(arrays, store.path(3), metadata=told)
+    assert store.holds(3)
+    save_file(arrays, store.path(3), metadata={**told, "key": "other"})
+    assert not store.holds(3) and not store.path(3).exists()
 
 
 def test_shards_of_large_models_end_by_time() -> None:

@@ -28,6 +28,7 @@ from plm.received.documents import read_object
 
 Arrays = dict[str, NDArray[Any]]
 _OPEN = 3
+_MARK = "plm_suite"
 _FULL = re.compile(rf"(?:os error |Errno )(?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b")
 
 
@@ -65,7 +66,8 @@ class ShardStore:
         tidy = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         partial = self.path(number).with_suffix(f".{os.getpid()}.partial")
         try:
-            save_file(tidy, partial, metadata={"key": self.key, "shard": str(number), "sha256": _digest(tidy)})
+            # One entry: the library would write several in an order that it draws anew each time.
+            save_file(tidy, partial, metadata={_MARK: json.dumps(self._told(number, tidy), sort_keys=True)})
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
             os.replace(partial, self.path(number))
@@ -89,11 +91,15 @@ class ShardStore:
                 told = opened.metadata() or {}
         except UserError:
             told, arrays = {}, {}
-        expected = {"key": self.key, "shard": str(number), "sha256": _digest(arrays)}
-        if told == expected:
+        expected = self._told(number, arrays)
+        if told in (expected, {_MARK: json.dumps(expected, sort_keys=True)}):  # as it once was, and as it is
             return True
         self.forget(number)
         return False
+
+    def _told(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+        """What a part says of itself."""
+        return {"key": self.key, "shard": str(number), "sha256": _digest(arrays)}
 
     def read(self, number: int, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop`` of an array of a part; only they are read."""

@@ -21,6 +21,7 @@ from plm import stage
 from plm.data.protein_store import ProteinStore
 from plm.data.shards import ShardStore
 from plm.errors import UserError
+from plm.model import few_shapes
 from plm.model.checkpoint import Purpose, load_model
 from plm.model.embedding import work_plan
 from plm.model.embedding.representations import (
@@ -110,8 +111,9 @@ class EmbedJob:
         """Bytes that the job will take, about."""
         longest = int(min(self.proteins.lengths.max(), self.budget.whole))
         rows = self.embedder.rows_at_once(self.proteins.lengths, self.budget)
-        capacity = self.embedder.capacity
-        return capacity.fixed + rows * capacity.need(max(self.budget.tokens, longest), longest)
+        capacity, loaded = self.embedder.capacity, self.embedder.loaded
+        kept = few_shapes.KEPT if few_shapes.applies(loaded.dtype, loaded.device) else 0
+        return capacity.fixed + kept + rows * capacity.need(max(self.budget.tokens, longest), longest)
 
     def compute(self, shards: Sequence[int], ranks: Ranks | None = None) -> None:
         """Computes this process's share of some shards.
