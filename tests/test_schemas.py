@@ -168,3 +168,18 @@ def test_status_tables(column: str, value: str, tmp_path: Path, monkeypatch: pyt
              "--merged-status", "s"]
         )
     assert not Path("m.h5").exists() and not Path("s").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"{}\n", b'{"op_code": 0}', b"\xff\n"])
+def test_a_damaged_study_stops_the_search_with_a_line(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("study").write_bytes(content)
+    with pytest.raises(UserError, match=r"[Tt]he study") as caught:
+        importlib.import_module("plm_train_classifier").run(
+            ["--embeddings", str(DATA / "class_beta.h5"), str(DATA / "class_none.h5"), "--class-name", "beta",
+             "--class-name", "none", "--head", "feedforward", "--search-trials", "2", "--epochs", "1", "--resume-study",
+             "study", "--predictor", "model", "--bundle", "b.zip"]
+        )
+    assert caught.value.fix and not Path("b.zip").exists()

@@ -69,6 +69,8 @@ def open_journal(
     if resumed is not None and not path.exists():
         if not resumed.is_file():
             raise UserError("The study does not exist", where=str(resumed), fix="Check the path")
+        if not resumed.stat().st_size:
+            raise UserError("The study is empty", where=resumed.name, fix="Give that of an earlier search, or none")
         shutil.copyfile(resumed, path)
     return TrialJournal(path, key)
 
