@@ -188,12 +188,38 @@ def test_flex_and_padding_equal_the_textbook(lengths: tuple[int, ...]) -> None:
     expected = textbook(states, layout, 0.7, bias)
     mask = attention_on_gpu.block_mask(layout, torch.device("cpu"))
     flexed = flex_attention(
-        *(one.transpose(0, 1)[None] for one in states), score_mod=attention_on_gpu.relative(bias), block_mask=mask,
-        scale=0.7,
+        *(one.transpose(0, 1)[None] for one in states), score_mod=attention_on_gpu.relative(bias, layout),
+        block_mask=mask, scale=0.7,
     )
     assert relative_l2(flexed[0].transpose(0, 1), expected) < 1e-5
     padded = attention_on_gpu._padded(*states, layout, 0.7, bias, 0.0)
     assert relative_l2(padded, expected) < 1e-5
+
+
+def test_flex_is_traced_once_for_all_rows() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    graphs: list[object] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, dynamic=True, backend=backend)
+    generator = torch.Generator().manual_seed(0)
+    bias = torch.randn(2, 2 * 40 + 1, generator=generator)
+    for lengths in ((300, 170, 60), (200, 150), (400,), (70, 60, 50, 40)):
+        layout = RowLayout(lengths)
+        states = [torch.randn(sum(lengths), 2, 16, generator=generator) for _ in range(3)]
+        with torch.inference_mode():
+            mask = attention_on_gpu.block_mask(layout, torch.device("cpu"))
+            flexed = compiled(
+                *(one.transpose(0, 1)[None] for one in states), score_mod=attention_on_gpu.relative(bias, layout),
+                block_mask=mask, scale=0.7,
+            )
+        assert relative_l2(flexed[0].transpose(0, 1), textbook(states, layout, 0.7, bias)) < 1e-5
+    assert len(graphs) == 1, "another row was compiled anew"
 
 
 def test_blocks_of_keys_are_those_that_sequences_share() -> None:

@@ -300,8 +300,8 @@ def _attention(device: torch.device, way: str, kind: torch.dtype, width: int) ->
             from torch.nn.attention.flex_attention import flex_attention
 
             flexed: torch.Tensor = flex_attention(
-                *(one.transpose(0, 1)[None] for one in own), score_mod=attention_on_gpu.relative(table), scale=scale,
-                block_mask=attention_on_gpu.block_mask(row, device),
+                *(one.transpose(0, 1)[None] for one in own), score_mod=attention_on_gpu.relative(table, row),
+                block_mask=attention_on_gpu.block_mask(row, device), scale=scale,
             )
             return flexed[0].transpose(0, 1)
         if way == "padded" or device.type == "cpu":

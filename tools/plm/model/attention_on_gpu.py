@@ -170,23 +170,29 @@ class _Flex:
             self._compiled = torch.compile(flex_attention, dynamic=True)
         mask = block_mask(layout, query.device, gradients=torch.is_grad_enabled())
         q, k, v = (states.transpose(0, 1).unsqueeze(0) for states in (query, key, value))
-        attended = self._compiled(
-            q, k, v, score_mod=relative(bias.detach().to(query.dtype)), block_mask=mask, scale=scale
-        )
+        table = layout.made(f"table {query.dtype}", query.device, lambda: bias.detach().to(query.dtype))
+        attended = self._compiled(q, k, v, score_mod=relative(table, layout), block_mask=mask, scale=scale)
         return attended.squeeze(0).transpose(0, 1)
 
 
 _FLEX = _Flex()
 
 
-def relative(bias: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """A score modifier that adds the bias of a table of distances."""
-    reach = bias.shape[1] // 2
+def relative(bias: torch.Tensor, layout: RowLayout) -> Callable[..., torch.Tensor]:
+    """A score modifier that adds the bias of a table of distances.
+
+    How far the table reaches is a tensor, too, and its size fixed: with ``dynamic=True`` a whole number would become a
+    symbol of the compiled program, which not every version of torch takes inside a modifier.
+    """
+    half = bias.shape[1] // 2
+    reach = layout.made("reach", bias.device, lambda: torch.full((), half, dtype=torch.int64, device=bias.device))
+    torch._dynamo.mark_static(bias)
 
     def modified(
         score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor:
-        return score + bias[head, (key - query).clamp(-reach, reach) + reach]
+        distance = torch.minimum(torch.maximum(key - query, -reach), reach)
+        return score + bias[head, distance + reach]
 
     return modified
 
