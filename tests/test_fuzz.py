@@ -63,7 +63,7 @@ def test_sound_files_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in HEAVY])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(seed=st.integers(0, 2**32))
 def test_damaged_files_are_one_line(name: str, seed: int) -> None:
     tried(name, seed)
@@ -78,7 +78,7 @@ def test_damaged_archives_are_one_line(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in HEAVY])
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))))
 def test_any_bytes_are_one_line(name: str, data: bytes) -> None:
     fuzz_targets.check(TARGETS[name], data)
