@@ -117,7 +117,7 @@ def test_a_layer_of_prott5_takes_few_operations_and_no_copy(way: str, monkeypatc
     forty, copies, waits = layer_costs(PROTT5, 40)
     assert layer_costs(PROTT5, 80)[0] == forty, "the number of sequences changes what a layer does"
     operations, kernels, inside, waited = np.max(forty[1:], axis=0)  # the first one makes what all layers share
-    assert 10 < kernels <= (operations if way == "flex" else kernels) <= MOST
+    assert 10 < kernels <= operations <= MOST
     assert (inside, waited, waits) == (0, 0, 0)
     assert np.max(forty, axis=0)[2:].tolist() == [0, 0]
     assert copies == {"to device": 2, "to host": 1}

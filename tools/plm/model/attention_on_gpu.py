@@ -279,9 +279,9 @@ def _padded(
     heads, width = query.shape[1:]
     states = torch.stack((query, key, value)).index_select(1, plan.source)
     pieces = []
-    for number, (count, length, start) in enumerate(plan.groups):
-        part = states[:, start : start + count * length].view(3, count, length, heads, width).transpose(2, 3)
-        q, k, v = part.unbind()
+    parts = states.split([count * length for count, length, _ in plan.groups], 1)
+    for number, (part, (count, length, _)) in enumerate(zip(parts, plan.groups, strict=True)):
+        q, k, v = part.view(3, count, length, heads, width).transpose(2, 3).unbind()
         mask = _mask(plan, number, layout, bias, query.dtype)
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
         pieces.append(attended.transpose(1, 2).reshape(count * length, heads, width))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.models.t5 import modeling_t5 as t5
 
 
@@ -41,9 +42,11 @@ class PackedBiasAttention(t5.T5Attention):
 
 
 class RootMeanSquareNorm(t5.T5LayerNorm):
-    """The same norm, float32 inside, in fewer passes over the states."""
+    """The same norm, float32 inside, in fewer passes over the states; on CUDA in one."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.is_cuda and hidden_states.dtype == self.weight.dtype:
+            return functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
         length = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=torch.float32)
         factor = torch.rsqrt(length.square() / hidden_states.shape[-1] + self.variance_epsilon)
         return self.weight * (hidden_states * factor).to(self.weight.dtype)
