@@ -81,28 +81,33 @@ def large(family: ModelFamily) -> Any:
     return model.to(torch.bfloat16).eval()
 
 
-def layer_costs(family: ModelFamily, sequences: int) -> tuple[list[tuple[int, ...]], dict[str, int], int]:
-    """Operations, kernels, copies and waits of each layer; copies and waits of a whole row."""
+def layer_costs(family: ModelFamily, *sequences: int) -> tuple[list[Any], dict[str, int], int]:
+    """Operations, kernels, copies and waits of each layer, for rows of so many sequences; copies and waits of the last
+    row as a whole."""
     standin = StandIn("meta")
     marks: list[tuple[int, ...]] = []
+    rows = []
     with standin.attached():
         model = large(family).to("cuda")
-        for layer in (one for one in model.modules() if type(one).__name__ in ("EsmLayer", "T5Block")):
+        layers = [one for one in model.modules() if type(one).__name__ in ("EsmLayer", "T5Block")]
+        assert len(layers) == (33 if family is ESM2 else 24)
+        for layer in layers:
             layer.register_forward_pre_hook(lambda *args: marks.append(standin.seen.state))
             layer.register_forward_hook(lambda *args: marks.append(standin.seen.state))
-        before, waited = standin.seen.copies.copy(), standin.seen.waits
-        batch = pack([[5] * length for length in row_lengths(sequences)]).to("cuda")
-        with torch.inference_mode():
-            encoder.fetching(encoder.hidden_states(model, batch))()
-        copies = standin.seen.copies - before
-    assert len(marks) == 2 * (33 if family is ESM2 else 24)
-    each = [tuple(np.subtract(after, at)) for at, after in zip(marks[::2], marks[1::2], strict=True)]
-    return each, dict(copies), standin.seen.waits - waited
+        for count in sequences:
+            marks.clear()
+            before, waited = standin.seen.copies.copy(), standin.seen.waits
+            batch = pack([[5] * length for length in row_lengths(count)]).to("cuda")
+            with torch.inference_mode():
+                encoder.fetching(encoder.hidden_states(model, batch))()
+            copies = standin.seen.copies - before
+            rows.append([tuple(np.subtract(after, at)) for at, after in zip(marks[::2], marks[1::2], strict=True)])
+    return rows, dict(copies), standin.seen.waits - waited
 
 
 def test_a_layer_of_esm2_takes_few_operations_and_no_copy() -> None:
-    forty, copies, waits = layer_costs(ESM2, 40)
-    assert layer_costs(ESM2, 80)[0] == forty, "the number of sequences changes what a layer does"
+    (forty, eighty), copies, waits = layer_costs(ESM2, 40, 80)
+    assert eighty == forty, "the number of sequences changes what a layer does"
     operations, kernels, inside, waited = np.max(forty, axis=0)
     assert 10 < kernels <= operations <= MOST
     assert (inside, waited, waits) == (0, 0, 0)
@@ -114,8 +119,8 @@ def test_a_layer_of_prott5_takes_few_operations_and_no_copy(way: str, monkeypatc
     if way == "flex":  # compiled, it is one kernel
         monkeypatch.setattr(attention_on_gpu._FLEX, "works", lambda device: True)
         monkeypatch.setattr(attention_on_gpu._FLEX, "_compiled", lambda query, *args, **kwargs: query.clone())
-    forty, copies, waits = layer_costs(PROTT5, 40)
-    assert layer_costs(PROTT5, 80)[0] == forty, "the number of sequences changes what a layer does"
+    (forty, eighty), copies, waits = layer_costs(PROTT5, 40, 80)
+    assert eighty == forty, "the number of sequences changes what a layer does"
     operations, kernels, inside, waited = np.max(forty[1:], axis=0)  # the first one makes what all layers share
     assert 10 < kernels <= operations <= MOST
     assert (inside, waited, waits) == (0, 0, 0)
@@ -196,6 +201,7 @@ def test_flex_and_padding_equal_the_textbook(lengths: tuple[int, ...]) -> None:
     assert relative_l2(padded, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_flex_is_traced_once_for_all_rows() -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
