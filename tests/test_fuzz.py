@@ -1,6 +1,7 @@
 """Readers of strangers' files never crash: damaged files for each, for a few seconds; and those that once crashed.
 
-``scripts/fuzz`` does the same for hours.
+``scripts/fuzz`` does the same for hours, each time with other files; here they are the same each time, because the HDF5
+library itself can loop without end on a damaged file (SECURITY.md).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from io import BytesIO
 
 import fuzz_targets
+import numpy as np
 import pytest
 from fuzz_targets import TARGETS
 from hypothesis import HealthCheck, given, settings
@@ -38,11 +40,19 @@ def member_without_a_name() -> bytes:
     return held.getvalue().replace(b"ids.npy", b"\0ds.npy")
 
 
+def text_beyond_unicode() -> bytes:
+    held = BytesIO()
+    codes = np.full((2, 3), 0x7FFFFFFF, np.uint32).view("U3").reshape(2)
+    np.savez(held, ids=codes, values=np.ones((2, 2), "f4"))
+    return held.getvalue()
+
+
 CRASHES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "token-that-is-a-list": (
         "tokenizer", lambda: b'{"model": {"vocab": {"A": 1}}, "added_tokens": [{"id": 2, "content": [[1]]}]}',
     ),
     "attribute-that-is-no-text": ("embeddings-hdf5", attribute_that_is_no_text),
+    "text-beyond-unicode": ("embeddings-npz", text_beyond_unicode),
     "member-without-a-name": ("embeddings-npz", member_without_a_name),
 }
 """What once made a reader crash, by a name: the reader, and what makes the file."""
@@ -63,7 +73,7 @@ def test_sound_files_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in HEAVY])
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=30, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(seed=st.integers(0, 2**32))
 def test_damaged_files_are_one_line(name: str, seed: int) -> None:
     tried(name, seed)
@@ -71,7 +81,7 @@ def test_damaged_files_are_one_line(name: str, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HEAVY)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(seed=st.integers(0, 2**32))
 def test_damaged_archives_are_one_line(name: str, seed: int) -> None:
     tried(name, seed)

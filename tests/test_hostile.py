@@ -921,6 +921,17 @@ def fast(held: Contents) -> None:
     held["state/optimizer.json"] = json.dumps(content).encode()
 
 
+def state_of_another_kind(field: str, value: torch.Tensor) -> Change:
+    """The optimiser's state of some parameter, replaced."""
+
+    def change(held: Contents) -> None:
+        state = tensors_of(held["state/optimizer.safetensors"])
+        name = next(name for name in state if name.endswith(field))
+        held["state/optimizer.safetensors"] = bytes_of({**state, name: value})
+
+    return change
+
+
 CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "deep": (raw("checkpoint.json", DEEP), "nested too deeply"),
     "list": (raw("checkpoint.json", "[]"), "not a JSON object"),
@@ -950,6 +961,10 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "optimizer-tensors": (
         raw("state/optimizer.safetensors", bytes_of({"999.exp_avg": torch.zeros(2)})), "does not fit this training",
     ),
+    "optimizer-step": (
+        state_of_another_kind(".step", torch.tensor(255, dtype=torch.uint8)), "does not fit this training",
+    ),
+    "optimizer-scalar": (state_of_another_kind(".exp_avg", torch.tensor(1.0)), "does not fit this training"),
     "random": (patched("state/random.json", python=[1]), "random numbers"),
     "random-state": (raw("state/random.safetensors", bytes_of({"torch": torch.zeros(2)})), "random numbers"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 import tokenize
 import zipfile
 from pathlib import Path
@@ -101,6 +102,10 @@ def texts(array: np.ndarray, name: str, what: str = "ids") -> list[str]:
     """
     if array.ndim != 1 or array.dtype.kind not in "USiu":
         raise UserError(f"The {what} are no list of text", where=name, fix="Make the file again")
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+        points = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).view(np.uint32)
+        if int(points.max()) > sys.maxunicode:  # Python would make texts of them that it cannot handle
+            raise UserError(f"The {what} are no text", where=name, fix="Make the file again")
     try:
         decoded = [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in array.tolist()]
     except (UnicodeDecodeError, ValueError) as error:  # half a code point surfaces as ValueError

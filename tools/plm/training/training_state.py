@@ -147,7 +147,11 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
         index, _, field = name.partition(".")
         if not (index.isascii() and index.isdigit() and int(index[:9]) < len(parameters)) or field not in _STATE:
             raise _unlike(f"it holds {name[:60]!r}")
-        if value.dim() and value.shape != parameters[int(index)].shape:
+        if field == "step":
+            good = value.dim() == 0 and value.is_floating_point() and 0 <= float(value) < 2**53
+        else:
+            good = value.shape == parameters[int(index)].shape
+        if not good:
             raise _unlike(f"{name} is {tuple(value.shape)} and not {tuple(parameters[int(index)].shape)}")
         state.setdefault(int(index), {})[field] = as_pieces(value, parameters[int(index)])
     values = content.inside("values")
