@@ -921,13 +921,14 @@ def fast(held: Contents) -> None:
     held["state/optimizer.json"] = json.dumps(content).encode()
 
 
-def state_of_another_kind(field: str, value: torch.Tensor) -> Change:
-    """The optimiser's state of some parameter, replaced."""
+def state_of_another_kind(field: str, value: torch.Tensor | None) -> Change:
+    """The optimiser's state of some parameter, replaced or left out."""
 
     def change(held: Contents) -> None:
         state = tensors_of(held["state/optimizer.safetensors"])
         name = next(name for name in state if name.endswith(field))
-        held["state/optimizer.safetensors"] = bytes_of({**state, name: value})
+        kept = {one: held_value for one, held_value in state.items() if one != name}
+        held["state/optimizer.safetensors"] = bytes_of(kept if value is None else {**kept, name: value})
 
     return change
 
@@ -964,6 +965,7 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "optimizer-step": (
         state_of_another_kind(".step", torch.tensor(255, dtype=torch.uint8)), "does not fit this training",
     ),
+    "optimizer-less": (state_of_another_kind(".step", None), "does not fit this training"),
     "optimizer-scalar": (state_of_another_kind(".exp_avg", torch.tensor(1.0)), "does not fit this training"),
     "random": (patched("state/random.json", python=[1]), "random numbers"),
     "random-state": (raw("state/random.safetensors", bytes_of({"torch": torch.zeros(2)})), "random numbers"),

@@ -160,6 +160,8 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
         if not (index.isascii() and index.isdigit() and int(index[:9]) < len(parameters)):
             raise _unlike(f"it holds {index[:60]!r}")
         state.setdefault(int(index), {}).update({name: inside.number(name, -1e300, 1e300) for name in inside.content})
+    if len({frozenset(held) for held in state.values()}) > 1:
+        raise _unlike("of some parameters it keeps less than of others")
     stored = content.inside("schedule").content
     optimizer.load_state_dict({"state": state, "param_groups": restored})
     scheduler.load_state_dict(
