@@ -6,7 +6,7 @@ links), run filters from libraries, and declare terabytes that were never writte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from plm.errors import UserError
 from plm.received.documents import has_breaks, one_line
 from plm.received.limits import check_growth, size
+from plm.received.trial import try_out
 
 if TYPE_CHECKING:
     import h5py
@@ -25,6 +26,9 @@ FILTERS = frozenset((1, 2, 3, 4, 5, 6, 32000))
 LONGEST_ID = 10_000
 _MOST_ATTRIBUTE_BYTES = 2**20
 _DEEPEST = 6
+_LOOKED_AT = 5_000
+"""Objects: a file may have one a protein. Damage of the texts that all share shows at the first ones."""
+_TEXTS = 1_000
 _AGAIN = "Make the file again"
 
 
@@ -36,10 +40,11 @@ def open_hdf5(path: Path, name: str) -> h5py.File:
         name: File name in messages.
 
     Raises:
-        UserError: No HDF5, broken or cut short.
+        UserError: No HDF5, broken or cut short, or damaged so that the library does not come back from it.
     """
     import h5py
 
+    try_out(_look, path, "HDF5", name)
     try:
         return h5py.File(path, "r")
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -47,6 +52,25 @@ def open_hdf5(path: Path, name: str) -> h5py.File:
         raise UserError(
             f"The HDF5 file is broken or cut short ({reason})", where=name, fix="Transfer or make the file again"
         ) from error
+
+
+def _look(path: Path, step: Callable[[], object]) -> None:
+    """Reads what the library follows pointers for: names, attributes and texts."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        attributes(file, path.name)
+        step()
+        for number, (_, one) in enumerate(walk(file, path.name)):
+            step()
+            if number == _LOOKED_AT:
+                return
+            attributes(one, path.name)
+            step()
+            if one.ndim == 1 and h5py.check_string_dtype(one.dtype) is not None:
+                for start in range(0, len(one), _TEXTS):
+                    one[start : start + _TEXTS]
+                    step()
 
 
 def own_data_set(file: h5py.File, key: str, name: str) -> h5py.Dataset:
