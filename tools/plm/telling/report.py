@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 LIMIT = 10_240
-LONGEST_NAME = 500
-"""Letters of a name that a report shows; the tables have it whole."""
+LONGEST_WORD, LONGEST_TEXT = 500, 4_000
+"""Letters of a name, and of a sentence that quotes names, that a report shows; the tables have them whole."""
 LINKS = {
     "bundle": "The model, for prediction",
     "gff": "Called sites for a genome browser, GFF3",
@@ -60,11 +60,13 @@ def _quotable(text: str) -> str:
     return " ".join(text.replace('"', "'").replace("(", "- ").replace(")", "").replace("`", "'").split())
 
 
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def plain(text: str) -> str:
     """Text of the user's (names, ids) as Markdown that shows it literally, on one line; endless text is cut."""
-    line = " ".join(str(text)[: 4 * LONGEST_NAME].split())
-    if len(line) > LONGEST_NAME:
-        line = f"{line[: LONGEST_NAME - 1]}…"
+    line = _cut(" ".join(_cut(word, LONGEST_WORD) for word in str(text).split()), LONGEST_TEXT)
     return re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", line)
 
 
