@@ -314,7 +314,10 @@ def _tests(layout: Layout, galaxy: GalaxyServer, tool: str) -> list[TestOutcome]
         subprocess.run(
             command, cwd=layout.root, env=child_environment(layout), check=False, stdout=log, stderr=subprocess.STDOUT
         )
-    return planemo.read_report(report)
+    outcomes = planemo.read_report(report)
+    passed = sum(outcome.passed for outcome in outcomes)
+    print(f"{stem.name}: {passed} of {len(outcomes)} tests passed", flush=True)
+    return outcomes
 
 
 def _workflows(layout: Layout, galaxy: GalaxyServer, shed: ToolShed, revision: str) -> int:
