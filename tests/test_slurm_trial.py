@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from plm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -20,17 +22,26 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[SlurmCluster]:
+def cluster() -> Iterator[SlurmCluster]:
     missing = [name for name in slurm_trial.PROGRAMS if slurm_trial._program(name) is None]
     if missing:
         pytest.skip(f"NO {', '.join(missing)} HERE: apt-get install slurm-wlm munge; no cluster was tried")
-    (tmp_path / ".plm").mkdir()
-    made = SlurmCluster(tmp_path / "c", Layout(tmp_path))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
+    with tempfile.TemporaryDirectory(prefix="s", ignore_cleanup_errors=True) as short:  # pytest's own are too long
+        folder = Path(short)
+        (folder / ".plm").mkdir()
+        made = SlurmCluster(folder / "c", Layout(folder))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+
+
+def test_a_path_too_long_for_slurms_sockets_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    with pytest.raises(UserError, match="too long for the sockets of Slurm's jobs"):
+        SlurmCluster(folder / "c", Layout(folder)).start()
 
 
 def listening(port: int) -> set[str]:

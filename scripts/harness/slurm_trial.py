@@ -42,6 +42,7 @@ from harness.server import GalaxyServer
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 NODES = ("node1", "node2")
 NODE_CORES, NODE_MEMORY = 2, 16384  # what each node says it has; MiB
+_LONGEST_SOCKET = 107  # letters of a path that Linux binds a socket to
 POLL = 20.0  # seconds after which Slurm looks at a job's memory, and again; more where programs start slowly
 PROTEOME, PARTS = "simulated_proteins.fasta", 4
 LINKED = ("scripts", "tools", "locks", "test-data", "workflows")
@@ -164,6 +165,12 @@ class SlurmCluster:
         if not address.startswith("127."):
             fix = f"Add the line '127.0.0.1 {name}' to the top of /etc/hosts for the trial: Slurm binds what it names"
             raise UserError(f"This machine's name means {address}, where others could reach Slurm", where=name, fix=fix)
+        longest = self.root / f"spool-{NODES[0]}" / f"{NODES[0]}_9999.4294967291"
+        if len(str(longest)) > _LONGEST_SOCKET:
+            raise UserError(
+                "The folder's path is too long for the sockets of Slurm's jobs", where=str(self.root),
+                fix=f"Work in one with {len(str(longest)) - _LONGEST_SOCKET} letters fewer",
+            )
         for folder in ("munge", "state", "log"):
             (self.root / folder).mkdir(parents=True, mode=0o700)
         key = self.root / "munge" / "key"
@@ -210,7 +217,6 @@ class SlurmCluster:
             "AccountingStorageType": "accounting_storage/none",
             "SlurmdParameters": "config_overrides",
             "SlurmdTimeout": 10,
-            "MessageTimeout": 100,  # a busy machine may take longer than Slurm's 10 s to begin a job
             "ReturnToService": 2,
             "KillWait": 10,
             "MinJobAge": 7200,
