@@ -207,8 +207,11 @@ def run(argv: Sequence[str] | None) -> None:
             publish(traces.report(bundle.manifest, job, calibration, table, compared), given, out, NAME)
         if given.checkpoint is not None:
             finetuning.write_zip(out.path(given.checkpoint), job.checkpoint_files())
-    if finished and job.kept_state is not None:
-        job.kept_state.remove()
+    if job.kept_state is not None:
+        if finished:
+            job.kept_state.remove()
+        else:
+            job.kept_state.leave()
     log.info("Done%s: %s", "" if finished else " (unfinished)", traces.headline(bundle.manifest))
 
 

@@ -156,9 +156,11 @@ class CheckpointKeeper:
             path.write_bytes(self._latest.read_bytes())
 
     def close(self, *, finished: bool) -> None:
-        """Removes the kept state of a finished run."""
+        """Removes the kept state of a finished run; that of another is left to the next job."""
         if finished:
             self._kept.remove()
+        else:
+            self._kept.leave()
 
 
 def _sums(fields: Fields) -> tuple[dict[str, tuple[float, int]], dict[str, int]]:

@@ -91,7 +91,12 @@ class KeptState:
         if self.path is not None and self._mine():
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+        self.leave()
+
+    def leave(self) -> None:
+        """Leaves the file, and the right to write it, to jobs that follow."""
         self._stack.close()
+        self._lock = None
 
     def _mine(self) -> bool:
         """Whether this job may write; file systems without locks cannot tell, and files are replaced whole."""
