@@ -209,10 +209,26 @@ def _rows(shape: Shape, lengths: Sequence[int], budget: int) -> list[int]:
     return [sum(tokens[index] for index in row) for row in plan_batches(tokens, budget)]
 
 
+def longest_in_one_piece(loaded: Any, most: int) -> int:
+    """Residues of the longest single protein that a loaded model encodes on its GPU, to within 256."""
+    import torch
+    from plm.model import encoder
+
+    low, high = 0, most + 256
+    while high - low > 256:
+        middle = (low + high) // 512 * 256
+        try:
+            encoder.encode(loaded, ["A" * middle], budget=middle + 2)
+            low = middle
+        except torch.cuda.OutOfMemoryError:
+            high = middle
+        torch.cuda.empty_cache()
+    return low
+
+
 def longest_protein(folder: Path, gib: int, most: int = 65_536) -> int:
     """Residues of the longest single protein that a GPU of so much memory encodes in bf16, to within 256."""
     import torch
-    from plm.model import encoder
     from plm.model.checkpoint import load_model, resolve_model
 
     total = torch.cuda.mem_get_info()[1]
@@ -221,16 +237,7 @@ def longest_protein(folder: Path, gib: int, most: int = 65_536) -> int:
     torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total)
     try:
         loaded = load_model(resolve_model(str(folder), workdir=folder), dtype="bfloat16", device="cuda")
-        low, high = 0, most + 256
-        while high - low > 256:
-            middle = (low + high) // 512 * 256
-            try:
-                encoder.encode(loaded, ["A" * middle], budget=middle + 2)
-                low = middle
-            except torch.cuda.OutOfMemoryError:
-                high = middle
-            torch.cuda.empty_cache()
-        return low
+        return longest_in_one_piece(loaded, most)
     except torch.cuda.OutOfMemoryError:  # the model alone does not fit
         return 0
     finally:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import proteins, publish, timing
+from benchmarks.embed_command import longest_in_one_piece
 from benchmarks.shapes import SHAPES, Shape, attention_flops, checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,24 +240,13 @@ def _fair_esm(folder: Path, device: Any) -> Callable[[Sequence[str]], Any]:
 
 
 def longest(shape: Shape, args: argparse.Namespace, device: Any, precision: str) -> dict[str, Any]:
-    """The longest protein that this device encodes in one piece, to within 512 residues, at most 131,072."""
-    import torch
-    from plm.model import encoder
+    """The longest protein that this device encodes in one piece, to within 256 residues, at most 131,072."""
     from plm.model.checkpoint import load_model, resolve_model
     from plm.model.device import DTYPES
 
     folder = checkpoint(shape, args.work, dtype="bfloat16")
     loaded = load_model(resolve_model(str(folder), workdir=folder), dtype=DTYPES[precision], device=device)
-    low, high = 0, 131_072
-    while high - low > 512:
-        middle = (low + high) // 2
-        try:
-            encoder.encode(loaded, ["A" * middle], budget=middle + 2)
-            low = middle
-        except torch.cuda.OutOfMemoryError:
-            high = middle
-        torch.cuda.empty_cache()
-    return {"residues": low}
+    return {"residues": longest_in_one_piece(loaded, 131_072)}
 
 
 def lora(shape: Shape, args: argparse.Namespace, device: Any, precision: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def main(layout: Layout, argv: list[str]) -> int:
     parts = args.only or (QUICK if args.quick else PARTS)
     needs_galaxy = not args.quick and bool({"pytest", "tools", "workflows"} & set(parts))
     shed = ["shed"] if "shed" in parts else []
-    Installer(layout, say).install(["dev", *([] if args.quick else ["galaxy", "planemo", *shed])])
+    Installer(layout, say).install(["dev", *([] if args.quick else ["galaxy", "planemo", "supply", *shed])])
     checks = Checks(layout, quick=args.quick, pytest_arguments=pytest_arguments)
     results: list[PartResult] = []
     stop_after = False

@@ -1,8 +1,8 @@
 """Few shapes instead of many: oneDNN keeps 0.3 to 2 MiB for every shape of a bfloat16 product that it has met.
 
 Proteins have all lengths, and rows all sums of them: 12,000 proteins made it keep 2 GiB. Sizes are therefore rounded up
-to steps that grow with them, 32 in each octave or fewer, and what is added is zeros or computed and thrown away. No
-result changes, to the bit.
+to steps that grow with them, 32 in each octave or fewer, and what is added is zeros or computed and thrown away.
+Nothing that is embedded or predicted changes, to the bit; of gradients in bfloat16 the last digit may.
 """
 
 from __future__ import annotations
