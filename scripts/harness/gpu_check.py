@@ -1,4 +1,4 @@
-"""Proves an installation on a machine's GPU, in less than 8 minutes.
+"""Proves an installation on a machine's GPU (made for less than 8 minutes; it has run on processors alone so far).
 
     python scripts/gpu_check [--output gpu_check] [--minutes 8] [--only PART ...]
 
