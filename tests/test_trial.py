@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import resource
 import signal
 import time
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from plm.data.embeddings.files import read_embeddings
+from plm.data.protein_store import store_proteins
 from plm.errors import UserError
 from plm.received import trial
 
@@ -71,3 +73,31 @@ def test_what_a_look_raises_is_left_to_the_reader(tmp_path: Path) -> None:
         raise OSError("damaged")
 
     trial.try_out(damaged, tmp_path, "X", "file")
+
+
+def test_a_process_with_many_open_files_reads_one_more(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1200:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1200, hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        trial.try_out(lambda path, step: step(), tmp_path, "X", "file")
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def test_proteins_close_their_files(tmp_path: Path) -> None:
+    path = tmp_path / "proteins.fasta"
+    path.write_text(">a\nMKTAYIAKQR\n>b\nMKTAYIAKQL\n")
+
+    def descriptors() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    before = descriptors()
+    stored = store_proteins(path, tmp_path / "laid_out")
+    few = stored.sequences[:1]
+    del stored
+    assert few[0] == "MKTAYIAKQR" and descriptors() == before + 1
+    del few
+    assert descriptors() == before

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,11 +31,19 @@ _OWN_LETTERS = frozenset("BOUZ")
 _NO_GAPS = {ord(character): None for character in GAP_CHARACTERS}
 
 
+class OpenFile:
+    """A file's descriptor, which is closed when nothing reads from it any more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+
+
 class Texts(Sequence[str]):
     """Strings that lie in a file; a sequence that reads each one when it is asked for."""
 
-    def __init__(self, handle: int, starts: Ints, sizes: SmallInts) -> None:
-        self._handle, self._starts, self._sizes = handle, starts, sizes
+    def __init__(self, file: OpenFile, starts: Ints, sizes: SmallInts) -> None:
+        self._file, self._starts, self._sizes = file, starts, sizes
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -45,13 +54,13 @@ class Texts(Sequence[str]):
     def __getitem__(self, index: slice) -> Texts: ...
     def __getitem__(self, index: int | slice) -> str | Texts:
         if isinstance(index, slice):
-            return Texts(self._handle, self._starts[index], self._sizes[index])
+            return Texts(self._file, self._starts[index], self._sizes[index])
         # Not mapped into memory: pages of a mapped file would count as this job's memory.
-        return os.pread(self._handle, int(self._sizes[index]), int(self._starts[index])).decode()
+        return os.pread(self._file.descriptor, int(self._sizes[index]), int(self._starts[index])).decode()
 
     def select(self, rows: Ints) -> Texts:
         """The strings at ``rows``, still in the file."""
-        return Texts(self._handle, self._starts[rows], self._sizes[rows])
+        return Texts(self._file, self._starts[rows], self._sizes[rows])
 
     def places(self) -> Ints:
         """``(N, 2)``: where in the file each string starts, and its bytes."""
@@ -85,7 +94,7 @@ class TextWriter:
 
     def close(self) -> Texts:
         self._file.flush()
-        kept = os.dup(self._file.fileno())
+        kept = OpenFile(os.dup(self._file.fileno()))
         self._file.close()
         return Texts(kept, np.frombuffer(self._starts, np.int64), np.frombuffer(self._sizes, np.int32))
 
@@ -243,14 +252,14 @@ def store_proteins(
     firsts = np.unique(first)
     unique = np.full(len(sizes), -1, np.int32)
     unique[usable] = np.searchsorted(firsts, first)
-    handle = os.dup(sequences.fileno())
+    kept = OpenFile(os.dup(sequences.fileno()))
     sequences.close()
     return ProteinStore(
         name=name, digest=whole.hexdigest(), ids=ids.close(), lines=np.frombuffer(lines, np.int64),
         letters=np.frombuffer(letters, np.int32), cleaned=np.frombuffer(cleaned_letters, np.int32), details=remarks,
         unique=unique, positions=np.array(positions, np.int32), places=np.array(places, np.int32),
         firsts=firsts.astype(np.int32), lengths=sizes[firsts],
-        sequences=Texts(handle, np.frombuffer(starts, np.int64)[firsts], sizes[firsts].astype(np.int32)),
+        sequences=Texts(kept, np.frombuffer(starts, np.int64)[firsts], sizes[firsts].astype(np.int32)),
         warning=warning, own=own,
     )
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 
 from plm.data.fasta import Cleaned, ProteinRecord
-from plm.data.protein_store import Remarks, Texts, TextWriter
+from plm.data.protein_store import OpenFile, Remarks, Texts, TextWriter
 from plm.data.proteins import Cleaning, table_columns
 from plm.data.unique_ids import check_id, digest_of, first_equal, settle
 from plm.errors import UserError
@@ -218,7 +218,7 @@ _ARRAYS = ("offsets", "digests", "taxon", "domain", "cluster", "cluster_places",
 
 
 def _texts(path: Path, places: np.ndarray) -> Texts:
-    return Texts(os.open(path, os.O_RDONLY), places[:, 0], places[:, 1].astype(np.int32))
+    return Texts(OpenFile(os.open(path, os.O_RDONLY)), places[:, 0], places[:, 1].astype(np.int32))
 
 
 class _Codes:

@@ -35,8 +35,10 @@ def try_out(look: Callable[[Path, Callable[[], object]], None], path: Path, what
     os.close(writing)
     ended = silent = False
     try:
+        waiting = select.poll()  # not select.select: a process with 1,024 open files may read one too
+        waiting.register(reading, select.POLLIN)
         while not ended and not silent:
-            ready, _, _ = select.select([reading], [], [], SILENT_SECONDS)
+            ready = waiting.poll(SILENT_SECONDS * 1000)
             silent = not ready
             ended = bool(ready) and not os.read(reading, 4096)
     finally:
