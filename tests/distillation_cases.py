@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plm.masked_lm.corpus_store import CorpusStore, open_corpus
-from plm.masked_lm.presets import ESM2_VOCABULARY
 from plm.model.families import FAMILIES
+from plm.model.families.esm2 import ESM2_VOCABULARY
 from plm.model.loaded import LoadedModel
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from plm.masked_lm.presets import esm2_config, write_esm2_tokenizer
+from plm.masked_lm.presets import esm2_config
 from plm.model.checkpoint import save_checkpoint
+from plm.model.families.esm2 import write_esm2_tokenizer
 
 ESM2_SHAPES = {"8M": (6, 320, 20), "35M": (12, 480, 20), "150M": (30, 640, 20)}
 

@@ -258,6 +258,7 @@ def other_teacher(tiny_esm2: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_cache_of_another_teacher_is_refused(tiny_esm2: Path, tmp_path: Path, run_stage: Run) -> None:
     ran(run_stage, flags(tmp_path / "a", tiny_esm2, steps=1, mask_sets=1, teacher_cache=tmp_path / "cache"))
     other = other_teacher(tiny_esm2, tmp_path / "other_model")
@@ -438,6 +439,7 @@ def small_corpus(path: Path, tail: str = "") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_rows_of_one_protein_and_proteins_of_one_residue(tiny_esm2: Path, tmp_path: Path, run_stage: Run) -> None:
     corpus = small_corpus(tmp_path / "small.fasta")
     out = tmp_path / "out"

@@ -191,7 +191,8 @@ def family_of(store: CorpusStore, indices: np.ndarray) -> set[str]:
     return {store.identity(index).split("m")[0] for index in indices.tolist()}
 
 
-@pytest.mark.parametrize("many", [pytest.param(30_000, id="all against all", marks=pytest.mark.slow), 10])
+@pytest.mark.slow
+@pytest.mark.parametrize("many", [pytest.param(30_000, id="all against all"), 10])
 def test_families_are_whole_and_nothing_held_out_has_a_relative(
     many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +276,7 @@ def test_a_subset_is_the_corpus_in_memory(tmp_path: Path) -> None:
     assert np.array_equal(store.subset(some).letters, memory.letters)
 
 
+@pytest.mark.slow
 def test_one_family_alone_cannot_be_judged(tmp_path: Path) -> None:
     store = store_of(relatives(1, 5), tmp_path)
     with pytest.raises(UserError, match="relatives of each other"):

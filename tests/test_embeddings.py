@@ -74,7 +74,7 @@ def write(path: Path, format: str, made: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(made=files())
 def test_what_is_written_is_read_back(format: str, made: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -207,6 +207,7 @@ def test_positive_class_turns_the_table(run_stage: Run, simulated: Path, tmp_pat
     assert value(one, model, "auroc") == pytest.approx(value(zero, model, "auroc"))
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_files(run_stage: Run, simulated: Path, tmp_path: Path) -> None:
     for name in "ab":
         done = run_stage(

@@ -103,7 +103,8 @@ def test_contacts_of_esm1b_equal_the_plain_class(tmp_path: Path) -> None:
 
 
 def test_esm1v_has_no_norm_before_its_first_layer(tmp_path: Path) -> None:
-    from plm.masked_lm.presets import esm2_config, write_esm2_tokenizer
+    from plm.masked_lm.presets import esm2_config
+    from plm.model.families.esm2 import write_esm2_tokenizer
     from transformers import EsmForMaskedLM
 
     config = esm2_config(layers=2, hidden=24, heads=4, feedforward=48)

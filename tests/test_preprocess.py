@@ -340,6 +340,7 @@ def test_records_without_a_group_are_listed(preprocess: Preprocess, tmp_path: Pa
     assert [(entry["id"], entry["what"]) for entry in journal] == [("p0", "changed")]
 
 
+@pytest.mark.slow
 def test_the_report_names_the_fast_search_that_made_the_clusters(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

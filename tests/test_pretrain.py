@@ -23,9 +23,9 @@ from plm.errors import UserError
 from plm.masked_lm.cluster_split import ClusterSplit, hold_out_clusters
 from plm.masked_lm.corpus import IGNORED, Corpus, MaskedRows
 from plm.masked_lm.corpus_store import CorpusStore, open_corpus
-from plm.masked_lm.presets import ESM2_VOCABULARY
 from plm.masked_lm.training import MaskedScore
 from plm.model.families import FAMILIES
+from plm.model.families.esm2 import ESM2_VOCABULARY
 from safetensors.torch import load
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -115,6 +115,7 @@ def write_fasta(records: list[tuple[str, str]], path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_families_never_straddle_training_and_evaluation(tmp_path: Path) -> None:
     store, split = split_of(write_fasta(families(20, 3), tmp_path / "f.fasta"), tmp_path, 0.3)
     train, held_out = list(store.sequences(split.train)), list(store.sequences(split.held_out))
@@ -124,6 +125,7 @@ def test_families_never_straddle_training_and_evaluation(tmp_path: Path) -> None
     assert not list(homology.mmseqs_search(held_out, train, 0.0, 0.5, 1))
 
 
+@pytest.mark.slow
 def test_relatives_that_fast_clusters_part_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(homology, "MANY", 10)
     store, split = split_of(write_fasta(families(20, 3), tmp_path / "f.fasta"), tmp_path, 0.5)

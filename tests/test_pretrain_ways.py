@@ -17,9 +17,9 @@ import torch
 from plm.errors import UserError
 from plm.masked_lm import presets
 from plm.masked_lm.corpus import IGNORED, Corpus
-from plm.masked_lm.presets import ESM2_VOCABULARY
 from plm.masked_lm.training import new_model
 from plm.model.families import FAMILIES
+from plm.model.families.esm2 import ESM2_VOCABULARY
 from plm.training.row_training import RowSettings, Steering, train_rows
 from safetensors.torch import load
 from torch import nn

@@ -115,6 +115,7 @@ def test_everything_is_placed_scored_drawn_and_told(execute: Callable[..., dict[
     assert out["figure"].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_files_and_others_do_not(execute: Callable[..., Any], tmp_path: Path) -> None:
     values, _ = clusters(60, 3, 1.0)
     write(tmp_path / "r.h5", values)

@@ -61,6 +61,7 @@ def test_decimal_commas_thousands_and_bounds(preprocess: Preprocess, reports: Pa
     assert done.returncode == 1 and "The label '>100' is a bound" in done.stderr and "line 6" in done.stderr
 
 
+@pytest.mark.slow
 def test_whole_numbers_and_classes_of_pandas(preprocess: Preprocess, reports: Path) -> None:
     done, made = preprocess(reports / "F1g_whole_numbers.csv", *RANDOM)
     assert done.returncode == 0, done.stderr
@@ -71,6 +72,7 @@ def test_whole_numbers_and_classes_of_pandas(preprocess: Preprocess, reports: Pa
     assert done.returncode == 0 and {row["label"] for row in made} == {"0.0", "1.0"}
 
 
+@pytest.mark.slow
 def test_residue_labels(preprocess: Preprocess, reports: Path) -> None:
     done, made = preprocess(reports / "F1i_nan_inside_residue_numbers.tsv", "--task", "residue", *RANDOM)
     assert done.returncode == 0 and "numbers" in done.stdout, done.stderr

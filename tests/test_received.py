@@ -284,6 +284,7 @@ class _Hub(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_for_the_named_model_alone(root: Path, tiny_esm2: Path, tmp_path: Path) -> None:
     """And for nothing but the files that are acted on; of weights the safe ones."""
     _Hub.files = {path.name: path.read_bytes() for path in sorted(tiny_esm2.iterdir())}

@@ -39,7 +39,10 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.Interruption, "time_is_up", up)
 
 
-@pytest.mark.parametrize(("method", "steps"), [("lora", 0), ("lora", 2), ("full", 4), ("lora", 9)])
+@pytest.mark.parametrize(("method", "steps"), [
+    pytest.param("lora", 0, marks=pytest.mark.slow), ("lora", 2), pytest.param("full", 4, marks=pytest.mark.slow),
+    pytest.param("lora", 9, marks=pytest.mark.slow),
+])
 def test_resumed_equals_uninterrupted_bit_for_bit(
     method: str, steps: int, tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +69,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert second.history() == whole.history()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 5])
 def test_several_ways_resumed_choose_and_give_the_same(
     steps: int, tiny_esm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

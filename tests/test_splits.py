@@ -154,6 +154,7 @@ def test_failing_mmseqs_says_what_it_said(tmp_path, monkeypatch: pytest.MonkeyPa
         homology.cluster([("a", "MKVLA" * 20), ("b", "MKVLA" * 21)])
 
 
+@pytest.mark.slow
 def test_fast_clusters_of_many_proteins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Families of about 58 % identity, which linclust would part."""
     chance = random.Random(7)

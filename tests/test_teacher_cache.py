@@ -283,6 +283,7 @@ def test_a_full_disk_is_said_and_what_was_stored_stays(
     assert fill(opened(folder, teacher), teacher, store, np.arange(len(store)), MASKS) > 0
 
 
+@pytest.mark.slow
 def test_a_really_full_disk(tmp_path: Path, tiny_esm2: Path, teacher: LoadedModel, store: CorpusStore) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()

@@ -204,6 +204,7 @@ def test_classes_from_a_table(data: tuple[Path, Path], tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_equal_input_gives_an_equal_bundle(data: tuple[Path, Path], tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -300,6 +301,7 @@ def test_accessions_repeats_and_empty_labels_are_accounted_for(tmp_path: Path) -
 # -------------------------------------------------------------------------------------------------------------- search
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_as_if_never_interrupted(data: tuple[Path, Path], tmp_path: Path) -> None:
     def search(name: str, trials: int, *more: str | Path) -> pd.DataFrame:
         folder = tmp_path / name

@@ -56,6 +56,7 @@ def families(rows: int = 60, *, classes: int = 3) -> pd.DataFrame:
     return pd.concat([frame, test], ignore_index=True)
 
 
+@pytest.mark.slow
 def test_the_best_on_validation_rows_goes_on_as_if_it_had_been_trained_alone(tiny_esm2: Path, tmp_path: Path) -> None:
     frame = families()
     made = finetune(frame, tiny_esm2, tmp_path / "all", "--method", ",".join(METHODS))
@@ -106,6 +107,7 @@ def test_test_labels_have_no_say(tiny_esm2: Path, tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_scores_and_tell_a_useless_way_apart(tiny_esm2: Path, tmp_path: Path) -> None:
     """LoRA of rank 1 that hardly learns against a head that learns the planted residues."""
     frame = families(180)
