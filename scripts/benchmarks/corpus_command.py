@@ -74,8 +74,8 @@ def measure(path: Path, folder: Path, budget: int = 8192, rows: int = 200) -> di
     from plm.masked_lm.cluster_split import hold_out_clusters
     from plm.masked_lm.corpus_store import open_corpus
     from plm.masked_lm.masks import MaskPlan
-    from plm.masked_lm.presets import ESM2_VOCABULARY
     from plm.model.families import FAMILIES
+    from plm.model.families.esm2 import ESM2_VOCABULARY
 
     found: dict[str, float] = {"MiB at the start": _peak()}
     started = time.monotonic()

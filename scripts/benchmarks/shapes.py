@@ -120,7 +120,8 @@ def _random(shape: Shape, folder: Path) -> Any:
 
 
 def _esm2(shape: Shape, folder: Path) -> Any:
-    from plm.masked_lm.presets import esm2_config, write_esm2_tokenizer
+    from plm.masked_lm.presets import esm2_config
+    from plm.model.families.esm2 import write_esm2_tokenizer
     from transformers import EsmForMaskedLM
 
     write_esm2_tokenizer(folder)

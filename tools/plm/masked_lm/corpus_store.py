@@ -24,8 +24,8 @@ from plm.data.proteins import Cleaning, table_columns
 from plm.data.unique_ids import check_id, digest_of, first_equal, settle
 from plm.errors import UserError
 from plm.masked_lm.corpus import Corpus
-from plm.masked_lm.presets import ESM2_VOCABULARY
 from plm.model.families import ESM2, MODEL_LETTERS, ModelFamily
+from plm.model.families.esm2 import ESM2_VOCABULARY
 
 TAXON_COLUMNS = (
     "taxon", "taxid", "taxon_id", "tax_id", "taxonomy_id", "ncbi_taxon", "ncbi_taxon_id", "organism_id", "ox",

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plm.model.families.esm2 import ESM2_VOCABULARY
 from plm.model.families.megatron_bert import tokenizer_files
-
-ESM2_VOCABULARY = (
-    *("<cls>", "<pad>", "<eos>", "<unk>"),
-    *"LAGVSERTIDPKQNFYMHWCXBUZO",
-    *(".", "-", "<null_1>", "<mask>"),
-)
-"""Token order of every ESM-2 checkpoint (fair-esm, ``Alphabet.from_architecture("ESM-1b")``)."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +68,3 @@ def esm2_config(*, layers: int, hidden: int, heads: int, feedforward: int) -> An
         attention_probs_dropout_prob=0.0, max_position_embeddings=1026, layer_norm_eps=1e-5,
         position_embedding_type="rotary", emb_layer_norm_before=False, token_dropout=True, use_cache=False,
     )
-
-
-def write_esm2_tokenizer(folder: Path) -> None:
-    """Writes the tokenizer files of ESM-2 into a checkpoint folder."""
-    (folder / "vocab.txt").write_text("\n".join(ESM2_VOCABULARY))
-    settings = {
-        "tokenizer_class": "EsmTokenizer",
-        "cls_token": "<cls>",
-        "eos_token": "<eos>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-        "model_max_length": 1000000000000000019884624838656,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
-    special = {key: value for key, value in settings.items() if key.endswith("_token")}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,11 @@ from torch.nn import functional
 
 from plm.errors import UserError
 from plm.masked_lm.corpus import IGNORED, SHARES, Corpus, MaskedRows
-from plm.masked_lm.presets import (
-    MEGATRON_PRESETS,
-    PRESETS,
-    esm2_config,
-    megatron_config,
-    write_esm2_tokenizer,
-    write_megatron_tokenizer,
-)
+from plm.masked_lm.presets import MEGATRON_PRESETS, PRESETS, esm2_config, megatron_config, write_megatron_tokenizer
 from plm.model import encoder
 from plm.model.batching import Batch, RowLayout, plan_batches, sent
 from plm.model.checkpoint import resolve_model
+from plm.model.families.esm2 import write_esm2_tokenizer
 from plm.model.loaded import ModelFiles
 from plm.model.ranks import Ranks
 from plm.training.row_training import Done, LookCutShort, RowOutcome, RowSettings, Steering, train_rows
@@ -93,7 +87,7 @@ class MaskedRowModel(nn.Module):
 
     def forward(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: Sequence[int], asked: torch.Tensor,
-        targets: torch.Tensor,
+        targets: torch.Tensor, shares: Mapping[str, float] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Predicts the masked residues of a row.
 
@@ -103,6 +97,7 @@ class MaskedRowModel(nn.Module):
             lengths: Tokens of each sequence.
             asked: ``(M,)`` places of the masked residues in the row.
             targets: ``(M,)`` their true ids.
+            shares: Factor of the ``loss``.
 
         Returns:
             ``loss``: mean negative log likelihood; ``logits``: ``(M, V)`` of the M masked residues; ``targets``:
@@ -115,7 +110,7 @@ class MaskedRowModel(nn.Module):
         logits = encoder.language_head(model)(hidden[asked])
         # A row without a known residue teaches nothing; a mean over nothing would be no number.
         loss = functional.cross_entropy(logits.float(), targets, reduction="sum") / max(1, len(targets))
-        return {"loss": loss, "logits": logits, "targets": targets}
+        return {"loss": loss if shares is None else loss * shares["loss"], "logits": logits, "targets": targets}
 
 
 def new_model(preset: str, folder: Path) -> ModelFiles:
@@ -159,6 +154,11 @@ def collate(items: Sequence[tuple[Batch, torch.Tensor]]) -> dict[str, Any]:
         "asked": asked,
         "targets": labels[asked],
     }
+
+
+def counts(inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Masked residues of a row, over which its loss is the mean."""
+    return {"loss": len(inputs["targets"])}
 
 
 def evaluate(
@@ -262,5 +262,6 @@ def train(
         crop=settings.crop, rate=settings.mask_rate, seed=settings.seed, shares=shares,
     )
     return train_rows(
-        model, rows, settings, steering, collate=collate, device=device, resume=resume, ranks=ranks, sharded=sharded
+        model, rows, settings, steering, collate=collate, device=device, resume=resume, ranks=ranks, sharded=sharded,
+        counts=counts,
     )

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from plm.errors import UserError
-from plm.jobs.convert.weights import Ground, Weights, check_finite, stored_as, stored_weights, write_checkpoint
+from plm.jobs.convert.weights import Ground, stored_weights
 from plm.model import checkpoint, eight_bits
 from plm.model.loaded import ModelFiles
+from plm.model.named_weights import Weights, check_finite, stored_as, write_checkpoint
 
 _OTHERS = {
     "decoder.": "decoder", "lm_head.": "language-model head", "cls.": "language-model head", "pooler.": "pooler",

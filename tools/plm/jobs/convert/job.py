@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plm.errors import UserError
-from plm.jobs.convert import comparison, encoder_onnx, fair_esm, megatron, merging, sources
+from plm.jobs.convert import comparison, encoder_onnx, megatron, merging, sources
 from plm.jobs.convert.checkpoints import cut_encoder, rewrite, write_int8
+from plm.jobs.convert.fair_esm import lay_out, write_fair_esm
 from plm.jobs.convert.original import esm_states, megatron_states
 from plm.jobs.convert.sources import ModelSource
-from plm.jobs.convert.weights import REST, Checked, Ground, only_tensors, stored_weights, types_of
+from plm.jobs.convert.weights import REST, Checked, Ground, stored_weights, types_of
 from plm.model import checkpoint
 from plm.model.bundles.archive import write_zip
+from plm.model.fair_esm import described
 from plm.model.loaded import LoadedModel, ModelFiles
+from plm.model.named_weights import only_tensors
 from plm.received.training_checkpoints import read_training_checkpoint
 
 SOURCES = {
@@ -105,7 +108,7 @@ def convert(request: ConversionRequest, workdir: Path, log: logging.Logger) -> C
         made = _then(ground, cut_encoder(files, workdir / "encoder", request.dtype))
         made.checks.append(_same(loaded, made.folder, "encoder, before and after", request.dtype, workdir))
     elif request.to == "fair-esm":
-        made = _then(ground, fair_esm.write_fair_esm(files, workdir / "fair_esm", source.name, request.dtype))
+        made = _then(ground, write_fair_esm(files, workdir / "fair_esm", source.name, request.dtype))
         made.checks.append(_as_fair_esm(made, loaded))
     elif request.to == "int8":
         made = _then(ground, write_int8(files, workdir / "int8", request.dtype))
@@ -149,9 +152,9 @@ def _laid_out(request: ConversionRequest, source: ModelSource, workdir: Path) ->
     if source.kind == "fair-esm":
         content = source.contents[0][1]
         regression = request.contact_regression or source.regression
-        ground = fair_esm.read_fair_esm(content, regression, source.name, place, request.dtype)
+        ground = lay_out(content, regression, source.name, place, request.dtype)
         files = checkpoint.resolve_model(str(place), workdir=workdir)
-        shape, weights = fair_esm.described(content, source.name)
+        shape, weights = described(content, source.name)
         loaded = checkpoint.load_model(files)
         before = comparison.original(loaded, lambda ids: esm_states(weights, shape, ids))
         ground.checks.append(
@@ -161,12 +164,12 @@ def _laid_out(request: ConversionRequest, source: ModelSource, workdir: Path) ->
             )
         )
     elif source.kind == "megatron":
-        ground, described, partitions = megatron.read_megatron(
+        ground, sizes, partitions = megatron.read_megatron(
             source.contents, request.vocabulary or source.vocabulary, source.name, place, request.dtype,
             version=request.checkpoint_version, heads=request.attention_heads,
         )
         loaded = checkpoint.load_model(checkpoint.resolve_model(str(place), workdir=workdir))
-        before = comparison.original(loaded, lambda ids: megatron_states(partitions, described, ids))
+        before = comparison.original(loaded, lambda ids: megatron_states(partitions, sizes, ids))
         ground.checks.append(
             comparison.compare(
                 "representations, as Megatron computes them from the input", comparison.states(loaded), before,
@@ -220,7 +223,7 @@ def _same(
 def _as_fair_esm(made: Ground, loaded: LoadedModel) -> Checked:
     """What was written for fair-esm, read again and computed as fair-esm does."""
     path = made.folder / f"{made.name}.pt"
-    shape, weights = fair_esm.described(read_training_checkpoint(path, path.name), path.name)
+    shape, weights = described(read_training_checkpoint(path, path.name), path.name)
     after = comparison.original(loaded, lambda ids: esm_states(weights, shape, ids))
     return comparison.compare(
         "representations, as fair-esm computes them from the result", after, comparison.states(loaded),

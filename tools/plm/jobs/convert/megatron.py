@@ -16,20 +16,11 @@ from typing import Any
 import torch
 
 from plm.errors import UserError
-from plm.jobs.convert.weights import (
-    Ground,
-    Shape,
-    Weights,
-    check_finite,
-    depth,
-    only_tensors,
-    stored_as,
-    take,
-    write_checkpoint,
-)
+from plm.jobs.convert.weights import Ground
 from plm.model.families import MEGATRON_BERT
 from plm.model.families.family import KIND
 from plm.model.families.megatron_bert import tokenizer_files
+from plm.model.named_weights import Shape, Weights, check_finite, depth, only_tensors, stored_as, take, write_checkpoint
 from plm.received.documents import one_line
 from plm.received.fields import Fields
 from plm.received.vocabularies import read_vocabulary

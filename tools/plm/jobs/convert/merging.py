@@ -15,12 +15,13 @@ from plm.data.task import threshold_fields
 from plm.errors import UserError
 from plm.jobs.convert import comparison
 from plm.jobs.convert.checkpoints import rewrite
-from plm.jobs.convert.weights import Checked, Ground, Weights, check_finite
+from plm.jobs.convert.weights import Checked, Ground
 from plm.model import adapters, checkpoint
 from plm.model.bundles import fine_tuned, manifests
 from plm.model.heads import build_head
 from plm.model.heads.head import HeadConfig
 from plm.model.loaded import LoadedModel
+from plm.model.named_weights import Weights, check_finite
 from plm.model.network import as_network
 from plm.received import tensors
 from plm.received.documents import one_line, read_object

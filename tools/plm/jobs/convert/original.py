@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn import functional
 
-from plm.jobs.convert.fair_esm import EsmShape
 from plm.jobs.convert.megatron import MegatronShape
-from plm.jobs.convert.weights import Weights
+from plm.model.fair_esm import EsmShape
+from plm.model.named_weights import Weights
 
 
 def esm_states(weights: Mapping[str, torch.Tensor], shape: EsmShape, ids: Sequence[int]) -> torch.Tensor:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plm.errors import UserError
-from plm.jobs.convert import fair_esm, megatron
-from plm.model import adapters
+from plm.jobs.convert import megatron
+from plm.model import adapters, fair_esm
 from plm.model.checkpoint import TOKENIZER_FILES, unpack_checkpoint
 from plm.received.archives import Archive, holds, is_archive
 from plm.received.documents import one_line

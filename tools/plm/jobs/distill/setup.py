@@ -23,11 +23,11 @@ from plm.jobs.distill.teacher_cache import CacheKey, TeacherCache, estimate, fil
 from plm.masked_lm.cluster_split import ClusterSplit, hold_out_clusters
 from plm.masked_lm.corpus_store import CorpusStore, open_corpus
 from plm.masked_lm.masks import MaskPlan
-from plm.masked_lm.presets import ESM2_VOCABULARY
 from plm.masked_lm.shared_work import corpus_together, split_together
 from plm.model import encoder
 from plm.model.checkpoint import family_of, load_model, resolve_model
 from plm.model.families import ESM2, ModelFamily
+from plm.model.families.esm2 import ESM2_VOCABULARY
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
 from plm.training import training_state

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from plm.errors import UserError
-from plm.masked_lm.presets import PRESETS, Preset, esm2_config, write_esm2_tokenizer
+from plm.masked_lm.presets import PRESETS, Preset, esm2_config
 from plm.model import configuration, encoder
 from plm.model.checkpoint import TOKENIZER_FILES, read_config, resolve_model, save_checkpoint
+from plm.model.families.esm2 import write_esm2_tokenizer
 from plm.model.loaded import LoadedModel, ModelFiles
 
 _NEEDS_HEAD = "Take an ESM-2 model as the student, or a new one (--student-preset, --student-layers)"
