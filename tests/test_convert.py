@@ -442,6 +442,55 @@ def test_plm_embed_runs_on_every_result(tmp_path: Path, root: Path) -> None:
             assert opened["values"].shape[0] == 2 and np.isfinite(opened["values"][:]).all(), name
 
 
+def test_files_of_fair_esm_are_models_themselves(tmp_path: Path) -> None:
+    """A file, a file with its contact regression beside it, what plm_convert writes, and its folder: one model."""
+    converted = convert(tmp_path, _published(tmp_path))
+    made = load_model(resolve_model(str(converted), workdir=tmp_path / "w"))
+    back = convert(tmp_path, converted, to="fair-esm", out="back.zip")
+    deep = unpacked(back, tmp_path / "in" / "deep")
+    ways = [_published(tmp_path), back, deep, deep.parent]
+    for number, way in enumerate(ways):
+        files = resolve_model(str(way), workdir=tmp_path / f"w{number}")
+        loaded = load_model(files)
+        assert loaded.has_contacts and loaded.layers == 2, way
+        for (name, value), (_, same) in zip(
+            loaded.model.named_parameters(), made.model.named_parameters(), strict=True
+        ):
+            assert torch.equal(value, same), (way, name)
+    alone = shutil.copy(_published(tmp_path), tmp_path / "alone.pt")
+    files = resolve_model(str(alone), workdir=tmp_path / "w")
+    assert files.id == "alone" and not load_model(files, purpose="masked_lm").has_contacts
+    (tmp_path / "q.fasta").write_text(f">one\n{PROTEIN}\n")
+    given = ["--input", str(tmp_path / "q.fasta"), "--embeddings", str(tmp_path / "e.h5")]
+    plm_embed.run([*given, "--model", str(published(fair("esm1v"), "esm1v", tmp_path / "v"))])
+    plm_embed.run([*given, "--model", str(alone)])
+
+
+def _published(tmp_path: Path) -> Path:
+    return published(fair("esm2"), "esm2", tmp_path / "fair")
+
+
+def test_forms_that_no_other_tool_takes_name_the_way(tmp_path: Path) -> None:
+    onnx = convert(tmp_path, tiny_folder("tiny_esm2"), to="onnx", out="model.zip")
+    with zipfile.ZipFile(tmp_path / "adapter.zip", "w") as opened:
+        for file in an_adapter(tmp_path)[0].iterdir():
+            opened.write(file, file.name)
+    regression = tmp_path / "fair" / "esm2_tiny-contact-regression.pt"
+    MegatronReference().save(tmp_path / "m")
+    _published(tmp_path)
+    cases = {
+        onnx: "is an ONNX model.*plm_convert --to hugging-face", tmp_path / "adapter.zip": "plm_convert --to merged",
+        an_adapter(tmp_path)[0]: "plm_convert --to merged", regression: "holds 0 models",
+        tiny_folder("").parent / "bundle_tiny_site.zip": "is a bundle.*plm_convert --to hugging-face",
+        tmp_path / "m" / "mp_rank_00" / "model_optim_rng.pt": "no model of fair-esm.*plm_convert --to hugging-face",
+        tmp_path / "m": "no model of fair-esm.*plm_convert",
+    }
+    for given, message in cases.items():
+        with pytest.raises(UserError, match=message) as raised:
+            resolve_model(str(given), workdir=tmp_path / "w")
+        assert "\n" not in str(raised.value)
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 

@@ -24,6 +24,7 @@ from plm.received.archives import Archive
 from plm.received.documents import one_line, read_object
 from plm.received.fields import Fields, shown
 from plm.received.folders import real_file, roots_of
+from plm.received.training_checkpoints import is_torch_file
 from plm.received.vocabularies import read_vocabulary as received_vocabulary
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_ARCHIVE, _ZIPPED = (
+    "model archive", "Give a zip of a Hugging Face checkpoint folder (config.json, tokenizer files, model.safetensors)"
+)
 Purpose = Literal["encoder", "masked_lm"]
 
 
@@ -48,8 +52,8 @@ def resolve_model(source: str, *, workdir: Path, allow_hub: bool = False) -> Mod
     """Finds a checkpoint's files.
 
     Args:
-        source: ``starter``; a directory; a zip of such a directory; or ``hub:organisation/name`` (``@revision`` may
-            follow).
+        source: ``starter``; a directory; a zip of such a directory; a ``.pt`` file of fair-esm (its contact regression
+            beside it), or a directory or zip of both; or ``hub:organisation/name`` (``@revision`` may follow).
         workdir: Zips are unpacked, hub files cached and checked models laid out below it.
         allow_hub: The network may be used, because the user chose a hub model.
 
@@ -61,28 +65,98 @@ def resolve_model(source: str, *, workdir: Path, allow_hub: bool = False) -> Mod
     if source.startswith("hub:"):
         return _from_hub(source.removeprefix("hub:"), workdir, allow_hub)
     path = Path(source)
+    if not path.exists():
+        raise UserError(
+            f"There is no model {source!r}", where="--model",
+            fix="Give 'starter', a checkpoint folder, a zip of one, a .pt file of fair-esm, or hub:organisation/name",
+        )
+    return _of_path(path, path.name if path.is_dir() else path.stem, workdir)
+
+
+def _of_path(path: Path, name: str, workdir: Path) -> ModelFiles:
+    """A checkpoint in a folder or file."""
+    from plm.model import fair_esm
+
     if path.is_dir():
-        return _inspect(_checkpoint_folder(path), path.name, workdir, roots_of(path))
-    if path.is_file():
-        workdir.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="unpacked_model_", dir=workdir))
-        unpack_checkpoint(path, folder)
-        return _inspect(_checkpoint_folder(folder), path.stem, workdir, roots_of(folder))
-    raise UserError(
-        f"There is no model {source!r}", where="--model",
-        fix="Give 'starter', a checkpoint folder, a zip of one, or hub:organisation/name",
-    )
+        own = _checkpoint_folder(path)
+        whole = os.path.lexists(own / "config.json")
+        files = [] if whole else _torch_files(path, name)
+        if not files:
+            if not whole:
+                _check_form({one.name for one in path.iterdir()}, name)
+            return _inspect(own, name, workdir, roots_of(path))
+    else:
+        files = [path] if is_torch_file(path) else []
+    workdir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="unpacked_model_", dir=workdir))
+    if files:
+        fair_esm.read_files(files, one_line(name)).write(folder)
+        return _inspect(folder, name, workdir, roots_of(folder))
+    _check_start(path)
+    with Archive(path, _ARCHIVE, _ZIPPED) as opened:
+        names = {one.rsplit("/", 1)[-1] for one in opened.members}
+    if "config.json" not in names:
+        _check_form(names, path.name)
+    unpack_checkpoint(path, folder)
+    return _of_path(folder, name, workdir)
+
+
+def _torch_files(folder: Path, where: str) -> list[Path]:
+    """The ``.pt`` files of a folder, each of them within it."""
+    roots = roots_of(folder)
+    names = sorted(path.relative_to(folder).as_posix() for one in ("*.pt", "*/*.pt") for path in folder.glob(one))
+    real = [real_file(folder, one, where, roots) for one in names]
+    return [path for path in real if path is not None]
+
+
+def _check_start(file: Path) -> None:
+    """Refuses an ONNX file, which does not say by itself what it is: fields 1 and 2 (or 3, 7) of a protocol buffer.
+
+    Raises:
+        UserError: It is one.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(3)
+    if start[:1] == b"\x08" and start[2:] in (b"\x12", b"\x1a", b"\x3a"):
+        raise UserError(
+            "The file is an ONNX model, which is for other programs", where=file.name,
+            fix="Give the model that it was made from, or what plm_convert --to hugging-face makes of that",
+        )
+
+
+def _check_form(names: Iterable[str], where: str) -> None:
+    """Refuses what plm_convert takes and is no checkpoint, with the way to one.
+
+    Args:
+        names: Of files without their folders, none of them config.json.
+        where: What messages call the model.
+
+    Raises:
+        UserError: It is a bundle or an adapter.
+    """
+    if "manifest.json" in names:
+        raise UserError(
+            "This is a bundle of a trained predictor, not a model", where=where,
+            fix="Give the model that it was trained on, or what plm_convert --to hugging-face makes of the bundle",
+        )
+    if "adapter_config.json" in names:
+        raise UserError(
+            "This is an adapter (PEFT), not a model", where=where,
+            fix="Add it to its base model: plm_convert --to merged --model BASE",
+        )
 
 
 def unpack_checkpoint(archive: Path, folder: Path) -> None:
     """Unpacks the files of a checkpoint from a zip; never outside ``folder``, never code.
 
+    A zip without config.json may hold files of fair-esm (``.pt``), which are unpacked in their place.
+
     Raises:
         UserError: Not a zip, damaged, a member would leave the folder, or sizes of a bomb.
     """
-    fix = "Give a zip of a Hugging Face checkpoint folder (config.json, tokenizer files, model.safetensors)"
-    with Archive(archive, "model archive", fix) as opened:
-        opened.unpack(folder, lambda name: name if _known(name) else None)
+    with Archive(archive, _ARCHIVE, _ZIPPED) as opened:
+        whole = any(name.rsplit("/", 1)[-1] == "config.json" for name in opened.members)
+        opened.unpack(folder, lambda name: name if _known(name) or (not whole and name.endswith(".pt")) else None)
 
 
 def _known(name: str) -> bool:

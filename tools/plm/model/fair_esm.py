@@ -8,7 +8,7 @@ fair-esm keeps a model as ``NAME.pt`` (settings and weights) and its regression 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -321,3 +321,34 @@ def regression_beside(path: Path) -> Path | None:
     """The contact regression that lies beside a model's file under fair-esm's name for it."""
     place = path.with_name(path.stem + REGRESSION)
     return place if place.is_file() else None
+
+
+def read_files(files: Sequence[Path], name: str) -> FairEsmModel:
+    """The model in some ``.pt`` files.
+
+    Args:
+        files: A model, and perhaps its contact regression; that of a single file may lie beside it.
+        name: What messages call the model.
+
+    Raises:
+        UserError: None or several models, files of other programs; damaged, unsafe, or incomplete.
+    """
+    models, regressions = [], []
+    for path in files:
+        content = read_training_checkpoint(path, path.name)
+        if is_regression(content):
+            regressions.append(path)
+        elif is_fair_esm(content):
+            models.append((path, content))
+        else:
+            raise UserError(
+                "The file holds no model of fair-esm", where=path.name,
+                fix="Make a zip of a Hugging Face folder of it: plm_convert --to hugging-face",
+            )
+    if len(models) != 1 or len(regressions) > 1:
+        raise UserError(
+            f"The input holds {len(models)} models of fair-esm and {len(regressions)} contact regressions", where=name,
+            fix="Give one model, and its contact regression",
+        )
+    path, content = models[0]
+    return read_fair_esm(content, regressions[0] if regressions else regression_beside(path), name)

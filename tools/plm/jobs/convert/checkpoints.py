@@ -89,8 +89,6 @@ def cut_encoder(files: ModelFiles, folder: Path, dtype: str) -> Ground:
     return ground
 
 
-
-
 def write_int8(files: ModelFiles, folder: Path, dtype: str) -> Ground:
     """Writes a Hugging Face checkpoint with the matrices of its layers as int8; arguments as for :func:`rewrite`.
 
