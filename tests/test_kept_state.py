@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -209,3 +210,23 @@ def test_a_job_that_is_told_to_end_leaves_a_checkpoint_where_one_was_asked_for(
     assert not list((tmp_path / "out").iterdir()), "no output, and nothing half"
     again = pretrain(proteins, tmp_path / "out", "--resume", str(tmp_path / "checkpoint.zip"))
     assert again == whole
+
+
+def test_programs_that_a_program_has_started_end_with_the_job(tmp_path: Path) -> None:
+    def told(number: int, frame: object) -> None:
+        sys.exit(143)
+
+    before = signal.signal(signal.SIGALRM, told)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(SystemExit):
+            homology._mmseqs("/bin/sh", "-c", "sleep 300 & echo $! > inner; wait", folder=tmp_path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    inner = Path("/proc") / (tmp_path / "inner").read_text().strip() / "stat"
+    for _ in range(200):
+        if not inner.exists() or inner.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.01)
+    pytest.fail("a program goes on that nobody waits for")

@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -360,6 +361,38 @@ def test_how_a_stage_ends(body: str, code: int, line: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == code and line in done.stderr
     assert (done.stderr.count("\n") == 1) == bool(line)  # a bug keeps its traceback
+
+
+def test_what_breaks_because_a_job_was_told_to_end_is_no_bug() -> None:
+    body = """import os, signal
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        raise OSError(39, 'Directory not empty', 'scratch')"""
+    script = ENDING.format(tools=str(ROOT / "tools"), body=body)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr == "plm_x: told to end (SIGTERM); what was not finished is not written\n"
+
+
+def test_outputs_appear_together_though_the_job_is_told_to_end_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def told(*places: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        replace(*places)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        monkeypatch.setattr(outputs.os, "replace", told)
+        with pytest.raises(SystemExit), stage.Outputs() as out:
+            for name in "abc":
+                out.path(tmp_path / name).write_text(name)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path) -> None:

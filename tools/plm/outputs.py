@@ -6,9 +6,10 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -251,6 +252,10 @@ class Outputs:
     def _finish(self) -> None:
         for _, final in self._pending:  # again: hours may have passed
             _check_shape("output", "folder" if final.is_dir() else "file", final)
+        with _undisturbed():
+            self._rename()
+
+    def _rename(self) -> None:
         while self._pending:
             temporary, final = self._pending[0]
             if temporary.is_dir():
@@ -273,6 +278,16 @@ class Outputs:
         if there:
             temporary, final = max(there, key=lambda entry: entry[0].stat().st_mtime_ns)
             failures.note_output(error, final, _size(temporary))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets signals that end the job wait: a part of the outputs would look like all of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _size(path: Path) -> int:

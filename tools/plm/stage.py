@@ -89,32 +89,48 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
 
 
 def main(name: str, run: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a stage and turns a user's mistake into one line and exit code 1; a bug keeps its traceback."""
+    """Runs a stage and turns a user's mistake into one line and exit code 1; a bug keeps its traceback.
+
+    A job that was told to end says so in one line, with a code of its own, whatever the interrupted work made of it.
+    """
+    _told.clear()
     signal.signal(signal.SIGTERM, _terminate)
     # Read when torch is loaded: idle threads that spin make every job on a shared machine up to ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         run(argv)
-    except UserError as error:
-        # A full disk or memory that ran out may have been taken for a damaged file on the way.
-        _end(name, failures.explain(error) or failures.Failure(error))
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] not in ("plm", ""):
-            missing = UserError(
-                f"The Python library {error.name} is missing", where=sys.executable,
-                fix="Install the tool's requirements (environment.yml) or let Galaxy resolve them",
-            )
-            _end(name, failures.Failure(missing))
+    except SystemExit as end:
+        if end.code == EXIT_TERMINATED:
+            _ended(name)
         raise
     except KeyboardInterrupt:
         print(f"{name}: interrupted; no output was written", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        failure = failures.explain(error)
+        if _told:  # what broke because it was interrupted is no bug
+            _ended(name)
+        failure = _failure(error)
         if failure is None:
             raise
         _end(name, failure)
     sys.exit(0)
+
+
+def _failure(error: Exception) -> failures.Failure | None:
+    """What the user is told of an error; None for a bug."""
+    if isinstance(error, UserError):
+        # A full disk or memory that ran out may have been taken for a damaged file on the way.
+        return failures.explain(error) or failures.Failure(error)
+    if isinstance(error, ModuleNotFoundError):
+        if not error.name or error.name.split(".")[0] == "plm":
+            return None
+        return failures.Failure(
+            UserError(
+                f"The Python library {error.name} is missing", where=sys.executable,
+                fix="Install the tool's requirements (environment.yml) or let Galaxy resolve them",
+            )
+        )
+    return failures.explain(error)
 
 
 def _end(name: str, failure: failures.Failure) -> NoReturn:
@@ -129,7 +145,17 @@ def _end(name: str, failure: failures.Failure) -> NoReturn:
     sys.exit(code)
 
 
+_told: list[int] = []
+"""The signals that told this process to end."""
+
+
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    _told.append(signum)
+    sys.exit(EXIT_TERMINATED)
+
+
+def _ended(name: str) -> NoReturn:
+    print(f"{name}: told to end (SIGTERM); what was not finished is not written", file=sys.stderr, flush=True)
     sys.exit(EXIT_TERMINATED)
 
 

@@ -17,9 +17,11 @@ stands in for the search of all against all and may miss pairs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections import defaultdict
@@ -453,7 +455,7 @@ def mmseqs_search(
     if sensitivity is None:
         sensitivity = 7.5 if len(whole) <= 500 else 5.7 if len(whole) <= 5000 else 4.0
     evalue = 0.001 if whole is targets else 0.001 * sum(map(len, targets)) / sum(map(len, whole))
-    with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
+    with _scratch() as name:
         folder = Path(name)
         write_fasta(((str(index), sequence) for index, sequence in enumerate(queries)), folder / "queries.fasta")
         write_fasta(((str(index), sequence) for index, sequence in enumerate(targets)), folder / "targets.fasta")
@@ -493,7 +495,7 @@ def cluster_distinct(
         method: ``cascade`` or ``linclust``.
     """
     program = mmseqs_binary()
-    with tempfile.TemporaryDirectory(prefix="mmseqs_", dir=os.environ.get("_GALAXY_JOB_TMP_DIR")) as name:
+    with _scratch() as name:
         folder = Path(name)
         write_fasta(((str(index), sequence) for index, sequence in enumerate(sequences)), folder / "all.fasta")
         # Coverage mode 1 asks for coverage of the member, the shorter one, since centres are the longest sequences.
@@ -506,8 +508,24 @@ def cluster_distinct(
             return components(len(sequences), ((int(a), int(b)) for a, b in (line.split("\t") for line in handle)))
 
 
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for MMseqs2; what a process that was ended there writes at its last moment does not matter."""
+    place = os.environ.get("_GALAXY_JOB_TMP_DIR")
+    return tempfile.TemporaryDirectory(prefix="mmseqs_", dir=place, ignore_cleanup_errors=True)
+
+
 def _mmseqs(program: str, *arguments: str, folder: Path) -> None:
-    done = subprocess.run([program, *arguments, "-v", "1"], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+    # A group of its own: the program runs others, which would go on and write where the folder is being removed.
+    process = subprocess.Popen(
+        [program, *arguments, "-v", "1"], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, process_group=0,
+    )
+    try:
+        out, err = process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        said = (err.strip() or out.strip() or "no message").splitlines()[-1]
         raise UserError(f"MMseqs2 failed: {said}", where=program, fix="Check free disk space and memory")
