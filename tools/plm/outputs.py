@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from plm.errors import UserError
 
 _MARK = "user.plm_suite"
 """Extended attribute of a file that the suite wrote: its size and time then. A file without it is somebody's own."""
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def output_file(text: str) -> Path:
@@ -283,11 +286,19 @@ class Outputs:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Lets signals that end the job wait: a part of the outputs would look like all of them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone is told
+        yield
+        return
+    # Not masked: the kernel would give them to another thread of a library.
+    before = {one: signal.signal(one, lambda number, frame: told.append(number)) for one in _ENDING}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for one, handler in before.items():
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
+        for number in dict.fromkeys(told):
+            signal.raise_signal(number)
 
 
 def _size(path: Path) -> int:
