@@ -36,12 +36,14 @@ class Seen:
         kernels: How many of them were more than a view.
         copies: Copies between host and device, by direction.
         waits: Numbers that the host waited for.
+        stalls: Other waits for all that was sent: events of the newest work, copies from memory that is not pinned.
     """
 
     operations: list[str] = field(default_factory=list)
     kernels: int = 0
     copies: Counter[str] = field(default_factory=Counter)
     waits: int = 0
+    stalls: int = 0
 
     @property
     def state(self) -> tuple[int, int, int, int]:
@@ -121,7 +123,20 @@ class StandIn:
                 super().__init__("cpu", *args, **kwargs)
 
         known = torch.is_autocast_enabled
-        event = SimpleNamespace(record=lambda *args: None, synchronize=lambda: None, query=lambda: True)
+
+        class Event:
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                self.at = -1
+
+            def record(self, *args: Any) -> None:
+                self.at = standin.seen.kernels
+
+            def synchronize(self) -> None:
+                standin.seen.stalls += self.at == standin.seen.kernels
+
+            def query(self) -> bool:
+                return True
+
         properties = SimpleNamespace(
             name="Stand-in", total_memory=MEMORY, major=self.capability[0], minor=self.capability[1],
             multi_processor_count=1,
@@ -134,7 +149,7 @@ class StandIn:
             "synchronize": lambda *args: None, "max_memory_allocated": lambda *args: MEMORY // 4,
             "memory_reserved": lambda *args: MEMORY // 8,
             "memory_allocated": lambda *args: MEMORY // 8, "reset_peak_memory_stats": lambda *args: None,
-            "Event": lambda *args, **kwargs: event, "get_arch_list": lambda: ["sm_75", "sm_80", "sm_90"],
+            "Event": Event, "get_arch_list": lambda: ["sm_75", "sm_80", "sm_90"],
             "get_rng_state": lambda *args: torch.get_rng_state(), "set_rng_state": lambda *args: None,
             "device": lambda *args: contextlib.nullcontext(),
             "is_bf16_supported": lambda *args: self.capability >= (8, 0), "_lazy_init": lambda: None,
@@ -319,6 +334,7 @@ class _Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func in (torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.cuda, torch.Tensor.pin_memory):
             if name == "cpu":
+                self.owner.seen.stalls += _here(args[0])
                 return self.owner.fetch(args[0])
             if name == "numpy" and _here(args[0]):
                 raise TypeError("can't convert cuda:0 device type tensor to numpy")
@@ -338,6 +354,7 @@ class _Functions(TorchFunctionMode):
                 return made
             if name in ("tensor", "as_tensor", "asarray"):
                 self.owner.seen.copies["to device"] += 1
+                self.owner.seen.stalls += 1
             return _each(lambda x: self._new(x) if isinstance(x, torch.Tensor) and not _here(x) else x, made)
         if options.get("pin_memory"):
             options["pin_memory"] = False
@@ -355,5 +372,7 @@ class _Functions(TorchFunctionMode):
         )
         rest = {"copy": True} if options.get("copy") and device is None else {}
         if device is not None:
+            # The other way is not counted: torch groups gradients by the device of the wrapper, which is the host.
+            self.owner.seen.stalls += device.type == "cuda" and not _here(value) and not options.get("non_blocking")
             value = self.owner.put(value) if device.type == "cuda" else self.owner.fetch(value)
         return value if dtype is None and not rest else value.to(dtype or value.dtype, **rest)

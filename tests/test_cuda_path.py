@@ -11,7 +11,7 @@ import importlib
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,12 @@ import torch
 from cuda_stand_in import StandIn
 from family_cases import every_family, load, protein, relative_l2, tiny
 from plm.errors import UserError
+from plm.jobs.distill.batches import DistillationRows
+from plm.jobs.distill.distillation import DistillationModel, Objective, collate, counts
+from plm.jobs.distill.teacher import Teacher, Wants
 from plm.masked_lm.corpus import Corpus
+from plm.masked_lm.corpus_store import open_corpus
+from plm.masked_lm.masks import MaskPlan
 from plm.masked_lm.training import MaskedRowModel, train
 from plm.model import attention, attention_on_gpu, encoder
 from plm.model.batching import RowLayout, pack
@@ -31,7 +36,7 @@ from plm.model.capacity import Capacity, measured
 from plm.model.device import choose_device
 from plm.model.families import ESM2, PROTT5, ModelFamily
 from plm.model.ranks import take_own_slice
-from plm.training.row_training import RowSettings, Steering
+from plm.training.row_training import RowSettings, Steering, train_rows
 
 DATA = Path(__file__).resolve().parents[1] / "test-data"
 ROW = 16_384
@@ -405,21 +410,58 @@ def test_stages_that_train_give_the_processors_losses(
     np.testing.assert_allclose(numbers(tmp_path / "cuda" / "table"), theirs, rtol=0.1, atol=0.1)  # dropout differs
 
 
-def test_pretraining_waits_for_no_step(tmp_path: Path) -> None:
-    waits = []
+def waiting(standin: StandIn, waits: list[tuple[int, int, float]]) -> Steering:
+    """Notes at each report the waits so far, the step and its loss."""
+
+    def report(step: int, known: Mapping[str, float]) -> None:
+        waits.append((standin.seen.waits + standin.seen.stalls, step, known["train_loss"]))
+
+    return Steering(judge=dict, report=report, save=lambda write, done: None, stopping=lambda: False)
+
+
+SETTINGS = RowSettings(steps=8, batch_tokens=300, crop=60, warmup_steps=1, evaluate_every=100)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_pretraining_waits_for_no_step(accumulate: int, tmp_path: Path) -> None:
+    waits: list[tuple[int, int, float]] = []
+    settings = replace(SETTINGS, accumulate=accumulate)
     with StandIn().attached() as standin:
         loaded = load(tiny(ESM2), tmp_path, purpose="masked_lm", device="cuda")
         corpus = Corpus.build([protein(60, n) for n in range(40)], loaded.family, loaded.vocabulary)
-        steering = Steering(
-            judge=dict, report=lambda step, known: waits.append((standin.seen.waits, known["train_loss"])),
-            save=lambda write, done: None, stopping=lambda: False,
-        )
-        settings = RowSettings(steps=8, batch_tokens=300, crop=60, warmup_steps=1, evaluate_every=100)
+        steering = waiting(standin, waits)
         train(MaskedRowModel(loaded.model), corpus, settings, steering, device=torch.device("cuda"))
     assert len(waits) == 8
     assert waits[-2][0] == waits[1][0], "a step waited for the device"
-    assert all(math.isfinite(loss) for _, loss in waits)
-    assert len({loss for _, loss in waits}) > 5
+    assert all(math.isfinite(loss) for *_, loss in waits)
+    assert len({loss for *_, loss in waits}) > 5
+
+
+@pytest.mark.parametrize("represent", ["masked", "intact"])
+def test_distilling_waits_for_no_step(represent: Any, tmp_path: Path) -> None:
+    waits: list[tuple[int, int, float]] = []
+    objective = Objective(logit_mse=1.0, kl=1.0, kernel=1.0, hidden=1.0, mlm=1.0, represent=represent)
+    masks = MaskPlan(sets=1, crop=60)
+    fasta = tmp_path / "simulated.fasta"
+    fasta.write_text("".join(f">p{n}\n{protein(30 + n, n)}\n" for n in range(40)))
+    with StandIn().attached() as standin:
+        student, teacher = (load(tiny(ESM2), tmp_path, purpose="masked_lm", device="cuda") for _ in range(2))
+        store = open_corpus(fasta, tmp_path, student.family, student.vocabulary)
+        answers = Teacher(teacher, store, masks, Wants(True, True, True, teacher.layers, represent)).answer
+        widths = (student.hidden_size, teacher.hidden_size)
+        network = DistillationModel(student.model, student.family, objective, answers, widths)
+        rows = DistillationRows(store, np.arange(len(store)), 16, masks=masks, budget=300, group="none")
+        done = train_rows(
+            network, rows, replace(SETTINGS, accumulate=2), waiting(standin, waits), collate=collate,
+            device=torch.device("cuda"), terms=objective.terms, every_step=True,
+            counts=lambda inputs: counts(inputs, objective, student.family.specials),
+        )
+    assert [step for _, step, _ in waits] == list(range(1, 9)), "each step is told, in order"
+    assert waits[-3][0] == waits[1][0], "a step waited for the device"  # the last two are told together
+    assert [record["step"] for record in done.history] == list(range(1, 9))
+    for record in done.history:
+        assert all(math.isfinite(record[name]) for name in ("train_loss", *objective.terms))
+    assert len({record["mlm"] for record in done.history}) == 8
 
 
 # ---------------------------------------------------------------------------------------------- devices and precision

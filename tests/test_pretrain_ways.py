@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import stage_runs
 import torch
 from plm.errors import UserError
-from plm.masked_lm import presets
+from plm.jobs.distill import distillation
+from plm.jobs.distill.batches import DistillationRow
+from plm.jobs.distill.distillation import DistillationModel, Objective
+from plm.jobs.distill.teacher import Teacher, Wants
+from plm.masked_lm import presets, training
 from plm.masked_lm.corpus import IGNORED, Corpus
-from plm.masked_lm.training import new_model
+from plm.masked_lm.corpus_store import open_corpus
+from plm.masked_lm.masks import MaskPlan
+from plm.masked_lm.training import MaskedRowModel, new_model
+from plm.model.checkpoint import load_model, resolve_model
 from plm.model.families import FAMILIES
 from plm.model.families.esm2 import ESM2_VOCABULARY
-from plm.training.row_training import RowSettings, Steering, train_rows
+from plm.model.ranks import Ranks
+from plm.training.row_training import RowSettings, Steering, share_out, train_rows
 from safetensors.torch import load
 from torch import nn
 from transformers import MegatronBertForMaskedLM
@@ -226,6 +236,108 @@ def test_flags_that_do_not_go_together(
 ) -> None:
     done = run_stage("plm_pretrain", *flags(fasta, tmp_path / "out", **more))
     assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+class _Given(torch.utils.data.Dataset):
+    """Rows that are there already."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.rows[number]
+
+    def epochs(self, rows: int) -> float:
+        return rows / len(self.rows)
+
+
+def step_on(rows: Sequence[Any], network: nn.Module, **more: Any) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The gradient of a step of some rows, and what is recorded of it."""
+    gradients: dict[str, torch.Tensor] = {}
+    network = copy.deepcopy(network)
+    for name, value in network.named_parameters():
+        def add(gradient: torch.Tensor, name: str = name) -> None:
+            gradients[name] = gradients[name] + gradient if name in gradients else gradient.clone()
+
+        value.register_hook(add)
+    settings = RowSettings(steps=1, accumulate=len(rows), clip=0.0, warmup_steps=0)
+    steering = Steering(dict, lambda step, known: None, lambda write, done: None, lambda: False)
+    done = train_rows(network, _Given(rows), settings, steering, device=torch.device("cpu"), **more)
+    return gradients, done.history[-1]
+
+
+def agree(parts: Sequence[Any], whole: Any, network: nn.Module, **more: Any) -> None:
+    """Rows of a step give the gradient and the record of one row that holds all."""
+    (mine, told), (theirs, expected) = (step_on(rows, network, **more) for rows in (parts, [whole]))
+    assert mine.keys() == theirs.keys() and told.keys() == expected.keys()
+    scale = max(float(value.abs().max()) for value in theirs.values())
+    assert scale > 0
+    for name, value in theirs.items():
+        assert float((mine[name] - value).abs().max()) < 2e-6 * scale, name
+    assert told == pytest.approx(expected, rel=1e-5)
+    without = {**more, "counts": None}
+    assert step_on(parts, network, **without)[1]["train_loss"] != pytest.approx(expected["train_loss"], rel=1e-4)
+
+
+PARTS = ([0, 1, 2, 3, 4, 5], [6], [7, 8])
+"""Rows of very different size, of proteins from 20 to 60 residues."""
+
+
+def test_rows_of_a_step_weigh_by_what_they_predict(tiny_esm2: Path, tmp_path: Path) -> None:
+    loaded = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path), purpose="masked_lm")
+    chance = np.random.default_rng(1)
+    texts = ["".join(chance.choice(list("ACDEFGHIKLMNPQRSTVWY"), 20 + 5 * number)) for number in range(9)]
+    corpus = Corpus.build(texts, loaded.family, loaded.vocabulary)
+    stretches = [corpus.residue_ids(number) for number in range(9)]
+    targets = [corpus.hide(one, 0.2, np.random.default_rng(number)) for number, one in enumerate(stretches)]
+
+    def row(members: Sequence[int]) -> Any:
+        return corpus.row(members, [stretches[one] for one in members], [targets[one] for one in members])
+
+    whole = row([one for part in PARTS for one in part])
+    agree([row(part) for part in PARTS], whole, MaskedRowModel(loaded.model), collate=training.collate,
+          counts=training.counts)
+
+
+@pytest.mark.parametrize("represent", ["masked", "intact"])
+def test_rows_of_a_distillation_weigh_by_what_they_predict(represent: Any, tiny_esm2: Path, tmp_path: Path) -> None:
+    loaded = load_model(resolve_model(str(tiny_esm2), workdir=tmp_path), purpose="masked_lm")
+    chance = np.random.default_rng(1)
+    fasta = tmp_path / "simulated.fasta"
+    fasta.write_text("".join(
+        f">p{number}\n{''.join(chance.choice(list('ACDEFGHIKLMNPQRSTVWY'), 20 + 5 * number))}\n" for number in range(9)
+    ))
+    store = open_corpus(fasta, tmp_path, loaded.family, loaded.vocabulary)
+    masks = MaskPlan(rate=0.2)
+    objective = Objective(logit_mse=0.5, kl=1.0, hidden=1.0, mlm=0.25, represent=represent)
+    answer = Teacher(loaded, store, masks, Wants(True, False, True, 1, represent)).answer
+    torch.manual_seed(3)
+    student = copy.deepcopy(loaded.model)
+    with torch.no_grad():
+        for value in student.parameters():
+            value += 0.1 * torch.randn_like(value)
+    network = DistillationModel(student, loaded.family, objective, answer, (loaded.hidden_size,) * 2)
+
+    def row(members: Sequence[int]) -> DistillationRow:
+        return DistillationRow(*masks.row(store, members, 0), np.array(members), 0)
+
+    agree(
+        [row(part) for part in PARTS], row([one for part in PARTS for one in part]), network, terms=objective.terms,
+        collate=distillation.collate, every_step=True,
+        counts=lambda inputs: distillation.counts(inputs, objective, loaded.family.specials),
+    )
+
+
+def test_a_row_without_a_term_takes_no_part_in_it() -> None:
+    """The term is the mean over the rows that define it; what the others count is nothing."""
+    samples = [{"a": 3, "b": 1}, {"a": 0, "b": 1}, {"a": 1, "b": 1}]
+    defined = share_out(samples, lambda sample: {name: sample[name] for name in "ab"}, Ranks())
+    assert [sample["shares"]["a"] for sample in samples] == [2.25, 0.0, 0.75]  # type: ignore[index]
+    assert [sample["shares"]["b"] for sample in samples] == [1.0, 1.0, 1.0]  # type: ignore[index]
+    assert defined == pytest.approx({"a": 2 / 3, "b": 1.0})
 
 
 class _Rows(torch.utils.data.Dataset):

@@ -149,6 +149,23 @@ class LookCutShort(Exception):
     """Raised by ``Steering.judge`` when the job has been told to end while it judged."""
 
 
+@dataclass(frozen=True)
+class _Meeting:
+    """What the processes noted together.
+
+    Attributes:
+        tokens: Tokens of their rows.
+        undefined: Term -> rows in which it was not defined.
+        flags: Each flag, true if it is in any process.
+        steps: Of each step whose values were read: term -> mean; NaN for a term that no row defined.
+    """
+
+    tokens: int
+    undefined: dict[str, int]
+    flags: list[bool]
+    steps: list[dict[str, float]]
+
+
 class _Tally:
     """Sums of losses and terms over rows, of all processes together once they have met.
 
@@ -184,39 +201,46 @@ class _Tally:
         self._tokens += tokens
         self._own += [("train_loss", loss.detach()), *((name, value.detach()) for name, value in terms.items())]
 
-    def meet(self, flags: Sequence[bool], *, everything: bool = True) -> tuple[int, dict[str, int], list[bool]]:
+    def forget_rows(self) -> None:
+        """Drops the rows of a step that is not made."""
+        self._own, self._rows, self._tokens = [], 0, 0
+
+    def meet(self, flags: Sequence[bool] = (), *, everything: bool = True) -> _Meeting:
         """Adds up what the processes noted since they last met.
 
         Args:
             flags: Flags of this process, such as whether it was told to stop.
-            everything: False lets the values of the last step wait for the next meeting, if a GPU still computes them.
-
-        Returns:
-            Tokens; rows in which each term was undefined; each flag, true if it is in any process.
+            everything: False lets the values of the last step wait for the next meeting, if a GPU still computes them;
+                the same in all processes.
         """
-        values = torch.zeros(len(self._names), 3, dtype=torch.float64)  # sum, how many are read, how many there are
+        number = len(self._names)
+        noted = torch.zeros(number, dtype=torch.float64)
         if self._own:
             self._noted.append([name for name, _ in self._own])
             self._readings.note(torch.stack([value.float() for _, value in self._own]))
             for name in self._noted[-1]:
-                values[self._names.index(name), 2] += 1
-        for read in self._readings.read(everything=everything):
+                noted[self._names.index(name)] += 1
+        readings = self._readings.read(everything=everything)
+        values = torch.zeros(len(readings), number, 2, dtype=torch.float64)  # of each step: sums, how many there are
+        for of_step, read in zip(values, readings, strict=True):
             for name, value in zip(self._noted.popleft(), read.tolist(), strict=True):
-                values[self._names.index(name), :2] += torch.tensor([value, 1.0], dtype=torch.float64)
+                of_step[self._names.index(name)] += torch.tensor([value, 1.0], dtype=torch.float64)
         extra = torch.tensor([self._rows, self._tokens, *map(float, flags)], dtype=torch.float64)
-        together = torch.cat([values.flatten(), extra])
-        if self._ranks.world > 1:
-            import torch.distributed as dist
-
-            dist.all_reduce(together)
-        values, extra = together[: 3 * len(self._names)].view(-1, 3), together[3 * len(self._names) :]
-        for name, (total, count, _) in zip(self._names, values.tolist(), strict=True):
-            self._sums[name] += total
-            self._counts[name] += int(count)
+        parts = (values.flatten(), noted, extra)
+        values, noted, extra = _summed(torch.cat(parts), self._ranks).split([len(part) for part in parts])
+        steps = []
+        for of_step in values.view(-1, number, 2).tolist():
+            for name, (total, count) in zip(self._names, of_step, strict=True):
+                self._sums[name] += total
+                self._counts[name] += int(count)
+            steps.append({
+                name: total / count if count else math.nan
+                for name, (total, count) in zip(self._names, of_step, strict=True)
+            })
         rows, tokens = int(extra[0]), int(extra[1])
-        self._own, self._rows, self._tokens = [], 0, 0
-        undefined = {name: rows - int(count) for name, count in zip(self._names, values[:, 2].tolist(), strict=True)}
-        return tokens, undefined, [bool(flag) for flag in extra[2:].tolist()]
+        self.forget_rows()
+        undefined = {name: rows - int(count) for name, count in zip(self._names, noted.tolist(), strict=True)}
+        return _Meeting(tokens, undefined, [bool(flag) for flag in extra[2:].tolist()], steps)
 
     def means(self) -> dict[str, float]:
         """Means since the last :meth:`clear`; NaN for a term that was defined in no row. Where no value has been read
@@ -233,13 +257,18 @@ def train_rows(
     collate: Callable[[Sequence[Any]], dict[str, Any]], device: torch.device, resume: tuple[Path, Done] | None = None,
     ranks: Ranks | None = None, terms: Sequence[str] = (), every_step: bool = False,
     factor: Callable[[int], float] | None = None, enough: Callable[[Mapping[str, float]], bool] | None = None,
-    sharded: bool = False,
+    sharded: bool = False, counts: Callable[[Mapping[str, Any]], Mapping[str, int]] | None = None,
 ) -> RowOutcome:
     """Trains in place.
 
+    A step means the same however its sequences were packed: each part of the loss, a mean within a row, is averaged
+    over all rows of the step and of all processes by how many things each row's is the mean of.
+
     Args:
-        model: Called with what ``collate`` gives; answers a dictionary with the row's ``loss`` and, for each of
-            ``terms`` that is defined in the row, its value in ``terms``. On any device; the Trainer moves it.
+        model: Called with what ``collate`` gives, and with ``shares`` where ``counts`` is given: part of the loss ->
+            its factor. Answers a dictionary with the row's ``loss``, its parts times these factors, and, for each of
+            ``terms`` that is defined in the row, its value without factor in ``terms``. On any device; the Trainer
+            moves it.
         rows: At least ``steps * accumulate`` for each process.
         settings: Steps, rows, learning rate and all else that shapes the training.
         steering: Judges, reports, saves and stops; in the leading process.
@@ -254,6 +283,8 @@ def train_rows(
         enough: Asked after every step with its record: stop here?
         sharded: Weights, gradients and optimiser are divided among the processes (FSDP2). Checkpoints are as those of
             one process, which any number of processes go on from.
+        counts: What ``collate`` gave, on the device -> part of the loss -> residues or other things that it is the mean
+            of in this row, the same parts for all rows; without it all rows of a step weigh the same.
 
     Returns:
         The outcome; the model holds the last weights (sharded: only pieces, and the outcome has the weights).
@@ -272,6 +303,7 @@ def train_rows(
     tally = _Tally(terms, processes, before.sums, device)
     undefined = {name: before.undefined.get(name, 0) for name in terms}
     state_of = {"tokens": before.tokens, "finished": True}
+    unread: deque[dict[str, float]] = deque()  # records of steps whose values a GPU still computes
     rows_a_step = settings.accumulate * processes.world
 
     sharded = sharded and processes.world > 1
@@ -310,7 +342,37 @@ def train_rows(
             leave(int(known["step"]), known)
         history.append(known)
 
+    def record(values: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
+        """What is told of a step: tokens, means, learning rate, and if every step has a record its place."""
+        rest = {name: value for name, value in known.items() if name != "tokens"}
+        return {"tokens": known["tokens"], **values, **rest}
+
+    def told_late(steps: Sequence[Mapping[str, float]], now: int) -> dict[str, float] | None:
+        """Records steps whose values have come; that of the step that was made just now is given back."""
+        for values in steps:
+            known = record(values, unread.popleft())
+            if known["step"] == now:
+                return known
+            check(known, int(known["step"]))
+            history.append(known)
+            if processes.leads:
+                steering.report(int(known["step"]), known)
+        return None
+
+    def check(known: Mapping[str, float], step: int) -> None:
+        if not math.isfinite(known["train_loss"]):
+            raise _diverged(step, settings, rows_a_step, "The loss is no finite number any more")
+
     class RowTrainer(Trainer):
+        defined: dict[str, float]
+        """Part of the loss -> share of the step's rows that define it."""
+
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            samples, items = super().get_batch_samples(*args, **kwargs)
+            if counts is not None and samples:
+                self.defined = share_out(samples, counts, processes)
+            return samples, items
+
         def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
             return _From(before.step * rows_a_step, settings.steps * rows_a_step)
 
@@ -322,9 +384,18 @@ def train_rows(
 
         def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             if processes.world == 1 and steering.stopping():  # weights and sums are those after the last step
+                tally.forget_rows()
+                read = tally.meet().steps  # of the last step, which a GPU had still computed
+                if every_step:
+                    told_late(read, -1)
+                    tally.clear()
                 leave(int(self.state.global_step))
             outputs = model(**inputs)
-            tally.add(int(inputs["input_ids"].shape[0]), outputs["loss"], outputs.get("terms", {}))
+            values = outputs.get("terms", {})
+            if counts is not None:  # their mean over the rows that define them is that over all they are means of
+                shares = inputs["shares"]
+                values = {name: value * (shares[name] * self.defined[name]) for name, value in values.items()}
+            tally.add(int(inputs["input_ids"].shape[0]), outputs["loss"], values)
             return (outputs["loss"], outputs) if kwargs.get("return_outputs") else outputs["loss"]
 
     between = kept.seconds_between(settings.checkpoint_every)
@@ -350,20 +421,36 @@ def train_rows(
             late = settings.time_limit is not None and now - started >= 60 * settings.time_limit
             due = now - self.saved >= between
             told = steering.stopping()
-            shown = every_step or enough is not None or processes.world > 1 or step <= before.step + 1
-            kept_or_judged = step % settings.evaluate_every == 0 or step >= settings.steps or late or due or told
-            tokens, missing, (late, due, told) = tally.meet([late, due, told], everything=shown or kept_or_judged)
-            state_of["tokens"] += tokens
-            for name in terms:
-                undefined[name] += missing[name]
-            known = {"tokens": state_of["tokens"], **tally.means(), "learning_rate": self.rate}
-            stop = enough is not None and enough({"step": step, **known})
-            if not stop and not math.isfinite(known["train_loss"]):
-                raise _diverged(step, settings, rows_a_step, "The loss is no finite number any more")
             last = step >= settings.steps
-            look = step % settings.evaluate_every == 0 or last or late
+            judged = step % settings.evaluate_every == 0 or last
+            everything = judged or enough is not None or step <= before.step + 1
+            if processes.world == 1:
+                everything = everything or late or due or told
+            met = tally.meet([late, due, told], everything=everything)
+            late, due, told = met.flags
+            read = met.steps
+            if (late or due or told) and not everything:
+                read += tally.meet().steps
+            state_of["tokens"] += met.tokens
+            for name in terms:
+                undefined[name] += met.undefined[name]
+            look = judged or late
+            place: dict[str, float] = {"tokens": state_of["tokens"], "learning_rate": self.rate}
             if look or every_step:
-                known |= {"step": step, "epoch": round(rows.epochs(step * rows_a_step), 4)}
+                place |= {"step": step, "epoch": round(rows.epochs(step * rows_a_step), 4)}
+            if every_step:
+                unread.append(place)
+                current = told_late(read, step)
+                tally.clear()
+                if current is None:  # a GPU still computes what would be told
+                    return
+                known = current
+            else:
+                known = record(tally.means(), place)
+            stop = enough is not None and enough({"step": step, **known})
+            if not stop:
+                check(known, step)
+            if look or every_step:
                 if look and together:
                     look_at(known)
                 else:
@@ -417,6 +504,40 @@ def train_rows(
     seconds = time.monotonic() - started
     finished = bool(state_of["finished"])
     return RowOutcome(history, steps, int(state_of["tokens"]), seconds, finished, undefined, held)
+
+
+def _summed(values: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """Numbers of the host, summed over the processes of the job."""
+    if ranks.world > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(values)
+    return values
+
+
+def share_out(
+    samples: Sequence[dict[str, Any]], counts: Callable[[Mapping[str, Any]], Mapping[str, int]], ranks: Ranks
+) -> dict[str, float]:
+    """Puts ``shares`` into the rows of a step: the factor of each part of the loss with which the mean over the rows
+    of all processes is the mean over everything that they count.
+
+    Args:
+        samples: Keyword arguments of the model for each row of this process.
+        counts: As in :func:`train_rows`.
+        ranks: The processes of the job.
+
+    Returns:
+        Part -> share of the rows that define it, 0-1.
+    """
+    own = [counts(sample) for sample in samples]
+    names = list(own[0])
+    each = torch.tensor([[count[name] for name in names] for count in own], dtype=torch.float64)
+    parts = (each.sum(0), (each > 0).double().sum(0), torch.tensor([float(len(own))]))
+    totals, defined, number = _summed(torch.cat(parts), ranks).split([len(part) for part in parts])
+    factors = each * number / totals.clamp(min=1)
+    for sample, row in zip(samples, factors.tolist(), strict=True):
+        sample["shares"] = dict(zip(names, row, strict=True))
+    return dict(zip(names, (defined / number).tolist(), strict=True))
 
 
 def _diverged(step: int, settings: RowSettings, rows_a_step: int, what: str) -> UserError:

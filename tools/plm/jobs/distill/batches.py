@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from plm.errors import UserError
-from plm.masked_lm.corpus import EpochRows
+from plm.masked_lm.corpus import IGNORED, EpochRows
 from plm.masked_lm.corpus_store import CorpusStore
 from plm.masked_lm.masks import MaskPlan
-from plm.model.batching import Batch
+from plm.model.batching import Batch, sent
 
 Group = Literal["taxon", "none"]
 
@@ -131,12 +131,28 @@ class DistillationRow(NamedTuple):
             ``torch.where(targets == IGNORED, batch.input_ids, targets)``.
         members: ``(B,)`` int64 indices into the store, in the order of the row.
         set_number: Number of the set of masks.
+        places: ``(M,)`` int64 places of the residues to predict, where they are known: a device would have to be waited
+            for.
     """
 
     batch: Batch
     targets: torch.Tensor
     members: np.ndarray
     set_number: int
+    places: torch.Tensor | None = None
+
+    @property
+    def asked(self) -> torch.Tensor:
+        """``(M,)`` int64 places of the residues to predict, where the targets are."""
+        return torch.nonzero(self.targets != IGNORED)[:, 0] if self.places is None else self.places
+
+    def to(self, device: torch.device) -> DistillationRow:
+        """The same row on a device; to CUDA without waiting."""
+        if self.targets.device.type == device.type:
+            return self
+        return self._replace(
+            batch=self.batch.to(device), targets=sent(self.targets, device), places=sent(self.asked, device)
+        )
 
 
 class DistillationRows(EpochRows):

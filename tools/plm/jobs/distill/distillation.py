@@ -143,28 +143,31 @@ class DistillationModel(nn.Module):
         self._objective, self._teach = objective, teach
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: torch.Tensor, labels: torch.Tensor,
-        members: np.ndarray, set_number: int,
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: Sequence[int], labels: torch.Tensor,
+        asked: torch.Tensor, members: np.ndarray, set_number: int, shares: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """The loss of a row.
 
         Args:
             input_ids: ``(T,)`` token ids after masking.
             position_ids: ``(T,)`` place of each token in its sequence.
-            lengths: ``(N,)`` tokens of each sequence.
+            lengths: Tokens of each of the N sequences.
             labels: ``(T,)`` true ids, ``IGNORED`` where nothing is asked.
+            asked: ``(M,)`` places where something is.
             members: ``(N,)`` indices of the sequences.
             set_number: Number of the set of masks.
+            shares: Term -> its factor in the loss beside its weight.
 
         Returns:
             ``loss``, and in ``terms`` each term that the row defines, without its weight.
         """
         wanted = self._objective
-        batch = Batch(input_ids, position_ids, RowLayout(tuple(lengths.tolist())), tuple(members.tolist()))
-        row = DistillationRow(batch, labels, members, set_number)
+        batch = Batch(input_ids, position_ids, RowLayout(tuple(lengths)), tuple(members.tolist()))
+        row = DistillationRow(batch, labels, members, set_number, asked)
         terms, anchor = self.terms(row, self._teach(row) if wanted.needs_logits or wanted.needs_states else None)
         # A row may define no term at all, and yet every process must have a gradient to add.
-        loss = 0.0 * anchor.float().sum() + sum(getattr(wanted, name) * value for name, value in terms.items())
+        weights = {name: getattr(wanted, name) * (1.0 if shares is None else shares[name]) for name in terms}
+        loss = 0.0 * anchor.float().sum() + sum(weights[name] * value for name, value in terms.items())
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
     def terms(
@@ -177,13 +180,13 @@ class DistillationModel(nn.Module):
             taught: What the teacher says of it; None if the objective asks nothing of a teacher.
         """
         wanted, batch, labels = self._objective, row.batch, row.targets
-        asked = labels != IGNORED
+        asked = row.asked
         model: Any = self.language_model
         terms: dict[str, torch.Tensor] = {}
         predicts = wanted.needs_logits or bool(wanted.mlm)
         both = wanted.needs_states and wanted.represent == "masked"
         hidden = encoder.hidden_states(model, batch) if predicts or both else None
-        if hidden is not None and predicts and bool(asked.any()):
+        if hidden is not None and predicts and len(asked):
             with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would round logits to a thirtieth
                 logits = encoder.language_head(model)(hidden[asked].to(model.dtype))
                 if wanted.mlm:
@@ -193,7 +196,7 @@ class DistillationModel(nn.Module):
         states = hidden
         if taught is not None and wanted.needs_states:
             if hidden is None or not both:
-                ids = torch.where(asked, labels, batch.input_ids)
+                ids = torch.where(labels != IGNORED, labels, batch.input_ids)
                 intact = Batch(ids, batch.position_ids, batch.layout, batch.indices)
                 states = encoder.hidden_states(model, intact)
             assert states is not None
@@ -230,15 +233,32 @@ def _logit_terms(logits: torch.Tensor, taught: TeacherTargets, wanted: Objective
 
 def collate(items: Sequence[DistillationRow]) -> dict[str, Any]:
     """The one row of a micro-batch as the keyword arguments of :meth:`DistillationModel.forward`."""
-    ((batch, targets, members, set_number),) = items
+    (row,) = items
+    batch, targets, members, set_number, _ = row
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
-        "lengths": torch.tensor(batch.lengths),
+        "lengths": batch.lengths,
         "labels": targets,
+        "asked": row.asked,
         "members": members,
         "set_number": set_number,
     }
+
+
+def counts(inputs: Mapping[str, Any], objective: Objective, specials: int) -> dict[str, int]:
+    """What the terms of a row are means of: masked residues, residues, and the pairs of the row as one.
+
+    Args:
+        inputs: As :func:`collate` gives them.
+        objective: Terms that weigh something.
+        specials: Special tokens of a sequence.
+    """
+    masked, sequences = len(inputs["asked"]), len(inputs["lengths"])
+    known = dict.fromkeys(TERMS, masked) | {
+        "kernel": int(sequences > 1), "hidden": sum(inputs["lengths"]) - specials * sequences,
+    }
+    return {name: known[name] for name in objective.terms}
 
 
 def looks(
@@ -284,7 +304,7 @@ class Validation:
                 break
             chosen = indices[members]
             batch, targets = masks.row(store, chosen.tolist(), 0)
-            row = DistillationRow(batch.to(device), targets.to(device), chosen, 0)
+            row = DistillationRow(batch, targets, chosen, 0).to(device)
             self._rows.append((row, teacher.answer(row)))
             seen += batch.tokens
 

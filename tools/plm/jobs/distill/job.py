@@ -13,7 +13,16 @@ import torch
 
 from plm import stage
 from plm.jobs.distill.batches import DistillationRows, Group, RowPlan
-from plm.jobs.distill.distillation import DistillationModel, Objective, RangeTest, RateRamp, Validation, collate, looks
+from plm.jobs.distill.distillation import (
+    DistillationModel,
+    Objective,
+    RangeTest,
+    RateRamp,
+    Validation,
+    collate,
+    counts,
+    looks,
+)
 from plm.jobs.distill.report import Facts
 from plm.jobs.distill.setup import Setup
 from plm.jobs.distill.teacher import Teacher
@@ -233,7 +242,7 @@ class DistillationJob:
         steering = Steering(look, report, keeper.save, keeper.stopping)
         outcome = train_rows(
             network, self.rows(), settings, steering, collate=collate, device=self.setup.device, resume=keeper.resume,
-            ranks=self.ranks, terms=terms, every_step=True,
+            ranks=self.ranks, terms=terms, every_step=True, counts=self.counts,
         )
         keeper.trained()
         return outcome
@@ -253,9 +262,13 @@ class DistillationJob:
         steering = Steering(dict, report, lambda write, done: None, lambda: False)
         outcome = train_rows(
             network, self.rows(steps), settings, steering, collate=collate, device=self.setup.device, ranks=self.ranks,
-            terms=self.objective.terms, every_step=True, factor=ramp.factor, enough=ramp.enough,
+            terms=self.objective.terms, every_step=True, factor=ramp.factor, enough=ramp.enough, counts=self.counts,
         )
         return ramp.result(), outcome
+
+    def counts(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """What the terms of a row are means of."""
+        return counts(inputs, self.objective, self.student.family.specials)
 
     def scores(self) -> dict[str, MaskedScore]:
         """The last judgement: teacher, student and the student before, on the test clusters."""

@@ -15,7 +15,7 @@ from plm.masked_lm.corpus import IGNORED
 from plm.masked_lm.corpus_store import CorpusStore
 from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
-from plm.model.batching import Batch
+from plm.model.batching import Batch, sent
 from plm.model.loaded import LoadedModel
 
 
@@ -111,10 +111,11 @@ class Teacher:
         states: torch.Tensor | None = None
         with torch.no_grad():
             if wants.logits or (wants.represent == "masked" and (wants.pooled or wants.hidden)):
-                batch, labels = self._masked(row)
+                masked = self._masked(row)
+                batch = masked.batch
                 last, states = encoder.layer_states(loaded, batch, [loaded.layers, wants.layer])
                 if self._head is not None:
-                    logits = self._head(last[labels != IGNORED].float())
+                    logits = self._head(last[masked.asked].float())
                     targets |= top_logits(logits, wants.top) if wants.top else {"logits": logits}
             if wants.pooled or wants.hidden:
                 if wants.represent == "intact" or states is None:
@@ -128,19 +129,18 @@ class Teacher:
                     targets["hidden"] = mine
         return TeacherTargets(**targets)
 
-    def _masked(self, row: DistillationRow) -> tuple[Batch, torch.Tensor]:
-        if self._same_ids:
-            batch, labels = row.batch, row.targets
-        else:
+    def _masked(self, row: DistillationRow) -> DistillationRow:
+        if not self._same_ids:
             batch, labels = self._masks.row(self._store, np.asarray(row.members).tolist(), row.set_number)
-        return batch.to(self._loaded.device), labels.to(self._loaded.device)
+            row = DistillationRow(batch, labels, row.members, row.set_number)
+        return row.to(self._loaded.device)
 
     def _intact(self, row: DistillationRow) -> Batch:
         if self._same_ids:
+            row = row.to(self._loaded.device)
             ids = torch.where(row.targets == IGNORED, row.batch.input_ids, row.targets)
-            batch = Batch(ids, row.batch.position_ids, row.batch.layout, row.batch.indices)
-        else:
-            batch = self._masks.intact_row(self._store, np.asarray(row.members).tolist(), row.set_number)
+            return Batch(ids, row.batch.position_ids, row.batch.layout, row.batch.indices)
+        batch = self._masks.intact_row(self._store, np.asarray(row.members).tolist(), row.set_number)
         return batch.to(self._loaded.device)
 
 
@@ -160,17 +160,25 @@ def residue_places(batch: Batch, before: int, after: int) -> tuple[torch.Tensor,
         after: Special tokens behind.
 
     Returns:
-        ``(T,)`` bool, and for the R residues ``(R,)`` int64 numbers of their sequences.
+        ``(R,)`` int64 places of the R residues in the row, and ``(R,)`` int64 numbers of their sequences, on the
+        device of the row, where nobody waits for them.
     """
     device = batch.input_ids.device
-    lengths = torch.tensor(batch.lengths, device=device)
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-    inside = (batch.position_ids >= before) & (batch.position_ids < lengths[owner] - after)
-    return inside, owner[inside]
+
+    def make() -> torch.Tensor:
+        owner = batch.layout.owners(torch.device("cpu"))
+        lengths = torch.tensor(batch.lengths)
+        at = torch.arange(batch.tokens) - torch.tensor(batch.layout.starts)[owner]
+        inside = torch.nonzero((at >= before) & (at < lengths[owner] - after))[:, 0]
+        return sent(torch.stack((inside, owner[inside])), device)
+
+    inside, owner = batch.layout.made(f"residues between {before} and {after}", device, make)
+    return inside, owner
 
 
 def mean_of_residues(states: torch.Tensor, owner: torch.Tensor, sequences: int) -> torch.Tensor:
     """``(B, D)`` mean of the ``(R, D)`` states of each sequence's residues, in float32 at least."""
     wide = states if states.dtype == torch.float64 else states.float()
     sums = torch.zeros(sequences, wide.shape[1], dtype=wide.dtype, device=wide.device).index_add(0, owner, wide)
-    return sums / torch.bincount(owner, minlength=sequences).clamp(min=1)[:, None]
+    ones = torch.ones_like(wide[:, 0])  # bincount would have a GPU waited for
+    return sums / ones.new_zeros(sequences).index_add(0, owner, ones).clamp(min=1)[:, None]

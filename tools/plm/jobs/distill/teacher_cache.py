@@ -32,6 +32,7 @@ from plm.masked_lm.corpus import IGNORED
 from plm.masked_lm.corpus_store import CorpusStore
 from plm.masked_lm.masks import MaskPlan
 from plm.model import encoder
+from plm.model.batching import sent
 from plm.model.bundles import archive
 from plm.model.loaded import LoadedModel
 from plm.received import tensors
@@ -398,7 +399,7 @@ class CachedTeacher:
         targets = self._cache.read(self._store.digests[row.members], row.set_number)
         device = row.targets.device
         return TeacherTargets(
-            **{name: value.to(device) for name in _FIELDS if (value := getattr(targets, name)) is not None}
+            **{name: sent(value, device) for name in _FIELDS if (value := getattr(targets, name)) is not None}
         )
 
 
