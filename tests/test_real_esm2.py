@@ -125,6 +125,19 @@ def test_real_weights_go_through_the_stages(
     assert {(row["protein"], int(row["position"])) for row in sites} == expected
     assert len({row["p_1"] for row in sites}) > 1 and all(0 <= float(row["p_1"]) <= 1 for row in sites)
 
+    stage("plm_preprocess", "--input", tmp_path / "windows.fasta", "--task", "sequence", "--labels", "LABEL=",
+          "--split", "random", "--dataset", tmp_path / "whole.tsv", "--rejected", tmp_path / "rejected.tsv", "--leakage",
+          tmp_path / "leakage.tsv", "--report", tmp_path / "report.md")
+    stage("plm_finetune", "--dataset", tmp_path / "whole.tsv", "--model", esm2_8m, "--method", "head", "--epochs", 1,
+          "--device", "cpu", "--bundle", tmp_path / "whole.zip", "--predictions", tmp_path / "whole_answers.tsv")
+    stage("plm_predict", "--input", tmp_path / "windows.fasta", "--bundle", tmp_path / "whole.zip", "--model", esm2_8m,
+          "--device", "cpu", "--predictions", tmp_path / "predicted.tsv")
+    predicted = {row["id"]: float(row["p_1"]) for row in _rows(tmp_path / "predicted.tsv")}
+    assert len(predicted) == len(labelled)
+    answers = _rows(tmp_path / "whole_answers.tsv")
+    tested = [row for row in answers if row["split"] == "test" and row["role"] == "predictor"]
+    assert tested and all(predicted[row["id"]] == pytest.approx(float(row["p_1"]), abs=5e-3) for row in tested)
+
 
 def _plain_means(folder: Path, sequences: Sequence[str]) -> np.ndarray:
     """(N, D) mean over the residues of each sequence, by transformers' own class."""
