@@ -126,8 +126,8 @@ def test_real_weights_go_through_the_stages(
     assert len({row["p_1"] for row in sites}) > 1 and all(0 <= float(row["p_1"]) <= 1 for row in sites)
 
     stage("plm_preprocess", "--input", tmp_path / "windows.fasta", "--task", "sequence", "--labels", "LABEL=",
-          "--split", "random", "--dataset", tmp_path / "whole.tsv", "--rejected", tmp_path / "rejected.tsv", "--leakage",
-          tmp_path / "leakage.tsv", "--report", tmp_path / "report.md")
+          "--split", "random", "--dataset", tmp_path / "whole.tsv", "--rejected", tmp_path / "rejected.tsv",
+          "--leakage", tmp_path / "leakage.tsv", "--report", tmp_path / "report.md")
     stage("plm_finetune", "--dataset", tmp_path / "whole.tsv", "--model", esm2_8m, "--method", "head", "--epochs", 1,
           "--device", "cpu", "--bundle", tmp_path / "whole.zip", "--predictions", tmp_path / "whole_answers.tsv")
     stage("plm_predict", "--input", tmp_path / "windows.fasta", "--bundle", tmp_path / "whole.zip", "--model", esm2_8m,
