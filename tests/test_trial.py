@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import resource
 import signal
@@ -101,3 +102,16 @@ def test_proteins_close_their_files(tmp_path: Path) -> None:
     assert few[0] == "MKTAYIAKQR" and descriptors() == before + 1
     del few
     assert descriptors() == before
+
+
+def test_where_no_process_is_left_the_file_is_read_without_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fork", refuse)
+        trial.try_out(lambda path, step: pytest.fail("looked here"), tmp_path, "X", "file")
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before

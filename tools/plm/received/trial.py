@@ -29,7 +29,12 @@ def try_out(look: Callable[[Path, Callable[[], object]], None], path: Path, what
     if not hasattr(os, "fork"):
         return
     reading, writing = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:  # no process or memory is left for it: then the file is read without a look before
+        os.close(reading)
+        os.close(writing)
+        return
     if child == 0:
         _in_child(look, path, reading, writing)
     os.close(writing)
