@@ -134,9 +134,8 @@ def _open_tables(
     from plm.data.gff import GffWriter
     from plm.jobs.classify_sites.tables import SiteTables
 
-    paths = [None if final is None else outputs.path(final) for final in (args.sites, args.status, args.gff)]
     handles = [
-        None if path is None else opened.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in paths
+        None if final is None else outputs.text(opened, final) for final in (args.sites, args.status, args.gff)
     ]
     gff = None if handles[2] is None else GffWriter(handles[2], NAME)
     finished = bundle.finished
@@ -150,8 +149,7 @@ def _open_reasons(
 
     if args.reasons is None:
         return None
-    handle = opened.enter_context(outputs.path(args.reasons).open("w", encoding="utf-8", newline="\n"))
-    return CallReasons.begin(bundle, model, handle)
+    return CallReasons.begin(bundle, model, outputs.text(opened, args.reasons))
 
 
 def _finish(

@@ -18,8 +18,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from plm import flags, stage
 from plm.errors import UserError
@@ -143,10 +144,7 @@ def _write(args: Arguments, job: ContactJob, outputs: stage.Outputs, scratch: Pa
     tables = ContactTables(job)
     predictions: list[ContactPrediction] = []
     with ExitStack() as opened:
-
-        def text(path: Path) -> TextIO:
-            return opened.enter_context(outputs.path(path).open("w", encoding="utf-8", newline="\n"))
-
+        text = partial(outputs.text, opened)
         handle = text(args.contacts)
         tables.header_of_contacts(handle)
         for prediction in job.predict():

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from plm import flags, stage
 from plm.errors import UserError
@@ -155,10 +155,7 @@ def _write(args: Arguments, answers: VariantAnswers, outputs: stage.Outputs) -> 
     tables, table = answers.tables, answers.table
     drawn = None
     with ExitStack() as opened:
-
-        def text(path: Path) -> TextIO:
-            return opened.enter_context(outputs.path(path).open("w", encoding="utf-8", newline="\n"))
-
+        text = partial(outputs.text, opened)
         if table is not None:
             tables.write_rows(table, text(args.scores))
         else:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from plm import failures
 from plm.errors import UserError
@@ -208,6 +209,10 @@ class Outputs:
         temporary.chmod(0o666 & ~_umask())
         self._pending.append((temporary, final))
         return temporary
+
+    def text(self, opened: contextlib.ExitStack, final: str | Path) -> TextIO:
+        """Opens such a file for text (UTF-8, lines end in a line feed); closed with ``opened``."""
+        return opened.enter_context(self.path(final).open("w", encoding="utf-8", newline="\n"))
 
     def directory(self, final: str | Path) -> Path:
         """A temporary directory beside ``final`` to fill; ``final`` is absent or an empty folder."""
