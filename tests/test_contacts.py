@@ -202,6 +202,40 @@ def test_the_scheme_of_an_mmcif_file_states_what_is_not_resolved(tmp_path: Path)
     assert np.array_equal(longer.places[1:-1], whole.places)
 
 
+def test_places_in_a_sequence_are_those_that_the_file_gives(tmp_path: Path) -> None:
+    """A residue beside a gap has its letter on both sides, and repeats fit in many places: numbers decide."""
+    names = ["LYS", "GLN", "ALA", "GLU", "SER", "GLN", "PRO", "LYS"]
+    seqres = f"SEQRES   1 A    8  {' '.join(names)}\n"
+    kept = [(1, "LYS"), (2, "GLN"), (7, "PRO"), (8, "LYS")]
+    gap = one(tmp_path, seqres + "".join(residue(number, name) for number, name in kept))
+    assert np.flatnonzero(np.isfinite(gap.places[:, 0])).tolist() == [0, 1, 6, 7]
+    other = one(tmp_path, seqres + "".join(residue(n, name) for n, name in [(1, "LYS"), (6, "GLN"), *kept[2:]]))
+    assert np.flatnonzero(np.isfinite(other.places[:, 0])).tolist() == [0, 5, 6, 7]
+    repeats = "SEQRES   1 A   12  " + " ".join(["ALA", "SER", "LYS"] * 4) + "\n"
+    third = one(tmp_path, repeats + residue(7, "ALA") + residue(8, "SER") + residue(9, "LYS"))
+    assert np.flatnonzero(np.isfinite(third.places[:, 0])).tolist() == [6, 7, 8]
+    # numbers that jump back say nothing of the sequence's gaps: the alignment does
+    odd = one(tmp_path, seqres + residue(1, "LYS") + residue(902, "GLN") + residue(903, "ALA") + residue(7, "PRO"))
+    assert odd.letters == "KQAESQPK" and odd.resolved == 4 and np.isfinite(odd.places[[0, 1, 2, 6], 0]).all()
+
+
+def test_an_mmcif_file_without_a_scheme_numbers_its_residues(tmp_path: Path) -> None:
+    """The authors' numbers may jump where the sequence goes on (a fused domain), as 6WQA's do: the file's own count."""
+    columns = ("group_PDB", "id", "type_symbol", "label_atom_id", "label_alt_id", "label_comp_id", "label_asym_id",
+               "label_seq_id", "pdbx_PDB_ins_code", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv",
+               "auth_seq_id", "auth_asym_id", "pdbx_PDB_model_num")
+    rows = [
+        f"ATOM {at} C {atom} . ALA A {place} ? {10 * place} {at % 3} 0 1.0 0.0 {number} A 1\n"
+        for at, (place, number, atom) in enumerate(
+            (place, number, atom) for place, number in ((1, 210), (2, 211), (3, 1001), (6, 1004), (7, 212))
+            for atom in ("N", "CA", "CB")
+        )
+    ]
+    head = "data_s\nloop_\n" + "".join(f"_atom_site.{name}\n" for name in columns)
+    chain = one_cif(tmp_path, head + "".join(rows) + "#\n")
+    assert chain.letters == "AAAXXAA" and chain.places[[0, 2, 5, 6], 0].tolist() == [10, 30, 60, 70]
+
+
 def one_cif(tmp_path: Path, text: str) -> Chain:
     (it,) = read(tmp_path, text, name="s.cif")
     assert isinstance(it, Chain), it

@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,20 @@ class _Polymer:
 
 
 @dataclass(frozen=True)
+class _Stated:
+    """The sequence of a chain as its file states it.
+
+    Attributes:
+        letters: The sequence.
+        numbers: The place in it of each residue by its number and insertion code; empty where the file does not say
+            so (PDB). From 0 where the sequence is stated.
+    """
+
+    letters: str = ""
+    numbers: Mapping[tuple[int, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Seen:
     """A residue with coordinates.
 
@@ -192,7 +207,7 @@ class _Seen:
     place: Floats
 
 
-def _parsed(text: str) -> tuple[Any, dict[str, str]]:
+def _parsed(text: str) -> tuple[Any, dict[str, _Stated]]:
     """The first model as Biopython reads it, and the sequences that the file states, by chain."""
     from Bio.PDB.MMCIFParser import MMCIFParser
     from Bio.PDB.PDBExceptions import PDBConstructionException
@@ -212,13 +227,13 @@ def _parsed(text: str) -> tuple[Any, dict[str, str]]:
     return model, _scheme(text) if is_cif else _seqres(text)
 
 
-def _polymers(model: Any, stated: dict[str, str]) -> Iterator[_Polymer]:
+def _polymers(model: Any, stated: Mapping[str, _Stated]) -> Iterator[_Polymer]:
     """Protein chains of a model in the order of the file."""
     for chain in model:
         seen = [one for one in map(_residue, chain) if one is not None]
         if len(seen) < FEWEST:
             continue
-        yield _polymer(str(chain.id).strip(), seen, stated.get(str(chain.id).strip(), ""))
+        yield _polymer(str(chain.id).strip(), seen, stated.get(str(chain.id).strip(), _Stated()))
 
 
 def _is_cif(text: str) -> bool:
@@ -255,58 +270,125 @@ def letter_of(name: str) -> str:
     return str(protein_letters_3to1_extended.get(name.strip().upper(), "X"))
 
 
-def _seqres(text: str) -> dict[str, str]:
+def _seqres(text: str) -> dict[str, _Stated]:
     chains: dict[str, list[str]] = {}
     for line in text.splitlines():
         if line.startswith("SEQRES"):
             chains.setdefault(line[11:12].strip(), []).extend(line[19:70].split())
         elif line.startswith("ATOM"):
             break
-    return {chain: "".join(map(letter_of, names)) for chain, names in chains.items()}
+    return {chain: _Stated("".join(map(letter_of, names))) for chain, names in chains.items()}
 
 
-def _scheme(text: str) -> dict[str, str]:
-    """Sequence of each chain by the name that authors gave it, from ``_pdbx_poly_seq_scheme``."""
+def _scheme(text: str) -> dict[str, _Stated]:
+    """Sequence of each chain by the name that authors gave it, from ``_pdbx_poly_seq_scheme``.
+
+    Where a file lacks it, the places that ``_atom_site`` gives its residues in a sequence that it does not state.
+    """
     from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 
     content = MMCIF2Dict(io.StringIO(text))
-    columns = [content.get(f"_pdbx_poly_seq_scheme.{name}", []) for name in ("pdb_strand_id", "seq_id", "mon_id")]
-    chains: dict[str, dict[str, str]] = {}
-    for chain, number, name in zip(*columns, strict=False):
-        chains.setdefault(chain, {}).setdefault(number, letter_of(name))  # the first of several at one place
-    return {chain: "".join(letters.values()) for chain, letters in chains.items()}
+
+    def column(name: str, table: str = "_pdbx_poly_seq_scheme") -> list[str]:
+        return list(content.get(f"{table}.{name}", []))
+
+    letters: dict[str, dict[str, str]] = {}
+    for chain, place, name in zip(column("pdb_strand_id"), column("seq_id"), column("mon_id"), strict=False):
+        letters.setdefault(chain, {}).setdefault(place, letter_of(name))  # the first of several at one place
+    numbers: dict[str, dict[tuple[int, str], int]] = {chain: {} for chain in letters}
+    at = {chain: {place: index for index, place in enumerate(places)} for chain, places in letters.items()}
+    for chain, place, number, inserted in zip(
+        column("pdb_strand_id"), column("seq_id"), column("pdb_seq_num"), column("pdb_ins_code"), strict=False
+    ):
+        if number.removeprefix("-").isdecimal():
+            numbers[chain][int(number), inserted.strip(".?")] = at[chain][place]
+    made = {chain: _Stated("".join(places.values()), numbers[chain]) for chain, places in letters.items()}
+    names = ("auth_asym_id", "label_seq_id", "auth_seq_id", "pdbx_PDB_ins_code")
+    bare: dict[str, dict[tuple[int, str], int]] = {}
+    for chain, place, number, inserted in zip(*(column(name, "_atom_site") for name in names), strict=False):
+        if chain not in made and place.isdecimal() and number.removeprefix("-").isdecimal():
+            bare.setdefault(chain, {}).setdefault((int(number), inserted.strip(".?")), int(place))
+    return made | {chain: _Stated(numbers=places) for chain, places in bare.items()}
 
 
-def _polymer(name: str, seen: Sequence[_Seen], whole: str) -> _Polymer:
+def _polymer(name: str, seen: Sequence[_Seen], stated: _Stated) -> _Polymer:
     remarks: list[str] = []
+    if not stated.letters and all(one.number in stated.numbers for one in seen):
+        seen = [replace(one, number=(stated.numbers[one.number], "")) for one in seen]
     letters, places = filled(seen)
-    if whole:
-        lined = align(whole, "".join(one.letter for one in seen))
-        unplaced = len(seen) - int((lined.positions >= 0).sum())
-        if lined.identity >= LEAST_IDENTITY and not unplaced:
-            letters = whole
-            places = np.full((len(whole), 3), np.nan)
-            places[lined.positions] = [one.place for one in seen]
-        else:
+    if stated.letters:
+        positions = _laid(seen, stated)
+        if positions is None:
             remarks.append("the residues do not fit the sequence that the file states, which was not used")
+        else:
+            letters = stated.letters
+            places = np.full((len(letters), 3), np.nan)
+            places[positions] = [one.place for one in seen]
     missing = len(letters) - int(np.isfinite(places[:, 0]).sum())
     if missing:
         remarks.append(f"{missing} of {len(letters)} residues without a known place")
     return _Polymer(name, letters, places, tuple(remarks))
 
 
+def _laid(seen: Sequence[_Seen], stated: _Stated) -> NDArray[np.int64] | None:
+    """The place of each residue in the sequence that the file states; None if they do not fit.
+
+    Where the file numbers the places (mmCIF), these count. Else the residues keep the distances of their numbers, if
+    so at least as many letters agree as in an alignment, which may lay a residue beside a gap on either of its sides.
+    """
+    letters = "".join(one.letter for one in seen)
+    if all(one.number in stated.numbers for one in seen):
+        told = np.array([stated.numbers[one.number] for one in seen], np.int64)
+        if len(set(told.tolist())) == len(seen) and _agreeing(stated.letters, letters, told) >= LEAST_IDENTITY:
+            return told
+    numbered = _by_distance(seen, stated.letters)
+    same = 0.0 if numbered is None else _agreeing(stated.letters, letters, numbered)
+    if same == 1:
+        return numbered
+    lined = align(stated.letters, letters)
+    whole = bool((lined.positions >= 0).all()) and lined.identity >= LEAST_IDENTITY
+    if same >= LEAST_IDENTITY and (not whole or same >= lined.identity):
+        return numbered
+    return lined.positions if whole else None
+
+
+def _agreeing(sequence: str, letters: str, positions: NDArray[np.int64]) -> float:
+    """Share of the letters but X that lie on an equal one."""
+    pairs = [(sequence[at], letter) for at, letter in zip(positions.tolist(), letters, strict=True) if letter != "X"]
+    return sum(one == other for one, other in pairs) / max(1, len(pairs))
+
+
+def _by_distance(seen: Sequence[_Seen], sequence: str) -> NDArray[np.int64] | None:
+    """Places of the residues at the distances of their numbers, where most letters agree; None if they do not fit in.
+
+    Of several such places that counts which is nearest to numbers that count from the sequence's first residue.
+    """
+    offsets = np.cumsum([0, *(_step(first, second) for first, second in pairwise(seen))])
+    if offsets[-1] >= len(sequence):
+        return None
+    own = np.array(list("".join(one.letter for one in seen)))
+    whole = np.array(list(sequence))
+    counts = [int((whole[offsets + start] == own).sum()) for start in range(len(sequence) - int(offsets[-1]))]
+    expected = seen[0].number[0] - 1
+    best = max(range(len(counts)), key=lambda start: (counts[start], -abs(start - expected)))
+    made: NDArray[np.int64] = offsets + best
+    return made
+
+
+def _step(first: _Seen, second: _Seen) -> int:
+    """How far apart two residues that follow each other are in the sequence, as their numbers say."""
+    skipped = second.number[0] - first.number[0] - 1
+    return 1 + skipped if 0 < skipped <= LONGEST_GAP else 1
+
+
 def filled(seen: Sequence[_Seen]) -> tuple[str, Floats]:
     """Letters and places of residues, with an X for each number that is skipped."""
     letters, places = [], []
-    last: int | None = None
-    for one in seen:
-        skipped = 0 if last is None else one.number[0] - last - 1
-        if 0 < skipped <= LONGEST_GAP:
-            letters.append("X" * skipped)
-            places += [np.full(3, np.nan)] * skipped
-        letters.append(one.letter)
+    for before, one in zip([None, *seen], seen, strict=False):
+        skipped = 0 if before is None else _step(before, one) - 1
+        letters.append("X" * skipped + one.letter)
+        places += [np.full(3, np.nan)] * skipped
         places.append(one.place)
-        last = one.number[0]
     return "".join(letters), np.array(places, np.float64)
 
 
