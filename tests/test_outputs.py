@@ -6,9 +6,11 @@ import errno
 import importlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,6 +197,15 @@ def test_hdf5_that_only_fails_at_the_end(tmp_path: Path) -> None:
         writer.check()
 
 
+def test_hdf5_reads_back_what_it_could_not_write(tmp_path: Path) -> None:
+    # Texts lie apart from their data set, which is read again when more of them are written.
+    with small_files(2500), pytest.raises(OSError), writing(tmp_path / "x.h5") as writer:
+        names = writer.file.create_dataset("ids", (400,), h5py.string_dtype())
+        for start in range(0, 400, 100):
+            names[start : start + 100] = [f"a name long enough to fill a heap {number}" for number in range(100)]
+        assert names[0] == b"a name long enough to fill a heap 0"
+
+
 def test_hdf5_written_so_is_read_by_everybody(tmp_path: Path) -> None:
     with writing(tmp_path / "x.h5", track_order=True) as writer:
         for name in "cab":
@@ -202,12 +213,6 @@ def test_hdf5_written_so_is_read_by_everybody(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "r", track_order=True) as file:
         assert list(file) == ["c", "a", "b"] and (file["a"][...] == np.arange(3000.0)).all()
 
-
-LIMITED = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
 
 WRITERS: dict[str, tuple[int, list[str]]] = {
     "plm_embed hdf5": (60_000, ["plm_embed", "--input", "simulated_proteins.fasta", "--model", "tiny_esm2.zip",
@@ -260,25 +265,45 @@ ALL_WRITERS = {**WRITERS, **SLOW_WRITERS}
 @pytest.mark.parametrize(
     "case", [*WRITERS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_WRITERS)]
 )
-def test_a_full_disk_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     size, (name, *words) = ALL_WRITERS[case]
-    place = tmp_path / "out"
+    place, scratch = tmp_path / "out", tmp_path / "scratch"
     place.mkdir()
+    scratch.mkdir()
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # half a .pyc file cannot be read by later processes
+    importlib.import_module(name)
+    with small_files(size):
+        line = told(name, words, place, scratch, monkeypatch, capsys)
+    assert line.startswith("disk: The disk is full")
+    assert list(place.iterdir()) == left_in(scratch) == []
+
+
+def told(name: str, words: list[str], out: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> str:
+    """The line with which a stage ends that cannot write; it runs in this process."""
     arguments = [
-        word.replace("OUT", str(place)) if word.startswith("OUT/") else
+        word.replace("OUT", str(out)) if word.startswith("OUT/") else
         str(TEST_DATA / word) if (TEST_DATA / word).exists() else word
         for word in words
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(size), str(ROOT / "tools" / f"{name}.py"), *arguments],
-        capture_output=True, text=True, check=False,
-        # Python itself leaves half a .pyc file where no more is taken, which later processes cannot read.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if "Warning" not in line]
-    assert len(lines) == 1 and lines[0].startswith(f"{name}: error: The disk is full"), done.stderr
-    assert not list(place.iterdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(stage, "_end", lambda name, failure: sys.exit(f"{failure.kind}: {failure.error}"))
+    module = importlib.import_module(name)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            stage.main(name, module.run, arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert isinstance(ended.value.code, str), "it went through"
+    assert capsys.readouterr().err == ""
+    return ended.value.code
+
+
+def left_in(scratch: Path) -> list[Path]:
+    """What a stage left among temporary files; torch makes a folder for its compiler when it is loaded."""
+    return [path for path in scratch.iterdir() if not path.name.startswith("torchinductor")]
 
 
 def test_which_output_and_how_much_is_said(tmp_path: Path) -> None:
@@ -425,3 +450,105 @@ def test_what_fails_at_the_end_leaves_no_output(tmp_path: Path) -> None:
         made.path(tmp_path / "table.tsv").write_text("whole")
         made.at_end(fail)
     assert list(tmp_path.iterdir()) == []
+
+
+# -- folders that are full, read-only or gone --------------------
+
+DISK = "The disk is full", "when it is unpacked"
+GONE = "was removed, or cannot be reached any more", "was removed while the job ran"
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system in memory of a size, such as ``64k``."""
+    made: list[Path] = []
+
+    def mount(size: str) -> Path:
+        place = tmp_path_factory.mktemp("disk")
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "plm_tests", str(place)], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+        made.append(place)
+        return place
+
+    yield mount
+    for place in made:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+SMALL = {
+    "plm_embed hdf5", "plm_merge_embeddings", "plm_split_fasta", "plm_preprocess", "plm_evaluate", "plm_predict",
+    "plm_compare_embeddings", "plm_contacts", "plm_classify_sites", "plm_convert",
+}
+"""Cases that write more than a page of memory, and end soon."""
+
+
+@pytest.mark.parametrize("case", sorted(SMALL))
+def test_a_disk_that_fills(
+    case: str, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = small_disk("4k")
+    _, (name, *words) = ALL_WRITERS[case]
+    line = told(name, words, out, tmp_path, monkeypatch, capsys)
+    assert line.startswith("disk: The disk is full: the output ") and list(out.iterdir()) == []
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "case", ["plm_embed hdf5", "plm_predict", "plm_variants", "plm_contacts", "plm_classify_sites", "plm_convert",
+             "plm_train_classifier", *(pytest.param(name, marks=pytest.mark.slow) for name in
+                                       ("plm_finetune", "plm_pretrain", "plm_distill"))]
+)
+def test_a_folder_of_temporary_files_that_fills(
+    case: str, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scratch = small_disk("4k")
+    _, (name, *words) = ALL_WRITERS[case]
+    line = told(name, words, tmp_path, scratch, monkeypatch, capsys)
+    assert any(text in line for text in DISK) and str(scratch) in line
+    assert list(tmp_path.iterdir()) == left_in(scratch) == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_disk_that_cannot_be_written(
+    name: str, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cases = {words[0]: words[1:] for _, words in ALL_WRITERS.values()}
+    if name not in cases:
+        pytest.skip("its folder is the administrator's: tests/test_install_model.py")
+    out = small_disk("64k")
+    subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
+    line = told(name, cases[name], out, tmp_path, monkeypatch, capsys)
+    assert "Read-only file system" in line and str(out) in line
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "scratch"])
+def test_what_is_removed_under_a_job(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    out.mkdir()
+    (scratch / "plm_x1").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with pytest.raises(Exception, match=r"\S") as caught, stage.Outputs() as made:
+        written = made.path(out / "a.tsv")
+        if what == "folder":
+            shutil.rmtree(out)
+        elif what == "file":
+            written.unlink()
+        else:
+            shutil.rmtree(scratch)
+            (scratch / "plm_x1" / "model").read_bytes()
+    failure = stage._failure(caught.value)
+    assert failure is not None and any(text in str(failure.error) for text in GONE)
+    assert what != "scratch" or list(out.iterdir()) == []
+
+
+def test_a_bug_beside_temporary_files_stays_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "plm_x1").mkdir()
+    for named in (tmp_path / "plm_x1" / "never_written", tmp_path / "other"):
+        assert failures.explain(FileNotFoundError(errno.ENOENT, "No such file or directory", str(named))) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from plm.errors import MemoryShortage, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = ("No space left on device", "os error 28", "errno = 28", "Disk quota exceeded", "File too large")
+_MISSING_TEXTS = ("No such file or directory", "does not exist", "unable to open file", "non-existent directory")
 _NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 _MEMORY_TEXTS = (
     "can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", "can't start new thread",
@@ -63,6 +65,27 @@ def explain(error: BaseException) -> Failure | None:
                 ),
                 "disk",
             )
+    if (gone := _scratch_gone(error)) is not None:
+        return Failure(
+            UserError(
+                "The folder of temporary files was removed while the job ran, or cannot be reached any more",
+                where=gone, fix="Name a folder that stays (TMPDIR) and run it again",
+            ),
+            "disk",
+        )
+    return None
+
+
+def _scratch_gone(error: BaseException) -> str | None:
+    """The folder of temporary files, if an error comes of a file there that something else has removed."""
+    folder = tempfile.gettempdir()
+    for link in _chain(error):
+        if not isinstance(link, UserError) and folder in str(link) and _says(link, _MISSING_TEXTS):
+            named = re.search(rf"{re.escape(folder)}/(?:plm_|trainer_|mmseqs_)[\w.-]+", str(link))
+            if named is not None and not Path(named[0]).exists():
+                return named[0] if Path(folder).is_dir() else folder
+        if isinstance(link, FileNotFoundError) and not Path(folder).is_dir():
+            return folder
     return None
 
 

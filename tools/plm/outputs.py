@@ -206,8 +206,8 @@ class Outputs:
         )
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
         self._pending.append((temporary, final))
+        temporary.chmod(0o666 & ~_umask())
         return temporary
 
     def text(self, opened: contextlib.ExitStack, final: str | Path) -> TextIO:
@@ -220,8 +220,8 @@ class Outputs:
         check_places([("output", "folder", final)])
         self._check_new(final)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name[:40]}.", suffix=".partial", dir=final.parent))
-        temporary.chmod(0o777 & ~_umask())
         self._pending.append((temporary, final))
+        temporary.chmod(0o777 & ~_umask())
         return temporary
 
     def place(self, final: str | Path) -> Path | None:
@@ -240,26 +240,40 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        refused: Exception | None = error if isinstance(error, Exception) else None
         try:
             if kind is None:
                 for write in self._last:
                     write()
                 self._finish()
-        except OSError as refused:
-            self._note(refused)
+        except Exception as late:
+            refused = late
             raise
         finally:
-            if error is not None:
-                self._note(error)
-            for temporary, _ in self._pending:
-                if temporary.is_dir():
-                    shutil.rmtree(temporary, ignore_errors=True)
-                else:
+            gone = self._remove(refused)
+            if refused is not None and gone is not None:
+                raise UserError(
+                    "What was written of the outputs was removed, or cannot be reached any more, while the job ran",
+                    where=str(gone), fix="Run it again with a folder that stays",
+                ) from refused
+
+    def _remove(self, refused: Exception | None) -> Path | None:
+        """Deletes what is not finished; notes in an error what was being written, and gives a folder that lost some."""
+        if refused is not None:
+            self._note(refused)
+        gone = next((final.parent for temporary, final in self._pending if not os.path.lexists(temporary)), None)
+        for temporary, _ in self._pending:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):  # of a folder that cannot be reached, nothing can be removed
                     temporary.unlink(missing_ok=True)
+        return gone
 
     def _finish(self) -> None:
-        for _, final in self._pending:  # again: hours may have passed
+        for temporary, final in self._pending:  # again: hours may have passed
             _check_shape("output", "folder" if final.is_dir() else "file", final)
+            temporary.lstat()
         with _undisturbed():
             self._rename()
 

@@ -125,6 +125,7 @@ def new_model(preset: str, folder: Path) -> ModelFiles:
             fix=f"Choose one of {', '.join([*PRESETS, *MEGATRON_PRESETS])}",
         )
     folder.mkdir(parents=True)
+    encoder.register()  # which keeps the library's bars of progress out of what a job says
     if preset in PRESETS:
         from transformers import EsmForMaskedLM
 
