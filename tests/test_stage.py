@@ -39,6 +39,41 @@ def test_a_usage_mistake_is_one_line(name: str, run_stage: Callable[..., subproc
     assert done.stderr.startswith(f"{name}: error: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["plm_finetune", "plm_predict"])
+def test_stages_of_one_process_are_refused_to_torchrun(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line of the leading process; and what is shared runs."""
+    ran: list[str] = []
+
+    def ended(stage_name: str, rank: int) -> tuple[int | str | None, str]:
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(SystemExit) as end:
+            stage.main(stage_name, lambda argv: ran.append(stage_name))
+        return end.value.code, capsys.readouterr().err
+
+    kept = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    try:
+        code, told = ended(name, 0)
+        assert code == 1 and told.count("\n") == 1 and f"{name} works in one process, and 2 were started" in told
+        assert ended(name, 1) == (1, "")
+        assert ran == []
+        for shared in stage.SHARED:
+            assert ended(shared, 0) == (0, "")
+        assert ran == list(stage.SHARED)
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        assert ended(name, 0) == (0, "")
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+
+
+def test_stages_that_processes_share_are_those_that_join_them() -> None:
+    tools = Path(__file__).parents[1] / "tools"
+    assert {path.stem for path in tools.glob("plm_*.py") if "Ranks.join(" in path.read_text()} == set(stage.SHARED)
+
+
 def test_an_error_is_one_line_whatever_it_quotes() -> None:
     assert str(UserError("It broke.\nBadly.", where="a\tb", fix="Mend it.")) == "It broke. Badly [a b]. Mend it."
     assert str(UserError("It broke")) == "It broke."

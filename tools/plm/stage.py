@@ -31,6 +31,8 @@ EXIT_OUT_OF_MEMORY = 42
 """Galaxy's ``oom_exit_code`` of every tool: a server may send the job again to a larger machine."""
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+SHARED = ("plm_pretrain", "plm_distill", "plm_embed")
+"""Stages whose work several processes share, as torchrun starts them."""
 _MODEL_FLAGS = ("model", "teacher", "student", "probe")
 """Flags whose values may be paths; those of plm_compare_models stand behind ``NAME=``."""
 
@@ -98,6 +100,7 @@ def main(name: str, run: Callable[[Sequence[str] | None], None], argv: Sequence[
     # Read when torch is loaded: idle threads that spin make every job on a shared machine up to ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        _check_processes(name)
         run(argv)
     except SystemExit as end:
         if end.code == EXIT_TERMINATED:
@@ -114,6 +117,23 @@ def main(name: str, run: Callable[[Sequence[str] | None], None], argv: Sequence[
             raise
         _end(name, failure)
     sys.exit(0)
+
+
+def _check_processes(name: str) -> None:
+    """Refuses what torchrun started several of, though they would do the same work and write the same files.
+
+    Raises:
+        UserError: In the leading process; the others end without a word.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1" or "MASTER_ADDR" not in os.environ or name in SHARED:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(1)
+    raise UserError(
+        f"{name} works in one process, and {processes} were started", where="torchrun",
+        fix=f"Start it with python; {', '.join(SHARED[:-1])} and {SHARED[-1]} share their work among processes",
+    )
 
 
 def _failure(error: Exception) -> failures.Failure | None:
