@@ -209,6 +209,7 @@ class StandIn:
                 return 1.0 if own[0].is_floating_point() else 1
             else:
                 result = func(*own, **options)
+                self.seen.kernels += name == "aten.to" and result is not own[0]  # a copy in another type, not a view
             if func._schema.is_mutable and func._schema.name.endswith("_") and _here(args[0]):
                 return args[0]
             return _each(lambda x: DeviceTensor(x, self) if isinstance(x, torch.Tensor) else x, result)

@@ -95,7 +95,7 @@ def rotate(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> to
 
 def tables(angles: torch.Tensor) -> Tables:
     """Cosines and sines of ``(T, D / 2)`` angles; on CUDA at the full width of a head, the first half of the sines with
-    its sign, so that a rotation takes four kernels."""
+    its sign, so that a rotation takes three kernels."""
     cosine, sine = angles.cos(), angles.sin()
     if angles.device.type == "cpu":
         return cosine, sine
@@ -104,7 +104,7 @@ def tables(angles: torch.Tensor) -> Tables:
 
 def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     if states.device.type != "cpu":
-        return _turned_at_once(states, cosine, sine).to(states.dtype)
+        return _turned_at_once(states, cosine, sine, states.dtype)
     result = torch.empty(states.shape, dtype=states.dtype)
     for start in range(0, states.shape[0], _TOKENS):  # temporaries stay in the cache
         part = slice(start, start + _TOKENS)
@@ -112,9 +112,17 @@ def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> 
     return result
 
 
-def _turned_at_once(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """As :func:`_turn`, in three kernels over tables of full width."""
-    return (states * cosine).addcmul_(states.roll(states.shape[-1] // 2, -1), sine)
+def _turned_at_once(
+    states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """As :func:`_turn`, in three kernels over tables of full width: each half takes in the other one as it lies and is
+    rounded to its type as it is written, for a GPU's memory is what rotations wait for."""
+    products, turned = states * cosine, torch.empty_like(states, dtype=dtype)
+    halves = (one.chunk(2, -1) for one in (products, states, sine, turned))
+    (low, high), (first, second), (of_low, of_high), (into_low, into_high) = halves
+    torch.addcmul(low, second, of_low, out=into_low)
+    torch.addcmul(high, first, of_high, out=into_high)
+    return turned
 
 
 def _turn(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

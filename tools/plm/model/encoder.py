@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from plm.errors import UserError
-from plm.model import attention, attention_on_gpu, few_shapes
+from plm.model import attention, attention_on_gpu, few_shapes, float_products
 from plm.model.batching import Batch, RowLayout, pack, plan_batches
 from plm.model.families import ModelFamily
 
@@ -95,6 +95,7 @@ def adapt(model: Any, family: ModelFamily) -> None:
     for module in model.modules():
         if type(module) in replaced:
             module.__class__ = replaced[type(module)]
+    float_products.adapt(model)
     for whole in (model, model.base_model):
         whole.packed_family = family
 
@@ -137,7 +138,8 @@ def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
     family: ModelFamily = base.packed_family
     family.check_length(batch.layout.longest)
     device = batch.input_ids.device
-    if few_shapes.applies(base.dtype, device) and "contacts" not in options:
+    gradients = torch.is_grad_enabled()
+    if few_shapes.applies(base.dtype, device, gradients=gradients) and "contacts" not in options:
         row = few_shapes.filled(batch)
         if row is not batch:
             outputs = model(**family.inputs(base.base_model, row), packing=row.layout, **options)

@@ -1,4 +1,4 @@
-"""Few shapes instead of many: oneDNN keeps 0.3 to 2 MiB for every shape of a bfloat16 product that it has met.
+"""Few shapes instead of many: oneDNN keeps 0.3 to 2 MiB for every shape of a product that it has met.
 
 Proteins have all lengths, and rows all sums of them: 12,000 proteins made it keep 2 GiB. Sizes are therefore rounded up
 to steps that grow with them, 32 in each octave or fewer, and what is added is zeros or computed and thrown away.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from plm.model import float_products
 from plm.model.batching import Batch, RowLayout
 
 KEPT = 256 * 2**20
@@ -16,11 +17,13 @@ KEPT = 256 * 2**20
 _ROW_STEP = 16
 
 
-def applies(dtype: torch.dtype, device: torch.device) -> bool:
+def applies(dtype: torch.dtype, device: torch.device, *, gradients: bool = False) -> bool:
     """Whether oneDNN makes the products of this type there, by itself or because of autocast."""
     if device.type != "cpu":
         return False
-    return dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"):
+        return True
+    return dtype == torch.float32 and not gradients and float_products.by_onednn()
 
 
 def attended_length(length: int) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from plm.errors import UserError
-from plm.model import encoder
+from plm.model import encoder, float_products
 from plm.model.loaded import LoadedModel
 
 ENGINES = ("onednn", "x86", "fbgemm")
@@ -52,6 +52,7 @@ def reduce(loaded: LoadedModel, sequences: Sequence[str]) -> float:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that torchao will take over
+        float_products.restore(loaded.model)
         for layers in [module for module in loaded.model.modules() if isinstance(module, nn.ModuleList)]:
             quantize_dynamic(layers, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
     after = [states.mean(0) for states in encoder.encode(loaded, probes)]

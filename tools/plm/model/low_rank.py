@@ -15,6 +15,8 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 from torch.nn import functional
 
+from plm.model.float_products import ProcessorLinear
+
 _LEVELS = 2**16
 """Dropout probabilities are rounded to multiples of 1 / 65,536."""
 
@@ -99,7 +101,7 @@ class LowRankLinear(Linear):
             and names[0] in self.lora_A
             and names[0] not in self.lora_variant
             and self.lora_B[names[0]].bias is None
-            and type(base) is nn.Linear
+            and type(base) in (nn.Linear, ProcessorLinear)
             and not base.weight.requires_grad
             and (base.bias is None or not base.bias.requires_grad)
             and base.weight.dtype == x.dtype

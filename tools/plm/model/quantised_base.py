@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from plm.errors import UserError
+from plm.model.float_products import ProcessorLinear
 from plm.model.loaded import LoadedModel
 
 METHODS = ("lora", "dora")
@@ -58,7 +59,7 @@ def reduced(loaded: LoadedModel, bits: int, device: torch.device) -> LoadedModel
     model = loaded.model
     for block in [layer for layers in model.modules() if isinstance(layers, nn.ModuleList) for layer in layers]:
         for name, module in list(block.named_modules()):
-            if type(module) is not nn.Linear or name.rpartition(".")[2] in _KEPT:
+            if type(module) not in (nn.Linear, ProcessorLinear) or name.rpartition(".")[2] in _KEPT:
                 continue
             above = block.get_submodule(name.rpartition(".")[0])
             setattr(above, name.rpartition(".")[2], _layer(bnb, module, bits))
