@@ -36,8 +36,8 @@ def test_every_way_to_embed_computes_the_same(shape: str, mix: str, work: Path) 
         found = embedding.build(name, SHAPES[shape], folder, CPU)(sequences)
         assert [tuple(states.shape) for states in found] == [(len(text), 40) for text in sequences]
         off = embedding.differences(found, expected)
-        assert off["relative_l2"] <= (2e-2 if "bf16" in name else 1e-5), name
-        assert off["pooled_cosine"] >= 0.9995, name
+        assert off["relative_l2"] <= (0.1 if "int8" in name else 2e-2 if "bf16" in name else 1e-5), name
+        assert off["pooled_cosine"] >= (0.995 if "int8" in name else 0.9995), name
 
 
 def test_every_way_to_score_substitutions_computes_the_same(

@@ -71,14 +71,16 @@ def test_the_benchmark_for_gpus_runs_on_processors(tmp_path: Path, capsys: pytes
     words = "--shapes tiny,tinyT5 --residues 600 --rounds 1 --steps 5"
     gpu_command.main([*words.split(), "--work", str(tmp_path / "work"), "--output", str(tmp_path)])
     told = capsys.readouterr()
-    assert "NO CUDA DEVICE IS THERE" in told.err
+    assert "NO CUDA DEVICE IS THERE" in told.err and "esm-efficient is left out" in told.err
     content = json.loads((tmp_path / "figures" / "gpu.json").read_text())
     assert [one["shape"] for one in content["shapes"]] == ["tiny", "tinyT5"]
     for one in content["shapes"]:
         ways = one["embed"]["ways"]
         assert {"suite", "hf padded", "hf sorted"} <= set(ways)
         assert min(way["lowest_cosine"] for way in ways.values()) > 0.999
-        assert one["lora"]["tokens_per_second"] > 0
+        assert one["lora"]["tokens_per_second"] > 0 and one["lora-hf"]["tokens_per_second"] > 0
     assert content["shapes"][0]["pretrain"]["tokens_per_second"] > 0
     assert "longest" not in content["shapes"][0]
+    with pytest.raises(SystemExit, match="--tasks fast: choose of embed"):
+        gpu_command.main(["--tasks", "fast", "--output", str(tmp_path)])
     assert "| tinyT5 | embedding, suite |" in (tmp_path / "benchmarks.md").read_text()

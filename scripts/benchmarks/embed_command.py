@@ -23,8 +23,8 @@ DOC = """Measures ways to embed proteins against each other: ratios, never absol
 All ways take turns in one run over the same proteins with the same random weights, and each is compared with fair-esm
 in fp32. Without --fasta, random sequences have the lengths of the yeast proteome. A peer package is measured in an
 environment of its own: python -m venv FOLDER && FOLDER/bin/pip install biotrainer, then --peer
-biotrainer=FOLDER/bin/python. On a GPU the defaults are 650M, 3B and ProtT5-XL, and the longest protein that
-fits is sought.
+biotrainer=FOLDER/bin/python; likewise esm-cpp and esm-cpp-int8 (pip install esm-cpp safetensors). On a GPU the
+defaults are 650M, 3B and ProtT5-XL, and the longest protein that fits is sought.
 """
 CASES = "8M,35M,150M,T5,35M:windows,35M:long,35M:uneven"
 CUDA_CASES = "650M,3B,ProtT5-XL"
@@ -89,6 +89,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--fasta", type=Path, help="proteome to draw proteins from")
     made.add_argument("--threads", type=int, default=None, help="processor threads (default: all)")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    made.add_argument(
+        "--processor-time", action="store_true",
+        help="count seconds of the processor, all threads together, not those of the clock: for shared machines",
+    )
     made.add_argument("--add", action="store_true", help="keep the other cases that --output holds from this machine")
     made.add_argument("--work", type=Path, default=ROOT / "benchmark" / "work", help="where models are kept")
     made.add_argument("--output", type=Path, default=ROOT / "benchmark", help="where results go (the README's: docs)")
@@ -116,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases = [Case.parse(text) for text in (args.shapes or (CUDA_CASES if cuda else CASES)).split(",")]
     args.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"machine": timing.machine(threads, str(device)), "cases": [], "processes": []}
+    if args.processor_time:
+        results["machine"]["threads"] += " (seconds of the processor)"
     for case in cases:
         results["cases"].append(measure(case, args, device))
     if not cuda:
@@ -145,7 +151,7 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[
     say(f"{case.title}: {len(lengths)} proteins, {sum(lengths)} residues, longest {max(lengths)}")
     budgets = CUDA_BUDGETS if cuda else BUDGETS
     asked = set(filter(None, args.variants.split(",")))
-    known = embedding.variants(budgets, list(args.peers))
+    known = [one for one in embedding.variants(budgets, list(args.peers)) if not (cuda and "int8" in one.name)]
     names = asked or {variant.name for variant in known if case.thorough or not variant.once}
     names |= {embedding.REFERENCE, embedding.GEMM}
     chosen = [variant for variant in known if variant.name in names]
@@ -157,12 +163,16 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[
 
     def timed(name: str) -> Callable[[], float]:
         encode = embedding.build(name, shape, folder, device, args.peers)
-        if not isinstance(encode, embedding.Peer):
+        if isinstance(encode, embedding.Peer):
+            encode.processor_time = args.processor_time
+        else:
             encode([sequence[:30] for sequence in sequences[:3]])  # warm up
 
         def once() -> float:
             found: list[torch.Tensor] = []
-            seconds = timing.clock(lambda: found.extend(encode(sequences)), synchronize)
+            seconds = timing.clock(
+                lambda: found.extend(encode(sequences)), synchronize, processor=args.processor_time
+            )
             if name == embedding.REFERENCE and not expected:
                 expected.extend(found)
             if name not in errors:
@@ -172,7 +182,7 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> dict[
         return once
 
     def multiply() -> float:
-        return timing.clock(lambda: embedding.gemm(weights, rows), synchronize)
+        return timing.clock(lambda: embedding.gemm(weights, rows), synchronize, processor=args.processor_time)
 
     runs = {v.name: multiply if v.name == embedding.GEMM else timed(v.name) for v in chosen}
     once = {variant.name for variant in chosen if variant.once}

@@ -30,7 +30,11 @@ GEMM = "gemm"
 GEMM_TOKENS = 1024
 """Tokens that processors multiply fastest."""
 
-PEERS = ("biotrainer",)
+PEERS = {
+    "biotrainer": "biotrainer, its own batches, fp32",
+    "esm-cpp": "esm-cpp, packed, fp32 (logits only)",
+    "esm-cpp-int8": "esm-cpp, packed, 8-bit weights without SmoothQuant (logits only)",
+}
 """Packages that run in a process of an environment of their own."""
 
 
@@ -59,8 +63,9 @@ def variants(budgets: Sequence[int], peers: Sequence[str] = ()) -> list[Variant]
         Variant("hf-unsorted-bf16", "Hugging Face, padded, batch 8, bf16", once=True),
         Variant("hf-sorted-bf16", "Hugging Face, sorted, batch 8, bf16"),
         Variant("hf-single-bf16", "Hugging Face, one by one, bf16"),
-        *(Variant(peer, f"{peer}, its own batches, fp32", once=True) for peer in peers),
+        *(Variant(peer, PEERS[peer], once=True) for peer in peers),
         Variant(f"ours-fp32-{middle}", f"this suite, {middle:,} tokens, fp32"),
+        Variant(f"ours-int8-{min(budgets)}", f"this suite, {min(budgets):,} tokens, 8-bit products"),
         *(Variant(f"ours-bf16-{budget}", f"this suite, {budget:,} tokens, bf16") for budget in budgets),
         Variant(GEMM, "matrix products alone, bf16"),
     ]
@@ -231,13 +236,18 @@ def _prott5_embedder(shape: Shape, folder: Path, device: torch.device) -> Encode
 
 def _ours(folder: Path, device: torch.device, precision: str, budget: int) -> Encode:
     """The suite's engine: packed rows through :mod:`plm.model.encoder`."""
-    from plm.model import encoder
+    from plm.model import encoder, int8_products
     from plm.model.checkpoint import load_model, resolve_model
 
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[precision]
+    dtype = "bfloat16" if precision == "bf16" else "float32"
     loaded = load_model(resolve_model(str(folder), workdir=folder), dtype=dtype, device=device)
+    reduced = False
 
     def encode(sequences: Sequence[str]) -> list[torch.Tensor]:
+        nonlocal reduced
+        if precision == "int8" and not reduced:  # while the benchmark warms up
+            int8_products.reduce(loaded, sequences)
+            reduced = True
         return encoder.encode(loaded, sequences, budget)
 
     return encode
@@ -248,7 +258,7 @@ class Peer:
 
     def __init__(self, name: str, python: str, shape: Shape, folder: Path) -> None:
         self.name, self.python, self.shape, self.folder = name, python, shape, folder
-        self.seconds = 0.0
+        self.seconds, self.processor_time = 0.0, False
 
     def __call__(self, sequences: Sequence[str]) -> list[torch.Tensor]:
         from safetensors.torch import load_file
@@ -261,7 +271,8 @@ class Peer:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise RuntimeError(f"{self.name} failed:\n{done.stderr[-2000:]}")
-            self.seconds = float(done.stdout.split()[-1])
+            wall, processor = (float(word) for word in done.stdout.split()[-2:])
+            self.seconds = processor if self.processor_time else wall
             states = load_file(taken)
         return [states[str(number)] for number in range(len(sequences))]
 

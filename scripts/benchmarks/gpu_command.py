@@ -4,7 +4,8 @@
 
 Random weights, which cost what trained ones cost; lengths of the yeast proteome. Ways take turns, round after round.
 *Peak* is the rate of the device's data sheet for dense 16-bit products where its name is known, *products* what torch
-reaches here with one large product of matrices. Needs the packages of environment.yml; fair-esm where it is installed.
+reaches here with one large product of matrices. Needs the packages of environment.yml; fair-esm and esm-efficient (with
+flash-attn) take part where they are installed. FastPLMs does not: its classes are code of the hub.
 Without a device it runs on the processor, to prove that it runs: try ``--shapes tiny,tinyT5 --residues 600``.
 """
 
@@ -33,6 +34,7 @@ PEAKS = {
     "V100": 125.0, "T4": 65.0,
 }
 """TFLOPS of dense 16-bit products by a part of the device's name (NVIDIA's data sheets), the longer names first."""
+ESM_EFFICIENT = "esm-efficient"
 BATCH = 8
 """Proteins in a batch of the plain classes."""
 
@@ -43,7 +45,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--residues", type=int, help="residues in a sample (default: 1,000,000; 20,000 on processors)")
     made.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     made.add_argument("--steps", type=int, default=12, help="training steps that are measured (default: 12)")
-    made.add_argument("--tasks", default="embed,longest,lora,pretrain", help="of embed, longest, lora, pretrain")
+    made.add_argument("--tasks", default="embed,longest,lora,lora-hf,pretrain", help="(default: all)")
     made.add_argument("--work", type=Path, default=ROOT / "benchmark" / "work", help="where models are kept")
     made.add_argument("--output", type=Path, default=ROOT / "benchmark", help="where results go")
     return made.parse_args(argv)
@@ -71,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if not cuda:
         say("NO CUDA DEVICE IS THERE: figures are of the processor")
-    tasks = {"embed": embed, "longest": longest, "lora": lora, "pretrain": pretrain}
+    tasks = {"embed": embed, "longest": longest, "lora": lora, "lora-hf": lora_plain, "pretrain": pretrain}
+    if unknown := set(args.tasks.split(",")) - set(tasks):
+        sys.exit(f"--tasks {', '.join(sorted(unknown))}: choose of {', '.join(tasks)}")
     for name in args.shapes.split(","):
         found: dict[str, Any] = {"shape": name}
         for task in args.tasks.split(","):
@@ -145,6 +149,12 @@ def embed(shape: Shape, args: argparse.Namespace, device: Any, precision: str) -
     }
     if shape.kind == "esm2" and importlib.util.find_spec("esm") is not None:
         ways["fair-esm"] = _fair_esm(folder, device)
+    else:
+        say("fair-esm is left out: it computes ESM-2 only, where it is installed")
+    if shape.kind == "esm2" and device.type == "cuda" and _installed("esme", "flash_attn"):
+        ways[ESM_EFFICIENT] = _esm_efficient(shape, device)
+    else:
+        say("esm-efficient is left out: it computes ESM-2 on GPUs only, where it and flash-attn are installed")
     wait = _wait(device)
     means: dict[str, torch.Tensor] = {}
     memory: dict[str, int] = {}
@@ -168,12 +178,45 @@ def embed(shape: Shape, args: argparse.Namespace, device: Any, precision: str) -
     for name, each in seconds.items():
         best = min(one for one in each if one is not None)
         faster = timing.ratio(each, seconds["suite"])
-        cosine = torch.nn.functional.cosine_similarity(means[name], means["hf padded"]).min()
         found["ways"][name] = {
             "residues_per_second": sum(lengths) / best, "tflops": operations / best / 1e12, "memory_mib": memory[name],
-            "suite_is_faster": None if faster is None else faster.median, "lowest_cosine": float(cosine),
+            "suite_is_faster": None if faster is None else faster.median,
         }
+        if name != ESM_EFFICIENT:  # which has random weights of its own
+            cosine = torch.nn.functional.cosine_similarity(means[name], means["hf padded"]).min()
+            found["ways"][name]["lowest_cosine"] = float(cosine)
     return found
+
+
+def _installed(*modules: str) -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in modules)
+
+
+def _esm_efficient(shape: Shape, device: Any) -> Callable[[Sequence[str]], Any]:
+    """esm-efficient's ESM-2 in bfloat16 on unpadded tokens, sorted, 16,384 residues at a time."""
+    import torch
+    from esme import ESM2
+    from esme.alphabet import tokenize_unpad
+
+    model = ESM2(shape.layers, shape.hidden, shape.heads).eval().to(device)
+
+    def encode(sequences: Sequence[str]) -> torch.Tensor:
+        means: dict[int, torch.Tensor] = {}
+        rows: list[list[int]] = [[]]
+        for index in sorted(range(len(sequences)), key=lambda index: -len(sequences[index])):
+            if rows[-1] and sum(len(sequences[at]) for at in (*rows[-1], index)) > 16_384:
+                rows.append([])
+            rows[-1].append(index)
+        with torch.inference_mode():
+            for row in rows:
+                tokens, _, edges, most = tokenize_unpad([sequences[at] for at in row])
+                states = model.forward_representation(tokens.to(device), (edges.to(device), most))
+                pieces = states.split(edges.diff().tolist())
+                pooled = torch.stack([piece[1:-1].float().mean(0) for piece in pieces]).cpu()
+                means.update(zip(row, pooled, strict=True))
+        return torch.stack([means[index] for index in range(len(sequences))])
+
+    return encode
 
 
 def _suite(folder: Path, device: Any, precision: str) -> Callable[[Sequence[str]], Any]:
@@ -293,6 +336,58 @@ def lora(shape: Shape, args: argparse.Namespace, device: Any, precision: str) ->
     return _training_figures(shape, examples.tokens / args.steps, ends, memory, 4)
 
 
+def lora_plain(shape: Shape, args: argparse.Namespace, device: Any, precision: str) -> dict[str, Any]:
+    """LoRA as one writes it with transformers and PEFT: the same proteins in padded batches, the same layers and rank,
+    a linear head on the mean of all tokens; the base in 16 bits, adapters in float32 under autocast."""
+    import peft
+    import torch
+    import transformers
+    from plm.model.adapters import AdapterSettings
+    from transformers import AutoTokenizer
+
+    transformers.logging.set_verbosity_error()
+    halved = precision == "bf16"
+    folder = checkpoint(shape, args.work, dtype="bfloat16" if device.type == "cuda" else "float32")
+    kind = transformers.T5EncoderModel if shape.kind == "t5" else transformers.EsmModel
+    options = {} if shape.kind == "t5" else {"add_pooling_layer": False}
+    body = kind.from_pretrained(
+        folder, dtype=torch.bfloat16 if halved else torch.float32, attn_implementation="sdpa", **options
+    )
+    own = AdapterSettings()
+    layers = ["q", "k", "v", "o"] if shape.kind == "t5" else ["query", "key", "value", "attention.output.dense"]
+    model = peft.get_peft_model(body, peft.LoraConfig(
+        r=own.rank, lora_alpha=own.alpha, lora_dropout=own.dropout, bias="none", target_modules=layers
+    )).to(device).train()
+    head = torch.nn.Linear(shape.hidden, 2, device=device)
+    trained = [one for one in (*model.parameters(), *head.parameters()) if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-4, fused=device.type == "cuda" or None)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sequences = proteins.evenly(args.steps * BATCH, 512)
+    texts = [" ".join(one) for one in sequences] if shape.kind == "t5" else list(sequences)
+    ends: list[float] = []
+    wait = _wait(device)
+
+    def work() -> None:
+        for start in range(0, len(texts), BATCH):
+            given = tokenizer(texts[start : start + BATCH], padding=True, return_tensors="pt").to(device)
+            labels = (torch.arange(start, start + len(given["input_ids"])) % 2).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=halved):
+                states = model(**{name: given[name] for name in ("input_ids", "attention_mask")}).last_hidden_state
+                inside = given["attention_mask"].unsqueeze(-1)
+                pooled = (states * inside).sum(1).float() / inside.sum(1)
+            loss = torch.nn.functional.cross_entropy(head(pooled), labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            wait()
+            ends.append(time.perf_counter())
+
+    memory = _peak_memory(device, work)
+    specials = 1 if shape.kind == "t5" else 2
+    return _training_figures(shape, sum(len(one) + specials for one in sequences) / args.steps, ends, memory, 4)
+
+
 def pretrain(shape: Shape, args: argparse.Namespace, device: Any, precision: str) -> dict[str, Any]:
     """Masked language modelling of all weights as plm_pretrain trains it."""
     if shape.kind == "t5":
@@ -368,7 +463,7 @@ def report(results: dict[str, Any]) -> str:
         name = found["shape"]
         for way, one in found.get("embed", {}).get("ways", {}).items():
             lines.append(line(name, f"embedding, {way}", one, "residues_per_second"))
-        for task in ("lora", "pretrain"):
+        for task in ("lora", "lora-hf", "pretrain"):
             if "tflops" in found.get(task, {}):
                 lines.append(line(name, task, found[task], "tokens_per_second"))
         if "residues" in found.get("longest", {}):

@@ -56,13 +56,17 @@ def interleaved(
     return found
 
 
-def clock(work: Callable[[], object], synchronize: Callable[[], None] = lambda: None) -> float:
-    """Seconds that ``work`` takes; ``synchronize`` waits for a GPU."""
+def clock(
+    work: Callable[[], object], synchronize: Callable[[], None] = lambda: None, *, processor: bool = False
+) -> float:
+    """Seconds that ``work`` takes; ``synchronize`` waits for a GPU; ``processor``: those of the processor, all threads
+    together, which other jobs of the machine lengthen less."""
+    now = time.process_time if processor else time.perf_counter
     synchronize()
-    started = time.perf_counter()
+    started = now()
     work()
     synchronize()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def ratio(above: Sequence[float | None], below: Sequence[float | None]) -> Ratio | None:
