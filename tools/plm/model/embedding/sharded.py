@@ -37,6 +37,11 @@ from plm.model.ranks import Ranks
 
 Ints = NDArray[np.int64]
 _EVERY_SECONDS = 10.0
+_USUAL_TOKENS = 602
+"""Tokens of the longest sequence for whose shapes :data:`plm.model.few_shapes.KEPT` stands."""
+_LONG_SEQUENCE, _LONG_ROW = 4 * 2**20, 6 * 2**20
+"""Bytes that oneDNN keeps for each length of sequences beyond those (two products of attention), and of rows beyond the
+usual one (three products of a layer)."""
 
 
 class EmbedJob:
@@ -112,8 +117,15 @@ class EmbedJob:
         longest = int(min(self.proteins.lengths.max(), self.budget.whole))
         rows = self.embedder.rows_at_once(self.proteins.lengths, self.budget)
         capacity, loaded = self.embedder.capacity, self.embedder.loaded
-        kept = few_shapes.KEPT if few_shapes.applies(loaded.dtype, loaded.device) else 0
+        kept = self._kept_of_shapes() if few_shapes.applies(loaded.dtype, loaded.device) else 0
         return capacity.fixed + kept + rows * capacity.need(max(self.budget.tokens, longest), longest)
+
+    def _kept_of_shapes(self) -> int:
+        """Bytes that oneDNN will keep: for usual shapes, and for each that only long proteins have."""
+        seen = np.unique(np.minimum(self.proteins.lengths, self.budget.whole)) + self.embedder.loaded.family.specials
+        long = {few_shapes.attended_length(length) for length in seen[seen > _USUAL_TOKENS].tolist()}
+        rows = {few_shapes.attended_length(length) for length in seen[seen > self.budget.tokens].tolist()}
+        return few_shapes.KEPT + _LONG_SEQUENCE * len(long) + _LONG_ROW * len(rows)
 
     def compute(self, shards: Sequence[int], ranks: Ranks | None = None) -> None:
         """Computes this process's share of some shards.
