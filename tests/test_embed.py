@@ -655,7 +655,7 @@ def test_plan_comes_before_the_work(embed: Run, query: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert re.search(
         r"Plan: 12 proteins of 12 records \(6 different sequences\), 2450 residues, longest 790, all whole; cpu, fp32, "
-        r"batches of 2048 tokens, about [\d.]+ GiB of memory; about \d+ s",
+        r"batches of 2048 tokens, about [\d.]+ GiB of memory, [\d.]+ \w+ of temporary files; about \d+ s",
         said,
     )
     assert said.index("Plan:") < said.index("2450 of 2450 residues (100 %)")

@@ -19,9 +19,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from plm import failures, outputs, stage
+from plm import disk_space, failures, outputs, stage
 from plm.data.embeddings.hdf5_writing import writing
-from plm.errors import UserError
+from plm.data.shards import ShardStore
+from plm.errors import DiskFull, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_DATA = ROOT / "test-data"
@@ -240,6 +241,8 @@ WRITERS: dict[str, tuple[int, list[str]]] = {
                              "--ranked", "OUT/r"]),
     "plm_contacts": (2_000, ["plm_contacts", "--structures", "simulated_structures.zip", "--model", "tiny_esm2.zip",
                              "--methods", "regression", "--contacts", "OUT/c", "--status", "OUT/s"]),
+    "plm_install_model": (20_000, ["plm_install_model", "--archive", "tiny_esm2.zip", "--id", "lab/tiny", "--models",
+                                   "OUT/models", "--output", "OUT/rows"]),
     "plm_classify_sites": (60_000, ["plm_classify_sites", "--input", "simulated_query.fasta", "--bundle",
                                     "bundle_tiny_site.zip", "--model", "tiny_esm2.zip", "--sites", "OUT/s"]),
 }
@@ -339,11 +342,12 @@ class SafetensorError(Exception):
         (MemoryError(), "memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "memory"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "disk"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "disk"),
         (ValueError("No such luck"), None),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y"), None),
         (UserError("The record is named No space left on device"), None),
     ],
-    ids=["safetensors", "hdf5", "memory", "torch", "permission", "bug", "missing", "a user's words"],
+    ids=["safetensors", "hdf5", "memory", "torch", "permission", "no scratch", "bug", "missing", "a user's words"],
 )
 def test_what_ran_out_is_told_from_any_library(error: Exception, kind: str | None) -> None:
     found = failures.explain(error)
@@ -493,7 +497,8 @@ def test_a_disk_that_fills(
     out = small_disk("4k")
     _, (name, *words) = ALL_WRITERS[case]
     line = told(name, words, out, tmp_path, monkeypatch, capsys)
-    assert line.startswith("disk: The disk is full: the output ") and list(out.iterdir()) == []
+    assert line.startswith(("disk: The disk is full: the output ", "disk: The disk has too little room"))
+    assert list(out.iterdir()) == []
     assert left_in(tmp_path) == []
 
 
@@ -513,18 +518,50 @@ def test_a_folder_of_temporary_files_that_fills(
     assert list(tmp_path.iterdir()) == left_in(scratch) == []
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", sorted({words[0] for _, words in ALL_WRITERS.values()}))
 def test_a_disk_that_cannot_be_written(
     name: str, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cases = {words[0]: words[1:] for _, words in ALL_WRITERS.values()}
-    if name not in cases:
-        pytest.skip("its folder is the administrator's: tests/test_install_model.py")
     out = small_disk("64k")
     subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
     line = told(name, cases[name], out, tmp_path, monkeypatch, capsys)
     assert "Read-only file system" in line and str(out) in line
+
+
+def test_every_stage_is_tried() -> None:
+    assert {words[0] for _, words in ALL_WRITERS.values()} == set(STAGES)
+
+
+def test_room_is_asked_for_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil._ntuple_diskusage
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda folder: usage(2**50, 2**50 - 7, 7))
+    monkeypatch.chdir(tmp_path)
+    command = ["--input", str(PROTEINS), "--model", str(TEST_DATA / "models" / "tiny_esm2"), "--embeddings", "e.h5"]
+    # 120 proteins of 32 numbers of 4 bytes: once in parts, once in the file
+    message = r"The disk has too little room: the numbers take about 30\.0 KiB and 7 bytes are free"
+    with pytest.raises(DiskFull, match=message):
+        importlib.import_module("plm_embed").run(command)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["full", "gone"])
+def test_the_folder_of_finished_parts(kind: str, tmp_path: Path) -> None:
+    store = ShardStore(tmp_path / "parts", "key")
+    arrays = {"values": np.arange(10_000.0)}
+    if kind == "gone":
+        shutil.rmtree(tmp_path / "parts")
+        with pytest.raises(UserError, match="The folder of finished parts was removed"):
+            store.note("plan", {})
+        with pytest.raises(UserError, match="The folder of finished parts was removed") as caught:
+            store.save(0, arrays)
+    else:
+        with small_files(20_000), pytest.raises(DiskFull, match="The disk is full: what was stored before") as caught:
+            store.save(0, arrays)
+        assert list((tmp_path / "parts").iterdir()) == []
+    failure = stage._failure(caught.value)
+    assert failure is not None and str(tmp_path / "parts") in str(failure.error)
 
 
 @pytest.mark.parametrize("what", ["folder", "file", "scratch"])

@@ -115,7 +115,7 @@ def run(argv: Sequence[str] | None) -> None:
             log.info("8-bit products: the mean representations of some proteins keep a cosine of %.4f or more", cosine)
         job = setup.embed(
             proteins, files, loaded, wanted, settings, name=NAME, work_dir=args.work_dir, scratch=scratch, ranks=ranks,
-            stack=stack, log=log,
+            stack=stack, log=log, outputs=args.embeddings.parent,
         )
         if not ranks.leads:
             return

@@ -15,7 +15,6 @@ Example:
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,9 +78,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     for name in ("revision", "title", "free_tag", "licence"):
         model_table.check_text(getattr(args, name), flags.spelled(name))
     request = args.into(job.InstallationRequest)
-    args.models.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".plm_", dir=args.models) as place, stage.Outputs() as out:
-        done = job.install(request, Path(place), log)
+    with job.workplace(args.models) as place, stage.Outputs() as out:
+        done = job.install(request, place, log)
         out.path(args.output).write_text(json.dumps(done.data_tables(), indent=1) + "\n", encoding="utf-8")
         if args.report:
             installation_report(done).write(out.path(args.report))

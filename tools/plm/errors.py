@@ -38,6 +38,10 @@ class MemoryShortage(UserError):
     """The memory does not hold the least that the work needs: reported like any, with the exit code for memory."""
 
 
+class DiskFull(UserError):
+    """A disk that is full, or too small for what the work will write, told by who knows which."""
+
+
 def _on_one_line(text: str, most: int) -> str:
     """Text that may quote a stranger: on one line, shown in the order in which it stands, not endless."""
     if len(text) > 4 * most:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,11 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from plm import memory_limits
-from plm.errors import MemoryShortage, UserError
+from plm.errors import DiskFull, MemoryShortage, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = ("No space left on device", "os error 28", "errno = 28", "Disk quota exceeded", "File too large")
 _MISSING_TEXTS = ("No such file or directory", "does not exist", "unable to open file", "non-existent directory")
+_NO_SCRATCH = "No usable temporary directory"
+_SCRATCH = ("plm_", "trainer_", "mmseqs_")
+"""How the suite's own folders of temporary files begin."""
 _NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 _MEMORY_TEXTS = (
     "can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", "can't start new thread",
@@ -45,6 +47,8 @@ def explain(error: BaseException) -> Failure | None:
     for link in _chain(error):
         if isinstance(link, MemoryShortage):
             return Failure(link, "memory")
+        if isinstance(link, DiskFull):
+            return Failure(link, "disk")
     if any(isinstance(link, MemoryError) or _says(link, _MEMORY_TEXTS) for link in _chain(error)):
         return Failure(
             UserError(
@@ -65,6 +69,10 @@ def explain(error: BaseException) -> Failure | None:
                 ),
                 "disk",
             )
+    if any(isinstance(link, FileNotFoundError) and _NO_SCRATCH in str(link) for link in _chain(error)):
+        return Failure(
+            UserError("There is no folder for temporary files that can be written", fix="Name one (TMPDIR)"), "disk"
+        )
     if (gone := _scratch_gone(error)) is not None:
         return Failure(
             UserError(
@@ -76,14 +84,23 @@ def explain(error: BaseException) -> Failure | None:
     return None
 
 
+def _scratch_folder() -> str:
+    """Where temporary files go; the current folder where none can be written."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return "."
+
+
 def _scratch_gone(error: BaseException) -> str | None:
     """The folder of temporary files, if an error comes of a file there that something else has removed."""
-    folder = tempfile.gettempdir()
+    folder = _scratch_folder()
     for link in _chain(error):
-        if not isinstance(link, UserError) and folder in str(link) and _says(link, _MISSING_TEXTS):
-            named = re.search(rf"{re.escape(folder)}/(?:plm_|trainer_|mmseqs_)[\w.-]+", str(link))
-            if named is not None and not Path(named[0]).exists():
-                return named[0] if Path(folder).is_dir() else folder
+        if not isinstance(link, UserError) and _says(link, _MISSING_TEXTS):
+            for named in str(link).split(f"{folder}/")[1:]:
+                own = f"{folder}/{named.split('/')[0].split(chr(39))[0]}"
+                if Path(own).name.startswith(_SCRATCH) and not Path(own).exists():
+                    return own if Path(folder).is_dir() else folder
         if isinstance(link, FileNotFoundError) and not Path(folder).is_dir():
             return folder
     return None
@@ -105,7 +122,7 @@ def note_output(error: BaseException, output: Path, written: int) -> None:
 def _disk_full(error: BaseException) -> UserError:
     noted = next((getattr(link, _NOTE) for link in _chain(error) if hasattr(link, _NOTE)), None)
     named = next((link.filename for link in _chain(error) if isinstance(link, OSError) and link.filename), None)
-    scratch = Path(tempfile.gettempdir())
+    scratch = Path(_scratch_folder())
     if noted is not None and (_free(noted[0].parent) <= max(_free(scratch), _ROOM)):
         output, written = noted
         needed = f"more than the {_mib(written)} that were written of it, and {_mib(_free(output.parent))} are free"

@@ -6,6 +6,7 @@ the same input, model and settings; changed ones have another key and another fo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm.errors import UserError
+from plm.errors import DiskFull, UserError
 from plm.received import tensors
 from plm.received.documents import read_object
 
@@ -58,7 +59,7 @@ class ShardStore:
         """Writes a part: whole or not at all, and on the disk before it counts.
 
         Raises:
-            UserError: The disk is full.
+            UserError: The disk is full, or the folder is gone.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
@@ -72,12 +73,22 @@ class ShardStore:
                 os.fsync(written.fileno())
             os.replace(partial, self.path(number))
         except (SafetensorError, OSError) as error:
-            partial.unlink(missing_ok=True)
-            if not _FULL.search(str(error)):
-                raise
-            raise UserError(
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            self._explain(error)
+            raise
+
+    def _explain(self, error: Exception) -> None:
+        """Says of an error that the disk is full or the folder gone, if it comes of that."""
+        if _FULL.search(str(error)):
+            raise DiskFull(
                 "The disk is full: what was stored before is kept", where=str(self.folder),
                 fix="Free space there and run the same again: it goes on from there",
+            ) from error
+        if not self.folder.is_dir():
+            raise UserError(
+                "The folder of finished parts was removed, or cannot be reached any more, while the job ran",
+                where=str(self.folder), fix="Run it again with a folder that stays",
             ) from error
 
     def holds(self, number: int) -> bool:
@@ -129,8 +140,14 @@ class ShardStore:
     def note(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes ``<name>.json`` beside the parts: whole or not at all."""
         partial = self.folder / f".{name}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(content))
-        os.replace(partial, self.folder / f"{name}.json")
+        try:
+            partial.write_text(json.dumps(content))
+            os.replace(partial, self.folder / f"{name}.json")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            self._explain(error)
+            raise
 
     def notes(self, pattern: str) -> dict[str, dict[str, Any]]:
         """What :meth:`note` wrote under names that match a shell's pattern, by name; broken ones are left out."""

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from plm.disk_space import size
 from plm.errors import UserError
 from plm.received.documents import has_breaks, one_line
-from plm.received.limits import check_growth, limit, size
+from plm.received.limits import check_growth, limit
 
 BROKEN = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError, ValueError,

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from plm import stage
+from plm.disk_space import size
 from plm.errors import UserError
 from plm.received.archives import BROKEN, Archive
 from plm.received.documents import has_breaks, one_line
-from plm.received.limits import size
 
 _AGAIN = "Transfer or make the file again"
 _MAPPED_FROM = 2**20

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plm.disk_space import size
 from plm.errors import UserError
-from plm.received.limits import limit, size
+from plm.received.limits import limit
 
 DEEPEST = 32
 _LONGEST_NUMBER = 25

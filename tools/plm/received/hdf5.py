@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plm.disk_space import size
 from plm.errors import UserError
 from plm.received.documents import has_breaks, one_line
-from plm.received.limits import check_growth, size
+from plm.received.limits import check_growth
 from plm.received.trial import try_out
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from plm.disk_space import size
 from plm.errors import UserError
 
 DEFAULTS = {"PLM_MAX_UNPACKED_GIB": 512, "PLM_MAX_RATIO": 200, "PLM_MAX_MEMBERS": 100_000, "PLM_MAX_JSON_MIB": 64}
@@ -48,11 +49,3 @@ def check_growth(unpacked: int, packed: int, what: str, where: str) -> None:
             f"{what} would become {size(unpacked)} out of {size(packed)}, which no real file does", where=where,
             fix="Do not trust this file; give it as the program that made it wrote it",
         )
-
-
-def size(count: int) -> str:
-    """Bytes as people say them."""
-    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{count / scale:,.1f} {unit}"
-    return f"{count} bytes"

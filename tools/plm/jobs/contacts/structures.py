@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm.disk_space import size
 from plm.errors import UserError
 from plm.received.archives import Archive, is_archive, unpacked_gzip
 from plm.received.documents import one_line
-from plm.received.limits import size
 
 Floats = NDArray[np.float64]
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from plm.disk_space import size
 from plm.errors import UserError
 from plm.fingerprints import file_sha256
 from plm.jobs.install_model import model_table
@@ -16,7 +20,6 @@ from plm.jobs.install_model.local import ArchiveModel, FolderModel
 from plm.jobs.install_model.model_table import TABLE, TableRow
 from plm.jobs.install_model.offers import ModelOrigin, Offer
 from plm.jobs.install_model.stored_model import RECORD, check_room, read_record, store
-from plm.received.limits import size
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,34 @@ def install(request: InstallationRequest, scratch: Path, log: logging.Logger) ->
         log.info("Copied from this server's own folder of the model, every file compared")
     folder.chmod(0o755)
     return Installation(request, offer, _row(request, offer, record, rows, own), record, True, folder)
+
+
+@contextlib.contextmanager
+def workplace(models: Path) -> Iterator[Path]:
+    """A folder within that of all models, on their disk; both are removed if nothing was brought.
+
+    Args:
+        models: Folder of all models; made.
+
+    Raises:
+        UserError: The folder of all models is gone.
+    """
+    made = not models.exists()
+    models.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".plm_", dir=models, ignore_cleanup_errors=True) as place:
+            yield Path(place)
+    except (OSError, UserError) as error:
+        if not models.is_dir():
+            raise UserError(
+                "The folder of all models was removed, or cannot be reached any more, while the job ran",
+                where=str(models), fix="Run it again with a folder that stays",
+            ) from error
+        raise
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # there is a model in it
+                models.rmdir()
 
 
 def deliver(done: Installation) -> None:

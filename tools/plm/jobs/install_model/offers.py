@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from plm.disk_space import size
 from plm.errors import UserError
 from plm.fingerprints import file_sha256
 from plm.model import eight_bits
 from plm.model.checkpoint import TOKENIZER_FILES
-from plm.received.limits import size
 
 CONFIG = "config.json"
 CARDS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "NOTICE", "NOTICE.txt")

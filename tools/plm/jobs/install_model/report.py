@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from plm.disk_space import size
 from plm.jobs.install_model.job import Installation
 from plm.jobs.install_model.stored_model import RECORD
-from plm.received.limits import size
 from plm.telling.report import Report, plain
 from plm.wording import counted
 

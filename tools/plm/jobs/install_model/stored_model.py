@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import plm
 from plm import stage
+from plm.disk_space import size
 from plm.errors import UserError
 from plm.fingerprints import file_sha256
 from plm.jobs.install_model.offers import (
@@ -27,7 +28,6 @@ from plm.model.checkpoint import TOKENIZER_FILES
 from plm.model.families import find_family
 from plm.received import tensors
 from plm.received.documents import read_bytes, read_object
-from plm.received.limits import size
 
 if TYPE_CHECKING:
     from plm.model.loaded import ModelFiles

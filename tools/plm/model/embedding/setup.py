@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plm import __version__, kept, stage
+from plm import __version__, disk_space, kept, stage
 from plm.data.protein_store import ProteinStore
 from plm.data.shards import Lock, ShardStore, key
 from plm.model.capacity import capacity
@@ -101,31 +101,53 @@ def begin(
     return EmbedJob(proteins, Embedder(loaded, wanted, room), store, budget, ranks, log)
 
 
-def announce(job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, log: logging.Logger) -> None:
-    """Says what is to be done, on what, and for how long."""
+def stored(job: EmbedJob, missing: list[int]) -> int:
+    """Bytes of temporary files that the missing parts of a job will take."""
+    proteins, embedder = job.proteins, job.embedder
+    counts = np.bincount(proteins.unique[proteins.accepted], minlength=len(proteins.lengths))
+    sizes = stored_bytes(embedder.wanted, embedder.loaded.hidden_size, proteins.lengths, counts)
+    begins = [0, *job.ends[:-1]]
+    return sum(int(sizes[begins[number] : job.ends[number]].sum()) for number in missing)
+
+
+def announce(
+    job: EmbedJob, missing: list[int], precision: str, ranks: Ranks, log: logging.Logger, outputs: Path | None = None
+) -> None:
+    """Says what is to be done, on what, and for how long.
+
+    Raises:
+        DiskFull: The disk has less room than the parts, and the numbers in the outputs, will take.
+    """
     proteins, budget, loaded = job.proteins, job.budget, job.embedder.loaded
     lengths = proteins.lengths
     if len(missing) < len(job.ends):
         log.info("Going on from an earlier run: %d of %d parts are done", len(job.ends) - len(missing), len(job.ends))
+    parts = stored(job, missing)
+    if ranks.leads:
+        needs = [(job.store.folder, parts)]
+        if outputs is not None:
+            needs.append((outputs, stored(job, list(range(len(job.ends))))))
+        disk_space.require(needs, "the numbers")
     seconds = job.seconds(missing) if ranks.leads else None
     cut = int((job.planned_windows() > 1).sum())
     log.info(
         "Plan: %d proteins of %d records (%d different sequences), %d residues, longest %d, %s; %s%s, %s, "
-        "batches of %d tokens, about %.1f GiB of memory; about %s",
+        "batches of %d tokens, about %.1f GiB of memory, %s of temporary files; about %s",
         len(proteins.accepted), len(proteins.ids), len(lengths), int(lengths.sum()), int(lengths.max()),
         f"{cut} in windows of {budget.whole}" if cut else "all whole", loaded.device.type,
         f" x {ranks.world}" if ranks.world > 1 else "", precision, budget.tokens, job.memory() / 2**30,
-        "unknown time" if seconds is None else stage.duration(seconds),
+        disk_space.size(parts), "unknown time" if seconds is None else stage.duration(seconds),
     )
 
 
 def embed(
     proteins: ProteinStore, files: ModelFiles, loaded: LoadedModel, wanted: Wanted, settings: EmbeddingSettings, *,
     name: str, work_dir: Path | None, scratch: Path, ranks: Ranks, stack: ExitStack, log: logging.Logger,
+    outputs: Path | None = None,
 ) -> EmbedJob:
     """Embeds all proteins; what an earlier job of the same content has done is not done again.
 
-    Args: as for :func:`open_store`, and the loaded model.
+    Args: as for :func:`open_store`, the loaded model, and the folder of the outputs, if these will hold the numbers.
 
     Returns:
         The job, whose parts are complete in the leading process.
@@ -136,7 +158,7 @@ def embed(
     )
     job = begin(proteins, loaded, wanted, settings, store, ranks, log)
     missing = job.missing()
-    announce(job, missing, settings.precision, ranks, log)
+    announce(job, missing, settings.precision, ranks, log, outputs)
     ranks.meet()  # a shard that appears from now on was made by its owner
     job.compute(missing)
     ranks.meet()
