@@ -23,6 +23,7 @@ from plm import disk_space, failures, outputs, stage
 from plm.data.embeddings.hdf5_writing import writing
 from plm.data.shards import ShardStore
 from plm.errors import DiskFull, UserError
+from plm.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_DATA = ROOT / "test-data"
@@ -544,6 +545,14 @@ def test_room_is_asked_for_before_the_work(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(DiskFull, match=message):
         importlib.import_module("plm_embed").run(command)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_states_of_a_training_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert checkpoints.room_for_states(2**20, 0) == "8.0 MiB"
+    assert checkpoints.room_for_states(2**20, 2**20) == "24.0 MiB"
+    with pytest.raises(DiskFull, match="the states of the training take about"):
+        checkpoints.room_for_states(2**50, 0)
 
 
 @pytest.mark.parametrize("kind", ["full", "gone"])

@@ -15,12 +15,30 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from plm import kept, stage
+from plm import disk_space, kept, stage
 from plm.errors import UserError
 from plm.received.fields import Fields
 from plm.training import training_state
 from plm.training.kept_state import KeptState
 from plm.training.row_training import FREE_SETTINGS, Done, RowSettings
+
+
+def room_for_states(parameters: int, trained: int) -> str:
+    """Asks for the room that the state of a training takes among temporary files.
+
+    Args:
+        parameters: Numbers of the model, of four bytes.
+        trained: Those of them that are trained, of which the optimiser keeps two more each.
+
+    Returns:
+        The room, as people say it: the state is written as tensors, and from these as an archive.
+
+    Raises:
+        DiskFull: There is less.
+    """
+    wanted = 2 * (4 * parameters + 8 * trained)
+    disk_space.require([(Path(tempfile.gettempdir()), wanted)], "the states of the training")
+    return disk_space.size(wanted)
 
 
 class CheckpointKeeper:

@@ -36,7 +36,7 @@ from plm.model import encoder
 from plm.model.checkpoint import load_model
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
-from plm.training.checkpoints import CheckpointKeeper
+from plm.training.checkpoints import CheckpointKeeper, room_for_states
 from plm.training.row_training import RowOutcome, RowSettings, Steering, train_rows
 
 LOOK_RESIDUES = 100_000
@@ -115,8 +115,10 @@ class DistillationJob:
         for name in ("Loss", "Batches"):
             log.info("%s: %s", name, plan[name])
         log.info(
-            "Plan: teacher %s; student %s; %s; %s on %s%s", plan["Teacher"], plan["Student"], plan["Training"],
-            self.settings.precision, self.setup.device, f" x {self.ranks.world}" if self.ranks.world > 1 else "",
+            "Plan: teacher %s; student %s; %s; %s on %s%s; %s of temporary files", plan["Teacher"], plan["Student"],
+            plan["Training"], self.settings.precision, self.setup.device,
+            f" x {self.ranks.world}" if self.ranks.world > 1 else "",
+            room_for_states(self.parameters[1], self.parameters[1]),
         )
 
     def facts(

@@ -26,7 +26,7 @@ from plm.model.checkpoint import load_model, resolve_model
 from plm.model.loaded import LoadedModel, ModelFiles
 from plm.model.ranks import Ranks
 from plm.training import training_state
-from plm.training.checkpoints import CheckpointKeeper
+from plm.training.checkpoints import CheckpointKeeper, room_for_states
 from plm.training.row_training import Done, RowOutcome, RowSettings, Steering
 
 LOOK_RESIDUES = 200_000
@@ -139,11 +139,13 @@ class PretrainingJob:
         every, trained = self.parameters
         tokens = self.settings.batch_tokens * self.rows_a_step
         self.log.info(
-            "Plan: %d parameters, %s; %d steps of about %d residues, %.2f passes over the data; %s on %s%s%s",
+            "Plan: %d parameters, %s; %d steps of about %d residues, %.2f passes over the data; %s on %s%s%s; "
+            "%s of temporary files",
             every, "all trained" if trained == every else f"{trained} trained", self.settings.steps, tokens,
             self.settings.steps * tokens / self.train_set.residues, self.settings.precision, self.device,
             f" x {self.ranks.world}" if self.ranks.world > 1 else "",
             ", the model divided among them" if self.request.sharding == "full" and self.ranks.world > 1 else "",
+            room_for_states(every, trained),
         )
 
     def judge(self, most: int | None = None, stopping: Callable[[], bool] | None = None) -> MaskedScore:
