@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,7 +29,8 @@ DOC = """Kills jobs at random moments and compares what they end with, byte for 
 Each trial starts a stage with a tiny model, ends it at a random moment, starts it again until it is through, and
 compares every output with that of a job that nobody disturbed; times in reports apart. Ways:
 
-    kill    SIGKILL, up to three times in a row; states in the administrator's folder
+    kill    SIGKILL at random moments after the first state in the administrator's folder, up to three times in a row;
+            only trials that went on from a state count, others (the job was through before) are made again
     term    SIGTERM; the file that --checkpoint names is given back with --resume; seconds until the end are measured
     damage  SIGKILL, and what was kept is cut off or changed at a random place before the job is started again
     two     two jobs with the same work and folder at once, of which one is killed
@@ -42,6 +44,8 @@ MINUTES = "0.0005"
 """Between two states: so often that the moment decides which of many a job goes on from."""
 MARK = "Plan"
 """What each stage says when its work begins."""
+MOST_TRIES = 3
+"""So many times as many trials are made at most, where some do not count."""
 WAYS = ("kill", "term", "damage", "two")
 TIMES = re.compile(rb"\d[\d.]*(?:e[-+]\d+)? (?:s|ms|min|h)\b(?: \d+ (?:s|min)\b)?|about \d+ MiB")
 _ZIPPED, _TOLD = (".zip",), (".html", ".md", ".txt")
@@ -75,7 +79,7 @@ def stages(folder: Path) -> dict[str, KilledStage]:
         "--device", "cpu", "--precision", "fp32", "--holdout", "0.2", "--evaluate-every", "7", "--batch-tokens", "600",
     )
     proteins, corpus = folder / "proteins.fasta", folder / "corpus.fasta"
-    _simulate(proteins, 2500, 200)
+    _simulate(proteins, 1500, 200)
     _simulate(corpus, 150, 50)  # so short that they are compared without another program
     return {
         "embed": KilledStage(
@@ -188,23 +192,27 @@ class Job:
         """Exit code; negative for a signal."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
-    def ended(self, number: int, after: float, mark: str = "") -> tuple[int, float]:
-        """Sends a signal so many seconds after the job has said a mark, unless it has ended.
+    def ended(self, number: int, after: float, since: Callable[[], bool] | None = None) -> tuple[int, float]:
+        """Sends a signal so many seconds after something holds, or after the start, unless the job has ended.
 
         Returns:
             Its exit code, and the seconds from the signal to the end.
         """
-        until = time.monotonic() + after if not mark else math.inf
+        until = time.monotonic() + after if since is None else math.inf
         while time.monotonic() < until:
             done, status = os.waitpid(self.pid, os.WNOHANG)
             if done:
                 return os.waitstatus_to_exitcode(status), 0.0
-            if until == math.inf and mark in self.said():
+            if until == math.inf and since is not None and since():
                 until = time.monotonic() + after
             time.sleep(0.002)
         os.kill(self.pid, number)
         sent = time.monotonic()
         return self.wait(), time.monotonic() - sent
+
+    def begun(self) -> bool:
+        """Whether its work has begun."""
+        return MARK in self.said()
 
     def said(self) -> str:
         """What it wrote."""
@@ -230,6 +238,18 @@ def differing(stage: KilledStage, folder: Path, whole: Path) -> list[str]:
     ]
 
 
+def states_of(kept: Path) -> set[tuple[str, int]]:
+    """What was kept so far, as names and times."""
+    held: set[tuple[str, int]] = set()
+    for path in kept.rglob("*.*"):
+        try:
+            if path.suffix in (".zip", ".safetensors") and path.is_file():
+                held.add((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue
+    return held
+
+
 class Trials:
     """Trials of one stage.
 
@@ -247,7 +267,7 @@ class Trials:
         job = Job(stage, self.whole, None)
         code = 0
         while not os.waitid(os.P_PID, job.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-            if marked == started and MARK in job.said():
+            if marked == started and job.begun():
                 marked = time.monotonic()
             time.sleep(0.002)
         code = job.wait()
@@ -258,15 +278,21 @@ class Trials:
     def run(self, way: str, count: int, tell: Callable[[str], None]) -> Tally:
         """Makes trials of one way."""
         tally = Tally()
-        for number in range(count):
-            tally.trials += 1
+        for number in range(MOST_TRIES * count):
+            if (tally.resumed if way == "kill" else tally.trials) >= count:
+                break
+            resumed = tally.resumed
             place = self.folder / f"{way}_{number}"
             place.mkdir()
             wrong = getattr(self, f"_{way}")(place, tally)
+            shutil.rmtree(place)
+            if way == "kill" and not wrong and tally.resumed == resumed:
+                continue
+            tally.trials += 1
             if wrong:
                 tally.wrong.append(f"trial {number}: {wrong}")
             tally.equal += not wrong
-            if not (number + 1) % 10:
+            if not tally.trials % 10:
                 tell(f"{self.stage.name}, {way}: {tally.line()}")
         return tally
 
@@ -274,15 +300,17 @@ class Trials:
         """Sends a signal at a random moment: of five, one of the whole job and four of its work."""
         if self.chance.random() < 0.2:
             return job.ended(number, self.chance.uniform(0.02, self.seconds))
-        return job.ended(number, self.chance.uniform(0, self.work), MARK)
+        return job.ended(number, self.chance.uniform(0, self.work), job.begun)
 
     def _kill(self, place: Path, tally: Tally) -> str:
         kept, out = place / "kept", place / "out"
         kept.mkdir()
         went_on = False
         for _ in range(self.chance.choice((1, 1, 2, 3))):
+            before = states_of(kept)
             job = Job(self.stage, out, kept)
-            code, _ = self._end(job, signal.SIGKILL)
+            moment = self.chance.uniform(0, self.work)
+            code, _ = job.ended(signal.SIGKILL, moment, lambda: states_of(kept) != before)  # noqa: B023
             went_on |= "Going on from" in job.said()
             if code != -signal.SIGKILL:
                 break
@@ -325,7 +353,7 @@ class Trials:
         kept, out = place / "kept", place / "out"
         kept.mkdir()
         job = Job(self.stage, out, kept)
-        code, _ = job.ended(signal.SIGKILL, self.chance.uniform(0.2, 1.0) * self.work, MARK)
+        code, _ = job.ended(signal.SIGKILL, self.chance.uniform(0.2, 1.0) * self.work, job.begun)
         if code == -signal.SIGKILL:
             files = sorted(path for path in kept.rglob("*") if path.is_file() and path.stat().st_size)
             if files:
