@@ -504,10 +504,9 @@ def check_processes(check: Check) -> None:
         return
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
-    def trains() -> str:
+    def trains(line: str) -> str:
         with tempfile.TemporaryDirectory(prefix="gpu_check_") as scratch:
             folder = Path(scratch)
-            line = STAGES["pretrain"].replace("--preset tiny", "--model @models/tiny_esm2")
             _run(folder / "one", _words(f"{line} --accumulate 2", "cuda", "fp32"))
             _run(folder / "two", _words(line, "cuda", "fp32"), launch=launch)
             error = _difference(folder / "two" / "h.tabular", folder / "one" / "h.tabular", last=True)
@@ -526,7 +525,10 @@ def check_processes(check: Check) -> None:
             raise NotPassed(f"numbers differ by {error:.2g}")
         return f"numbers differ by {error:.1e} at most"
 
-    check.judge("processes", "pretraining with NCCL", trains)
+    pretrain = STAGES["pretrain"].replace("--preset tiny", "--model @models/tiny_esm2")
+    check.judge("processes", "pretraining with NCCL", partial(trains, pretrain))
+    check.judge("processes", "pretraining with NCCL, divided (FSDP2)", partial(trains, f"{pretrain} --sharding full"))
+    check.judge("processes", "distillation with NCCL", partial(trains, STAGES["distill"]))
     check.judge("processes", "embedding", embeds)
 
 
