@@ -25,6 +25,7 @@ Lengths run from 1 to --longest: most up to --usual, one of 4,000 beyond, in equ
 the proteins repeat an earlier one, and some have odd letters or none. Every record must be named once, in order, in
 the tables of each stage; embeddings are made again in the other ways of --ways, and compared. Peak memory is that of
 each process; the stage memory embeds a twentieth of the proteins as well, with the same longest one, and compares.
+Where most have up to 120 residues (--usual), 200,000 take 10 to 30 minutes a stage on a busy machine.
 """
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "test-data"
