@@ -104,7 +104,9 @@ def running(models: Mapping[str, HeldModel]) -> Iterator[LocalHub]:
                 data = held.served.get(parts[-1], held.files[parts[-1]])
                 headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": held.commit}
                 if parts[-1].endswith(LARGE):
-                    headers |= {"Location": f"{hub.url}/{name}/stored/{parts[-1]}", "X-Linked-Size": str(len(data))}
+                    # Under another host's name, as the hub keeps large files elsewhere.
+                    place = f"{hub.url.replace('127.0.0.1', 'localhost')}/{name}/stored/{parts[-1]}"
+                    headers |= {"Location": place, "X-Linked-Size": str(len(data))}
                     headers |= {"X-Linked-ETag": f'"{hashlib.sha256(held.files[parts[-1]]).hexdigest()}"'}
                     self.answer(b"", headers, 302)
                 else:
