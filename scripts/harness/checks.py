@@ -3,7 +3,7 @@
     scripts/test                      everything: lint, types, pytest, planemo lint; the last commit published to a real
                                       Tool Shed and installed from there into a real Galaxy, where all tests of all
                                       tools and workflows run
-    scripts/test --quick              no Galaxy, no slow tests: 22 minutes on two busy cores
+    scripts/test --quick              no Galaxy, no slow tests
     scripts/test --only PART ...      some parts: ruff mypy pytest lint shed; and tools, workflows: the same tests of
                                       the checkout as it is, without a Tool Shed
     scripts/test -- ARG ...           arguments for pytest, e.g. scripts/test --only pytest -- -k windows
