@@ -13,7 +13,9 @@ from plm.model.float_products import ProcessorLinear
 from torch import nn
 from torch.nn import functional
 
-here = pytest.mark.skipif(not float_products.by_onednn(), reason="NO AVX-512: float32 products by oneDNN are not tested here")
+here = pytest.mark.skipif(
+    not float_products.by_onednn(), reason="NO AVX-512: float32 products by oneDNN are not tested here"
+)
 
 
 def layer(width: int, outputs: int, *, bias: bool = True) -> ProcessorLinear:

@@ -474,7 +474,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "plm_tests", str(place)], capture_output=True, check=False
         )
         if done.returncode:
-            pytest.skip(f"NO RIGHT TO MOUNT, so full and read-only disks are not tried here: {done.stderr.decode().strip()}")
+            pytest.skip(f"NO RIGHT TO MOUNT: real full disks are not tried here: {done.stderr.decode().strip()}")
         made.append(place)
         return place
 
